@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import functools
-import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from calib_components.data.overlap import find_shared
 from calib_components.errors import InputError, check_output, make_folder, printable, writing
@@ -19,13 +17,19 @@ from calib_components.inference.maps import write_map
 from calib_components.metrics.regions import Region
 from calib_components.posthoc import KINDS, Calibrator
 from calib_components.tools.cli import patients_of
-from calib_components.tools.evaluate.classes import Classes
-from calib_components.tools.evaluate.fit import fit_calibrator, logits_of
-from calib_components.tools.evaluate.formats import Header, Prediction
-from calib_components.tools.evaluate.pairs import classes_of, find_cases, find_predictions
+from calib_components.tools.evaluate.cases import read_prediction
+from calib_components.tools.evaluate.classes import (
+    PROBABILITY,
+    Classes,
+    check_probabilities,
+    classes_of,
+)
+from calib_components.tools.evaluate.fit import fit_calibrator, to_logits, to_probabilities
+from calib_components.tools.evaluate.formats import Reader
+from calib_components.tools.evaluate.pairing import find_pairs, find_predictions
 from calib_components.tools.parallel import map_cases
 
-EVALUATE = "calib-components evaluate_predictions {} LABELS --out evaluation_scaled"
+ENDINGS = (f"{PROBABILITY}.nii.gz", ".npz")  # of calibrated maps: with a grid, and without
 
 
 def calibrate_predictions(
@@ -34,6 +38,7 @@ def calibrate_predictions(
     *,
     apply_to: Path,
     out: Path,
+    pairs: Path | None = None,
     structures: Sequence[str] | None = None,
     sigmoid: bool = False,
     ignore_index: int | None = None,
@@ -58,6 +63,8 @@ def calibrate_predictions(
             _label.
         apply_to: Folder of the predictions to scale, of the same model and format.
         out: Folder for the scaled predictions.
+        pairs: CSV file with the columns case, prediction and label, relative to the two folders.
+            Default: files of the same name are a pair.
         structures: Names and label codes, such as liver=1,tumour=2; WT=1+2+4 is a structure of
             several codes. Default: the channels are label codes 0, 1, 2, and so on.
         sigmoid: Whether each channel is one of these structures, in this order, with a sigmoid of
@@ -78,94 +85,91 @@ def calibrate_predictions(
             earlier run stay.
     """
     fitted_on = Region.parse(region)
-    cases = find_cases(predictions, labels)
-    classes = classes_of(cases, structures, sigmoid, ignore_index)
-    patients = patients_of([case.name for case in cases], patient_pattern)
-    channels, first = cases[0].channels, cases[0].prediction.files
-    if channels == 0:
-        raise InputError(f"{first[0]} is a label map, which has no probabilities to calibrate.")
-    found = find_predictions(apply_to, join_channels=len(first) > 1)
-    headers = [prediction.header() for prediction in found.values()]
-    for prediction, header in zip(found.values(), headers, strict=True):
-        if header.channels != channels:
-            here = f"{prediction.files[0]} has {header.channels}"
-            raise InputError(f"{here} channels, {first[0]} has {channels}. Label maps have 0.")
-    target_patients = patients_of([*found], patient_pattern)
-    for folder, of_folder in (
-        (predictions, [case.prediction for case in cases]),
-        (apply_to, [*found.values()]),
-    ):
-        if (earlier := estimate_of(folder, of_folder)) is not None:
-            raise InputError(
-                f"{folder} holds {earlier.name}.json: its predictions are calibrated already. Give"
-                " those before, or delete that file if the calibration is part of the network."
-            )
-    for source in (predictions, labels, apply_to):
-        if source.resolve() in (out.resolve(), *out.resolve().parents):
-            raise InputError(f"--out: {out} is in {source}. Give another folder.")
-    endings = [".npz" if header.affine is None else "_probability.nii.gz" for header in headers]
-    names = [f"{name}{ending}" for name, ending in zip(found, endings, strict=True)]
-    estimates = [f"{kind}.json" for kind in KINDS]  # written last; calibrate.yaml writes one, too
-    estimate_there = next((name for name in estimates if (out / name).exists()), estimates[0])
-    check_output(out, names[0], estimate_there, overwrite=overwrite)
-    if others := sorted(
-        {file.name for end in ("_probability.nii.gz", ".npz") for file in out.glob(f"[!.]*{end}")}
-        - {*names}
-    ):
-        raise InputError(
-            f"--out: {out / others[0]} is of another prediction. Delete it, or give another folder."
-        )
-    fitted, estimate = fit_calibrator(cases, classes, fitted_on, patients, workers, kind=calibrator)
-    targets, used = (
-        [
-            {"case": name, "patient": of[name], "image": prediction.files[0]}
-            for name, prediction in named.items()
-        ]
-        for of, named in (
-            (target_patients, found),
-            (patients, {case.name: case.prediction for case in cases}),
-        )
+    labelled = find_pairs(predictions, labels, pairs)
+    fit_readers = {pair.name: pair.prediction for pair in labelled}
+    check_probabilities(labelled[0].prediction, "Calibration")
+    readers = find_predictions(apply_to)
+    classes = classes_of(
+        [*fit_readers.values(), *readers.values()], structures, sigmoid, ignore_index
     )
-    if shared := find_shared(targets, used):
+    patients = patients_of([*fit_readers], patient_pattern)
+    target_patients = patients_of([*readers], patient_pattern)
+    _refuse_calibrated(predictions, fit_readers.values())
+    _refuse_calibrated(apply_to, readers.values())
+    files = [out / f"{name}{_map_ending(reader)}" for name, reader in readers.items()]
+    _check_out(out, (predictions, labels, apply_to), files, overwrite)
+    fitted, estimate = fit_calibrator(labelled, classes, fitted_on, patients, workers, calibrator)
+    shared = find_shared(_items(readers, target_patients), _items(fit_readers, patients))
+    if shared:
         print(
-            f"{len(shared)} of the {len(found)} predictions to scale belong to patients of the fit:"
-            f" {shared[0]}. Their evaluation will be too optimistic."
+            f"{len(shared)} of the {len(readers)} predictions to scale belong to patients of the"
+            f" fit: {shared[0]}. Their evaluation will be too optimistic."
         )
     make_folder(out)
     with ExitStack() as stack:
-        files = [stack.enter_context(writing(out / name)) for name in names]
+        unfinished = [stack.enter_context(writing(file)) for file in files]
         apply = functools.partial(_calibrate_file, classes=classes, calibrator=fitted)
-        map_cases(apply, [*zip(found.values(), headers, files, strict=True)], workers, "scale")
+        targets = [*zip(readers.values(), unfinished, strict=True)]
+        map_cases(apply, targets, workers, "scale")
         for kind in KINDS:
             (out / f"{kind}.json").unlink(missing_ok=True)
     write_estimate(estimate, out)  # where it is, all maps are of it
     print(printable(out))
-    print("Next, with the same options:", EVALUATE.format(shlex.quote(printable(out))))
 
 
-def estimate_of(folder: Path, predictions: Sequence[Prediction]) -> Any:
+def estimate_of(folder: Path, predictions: Iterable[Reader]) -> Any:
     """Return the estimate that `calibrate_predictions` wrote beside calibrated maps; None if there
     is none.
     """
-    beside = all(file.parent == folder for prediction in predictions for file in prediction.files)
-    return (
-        read_estimate(folder)
-        if beside and any((folder / f"{kind}.json").exists() for kind in KINDS)
-        else None
-    )
+    folders = {file.parent for prediction in predictions for file in prediction.files}
+    if folders == {folder} and any((folder / f"{kind}.json").exists() for kind in KINDS):
+        return read_estimate(folder)
+    return None
 
 
-def _calibrate_file(
-    target: tuple[Prediction, Header, Path], classes: Classes, calibrator: Calibrator
-) -> None:
-    prediction, header, file = target
-    stored = prediction.probabilities(classes.sigmoid, classes.skip)
-    logits = logits_of(
-        torch.from_numpy(stored.values), stored.lowest, stored.highest, classes.sigmoid
-    )
-    calibrated = calibrator(logits[None])[0]
-    result = calibrated.sigmoid() if classes.sigmoid else calibrated.softmax(0)
-    if header.affine is None:
-        np.savez_compressed(file, probabilities=result.permute(0, 3, 2, 1))
+def _refuse_calibrated(folder: Path, predictions: Iterable[Reader]) -> None:
+    estimate = estimate_of(folder, predictions)
+    if estimate is not None:
+        raise InputError(
+            f"{folder} holds {estimate.name}.json: its predictions are calibrated already. Give"
+            " those before, or delete that file if the calibration is part of the network."
+        )
+
+
+def _check_out(out: Path, sources: Sequence[Path], files: Sequence[Path], overwrite: bool) -> None:
+    """Check that `out` is apart from the sources, and holds no maps but those of an earlier run."""
+    for source in sources:
+        if source.resolve() in (out.resolve(), *out.resolve().parents):
+            raise InputError(f"--out: {out} is in {source}. Give another folder.")
+    # Written last; calibrate.yaml writes one, too
+    estimates = [f"{kind}.json" for kind in KINDS if (out / f"{kind}.json").exists()]
+    check_output(out, files[0].name, *(estimates or ["temperature.json"]), overwrite=overwrite)
+    maps = {file for ending in ENDINGS for file in out.glob(f"[!.]*{ending}")}
+    others = sorted(maps - {*files})
+    if others:
+        raise InputError(
+            f"--out: {others[0]} is of another prediction. Delete it, or give another folder."
+        )
+
+
+def _map_ending(prediction: Reader) -> str:
+    with_grid, without_grid = ENDINGS
+    return without_grid if prediction.header().affine is None else with_grid
+
+
+def _items(readers: Mapping[str, Reader], patients: Mapping[str, str]) -> list[dict[str, Any]]:
+    return [
+        {"case": name, "patient": patients[name], "image": reader.files[0]}
+        for name, reader in readers.items()
+    ]
+
+
+def _calibrate_file(target: tuple[Reader, Path], classes: Classes, calibrator: Calibrator) -> None:
+    prediction, file = target
+    logits = to_logits(read_prediction(prediction, classes), classes.sigmoid)
+    p = to_probabilities(calibrator(logits[None]), classes.sigmoid)[0]
+    affine = prediction.header().affine
+    if affine is None:
+        np.savez_compressed(file, probabilities=p.permute(0, 3, 2, 1))
     else:
-        write_map(file, result, header.affine)
+        write_map(file, p, affine)

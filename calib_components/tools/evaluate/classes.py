@@ -5,13 +5,15 @@ each.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from calib_components.errors import InputError
 from calib_components.tools.cli import parse_structures
+from calib_components.tools.evaluate.formats import Reader
 
+PROBABILITY = "_probability"  # ending of the maps of probabilities that a bundle writes
 IGNORED = 255  # what voxels to leave out become in a label of bytes
 
 Codes = frozenset[int]
@@ -42,6 +44,37 @@ class Classes:
     skip: int = 0
 
 
+def classes_of(
+    predictions: Sequence[Reader],
+    structures: Sequence[str] | None = None,
+    sigmoid: bool = False,
+    ignore_index: int | None = None,
+) -> Classes:
+    """Return what the channels of predictions are, see `name_classes`.
+
+    Raises:
+        InputError: The predictions have different numbers of channels, or options do not fit them.
+    """
+    first = predictions[0]
+    channels = first.header().channels
+    for prediction in predictions:
+        if (number := prediction.header().channels) != channels:
+            raise InputError(
+                f"{prediction.files[0]} has {number} channels, {first.files[0]} has {channels}."
+                " Predictions need the same number; label maps have 0."
+            )
+    has_background = first.stem.endswith(PROBABILITY)
+    return name_classes(channels, structures, sigmoid, ignore_index, has_background)
+
+
+def check_probabilities(prediction: Reader, purpose: str) -> None:
+    """Raise `InputError` if a prediction is a label map; `purpose` is what probabilities are for."""
+    if prediction.header().channels == 0:
+        raise InputError(
+            f"{prediction.files[0]} is a label map. {purpose} needs probabilities: save those."
+        )
+
+
 def name_classes(
     channels: int,
     structures: Sequence[str] | None = None,
@@ -49,7 +82,7 @@ def name_classes(
     ignore_index: int | None = None,
     with_background: bool = False,
 ) -> Classes:
-    """Find what the channels of predictions are.
+    """Return what the channels of predictions are.
 
     - With `sigmoid`, or of one channel: the structures in the order given.
     - Softmax: the background, code 0, and then the structures in ascending order of their codes, if
@@ -57,7 +90,8 @@ def name_classes(
       in ascending order: 0, 1, 2, ..., or if the structures name higher ones, 0 and all codes that
       they name.
 
-    Label maps have 0 channels. Without structures, channels are called class1, class2, and so on.
+    Label maps have 0 channels, and need structures. Without them, channels are called class1,
+    class2, and so on.
     `with_background`, files of sigmoids may have the background before them, which is not read
     then.
 
@@ -67,91 +101,100 @@ def name_classes(
         >>> name_classes(3, ["WT=1+2+4", "TC=1+4", "ET=4"], sigmoid=True).names
         ('WT', 'TC', 'ET')
     """
-    if structures is None and channels == 0:
-        raise InputError("Label maps need --structures, such as liver=1,tumour=2.")
     sigmoid = channels == 1 or (sigmoid and channels > 0)
-    by_default = [f"class{code}={code}" for code in range(1, channels + sigmoid)]
-    given = parse_structures(by_default if structures is None else structures)
-    skip = channels - len(given) if sigmoid else 0
-    if skip and (skip, with_background) != (1, True):
-        hint = " If these are label maps, store them as integers." if channels == 1 else ""
-        raise InputError(
-            f"--structures has {len(given)} names for {channels} channels. Name each in"
-            f" order.{hint}"
-        )
-    codes = [*given.values()] if sigmoid else _softmax_codes(channels, given)
-    if ignore_index == 0 or any(ignore_index in of_class for of_class in codes):
-        raise InputError(f"--ignore_index: {ignore_index} is the label code of a class.")
+    default = [f"class{code}={code}" for code in range(1, channels + sigmoid)]
+    codes_by_name = parse_structures(default if structures is None else structures)
     if sigmoid:
-        names = [*given]
-        indices = {name: [index] for index, name in enumerate(given)}
+        classes = _sigmoid_classes(channels, codes_by_name, with_background)
     else:
-        own = {of_class: name for name, of_class in reversed([*given.items()])}
-        names = [
-            "background",
-            *(own.get(part, f"class{'+'.join(map(str, sorted(part)))}") for part in codes[1:]),
-        ]
-        indices = {
-            name: [i for i, part in enumerate(codes) if part <= whole]
-            for name, whole in given.items()
-        }
+        classes = _softmax_classes(channels, codes_by_name)
+    if ignore_index in Codes([0]).union(*classes.codes):
+        raise InputError(f"--ignore_index: {ignore_index} is the label code of a class.")
     others_allowed = channels == 0 or (sigmoid and structures is not None)
-    return Classes(tuple(names), tuple(codes), indices, sigmoid, ignore_index, others_allowed, skip)
+    return replace(classes, ignore_code=ignore_index, others_allowed=others_allowed)
 
 
-def _softmax_codes(channels: int, given: Mapping[str, Codes]) -> list[Codes]:
+def _sigmoid_classes(
+    channels: int, codes_by_name: Mapping[str, Codes], with_background: bool
+) -> Classes:
+    skip = channels - len(codes_by_name)
+    if skip and (skip, with_background) != (1, True):
+        raise InputError(
+            f"--structures has {len(codes_by_name)} names for {channels} channels. Name each in"
+            " order. Label maps are stored as integers."
+        )
+    structures = {name: [channel] for channel, name in enumerate(codes_by_name)}
+    names, codes = tuple(codes_by_name), tuple(codes_by_name.values())
+    return Classes(names, codes, structures, sigmoid=True, skip=skip)
+
+
+def _softmax_classes(channels: int, codes_by_name: Mapping[str, Codes]) -> Classes:
+    codes = _softmax_codes(channels, codes_by_name)
+    # Of structures with the same codes, the first names the class
+    names = {part: name for name, part in reversed([*codes_by_name.items()])}
+    defaults = ["class" + "+".join(map(str, sorted(part))) for part in codes]
+    class_names = [names.get(part, default) for part, default in zip(codes, defaults, strict=True)]
+    structures = {
+        name: [index for index, part in enumerate(codes) if part <= whole]
+        for name, whole in codes_by_name.items()
+    }
+    return Classes(("background", *class_names[1:]), tuple(codes), structures)
+
+
+def _softmax_codes(channels: int, codes_by_name: Mapping[str, Codes]) -> list[Codes]:
     """Return the label codes of each channel of a softmax, or of each class of label maps."""
-    named, ascending = Codes().union(*given.values()), sorted(given.values(), key=min)
-    if len(named) == sum(map(len, ascending)) and channels in (0, 1 + len(given)):
-        return [frozenset([0]), *ascending]
+    named = Codes().union(*codes_by_name.values())
+    ascending = sorted(codes_by_name.values(), key=min)
+    if len(named) == sum(map(len, ascending)) and channels in (0, 1 + len(ascending)):
+        return [Codes([0]), *ascending]
     separate = range(channels) if max(named) < channels else sorted({0, *named})
     if channels not in (0, len(separate)):
-        classes = f"{channels - 1} class{'es' * (channels > 2)}"
         raise InputError(
-            f"{channels} channels are the background and {classes}; --structures names"
+            f"{channels} channels are the background and {channels - 1} others; --structures names"
             f" {len(separate) - 1}. Name each class with its label code, or pass --sigmoid if"
             " channels are structures with a sigmoid each."
         )
-    return [frozenset([code]) for code in separate]
+    return [Codes([code]) for code in separate]
 
 
-def label_classes(
-    label: np.ndarray, classes: Classes, name: object
-) -> tuple[np.ndarray, list[int]]:
+def label_classes(label: np.ndarray, classes: Classes, name: object) -> np.ndarray:
     """Bring the codes `(*S)` of a label file, which is called `name` in messages, to the channels
     of predictions.
 
     Returns:
         uint8 class indices `(1, *S)`; with `classes.sigmoid`, 0 or 1, `(N, *S)`. Voxels to leave
-        out are `IGNORED`. And the codes of no class, which count as background; without
-        `classes.others_allowed`, they are an error.
+        out are `IGNORED`.
+
+    Raises:
+        InputError: There are codes of no class. With `classes.others_allowed`, they are background.
     """
-    ignored = (
-        np.zeros(label.shape, bool) if classes.ignore_code is None else label == classes.ignore_code
-    )
     masks = (np.isin(label, list(codes)) for codes in classes.codes)
-    known = ignored.copy()
     if classes.sigmoid:
-        result = np.stack([mask.astype(np.uint8) for mask in masks])
-        known |= (label == 0) | result.any(0)
+        result = np.stack([*masks]).astype(np.uint8)
     else:
         result = np.zeros((1, *label.shape), np.uint8)
         for index, mask in enumerate(masks):
             result[0][mask] = index
-            known |= mask
-    others = np.unique(label[~known]).tolist()
-    if others and not classes.others_allowed:
-        unknown = ", ".join(map(str, others[:5]))
-        codes = ", ".join(map(str, sorted({0}.union(*classes.codes))))
+    known = Codes([0]).union(*classes.codes)
+    if classes.ignore_code is not None:
+        known |= {classes.ignore_code}
+        result[:, label == classes.ignore_code] = IGNORED
+    if not classes.others_allowed:
+        _check_codes(label, known, name)
+    return result
+
+
+def _check_codes(label: np.ndarray, known: Codes, name: object) -> None:
+    others = np.unique(label[~np.isin(label, list(known))]).tolist()
+    if others:
         raise InputError(
-            f"{name}: label codes {unknown} are unknown; known: {codes}. --structures names those"
-            " of each structure, --ignore_index that of voxels to leave out."
+            f"{name}: label codes {', '.join(map(str, others[:5]))} are unknown; known:"
+            f" {', '.join(map(str, sorted(known)))}. --structures names those of each structure,"
+            " --ignore_index that of voxels to leave out."
         )
-    result[:, ignored] = IGNORED
-    return result, others
 
 
-def paint(masks: np.ndarray, classes: Classes) -> np.ndarray:
+def combine_masks(masks: np.ndarray, classes: Classes) -> np.ndarray:
     """Draw masks `(N, *S)` of the channels of sigmoids into one map, those of fewer label codes
     over those of more.
 

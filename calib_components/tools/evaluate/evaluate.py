@@ -1,4 +1,4 @@
-"""Evaluation of saved predictions of any model against label maps."""
+"""Evaluation of saved predictions of any model, with labels or without them."""
 
 from __future__ import annotations
 
@@ -6,30 +6,36 @@ import functools
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from nibabel.orientations import apply_orientation
 
-from calib_components.data.nifti import Grid, check_same_grid, open_nifti, read_values
-from calib_components.errors import InputError, check_output, make_folder, printable, reading
+from calib_components.errors import InputError, check_output, reading
 from calib_components.handlers.evaluation import EvaluationRecords, record_case, write_evaluation
 from calib_components.handlers.evaluation_files import Evaluation, check_output_dir
-from calib_components.inference.images import find_images, shard_of
-from calib_components.quality import (
-    Reference,
-    ScanEstimates,
-    describe_scan,
-    draw_slice,
-    write_record,
-    write_table,
-)
-from calib_components.quality.table import FOLDER, LOCK, choose
 from calib_components.tools.cli import patients_of
 from calib_components.tools.evaluate.calibrate import estimate_of
-from calib_components.tools.evaluate.classes import IGNORED, Classes, paint
-from calib_components.tools.evaluate.notes import check_notes, note
-from calib_components.tools.evaluate.pairs import Case, classes_of, find_cases, read_case, turn_of
+from calib_components.tools.evaluate.cases import (
+    Setting,
+    check_background,
+    count_agreement,
+    find_case_images,
+    read_case,
+    read_image,
+)
+from calib_components.tools.evaluate.classes import (
+    IGNORED,
+    check_probabilities,
+    classes_of,
+    combine_masks,
+)
+from calib_components.tools.evaluate.pairing import (
+    LabelledPrediction,
+    find_pairs,
+    find_predictions,
+)
+from calib_components.tools.evaluate.quality import estimate_quality
 from calib_components.tools.parallel import map_cases
 from calib_components.tools.report.quality import reference_of
 from calib_components.tools.report.report import report_folders
@@ -43,6 +49,7 @@ def evaluate_predictions(
     labels: Path | None = None,
     out: Path = Path("evaluation"),
     *,
+    pairs: Path | None = None,
     structures: Sequence[str] | None = None,
     sigmoid: bool = False,
     ignore_index: int | None = None,
@@ -66,15 +73,16 @@ def evaluate_predictions(
     plausible foreground has the same voxels as before.
 
     Without labels, `out` gets `quality.csv` and `quality.html`: what the probabilities say of the
-        quality of each
-    prediction, the worst first.
+    quality of each prediction, the worst first.
 
     Args:
         predictions: Folder of probabilities or label maps, see
             `calib_components.tools.evaluate.formats`.
-        labels: Folder of label maps, NIfTI files of the same names; `_gt`, `_seg` or `_label` may
-            follow. Default: the predictions have no labels.
+        labels: Folder of label maps, files of the same names, which may end in `_gt`, `_seg` or
+            `_label`. Default: the predictions have no labels.
         out: Folder of the results.
+        pairs: CSV file with the columns case, prediction and label, relative to the two folders.
+            Default: files of the same name are a pair.
         structures: Label codes of the structures, such as `liver=1,tumour=2`, or `WT=1+2+4` of
             several codes. Default: class1, class2 and so on.
         sigmoid: Whether each channel is one of these structures, in this order, with a sigmoid of
@@ -99,64 +107,74 @@ def evaluate_predictions(
         InputError: A file or option is unsuitable, files do not belong together, or results cannot
             be written.
     """
-    cases = find_cases(predictions, labels)
-    names = [case.name for case in cases]
-    classes = classes_of(cases, structures, sigmoid, ignore_index)
-    patients = patients_of(names, patient_pattern)
-    pictured = {} if images is None else _find_images(images, names)
-    if out.resolve() in [
-        source.resolve() for source in (predictions, labels, images) if source is not None
-    ]:
-        raise InputError(f"--out: {out} holds files to read. Give another folder.")
-    reference = Reference.from_tensor(torch.empty(0), [*classes.structures])
-    if validation is not None:
-        if cases[0].channels == 0:
-            raise InputError(
-                "--validation chooses thresholds of probabilities, and the predictions are label"
-                " maps."
-            )
-        fitted = Evaluation.read(validation)
-        if (others := fitted.structures) != [*classes.structures]:
-            raise InputError(
-                f"--validation: {validation} has the structures {others}, not"
-                f" {[*classes.structures]}."
-            )
-        tested = [{"case": case, "patient": patient} for case, patient in patients.items()]
-        check_apart(tested, fitted.items(patient_pattern), validation)
-        reference = reference_of(fitted, patient_pattern)
+    for source in (predictions, labels, images):
+        if source is not None and source.resolve() == out.resolve():
+            raise InputError(f"--out: {out} holds files to read. Give another folder.")
     if labels is None:
-        choose([], review, review_below)
-        check_output(out, LOCK, overwrite=overwrite)
-        make_folder(out / FOLDER)
-        (out / LOCK).touch()
-        estimate = functools.partial(
-            _estimate, out=out, classes=classes, reference=reference, images=pictured
+        if pairs is not None:
+            raise InputError("--pairs needs the folder of the labels.")
+        labelled, readers = [], find_predictions(predictions)
+        check_probabilities(next(iter(readers.values())), "An estimate of quality")
+    else:
+        labelled = find_pairs(predictions, labels, pairs)
+        readers = {pair.name: pair.prediction for pair in labelled}
+    setting = Setting(
+        out=out,
+        classes=classes_of([*readers.values()], structures, sigmoid, ignore_index),
+        patients=patients_of([*readers], patient_pattern),
+        images={} if images is None else find_case_images(images, readers),
+        workers=workers,
+        shard=shard,
+        overwrite=overwrite,
+    )
+    fitted = None
+    if validation is not None:
+        check_probabilities(next(iter(readers.values())), "--validation")
+        fitted = _read_validation(validation, setting, patient_pattern)
+    if labels is None:
+        reference = None if fitted is None else reference_of(fitted, patient_pattern)
+        estimate_quality(readers, setting, reference, review, review_below)
+    else:
+        calibration = estimate_of(predictions, readers.values())
+        _evaluate_labelled(labelled, setting, calibration, validation, skip_existing)
+
+
+def _read_validation(folder: Path, setting: Setting, patient_pattern: str | None) -> Evaluation:
+    """Read the evaluation of other cases: of the same structures, and of other patients."""
+    fitted = Evaluation.read(folder)
+    structures = [*setting.classes.structures]
+    if fitted.structures != structures:
+        raise InputError(
+            f"--validation: {folder} has the structures {fitted.structures}, not {structures}."
         )
-        map_cases(estimate, shard_of(cases, shard), workers, "estimate")
-        for file in (out / FOLDER).glob("*.json") if shard is None else ():
-            if file.stem not in patients:  # of an earlier run
-                file.unlink()
-        print(printable(write_table(out, review, review_below)))
-        return
-    estimate = estimate_of(predictions, [case.prediction for case in cases])
-    temperature = getattr(estimate, "temperature", None)  # other calibrators have none
-    items = []
-    for case in cases:
-        files = [*case.prediction.files, *case.prediction.grids, case.label]
-        item = {"case": case.name, "patient": patients[case.name], "files": files}
-        items.append({**item, "image": pictured.get(case.name, [])})
-    records = EvaluationRecords(out, items, repr((classes, estimate)), files=["files", "image"])
-    check_output(
-        out, records.folder.name if records.folder.exists() else "cases.csv", overwrite=overwrite
-    )
-    if not overwrite:
+    check_apart(setting.items(), fitted.items(patient_pattern), folder)
+    return fitted
+
+
+def _evaluate_labelled(
+    pairs: Sequence[LabelledPrediction],
+    setting: Setting,
+    calibration: Any,
+    validation: Path | None,
+    skip_existing: bool,
+) -> None:
+    """Measure the cases of this run, and write files and page if all cases are measured."""
+    out, classes = setting.out, setting.classes
+    items = [
+        {**item, "files": pair.files, "image": setting.images.get(pair.name, [])}
+        for item, pair in zip(setting.items(), pairs, strict=True)
+    ]
+    records = EvaluationRecords(out, items, repr((classes, calibration)), files=["files", "image"])
+    marker = records.folder.name if records.folder.exists() else "cases.csv"
+    check_output(out, marker, overwrite=setting.overwrite)
+    if not setting.overwrite:
         check_output_dir(out)
-    chosen = {item["case"] for item in records.to_measure(shard, skip_existing)}
-    measure = functools.partial(
-        _measure, records=records, classes=classes, temperature=temperature, images=pictured
-    )
-    map_cases(measure, [case for case in cases if case.name in chosen], workers, "evaluate")
-    check = functools.partial(check_notes, classes=classes, predictions=predictions, labels=labels)
+    names = {item["case"] for item in records.to_measure(setting.shard, skip_existing)}
+    temperature = getattr(calibration, "temperature", None)  # other calibrators have none
+    measure = functools.partial(_measure, setting=setting, records=records, temperature=temperature)
+    chosen = [pair for pair in pairs if pair.name in names]
+    map_cases(measure, chosen, setting.workers, "evaluate")
+    check = functools.partial(_check_records, file=pairs[0].prediction.files[0])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing from")  # figures show a box for each
         if write_evaluation(records, [*classes.structures], classes.names, "mm", "ml", check):
@@ -164,76 +182,25 @@ def evaluate_predictions(
 
 
 def _measure(
-    case: Case,
+    pair: LabelledPrediction,
+    setting: Setting,
     records: EvaluationRecords,
-    classes: Classes,
     temperature: float | None,
-    images: Mapping[str, Path],
 ) -> None:
-    saved = read_case(case, classes, temperature)
-    grey = None if case.name not in images else _read_image(images[case.name], case.label)
-    label = saved.label.numpy()
-    painted = (
-        paint(label == 1, classes)
-        if classes.sigmoid
-        else np.where(label[0] == IGNORED, 0, label[0])
-    )
-    with reading(case.prediction.files[0], "a prediction that can be measured"):
-        record = record_case(saved, saved.prediction, torch.from_numpy(painted), grey)
-    records.write(case.name, {**record, "notes": note(case, saved, classes)})
+    """Write the record of a case."""
+    case = read_case(pair, setting.classes, temperature)
+    assert case.prediction is not None
+    label, image = case.label.numpy(), None
+    if setting.classes.sigmoid:
+        drawn = combine_masks(label == 1, setting.classes)
+    else:
+        drawn = np.where(label[0] == IGNORED, 0, label[0])
+    if pair.name in setting.images:
+        image = torch.from_numpy(read_image(setting.images[pair.name], pair.grid()))
+    with reading(pair.prediction.files[0], "a prediction that can be measured"):
+        record = record_case(case, case.prediction, torch.from_numpy(drawn), image)
+    records.write(pair.name, {**record, "agreement": count_agreement(case)})
 
 
-def _estimate(
-    case: Case, out: Path, classes: Classes, reference: Reference, images: Mapping[str, Path]
-) -> None:
-    """Write the quality of a prediction without a label; where it has an image, on the grid of
-    that.
-    """
-    header, file = case.prediction.header(), images.get(case.name)
-    values, affine, grey = (
-        case.prediction.probabilities(classes.sigmoid, classes.skip).values,
-        header.affine,
-        None,
-    )
-    if values[not classes.sigmoid :].any() and not ((values > 0) & (values < 1)).any():
-        name = case.prediction.files[0]
-        raise InputError(
-            f"{name}: all values are 0 or 1, as those of a label map. Save probabilities."
-        )
-    if file is not None:
-        image = open_nifti(file)
-        if (
-            turn := turn_of(header, case.label, Grid(image.affine, image.shape[:3], file))
-        ) is not None:
-            values = np.stack([apply_orientation(channel, turn) for channel in values])
-        affine, grey = image.affine, read_values(image, file).reshape(*image.shape[:3], -1)[..., 0]
-    p, scan = (
-        torch.from_numpy(values).permute(0, 3, 2, 1),
-        ScanEstimates(classes.structures, classes.sigmoid),
-    )
-    scan.update(p)
-    shown, index = p[:, scan.most_uncertain_slice], scan.most_uncertain_slice
-    drawn = (
-        (shown.amax(0) if classes.sigmoid else 1 - shown[0]) if grey is None else grey[..., index].T
-    )
-    picture = draw_slice(
-        drawn, torch.stack(scan.masks(shown)), np.eye(4) if affine is None else affine
-    )
-    write_record(describe_scan(case.name, scan.compute(), reference, affine, picture), out)
-
-
-def _read_image(file: Path, label_file: Path) -> torch.Tensor:
-    check_same_grid(file, label_file)
-    image = open_nifti(file)
-    return torch.from_numpy(read_values(image, file).reshape(*image.shape[:3], -1)[..., 0].copy())
-
-
-def _find_images(folder: Path, cases: Sequence[str]) -> dict[str, Path]:
-    """Find the images in a folder, which has that of each case: NAME, or NAME_0000, nnU-Net's first
-    channel.
-    """
-    files = {image.name: image.files[0] for image in find_images(folder)}
-    files = {name.removesuffix("_0000"): file for name, file in files.items()} | files
-    if missing := [name for name in cases if name not in files]:
-        raise InputError(f"{folder}: no image is called {missing[0]} or {missing[0]}_0000.")
-    return files
+def _check_records(records: Sequence[Mapping[str, Any]], file: Path) -> None:
+    check_background([record["agreement"] for record in records], file)

@@ -1,16 +1,15 @@
-"""Predictions as people save them: one reader class for each format.
+"""Volumes as people save them, predictions and labels alike: one reader class for each format.
 
 | class | files | axes |
 |---|---|---|
-| `Nifti` | `NAME.nii.gz`, or `NAME_probability.nii.gz` of our inference | `(X, Y, Z, C)` or `(X, Y, Z)` |
-| | `NAME_0.nii.gz`, `NAME_1.nii.gz`, ...: a file for each channel | `(X, Y, Z)` |
-| | `NAME.nii.gz` or `NAME_seg.nii.gz` of whole numbers: a label map | `(X, Y, Z)` or `(X, Y, Z, 1)` |
-| `NnUNetArray` | `NAME.npz` of nnU-Net's `--save_probabilities`, with `NAME.pkl` or `NAME.nii.gz` | `(C, Z, Y, X)` |
+| `Nifti` | `NAME.nii.gz` of probabilities, such as `NAME_probability.nii.gz` | `(X, Y, Z, C)` |
+| | `NAME.nii.gz` of one channel, or `NAME_0.nii.gz`, `NAME_1.nii.gz`, ... | `(X, Y, Z)` |
+| | `NAME.nii.gz` of whole numbers: a label map | `(X, Y, Z)` or `(X, Y, Z, 1)` |
+| `NnUNetArray` | `NAME.npz` of nnU-Net, with `NAME.pkl` or `NAME.nii.gz` | `(C, Z, Y, X)` |
 | `PlainArray` | `NAME.npy`, which may have `NAME.nii.gz` beside it | `(C, X, Y, Z)` or `(X, Y, Z)` |
 
-Files are data: nothing in them is ever run, also not in a pickle. A new format of arrays is a class
-    with `header` and
-`load`, and an entry of `ARRAYS`.
+Files are data: nothing in them is ever run, also not in a pickle. A new format is a class with
+`header` and `load`, and an entry of `FORMATS`; predictions and labels are then read with it.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from __future__ import annotations
 import io
 import pickle
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -25,7 +25,13 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 
-from calib_components.data.nifti import check_affine, check_same_grid, open_nifti, read_values
+from calib_components.data.nifti import (
+    check_affine,
+    check_same_grid,
+    files_below,
+    open_nifti,
+    read_values,
+)
 from calib_components.data.transforms import whole
 from calib_components.errors import InputError, reading
 from calib_components.metrics.voxels import sum_to_1
@@ -72,21 +78,28 @@ class Stored(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Prediction(ABC):
-    """The one file of a prediction, or a file for each channel. Each format is a subclass.
+class Reader(ABC):
+    """Reads the volume in a file, or in a file for each channel. Each format is a subclass."""
 
-    The first of `grids` that knows, files beside an array, says where its voxels lie: `.pkl`,
-    NIfTI.
-    """
-
-    name: str
     files: tuple[Path, ...]
-    grids: tuple[Path, ...] = ()
+
+    @property
+    def stem(self) -> str:
+        """Name of the first file, without the ending of its format."""
+        name = self.files[0].name
+        return name[: len(name) - len(find_ending(self.files[0]) or "")]
+
+    @property
+    def grid_files(self) -> tuple[Path, ...]:
+        """Files beside it that may say where its voxels lie."""
+        return ()
 
     @abstractmethod
     def header(self) -> Header:
-        """Read what is known before the voxels are; raise `InputError` if the files do not belong
-        together.
+        """Read what is known before the voxels are.
+
+        Raises:
+            InputError: The files are damaged, or do not belong together.
         """
 
     @abstractmethod
@@ -102,6 +115,9 @@ class Prediction(ABC):
         differ from 1 by 0.01 and the rounding of integers. They are then clipped and divided by
         their sums, so that these are 1 again. A stored 0 can have been half the smallest number
         above 0 that the file can hold.
+
+        Raises:
+            InputError: The values are no probabilities.
         """
         values, dtype, scale = self.load()
         step = scale if dtype.kind in "iu" else 0.0
@@ -121,38 +137,59 @@ class Prediction(ABC):
             return Stored(values, 2.0**-25, 1 - 2.0**-12)
         return Stored(values, SMALLEST, 1 - 2.0**-24)
 
+    def label_codes(self) -> np.ndarray:
+        """Read the codes of a label map, int32 `(X, Y, Z)`.
+
+        Raises:
+            InputError: There are several channels, or values that are not whole numbers.
+        """
+        values, _, _ = self.load()
+        if len(values) != 1:
+            raise InputError(f"{self.files[0]}: {len(values)} channels are no label map.")
+        values = whole(torch.from_numpy(np.array(values[0], np.float32))).numpy()
+        with np.errstate(invalid="ignore"):
+            codes = values.astype(np.int32)
+        if (codes != values).any():
+            raise InputError(f"{self.files[0]}: label codes are not whole numbers.")
+        return codes
+
 
 @dataclass(frozen=True)
-class Nifti(Prediction):
-    """Probabilities in one NIfTI file, the channels along the fourth axis, or a file for each; or a
-    label map.
-    """
+class Nifti(Reader):
+    """One NIfTI file, the channels along the fourth axis, or a file for each channel."""
 
     def header(self) -> Header:
         image, several = open_nifti(self.files[0]), len(self.files) > 1
         shape, rest = image.shape[:3], image.shape[3:]
         if len(shape) < 3 or len(rest) > (0 if several else 1):
-            raise InputError(f"{self.files[0]}: a volume of shape {image.shape} is no prediction.")
+            raise InputError(
+                f"{self.files[0]}: shape {image.shape} is that of no prediction or label."
+            )
         for file in self.files[1:]:
             check_same_grid(file, self.files[0])
         if several:
             return Header(len(self.files), shape, image.affine)
-        return Header(0 if is_label_map(self.files[0]) else (*rest, 1)[0], shape, image.affine)
+        channels = (*rest, 1)[0]
+        is_whole = image.get_data_dtype().kind in "iu" and cast(Any, image.dataobj).slope == 1
+        return Header(0 if is_whole and channels == 1 else channels, shape, image.affine)
 
     def load(self) -> tuple[np.ndarray, np.dtype, float]:
         images = [open_nifti(file) for file in self.files]
         parts = [read_values(image, file) for image, file in zip(images, self.files, strict=True)]
         values = np.stack(parts) if parts[0].ndim == 3 else np.moveaxis(parts[0], 3, 0)
-        return (
-            values,
-            images[0].get_data_dtype(),
-            max(abs(float(cast(Any, image.dataobj).slope)) for image in images),
-        )
+        scale = max(abs(float(cast(Any, image.dataobj).slope)) for image in images)
+        return values, images[0].get_data_dtype(), scale
 
 
 @dataclass(frozen=True)
-class PlainArray(Prediction):
-    """Probabilities that `numpy.save` wrote."""
+class PlainArray(Reader):
+    """An array that `numpy.save` wrote."""
+
+    @property
+    def grid_files(self) -> tuple[Path, ...]:
+        """The properties that nnU-Net saves, and a NIfTI file of the same name."""
+        beside = [self.files[0].with_suffix(end) for end in (".pkl", ".nii", ".nii.gz")]
+        return tuple(file for file in beside if file.is_file())
 
     def array_shape(self) -> tuple[int, ...]:
         """Return the shape of the array, `(C, X, Y, Z)`, from its header."""
@@ -166,22 +203,26 @@ class PlainArray(Prediction):
             raise InputError(
                 f"{self.files[0]}: an array of {len(shape)} axes is no prediction, channels first."
             )
-        affine = None
-        for grid in self.grids:
-            if affine is None and grid.suffix.lower() == ".pkl":
-                affine = _affine_of_properties(grid)
-            elif affine is None:
-                affine, on_grid = open_nifti(grid).affine, open_nifti(grid).shape[:3]
-                if on_grid != shape[1:]:
-                    raise InputError(
-                        f"{self.files[0]}: shape {shape[1:]} is not {on_grid} of {grid}."
-                    )
-        return Header(shape[0], shape[1:], affine)
+        affines = (self._affine(file, shape[1:]) for file in self.grid_files)
+        return Header(
+            shape[0], shape[1:], next((affine for affine in affines if affine is not None), None)
+        )
 
     def load(self) -> tuple[np.ndarray, np.dtype, float]:
         with reading(self.files[0], ARRAY) as file:
             values = np.load(file, allow_pickle=False)
         return values.reshape(-1, *values.shape[-3:]), values.dtype, 1.0
+
+    def _affine(self, grid_file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+        """Read the affine from a file beside the array; None if it does not say it."""
+        if grid_file.suffix == ".pkl":
+            return _affine_of_properties(grid_file)
+        image = open_nifti(grid_file)
+        if image.shape[:3] != shape:
+            raise InputError(
+                f"{self.files[0]}: shape {shape} is not {image.shape[:3]} of {grid_file}."
+            )
+        return image.affine
 
 
 @dataclass(frozen=True)
@@ -200,7 +241,36 @@ class NnUNetArray(PlainArray):
         return values, values.dtype, 1.0
 
 
-ARRAYS: dict[str, type[PlainArray]] = {".npz": NnUNetArray, ".npy": PlainArray}
+FORMATS: dict[str, type[Reader]] = {  # by the ending of their files
+    ".nii": Nifti,
+    ".nii.gz": Nifti,
+    ".npz": NnUNetArray,
+    ".npy": PlainArray,
+}
+
+
+def find_ending(file: Path) -> str | None:
+    """Return the ending of a file, if it is that of a known format."""
+    return next((ending for ending in FORMATS if file.name.lower().endswith(ending)), None)
+
+
+def make_reader(files: Sequence[Path]) -> Reader:
+    """Return the reader of a file, or of a file for each channel."""
+    ending = find_ending(files[0])
+    if ending is None:
+        raise InputError(f"{files[0]}: unknown format. Known endings: {', '.join(FORMATS)}.")
+    if len(files) > 1 and FORMATS[ending] is not Nifti:
+        raise InputError(f"{files[1]}: only NIfTI files may have one channel each.")
+    return FORMATS[ending](tuple(files))
+
+
+def list_readers(folder: Path) -> list[Reader]:
+    """List the volumes of known formats in a folder and its subfolders, without files that only say
+    where the voxels of an array lie.
+    """
+    readers = [make_reader([file]) for file in sorted(files_below(folder)) if find_ending(file)]
+    grid_files = {file for reader in readers for file in reader.grid_files}
+    return [reader for reader in readers if reader.files[0] not in grid_files]
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -266,23 +336,3 @@ def _check(values: np.ndarray, sigmoid: bool, step: float, file: Path) -> None:
                 " not 1. Pass --sigmoid if channels are structures. Where nothing was predicted,"
                 " give the background 1."
             )
-
-
-def is_label_map(file: Path) -> bool:
-    """Whether a NIfTI file has one whole number for each voxel."""
-    image = open_nifti(file)
-    is_whole = image.get_data_dtype().kind in "iu" and cast(Any, image.dataobj).slope == 1
-    return is_whole and image.shape[3:] in ((), (1,))
-
-
-def read_label_map(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read the codes of a label file, whole numbers `(X, Y, Z)`, and its affine."""
-    image = open_nifti(file)
-    if image.shape[3:] not in ((), (1,)):
-        raise InputError(f"{file}: a volume of shape {image.shape} is no label map.")
-    values = whole(torch.from_numpy(read_values(image, file).reshape(image.shape[:3]))).numpy()
-    with np.errstate(invalid="ignore"):
-        codes = values.astype(np.int32)
-    if (codes != values).any():
-        raise InputError(f"{file}: label codes are not whole numbers.")
-    return codes, image.affine

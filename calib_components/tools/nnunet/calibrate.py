@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from calib_components.data.nifti import Grid
 from calib_components.data.overlap import find_shared
 from calib_components.errors import InputError, check_writable, reading, writing
 from calib_components.handlers.calibration import write_estimate
 from calib_components.handlers.weights import serialize
 from calib_components.metrics.regions import Region
-from calib_components.posthoc import KINDS
+from calib_components.posthoc import KINDS, Calibrator
 from calib_components.tools.cli import patients_of
+from calib_components.tools.evaluate.cases import read_prediction
+from calib_components.tools.evaluate.classes import Classes, classes_of
 from calib_components.tools.evaluate.fit import fit_calibrator
-from calib_components.tools.evaluate.notes import Notes
-from calib_components.tools.evaluate.pairs import Case, classes_of, find_cases, find_labels
+from calib_components.tools.evaluate.formats import NnUNetArray, Reader, make_reader
+from calib_components.tools.evaluate.pairing import (
+    LabelledPrediction,
+    check_grids,
+    find_labels,
+    pair_by_name,
+)
 from calib_components.tools.nnunet.checkpoint import (
     check_trainer,
     nnunet_module,
@@ -28,9 +40,38 @@ from calib_components.tools.nnunet.checkpoint import (
     scale_checkpoint,
 )
 from calib_components.tools.nnunet.dataset import SPLITS, folder_of
+from calib_components.tools.parallel import map_cases
 
 TRAINED, CALIBRATED = "checkpoint_final.pth", "checkpoint_calibrated.pth"
 AGAIN = "Run nnUNetv2_train for this fold again, with --val --npz."
+ROUNDING = 1e-6  # of probabilities that nnU-Net saved in float32
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A trained model as nnU-Net's files describe it, and its folds.
+
+    Attributes:
+        folder: Its folder.
+        folds: Folders of the trained folds by their numbers.
+        dataset: Name of its data set.
+        trainer, plans, configuration: The parts of the folder's name.
+        structures: Label codes of the structures, such as `liver=1`.
+        has_regions: Whether each channel has a sigmoid.
+        ignore_label: Label code of voxels to leave out.
+        file_ending: Of images and label maps.
+    """
+
+    folder: Path
+    folds: Mapping[int, Path]
+    dataset: str
+    trainer: str
+    plans: str
+    configuration: str
+    structures: Sequence[str]
+    has_regions: bool
+    ignore_label: int | None
+    file_ending: str
 
 
 def calibrate_model(
@@ -69,9 +110,45 @@ def calibrate_model(
             Nothing is written then.
     """
     fitted_on = Region.parse(region)
-    trained = [file.parent for file in model.glob(f"fold_*/{TRAINED}")]
-    # Not fold_all
-    folds = sorted((fold for fold in trained if re.fullmatch(r"fold_\d+", fold.name)), key=_number)
+    trained = _read_model(model)
+    if labels is None:
+        labels = folder_of("nnUNet_preprocessed") / trained.dataset / "gt_segmentations"
+    for number, fold in trained.folds.items():
+        _check_fold(fold, number, trained.configuration)
+    splits = _read_splits(trained.dataset, labels)
+    label_readers = find_labels(labels)
+    pairs: dict[str, LabelledPrediction] = {}
+    for number, fold in trained.folds.items():
+        split = splits[number] if number < len(splits) else {}
+        predictions = _find_validation(fold, split, trained.file_ending)
+        in_training = split.get("train", label_readers.keys() - predictions.keys())
+        _check_patients(fold, predictions, in_training, trained, patient_pattern)
+        for pair in pair_by_name(predictions, label_readers):
+            if pairs.setdefault(pair.name, pair) is not pair:
+                raise InputError(f"{model}: {pair.name} is in the validation of several folds.")
+    check_grids([*pairs.values()])
+    readers = [pair.prediction for pair in pairs.values()]
+    classes = classes_of(readers, trained.structures, trained.has_regions, trained.ignore_label)
+    if not classes.sigmoid:
+        check = functools.partial(_check_label_map, classes=classes, ending=trained.file_ending)
+        map_cases(check, readers, workers, "check")
+    patients = patients_of([*pairs], patient_pattern)
+    folds = ", ".join(fold.name for fold in trained.folds.values())
+    print(f"{model}: {folds}, {len(pairs)} validation cases")
+    fitted, estimate = fit_calibrator(
+        [*pairs.values()], classes, fitted_on, patients, workers, calibrator, cropped=True
+    )
+    _write_checkpoints(trained, fitted)
+    write_estimate(estimate, model)
+    _print_next(trained)
+
+
+def _read_model(model: Path) -> _Model:
+    folds = {  # not fold_all
+        int(match[1]): file.parent
+        for file in model.glob(f"fold_*/{TRAINED}")
+        if (match := re.fullmatch(r"fold_(\d+)", file.parent.name))
+    }
     if not folds:
         raise InputError(
             f"{model} has no fold_N/{TRAINED}. fold_all does not count, it validates on no other"
@@ -83,86 +160,44 @@ def calibrate_model(
             f"{model} must be called TRAINER__PLANS__CONFIGURATION, as nnU-Net calls it."
         )
     trainer, plans_name, configuration = parts
+    check_writable("model", model)
     with reading(model / "plans.json", "the plans of nnU-Net") as file:
         plans = json.loads(file.read_bytes())
         dataset_name = plans["dataset_name"]
     with reading(model / "dataset.json", "the data set of nnU-Net") as file:
         dataset = json.loads(file.read_bytes())
-        manager = (
-            nnunet_module("utilities.plans_handling.plans_handler")
-            .PlansManager(plans)
-            .get_label_manager(dataset)
-        )
+        handler = nnunet_module("utilities.plans_handling.plans_handler")
+        manager = handler.PlansManager(plans).get_label_manager(dataset)
         structures = [
-            f"{name}={'+'.join(map(str, [codes] if isinstance(codes, int) else codes))}"
+            _structure(name, codes)
             for name, codes in dataset["labels"].items()
             if name not in ("background", "ignore")
         ]
-    check_writable("model", model)
-    if labels is None:
-        labels = folder_of("nnUNet_preprocessed") / dataset_name / "gt_segmentations"
-    for fold in folds:
-        _check_fold(fold, configuration)
-    splits = _read_splits(dataset_name, labels)
-    found: dict[str, Case] = {}
-    ending, raw = dataset["file_ending"], os.environ.get("nnUNet_raw", "")  # noqa: SIM112
-
-    def items(names: Iterable[str]) -> list[dict[str, Any]]:
-        images = Path(raw, dataset_name, "imagesTr")  # if they are here
-        of = patients_of(sorted(names), patient_pattern)
-        return [
-            {"case": name, "patient": of[name], "image": images / f"{name}_0000{ending}"}
-            for name in of
-        ]
-
-    for fold in folds:
-        own = {case.name: case for case in _find_validation(fold, labels, splits, ending)}
-        split = dict(enumerate(splits)).get(_number(fold), {})
-        # Without a split, all others
-        others = split.get("train", find_labels(labels).keys() - own.keys())
-        if shared := find_shared(items(own), items(others)):
-            raise InputError(
-                f"{fold} is trained on its validation: {shared[0]}. Split by patient, and train it"
-                " again."
-            )
-        for case in own.values():
-            if found.setdefault(case.name, case) is not case:
-                raise InputError(f"{model}: {case.name} is in the validation of several folds.")
-    cases = [*found.values()]
-    classes = classes_of(cases, structures, manager.has_regions, manager.ignore_label)
-    patients = patients_of([*found], patient_pattern)
-    print(f"{model}: {', '.join(fold.name for fold in folds)}, {len(cases)} validation cases")
-    options = (cases, classes, fitted_on, patients, workers, True, _refuse_other_maps, calibrator)
-    fitted, estimate = fit_calibrator(*options)
-    with ExitStack() as stack:  # all of them or none
-        for fold in folds:
-            file = stack.enter_context(writing(fold / CALIBRATED))
-            file.write_bytes(serialize(scale_checkpoint(read_checkpoint(fold / TRAINED), fitted)))
-        for kind in KINDS:
-            (model / f"{kind}.json").unlink(missing_ok=True)
-        write_estimate(estimate, model)
-    print(
-        f"Predict with: nnUNetv2_predict -d {dataset_name} -tr {trainer} -p {plans_name} -c"
-        f" {configuration} -f {_number(folds[0])} -chk {CALIBRATED} -i IMAGES -o PREDICTIONS"
+    return _Model(
+        model,
+        dict(sorted(folds.items())),
+        dataset_name,
+        trainer,
+        plans_name,
+        configuration,
+        structures,
+        manager.has_regions,
+        manager.ignore_label,
+        dataset["file_ending"],
     )
-    if len(folds) > 1:
-        print(
-            "T is that of single folds. Several folds together average their logits, which is"
-            " another model: evaluate its predictions of labelled cases that no fold has seen, or"
-            " fit a T of its own to them with calibrate_predictions."
-        )
 
 
-def _number(fold: Path) -> int:
-    return int(fold.name.removeprefix("fold_"))
+def _structure(name: str, codes: int | Sequence[int]) -> str:
+    several = [codes] if isinstance(codes, int) else codes
+    return f"{name}={'+'.join(map(str, several))}"
 
 
-def _check_fold(fold: Path, configuration: str) -> None:
+def _check_fold(fold: Path, number: int, configuration: str) -> None:
     """Check that a checkpoint is of the fold and the configuration that its folder says."""
     checkpoint = read_checkpoint(fold / TRAINED)
     check_trainer(fold / TRAINED, checkpoint["trainer_name"])
     arguments = checkpoint["init_args"]
-    if (arguments.get("fold"), arguments.get("configuration")) != (_number(fold), configuration):
+    if (arguments.get("fold"), arguments.get("configuration")) != (number, configuration):
         raise InputError(
             f"{fold / TRAINED} is the network of fold_{arguments.get('fold')} of"
             f" {arguments.get('configuration')}, which may have been trained on the validation"
@@ -174,51 +209,105 @@ def _read_splits(dataset_name: str, labels: Path) -> list[dict[str, list[str]]]:
     """Return the splits of nnU-Net, from beside the labels where no environment variable names a
     folder.
     """
-    is_set = "nnUNet_preprocessed" in os.environ
-    file = (folder_of("nnUNet_preprocessed") / dataset_name if is_set else labels.parent) / SPLITS
-    if file.is_file():
-        with reading(file, "the splits of nnU-Net"):
+    folder = labels.parent
+    if "nnUNet_preprocessed" in os.environ:
+        folder = folder_of("nnUNet_preprocessed") / dataset_name
+    if (folder / SPLITS).is_file():
+        with reading(folder / SPLITS, "the splits of nnU-Net") as file:
             return json.loads(file.read_bytes())
-    message = (
-        "%s: no such file, so whether a fold was trained on its validation cases is not checked"
+    logging.getLogger(__name__).warning(
+        "%s: no such file, so whether a fold was trained on its validation cases is not checked",
+        folder / SPLITS,
     )
-    logging.getLogger(__name__).warning(message, file)
     return []
 
 
 def _find_validation(
-    fold: Path, labels: Path, splits: Sequence[dict[str, list[str]]], ending: str
-) -> list[Case]:
+    fold: Path, split: Mapping[str, Sequence[str]], ending: str
+) -> dict[str, Reader]:
     """Find the probabilities that a fold saved of its validation cases, which must be all there and
-    no others.
+    no others; nnU-Net draws a split of its own where there is none.
     """
     folder = fold / "validation"
-    probabilities = {file.stem for file in folder.glob("[!.]*.npz")}
+    files = {file.stem: file for file in sorted(folder.glob("[!.]*.npz"))}
     label_maps = {file.name.removesuffix(ending) for file in folder.glob(f"[!.]*{ending}")}
-    if not (folder / "summary.json").is_file() or not probabilities:
+    if not (folder / "summary.json").is_file() or not files:
         raise InputError(
             f"{folder}: the validation is not finished, or saved no probabilities. {AGAIN}"
         )
-    if others := sorted(label_maps ^ probabilities):
-        raise InputError(f"{folder}: {others[0]} lacks its .npz or its {ending} file. {AGAIN}")
-    if _number(fold) < len(splits):  # nnU-Net draws a split of its own otherwise
-        expected = set(splits[_number(fold)]["val"])
-        if others := sorted(probabilities - expected):
-            raise InputError(
-                f"{folder / others[0]}.npz: {SPLITS} does not validate {fold.name} on it. Move it"
-                " away."
-            )
-        if others := sorted(expected - probabilities):
-            raise InputError(f"{folder}: {others[0]}.npz is missing, which is in {SPLITS}. {AGAIN}")
-    return find_cases(folder, labels, warn_left_out=False)
+    unpaired = sorted(label_maps ^ files.keys())
+    if unpaired:
+        raise InputError(f"{folder}: {unpaired[0]} lacks its .npz or its {ending} file. {AGAIN}")
+    expected = set(split.get("val", files))
+    unexpected, missing = sorted(files.keys() - expected), sorted(expected - files.keys())
+    if unexpected:
+        raise InputError(
+            f"{files[unexpected[0]]}: {SPLITS} does not validate {fold.name} on it. Move it away."
+        )
+    if missing:
+        raise InputError(f"{folder}: {missing[0]}.npz is missing, which is in {SPLITS}. {AGAIN}")
+    return {name: NnUNetArray((file,)) for name, file in files.items()}
 
 
-def _refuse_other_maps(notes: Sequence[Notes]) -> None:
+def _check_patients(
+    fold: Path,
+    validation: Iterable[str],
+    training: Iterable[str],
+    model: _Model,
+    patient_pattern: str | None,
+) -> None:
+    """Check that a fold was not trained on the patients of its validation."""
+    raw = os.environ.get("nnUNet_raw", "")  # noqa: SIM112
+    images = Path(raw, model.dataset, "imagesTr")  # compared if they are here
+
+    def items(names: Iterable[str]) -> list[dict[str, Any]]:
+        patients = patients_of(sorted(names), patient_pattern)
+        return [
+            {"case": name, "patient": patient, "image": images / f"{name}_0000{model.file_ending}"}
+            for name, patient in patients.items()
+        ]
+
+    shared = find_shared(items(validation), items(training))
+    if shared:
+        raise InputError(
+            f"{fold} is trained on its validation: {shared[0]}. Split by patient, and train it"
+            " again."
+        )
+
+
+def _check_label_map(prediction: Reader, classes: Classes, ending: str) -> None:
     """Check that probabilities are those of the label map beside them, which any later validation
     replaces.
     """
-    for note in notes:
-        if note["beside"][0]:
-            raise InputError(
-                f"{note['file']} is of an earlier training than the label map beside it. {AGAIN}"
-            )
+    file = prediction.files[0]
+    label_map = make_reader([file.with_name(f"{prediction.stem}{ending}")])
+    header = label_map.header()
+    assert header.affine is not None
+    grid = Grid(header.affine, header.shape, label_map.files[0])
+    p = torch.from_numpy(read_prediction(prediction, classes, grid).values)
+    labels = torch.from_numpy(label_map.label_codes()).long()[None]
+    if (p.amax(0) - p.gather(0, labels)[0] > ROUNDING).any():
+        raise InputError(f"{file} is of an earlier training than the label map beside it. {AGAIN}")
+
+
+def _write_checkpoints(model: _Model, fitted: Calibrator) -> None:
+    """Write the calibrated checkpoints of all folds, or none."""
+    with ExitStack() as stack:
+        for fold in model.folds.values():
+            file = stack.enter_context(writing(fold / CALIBRATED))
+            file.write_bytes(serialize(scale_checkpoint(read_checkpoint(fold / TRAINED), fitted)))
+        for kind in KINDS:
+            (model.folder / f"{kind}.json").unlink(missing_ok=True)
+
+
+def _print_next(model: _Model) -> None:
+    print(
+        f"Predict with: nnUNetv2_predict -d {model.dataset} -tr {model.trainer} -p {model.plans} -c"
+        f" {model.configuration} -f {min(model.folds)} -chk {CALIBRATED} -i IMAGES -o PREDICTIONS"
+    )
+    if len(model.folds) > 1:
+        print(
+            "T is that of single folds. Several folds together average their logits, which is"
+            " another model: evaluate its predictions of labelled cases that no fold has seen, or"
+            " fit a T of its own to them with calibrate_predictions."
+        )

@@ -9,9 +9,9 @@ from calib_components.errors import InputError
 from calib_components.tools.evaluate.classes import (
     IGNORED,
     Classes,
+    combine_masks,
     label_classes,
     name_classes,
-    paint,
 )
 
 BRATS = ["WT=1+2+4", "TC=1+4", "ET=4"]
@@ -27,12 +27,9 @@ BRATS = ["WT=1+2+4", "TC=1+4", "ET=4"]
         (2, ["liver=1+2"], ["background", "liver"], [[0], [1, 2]], {"liver": [1]}),
         (4, ["kidney=1+2", "cyst=3"], ["background", "class1", "class2", "cyst"], [[0], [1], [2], [3]],
          {"kidney": [1, 2], "cyst": [3]}),
-        (3, ["whole=1+2", "core=2"], ["background", "class1", "core"], [[0], [1], [2]], {"whole": [1, 2], "core": [2]}),
         (4, BRATS, ["background", "class1", "class2", "ET"], [[0], [1], [2], [4]],
          {"WT": [1, 2, 3], "TC": [1, 3], "ET": [3]}),
         (0, ["a=5", "b=3"], ["background", "b", "a"], [[0], [3], [5]], {"a": [2], "b": [1]}),
-        (0, BRATS, ["background", "class1", "class2", "ET"], [[0], [1], [2], [4]],
-         {"WT": [1, 2, 3], "TC": [1, 3], "ET": [3]}),
     ],
 )  # fmt: skip
 def test_classes_of_a_softmax_and_of_label_maps(
@@ -79,9 +76,9 @@ def test_channels_with_a_sigmoid_each(
         ({"channels": 3, "structures": BRATS}, "--sigmoid"),
         (
             {"channels": 2, "structures": ["a=1", "b=2"]},
-            "2 channels are the background and 1 class; .* names 2",
+            "2 channels are the background and 1 others; .* names 2",
         ),
-        ({"channels": 1, "structures": ["a=1", "b=2"]}, "label maps"),
+        ({"channels": 1, "structures": ["a=1", "b=2"]}, "Label maps"),
         ({"channels": 4, "structures": BRATS, "sigmoid": True}, "3 names for 4 channels"),
         (
             {"channels": 5, "structures": BRATS, "sigmoid": True, "with_background": True},
@@ -101,23 +98,20 @@ LABEL = np.array([0, 1, 2, 4, 9])
 
 
 @pytest.mark.parametrize(
-    ("classes", "expected", "others"),
+    ("classes", "expected"),
     [
-        (name_classes(4, BRATS, ignore_index=9), [[0, 1, 2, 3, IGNORED]], []),
+        (name_classes(4, BRATS, ignore_index=9), [[0, 1, 2, 3, IGNORED]]),
         (
             name_classes(3, BRATS, True, 9),
             [[0, 1, 1, 1, IGNORED], [0, 1, 0, 1, IGNORED], [0, 0, 0, 1, IGNORED]],
-            [],
         ),
-        (name_classes(1, ["tumour=2+4"]), [[0, 0, 1, 1, 0]], [1, 9]),
-        (name_classes(0, ["all=1+2+4+255+256"]), [[0, 1, 1, 1, 0]], [9]),
+        (name_classes(1, ["tumour=2+4"]), [[0, 0, 1, 1, 0]]),
+        (name_classes(0, ["all=1+2+4+255+256"]), [[0, 1, 1, 1, 0]]),
     ],
 )
-def test_codes_of_labels_become_classes_or_masks(
-    classes: Classes, expected: list, others: list[int]
-) -> None:
-    label, found = label_classes(LABEL, classes, "label")
-    assert (label.tolist(), label.dtype, found) == (expected, np.uint8, others)
+def test_codes_of_labels_become_classes_or_masks(classes: Classes, expected: list) -> None:
+    label = label_classes(LABEL, classes, "label")
+    assert (label.tolist(), label.dtype) == (expected, np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -131,4 +125,4 @@ def test_unknown_label_codes_are_refused(classes: Classes) -> None:
 def test_small_structures_are_drawn_over_large_ones() -> None:
     classes = name_classes(3, ["ET=4", "WT=1+2+4", "TC=1+4"], sigmoid=True)
     masks = np.array([[0, 0, 0, 1, 0], [0, 1, 1, 1, 0], [0, 0, 1, 1, 1]], bool)
-    assert paint(masks, classes).tolist() == [0, 2, 3, 1, 3]
+    assert combine_masks(masks, classes).tolist() == [0, 2, 3, 1, 3]

@@ -20,6 +20,7 @@ from calib_components.handlers import write_estimate
 from calib_components.handlers.evaluation_files import Evaluation
 from calib_components.posthoc import TemperatureScaling
 from calib_components.tools.evaluate import calibrate_predictions, evaluate, evaluate_predictions
+from calib_components.tools.evaluate.cases import find_case_images
 from tests.calib_components.metrics.by_definition import Case, inside
 from tests.calib_components.metrics.test_segmentation import by_distance_transform
 from tests.calib_components.tools.evaluate.made_up import (
@@ -29,7 +30,6 @@ from tests.calib_components.tools.evaluate.made_up import (
     save_channels_last,
     save_nifti,
     save_nnunet,
-    sitk_properties,
     softmax_of,
 )
 
@@ -153,9 +153,7 @@ def test_overlapping_regions_with_a_sigmoid_each(tmp_path: Path) -> None:
     assert not any("structure_" in name for name in columns)  # labels of sigmoids are 0 and 1
 
 
-def test_label_maps_give_the_segmentation_part_only(
-    labels: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_label_maps_give_the_segmentation_part_only(labels: Path, tmp_path: Path) -> None:
     for seed, name in enumerate(NAMES):
         save_nifti(
             tmp_path / "predictions" / f"{name}.nii.gz", softmax_of(seed).argmax(0).astype(np.uint8)
@@ -164,8 +162,6 @@ def test_label_maps_give_the_segmentation_part_only(
     assert list(columns) == ["dsc_a", "dsc_b", "hd95_a", "hd95_b"]
     files = {file.name for file in (tmp_path / "out").rglob("[!.]*.*")}
     assert files == {"cases.csv", "summary.json", "best.png", "median.png", "worst.png"}
-    assert "no label has b, code 7" in caplog.text
-    assert "codes of no structure count as background: 2, in 3 of 3 label maps" in caplog.text
 
 
 def test_voxels_to_leave_out(tmp_path: Path) -> None:
@@ -194,6 +190,18 @@ def test_shards_give_the_cases_of_one_run(
     assert (tmp_path / "shards" / "cases.csv").read_bytes() == (
         tmp_path / "one" / "cases.csv"
     ).read_bytes()
+
+
+def test_files_of_other_names_are_paired_by_a_table(
+    predictions: Path, labels: Path, tmp_path: Path
+) -> None:
+    table = tmp_path / "pairs.csv"
+    table.write_text("case,prediction,label\nx,p1_ed.nii.gz,p1_es_gt.nii.gz\n")
+    cases, columns = run(predictions, labels, tmp_path / "out", pairs=table)
+    assert cases == ["x"]
+    assert columns["dsc_a"] == pytest.approx(dsc(softmax_of(0).argmax(0) == 1, label_of(1) == 1))
+    with pytest.raises(InputError, match="--pairs needs"):
+        evaluate_predictions(predictions, out=tmp_path / "new", pairs=table)
 
 
 @pytest.mark.parametrize("change", ["prediction", "image", "calibration", "structures"])
@@ -231,36 +239,6 @@ def test_what_has_not_changed_after_an_interruption_is_kept(
     assert measured == (["p1_ed"] if change in ("prediction", "image") else NAMES)
     for name, values in run(predictions, labels, tmp_path / "fresh", **options)[1].items():
         np.testing.assert_array_equal(kept[name], values)
-
-
-@pytest.mark.parametrize("other", [0, 5])
-def test_label_maps_of_another_run_are_reported(
-    other: int, labels: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    for seed, name in enumerate(NAMES):
-        save_nnunet(tmp_path / "p", name, softmax_of(seed), sitk_properties())
-        save_nifti(
-            tmp_path / "p" / f"{name}.nii.gz", softmax_of(seed + other).argmax(0).astype(np.uint8)
-        )
-    run(tmp_path / "p", labels, tmp_path / "out")
-    assert ("not that of the label map beside it" in caplog.text) == (other > 0)
-
-
-def test_regions_in_another_order_and_headers_without_spacings_are_reported(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    p = np.stack([softmax_of(0)[1], softmax_of(0)[1:].sum(0)])
-    save_channels_last(tmp_path / "p" / "x.nii.gz", p, np.eye(4))
-    save_nifti(tmp_path / "labels" / "x.nii.gz", label_of(0), np.eye(4))
-    run(
-        tmp_path / "p",
-        tmp_path / "labels",
-        tmp_path / "out",
-        structures=["WT=1+2", "ET=2"],
-        sigmoid=True,
-    )
-    assert "ET is a part of WT" in caplog.text
-    assert "1 x 1 x 1 mm in every header" in caplog.text
 
 
 @pytest.mark.parametrize("channels", [2, 3])
@@ -301,7 +279,7 @@ def test_images_of_pictures_are_called_like_a_case_or_its_first_channel(tmp_path
     for name in ("a", "b_0000"):
         save_nifti(tmp_path / f"{name}.nii.gz", label_of(0))
     # Maps of b_0000, too
-    assert {"a", "b", "b_0000"} <= evaluate._find_images(tmp_path, ["a", "b", "b_0000"]).keys()
+    assert {"a", "b", "b_0000"} <= find_case_images(tmp_path, ["a", "b", "b_0000"]).keys()
 
 
 def test_quality_without_labels_is_that_of_numpy(
@@ -364,7 +342,7 @@ def test_quality_without_labels_is_that_of_numpy(
 
 def test_label_maps_without_labels_are_refused(labels: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        InputError, match=r"is a label map\. Quality is estimated from probabilities"
+        InputError, match=r"is a label map\. An estimate of quality needs probabilities"
     ):
         evaluate_predictions(labels, out=tmp_path / "out", structures=STRUCTURES)
     one_hot = np.eye(3)[softmax_of(0).argmax(0)]

@@ -14,8 +14,7 @@ from calib_components.tools.evaluate.formats import (
     Nifti,
     NnUNetArray,
     PlainArray,
-    Prediction,
-    read_label_map,
+    Reader,
 )
 from tests.calib_components.tools.evaluate.made_up import (
     AFFINE,
@@ -36,21 +35,21 @@ TINY = float(np.finfo(np.float32).tiny)
 
 
 def array(folder: Path, values: np.ndarray) -> PlainArray:
+    folder.mkdir(exist_ok=True)
     np.save(folder / "case.npy", values)
-    return PlainArray("case", (folder / "case.npy",))
+    return PlainArray((folder / "case.npy",))
 
 
 def nnunet(folder: Path, p: np.ndarray, properties: object = None, **options: Any) -> NnUNetArray:
-    file = save_nnunet(folder, "case", p, properties, **options)
-    return NnUNetArray("case", (file,), () if properties is None else (folder / "case.pkl",))
+    return NnUNetArray((save_nnunet(folder, "case", p, properties, **options),))
 
 
 def nifti(*files: Path) -> Nifti:
-    return Nifti("case", files)
+    return Nifti(files)
 
 
 def test_every_format_gives_the_same_probabilities(tmp_path: Path) -> None:
-    everything: dict[str, Prediction] = {
+    everything: dict[str, Reader] = {
         "4D": nifti(save_channels_last(tmp_path / "case.nii.gz", P)),
         "64 bits": nifti(save_channels_last(tmp_path / "c64.nii", P.astype(np.float64))),
         "channels": nifti(
@@ -62,7 +61,7 @@ def test_every_format_gives_the_same_probabilities(tmp_path: Path) -> None:
         "npz": nnunet(
             tmp_path / "a", P, nibabel_properties(original_affine=AFFINE), dtype=np.float32
         ),
-        "npy": array(tmp_path, P),
+        "npy": array(tmp_path / "alone", P),
     }
     for name, prediction in everything.items():
         stored, header = prediction.probabilities(sigmoid=False), prediction.header()
@@ -142,8 +141,8 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
     first = save_nifti(tmp_path / "case_0.nii", P[0])
     moved = save_nifti(tmp_path / "moved.nii", P[1], AFFINE + np.eye(4)[:, [3, 3, 3, 0]])
     for prediction, expected in (
-        (NnUNetArray("case", (tmp_path / "other.npz",)), "other.npz.*probabilities"),
-        (NnUNetArray("case", (tmp_path / "text.npz",)), "text.npz"),
+        (NnUNetArray((tmp_path / "other.npz",)), "other.npz.*probabilities"),
+        (NnUNetArray((tmp_path / "text.npz",)), "text.npz"),
         (nifti(save_nifti(tmp_path / "5d.nii", P[:, None])), "5d.nii"),
         (nifti(cut), "cut.nii"),
         (nifti(first, moved), "moved.nii"),
@@ -177,8 +176,8 @@ def test_properties_of_both_readers_give_the_affine(tmp_path: Path) -> None:
 
 
 def test_a_segmentation_beside_an_array_gives_its_grid(tmp_path: Path) -> None:
-    grid = save_nifti(tmp_path / "case.nii.gz", label_of(0))
-    beside = NnUNetArray("case", (save_nnunet(tmp_path, "case", P),), (grid,))
+    save_nifti(tmp_path / "case.nii.gz", label_of(0))
+    beside = nnunet(tmp_path, P)
     np.testing.assert_allclose(beside.header().affine, AFFINE, atol=1e-4)
     save_nnunet(tmp_path, "case", P[:, 1:])
     with pytest.raises(InputError, match="shape"):
@@ -201,14 +200,15 @@ def test_plain_values_of_any_pickle_are_read(protocol: int, tmp_path: Path) -> N
     np.testing.assert_array_equal(prediction.header().affine, AFFINE)
 
 
-def test_label_maps_are_whole_numbers(tmp_path: Path) -> None:
-    codes, _ = read_label_map(
-        save_nifti(tmp_path / "a.nii", label_of(0).astype(np.float32)[..., None])
-    )
-    np.testing.assert_array_equal(codes, label_of(0))
-    # By a scale factor
-    codes, _ = read_label_map(save_nifti(tmp_path / "a.nii", label_of(0) * np.float32(1.000015)))
-    np.testing.assert_array_equal(codes, label_of(0))
+def test_label_maps_are_whole_numbers_in_any_format(tmp_path: Path) -> None:
+    label = label_of(0)
+    for reader in (
+        nifti(save_nifti(tmp_path / "a.nii", label.astype(np.float32)[..., None])),
+        # By a scale factor
+        nifti(save_nifti(tmp_path / "b.nii", label * np.float32(1.000015))),
+        array(tmp_path, label),
+    ):
+        np.testing.assert_array_equal(reader.label_codes(), label)
     for values in (P[0], np.full(SHAPE, np.nan, np.float32), P):
         with pytest.raises(InputError, match=r"a\.nii"):
-            read_label_map(save_nifti(tmp_path / "a.nii", values))
+            nifti(save_nifti(tmp_path / "a.nii", values)).label_codes()

@@ -12,14 +12,12 @@ import pytest
 import torch
 
 from calib_components.errors import InputError
-from calib_components.tools.evaluate.classes import IGNORED
-from calib_components.tools.evaluate.pairs import (
-    Saved,
-    classes_of,
-    find_cases,
-    find_predictions,
-    read_case,
-)
+from calib_components.metrics.measures import Case
+from calib_components.tools.evaluate import formats
+from calib_components.tools.evaluate.cases import read_case
+from calib_components.tools.evaluate.classes import IGNORED, classes_of
+from calib_components.tools.evaluate.formats import Header, Reader
+from calib_components.tools.evaluate.pairing import find_pairs, find_predictions
 from tests.calib_components.tools.evaluate.made_up import (
     AFFINE,
     SHAPE,
@@ -51,18 +49,18 @@ def read_one(
     structures: list[str] | None = None,
     sigmoid: bool = False,
     ignore: int | None = None,
-) -> Saved:
-    cases = find_cases(root / "predictions", root / "labels")
-    assert [case.name for case in cases] == ["case"]
-    return read_case(cases[0], classes_of(cases, structures, sigmoid, ignore))
+) -> Case:
+    (pair,) = find_pairs(root / "predictions", root / "labels")
+    assert pair.name == "case"
+    return read_case(pair, classes_of([pair.prediction], structures, sigmoid, ignore))
 
 
-def check_softmax(saved: Saved, p: np.ndarray = P, atol: float = 1e-6) -> None:
+def check_softmax(saved: Case, p: np.ndarray = P, atol: float = 1e-6) -> None:
     assert saved.probabilities is not None
     torch.testing.assert_close(saved.probabilities, torch.from_numpy(p), atol=atol, rtol=0)
     assert torch.equal(saved.prediction, torch.from_numpy(p.argmax(0).astype(np.uint8)))
     assert torch.equal(saved.label, torch.from_numpy(LABEL[None]))
-    np.testing.assert_allclose(saved.affine, AFFINE, atol=1e-4)
+    assert saved.spacing == pytest.approx(nib.affines.voxel_sizes(AFFINE))
 
 
 def test_a_folder_of_our_inference_and_one_of_images_and_labels(
@@ -77,22 +75,60 @@ def test_a_folder_of_our_inference_and_one_of_images_and_labels(
     check_softmax(read_one(tmp_path))
 
 
-def test_a_stray_file_with_a_suffix_among_plain_labels(
-    predictions: Path, labels: Path, caplog: pytest.LogCaptureFixture
+class TextReader(Reader):
+    """A made-up format: text files of one channel each, which say where their voxels lie."""
+
+    def header(self) -> Header:
+        return Header(1, SHAPE, AFFINE)
+
+    def load(self) -> tuple[np.ndarray, np.dtype, float]:
+        values = np.loadtxt(self.files[0], dtype=np.float32).reshape(1, *SHAPE)
+        return values, values.dtype, 1.0
+
+
+def test_a_made_up_format_is_read_for_predictions_and_labels(
+    predictions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("case", "other"):
-        save_channels_last(predictions / f"{name}_probability.nii.gz", P)
-    save_nifti(labels / "case_SEG.nii.gz", 3 - LABEL)
-    # An image
-    save_nifti(labels / "other.nii.gz", np.arange(LABEL.size, dtype=np.int16).reshape(SHAPE))
-    with pytest.raises(InputError, match="no label for other"):
-        find_cases(predictions, labels)
-    save_nifti(labels / "other.nii.gz", LABEL)
-    assert [case.label.name for case in find_cases(predictions, labels)] == [
-        "case.nii.gz",
-        "other.nii.gz",
-    ]
-    assert "case_SEG.nii.gz" in caplog.text
+    monkeypatch.setitem(formats.FORMATS, ".txt", TextReader)
+    for file, values in (("predictions/case.txt", P[1]), ("labels/case_gt.txt", LABEL == 1)):
+        (tmp_path / file).parent.mkdir()
+        np.savetxt(tmp_path / file, values.reshape(1, -1))
+    saved = read_one(tmp_path)
+    torch.testing.assert_close(saved.probabilities, torch.from_numpy(P[1:2]))
+    assert torch.equal(saved.label[0], torch.from_numpy((LABEL == 1).astype(np.uint8)))
+
+
+def test_labels_as_arrays_lie_where_the_prediction_does(predictions: Path, tmp_path: Path) -> None:
+    save_channels_last(predictions / "case.nii.gz", P)
+    (tmp_path / "labels").mkdir()
+    np.save(tmp_path / "labels" / "case.npy", LABEL)
+    check_softmax(read_one(tmp_path))
+    (predictions / "case.nii.gz").unlink()
+    save_nnunet(predictions, "case", P)
+    with pytest.raises(InputError, match="no file says where its voxels lie"):
+        find_pairs(predictions, tmp_path / "labels")
+
+
+def test_pairs_from_a_table(predictions: Path, labels: Path, tmp_path: Path) -> None:
+    for index, channel in enumerate(P):
+        save_nifti(predictions / f"modality_{index + 5}.nii.gz", channel)
+    rows = [f"a,modality_{index}.nii.gz,case.nii.gz" for index in (5, 6, 7)]
+    table = tmp_path / "pairs.csv"
+    table.write_text("\n".join(["case,prediction,label", *rows]))
+    (pair,) = find_pairs(predictions, labels, table)
+    assert pair.name == "a"
+    check_softmax(read_case(pair, classes_of([pair.prediction])))
+    for text, expected in (
+        ("case,prediction\na,b.nii", "label"),
+        ("case,prediction,label", "no rows"),
+        ("case,prediction,label\na,b.mha,c.nii", "b.mha: unknown format"),
+        ("case,prediction,label\na,b.nii,case.nii.gz", "b.nii"),
+        ("case,prediction,label\na,b.nii,c.nii\na,d.nii,e.nii", "'a' has two labels"),
+        ("case,prediction,label\na,b.npz,c.nii\na,d.npz,c.nii", "d.npz: only NIfTI"),
+    ):
+        table.write_text(text)
+        with pytest.raises(InputError, match=expected):
+            find_pairs(predictions, labels, table)
 
 
 def test_a_folder_of_nnunet(predictions: Path, labels: Path, tmp_path: Path) -> None:
@@ -121,7 +157,7 @@ def test_a_file_for_each_channel(predictions: Path, labels: Path, tmp_path: Path
     check_softmax(read_one(tmp_path), softmax_of(0, channels=12))
     (predictions / "case_0.nii.gz").unlink()
     with pytest.raises(InputError, match="Number files of channels from 0"):
-        find_cases(predictions, labels)
+        find_pairs(predictions, labels)
 
 
 def test_names_that_end_in_a_number_are_names_where_labels_have_them(
@@ -130,7 +166,7 @@ def test_names_that_end_in_a_number_are_names_where_labels_have_them(
     for index in range(2):
         save_nifti(predictions / f"patient_{index}.nii.gz", P[index])
         save_nifti(tmp_path / "labels" / f"patient_{index}.nii.gz", LABEL)
-    assert [case.name for case in find_cases(predictions, tmp_path / "labels")] == [
+    assert [case.name for case in find_pairs(predictions, tmp_path / "labels")] == [
         "patient_0",
         "patient_1",
     ]
@@ -144,8 +180,8 @@ def test_predictions_that_are_called_like_labels_with_a_suffix(
     save_channels_last(predictions / f"a_{suffix}.nii.gz", P)
     save_nifti(tmp_path / "labels" / f"a_{suffix}.nii.gz", LABEL)
     save_nifti(tmp_path / "labels" / "a.nii.gz", P[0])  # the image
-    (case,) = find_cases(predictions, tmp_path / "labels")
-    assert case.label.name == f"a_{suffix}.nii.gz"
+    (case,) = find_pairs(predictions, tmp_path / "labels")
+    assert case.label.stem + ".nii.gz" == f"a_{suffix}.nii.gz"
 
 
 def test_sigmoid_regions_also_after_the_background(predictions: Path, tmp_path: Path) -> None:
@@ -175,7 +211,6 @@ def test_label_maps_have_no_probabilities(predictions: Path, tmp_path: Path) -> 
     assert torch.equal(
         saved.label, torch.from_numpy(np.where(LABEL == 2, IGNORED, 0)[None].astype(np.uint8))
     )
-    assert (saved.other_codes, saved.other_predicted) == ([1], [1, 2])
 
 
 def test_names_that_do_not_pair(
@@ -183,39 +218,39 @@ def test_names_that_do_not_pair(
 ) -> None:
     save_channels_last(predictions / "case.nii.gz", P)
     save_nifti(labels / "more.nii", LABEL)
-    assert len(find_cases(predictions, labels)) == 1  # such as the predictions of one fold
+    assert len(find_pairs(predictions, labels)) == 1  # such as the predictions of one fold
     assert "left out: more" in caplog.text
     save_channels_last(predictions / "alone.nii.gz", P)
     with pytest.raises(InputError, match="no label for alone"):
-        find_cases(predictions, labels)
+        find_pairs(predictions, labels)
 
 
 def test_two_of_one_name_are_refused(predictions: Path, labels: Path) -> None:
     image = save_nifti(predictions / "case.nii.gz", LABEL.astype(np.int16))
     save_nifti(predictions / "case_seg.nii.gz", LABEL)
-    with pytest.raises(InputError, match="image"):
+    with pytest.raises(InputError, match="--pairs"):
         find_predictions(predictions)
     image.unlink()
     save_nnunet(predictions, "case", P)
     save_nnunet(predictions / "sub", "case", P)
-    with pytest.raises(InputError, match="Two predictions are called case"):
+    with pytest.raises(InputError, match="Two files are called case"):
         find_predictions(predictions)
     save_nifti(labels / "case.nii", LABEL)
-    with pytest.raises(InputError, match="Two labels are called case"):
-        find_cases(predictions, labels)
+    with pytest.raises(InputError, match="Two files are called case"):
+        find_pairs(predictions, labels)
 
 
 def test_folders_without_files_are_named(predictions: Path, labels: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"predictions: cannot read the folder"):
-        find_cases(predictions, labels)
+        find_pairs(predictions, labels)
     predictions.mkdir()
-    with pytest.raises(InputError, match="predictions holds no predictions"):
-        find_cases(predictions, labels)
-    with pytest.raises(InputError, match="predictions holds no labels"):
-        find_cases(labels, predictions)
+    with pytest.raises(InputError, match="predictions: no file ends in"):
+        find_pairs(predictions, labels)
+    with pytest.raises(InputError, match="predictions: no file ends in"):
+        find_pairs(labels, predictions)
     (predictions / "case.nii").symlink_to(tmp_path / "gone")
     with pytest.raises(InputError, match=r"case\.nii"):
-        find_cases(predictions, labels)
+        find_pairs(predictions, labels)
 
 
 def test_other_grids_are_refused_before_voxels_are_read(
@@ -223,19 +258,11 @@ def test_other_grids_are_refused_before_voxels_are_read(
 ) -> None:
     save_channels_last(predictions / "case.nii.gz", P, AFFINE + np.eye(4)[:, [3, 3, 3, 0]] * 5)
     with pytest.raises(InputError, match="by up to 5 mm"):
-        find_cases(predictions, labels)
+        find_pairs(predictions, labels)
     (predictions / "case.nii.gz").unlink()
     save_nnunet(predictions, "case", P.transpose(0, 3, 2, 1))  # without a grid
     with pytest.raises(InputError, match="order of the axes"):
-        find_cases(predictions, labels)
+        find_pairs(predictions, labels)
     save_nnunet(predictions, "case", P)
-    find_cases(predictions, labels)
+    find_pairs(predictions, labels)
     assert "flipped or swapped" in caplog.text
-
-
-def test_one_number_of_channels_a_folder(predictions: Path, labels: Path) -> None:
-    save_channels_last(predictions / "case.nii", P)
-    save_nifti(predictions / "other.nii", LABEL)
-    save_nifti(labels / "other.nii", LABEL)
-    with pytest.raises(InputError, match=r"other\.nii has 0 channels"):
-        find_cases(predictions, labels)

@@ -1,0 +1,159 @@
+"""Cases read from their files: prediction, label and image on one grid; checks of all cases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from nibabel.affines import voxel_sizes
+from nibabel.orientations import apply_orientation
+
+from calib_components.data.nifti import Grid, open_nifti, read_values, turn_onto
+from calib_components.errors import InputError
+from calib_components.inference.images import find_images
+from calib_components.metrics.measures import Case
+from calib_components.tools.evaluate.classes import (
+    IGNORED,
+    Classes,
+    combine_masks,
+    label_classes,
+)
+from calib_components.tools.evaluate.formats import Reader, Stored
+from calib_components.tools.evaluate.pairing import LabelledPrediction, find_turn
+
+CUBIC_MM = 1000  # in a millilitre
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the cases of an evaluation share.
+
+    Attributes:
+        out: Folder of the results.
+        classes: What the channels of predictions are.
+        patients: Patient of each case.
+        images: File of the image of each case, for pictures; empty without images.
+        workers: Number of processes.
+        shard: Share of the cases to measure, such as 2/8; None for all.
+        overwrite: Whether the folder may hold other files.
+    """
+
+    out: Path
+    classes: Classes
+    patients: Mapping[str, str]
+    images: Mapping[str, Path]
+    workers: int | None
+    shard: str | None
+    overwrite: bool
+
+    def items(self) -> list[dict[str, str]]:
+        """Return the cases as `calib_components.data.overlap` compares them."""
+        return [{"case": case, "patient": patient} for case, patient in self.patients.items()]
+
+
+def read_case(pair: LabelledPrediction, classes: Classes, temperature: float | None = None) -> Case:
+    """Read a case to measure on the voxels of its label, in mm and ml.
+
+    Its `prediction` is uint8 `(X, Y, Z)`, the most probable class, or the class of a label map;
+    with sigmoid channels, what `combine_masks` makes of those above 0.5.
+    """
+    grid = pair.grid()
+    label = label_classes(pair.label.label_codes(), classes, pair.label.files[0])
+    stored = read_prediction(pair.prediction, classes, grid)
+    is_label_map = pair.prediction.header().channels == 0
+    return Case(
+        label=torch.from_numpy(label),
+        structures=classes.structures,
+        probabilities=None if is_label_map else torch.from_numpy(stored.values),
+        prediction=torch.from_numpy(_predicted_classes(stored.values, classes)),
+        sigmoid=classes.sigmoid,
+        ignore_index=IGNORED,
+        temperature=temperature,
+        spacing=tuple(map(float, voxel_sizes(grid.affine))),
+        voxel_volume=float(abs(np.linalg.det(grid.affine[:3, :3])) / CUBIC_MM),
+        lowest=stored.lowest,
+        highest=stored.highest,
+    )
+
+
+def read_prediction(prediction: Reader, classes: Classes, grid: Grid | None = None) -> Stored:
+    """Read the probabilities `(C, X, Y, Z)` of a prediction, or the classes `(1, X, Y, Z)` of a
+    label map, on a grid whose axes may be in another order; None: on its own.
+    """
+    if prediction.header().channels == 0:
+        every_code = replace(classes, ignore_code=None)
+        codes = prediction.label_codes()
+        stored = Stored(label_classes(codes, every_code, prediction.files[0]), 0.0, 1.0)
+    else:
+        stored = prediction.probabilities(classes.sigmoid, classes.skip)
+    turn = None if grid is None else find_turn(prediction, grid)
+    if turn is None:
+        return stored
+    turned = np.stack([apply_orientation(channel, turn) for channel in stored.values])
+    return stored._replace(values=turned)
+
+
+def _predicted_classes(values: np.ndarray, classes: Classes) -> np.ndarray:
+    if classes.sigmoid:
+        return combine_masks(values > 0.5, classes)
+    if len(values) == 1:  # the classes of a label map
+        return values[0]
+    return values.argmax(0).astype(np.uint8)
+
+
+def find_case_images(folder: Path, cases: Iterable[str]) -> dict[str, Path]:
+    """Find the image of each case in a folder: NAME, or NAME_0000, nnU-Net's first channel."""
+    files = {image.name: image.files[0] for image in find_images(folder)}
+    images = {}
+    for case in cases:
+        file = files.get(case, files.get(f"{case}_0000"))
+        if file is None:
+            raise InputError(f"{folder}: no image is called {case} or {case}_0000.")
+        images[case] = file
+    return images
+
+
+def read_image(file: Path, grid: Grid | None = None) -> np.ndarray:
+    """Read the grey values `(X, Y, Z)` of an image, of its first channel, on a grid whose axes may
+    be in another order; None: on its own.
+    """
+    image = open_nifti(file)
+    values = read_values(image, file).reshape(*image.shape[:3], -1)[..., 0]
+    turn = None if grid is None else turn_onto(Grid(image.affine, values.shape, file), grid)
+    return values.copy() if turn is None else apply_orientation(values, turn).copy()
+
+
+def count_agreement(case: Case) -> list[list[int]]:
+    """Count voxels of background, and of structures: all, those that are right, and those that
+    would be if the last channel of the softmax were the background.
+    """
+    assert case.prediction is not None
+    if case.probabilities is None or case.sigmoid:
+        return [[0, 0, 0], [0, 0, 0]]
+    label, prediction = case.label[0], case.prediction
+    moved = (prediction.int() + 1) % len(case.probabilities)
+    background, structures = label == 0, (label > 0) & (label != IGNORED)
+    return [
+        [int((part & right).sum()) for right in (part, prediction == label, moved == label)]
+        for part in (background, structures)
+    ]
+
+
+def check_background(counts: Sequence[list[list[int]]], file: Path) -> None:
+    """Raise `InputError`, which names a file, if the background is the last channel: a network that
+    is merely bad never looks like this.
+
+    Args:
+        counts: What `count_agreement` returned for each case.
+        file: A prediction.
+    """
+    voxels, right, moved = np.sum(counts, 0).T
+    if (right < voxels / 4).all() and (moved > voxels * [0.75, 0.5]).all():
+        raise InputError(
+            f"{file}: the background seems to be the last channel:"
+            f" {right.sum() / voxels.sum():.0%} of all voxels are right, but"
+            f" {moved.sum() / voxels.sum():.0%} if it were the first. Save the background first."
+        )

@@ -1,0 +1,236 @@
+"""Files of predictions and labels: found in folders, and paired by the name of their case."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from calib_components.data.nifti import LABEL_SUFFIXES, Grid, turn_onto
+from calib_components.errors import InputError, reading
+from calib_components.tools.evaluate.classes import PROBABILITY
+from calib_components.tools.evaluate.formats import (
+    FORMATS,
+    Nifti,
+    Reader,
+    list_readers,
+    make_reader,
+)
+
+UNCERTAINTY = "_uncertainty"
+SHOWN = 5  # of many names in a message
+
+
+@dataclass(frozen=True)
+class LabelledPrediction:
+    """The prediction and the label of a case."""
+
+    name: str
+    prediction: Reader
+    label: Reader
+
+    @property
+    def files(self) -> list[Path]:
+        """All files that are read."""
+        readers = (self.prediction, self.label)
+        return [file for each in readers for file in (*each.files, *each.grid_files)]
+
+    def grid(self) -> Grid:
+        """Return where the voxels of the label lie; if its files do not say it, those of the
+        prediction do.
+        """
+        label, prediction = self.label.header(), self.prediction.header()
+        affine = prediction.affine if label.affine is None else label.affine
+        if affine is None:
+            raise InputError(
+                f"{self.label.files[0]}: no file says where its voxels lie. Save it as NIfTI."
+            )
+        return Grid(affine, label.shape, self.label.files[0])
+
+
+def find_pairs(
+    predictions: Path, labels: Path, table: Path | None = None
+) -> list[LabelledPrediction]:
+    """Find the predictions of a folder and the label of each, sorted by name, and check by the
+    files' headers that each pair has the same voxels.
+
+    Labels without a prediction are left out. Axes of a prediction may be in another order or
+    direction than those of its label.
+
+    Args:
+        predictions: Folder of the predictions.
+        labels: Folder of the labels.
+        table: CSV file of the pairs, see `read_pairs`. Default: files of the same name are a pair.
+
+    Raises:
+        InputError: A prediction has no label, or a file is unsuitable.
+    """
+    if table is None:
+        readers_by_case = find_labels(labels)
+        pairs = pair_by_name(find_predictions(predictions, readers_by_case), readers_by_case)
+        left_out = sorted(readers_by_case.keys() - {pair.name for pair in pairs})
+        if left_out:
+            logging.getLogger(__name__).warning(
+                "%s: %d label(s) without a prediction, left out: %s",
+                labels,
+                len(left_out),
+                ", ".join(left_out[:SHOWN]),
+            )
+    else:
+        pairs = read_pairs(table, predictions, labels)
+    check_grids(pairs)
+    return pairs
+
+
+def read_pairs(table: Path, predictions: Path, labels: Path) -> list[LabelledPrediction]:
+    """Read which files are a pair from a CSV file with the columns case, prediction and label.
+
+    Paths are relative to the two folders. A case with a file for each channel has a row for each.
+    """
+    prediction_files: dict[str, list[Path]] = defaultdict(list)
+    label_files: dict[str, Path] = {}
+    with reading(table, "a table of case, prediction and label") as file:
+        for row in csv.DictReader(file.read_text(encoding="utf-8-sig").splitlines()):
+            case, label = row["case"], labels / row["label"]
+            if label_files.setdefault(case, label) != label or Path(case).name != case:
+                raise InputError(f"{table}: {case!r} has two labels, or is no file name.")
+            prediction_files[case].append(predictions / row["prediction"])
+    if not label_files:
+        raise InputError(f"{table} has no rows.")
+    return [
+        LabelledPrediction(case, make_reader(prediction_files[case]), make_reader([file]))
+        for case, file in sorted(label_files.items())
+    ]
+
+
+def pair_by_name(
+    predictions: Mapping[str, Reader], labels: Mapping[str, Reader]
+) -> list[LabelledPrediction]:
+    """Pair predictions with the labels of the same case."""
+    unpaired = [name for name in predictions if name not in labels]
+    if unpaired:
+        raise InputError(
+            f"{predictions[unpaired[0]].files[0]}: no label for {unpaired[0]}. Give each"
+            " prediction a label of the same name, or list the pairs in a file for --pairs. Number"
+            " files of channels from 0, without gaps and leading zeros."
+        )
+    return [LabelledPrediction(name, reader, labels[name]) for name, reader in predictions.items()]
+
+
+def find_predictions(folder: Path, label_names: Collection[str] = ()) -> dict[str, Reader]:
+    """Find the predictions in a folder and its subfolders, by the names of their cases, sorted.
+
+    `NAME_0`, `NAME_1` and so on of one channel each are the channels of one prediction, unless one
+    of them is among `label_names`. Uncertainty maps are left out, and so are label maps beside
+    probabilities of the same case.
+    """
+    readers = [reader for reader in list_readers(folder) if not reader.stem.endswith(UNCERTAINTY)]
+    joined = _join_channels(readers, label_names)
+    channel_files = {file for _, reader in joined for file in reader.files}
+    single = [
+        (case_name(reader.stem), reader)
+        for reader in readers
+        if reader.files[0] not in channel_files
+    ]
+    return _one_for_each_case(_prefer_probabilities([*joined, *single]), folder)
+
+
+def find_labels(folder: Path) -> dict[str, Reader]:
+    """Find the labels in a folder and its subfolders, by the names of their cases, sorted.
+
+    If names end in `_gt`, `_seg` or `_label`, only these are labels: images may lie beside them.
+    """
+    readers = list_readers(folder)
+    with_suffix = [reader for reader in readers if reader.stem.lower().endswith(LABEL_SUFFIXES)]
+    labels = [(case_name(reader.stem), reader) for reader in with_suffix or readers]
+    return _one_for_each_case(labels, folder)
+
+
+def case_name(stem: str) -> str:
+    """Return the name of a case from that of its prediction or label, without a known ending.
+
+    Examples:
+        >>> case_name("heart_gt"), case_name("heart_probability"), case_name("heart")
+        ('heart', 'heart', 'heart')
+    """
+    endings = (ending for ending in (PROBABILITY, *LABEL_SUFFIXES) if stem.lower().endswith(ending))
+    return stem[: len(stem) - len(next(endings, ""))]
+
+
+def check_grids(pairs: Sequence[LabelledPrediction]) -> None:
+    """Check by the headers that predictions have the voxels of their labels."""
+    for pair in pairs:
+        find_turn(pair.prediction, pair.grid())
+    unknown = sum(pair.prediction.header().affine is None for pair in pairs)
+    if unknown:
+        logging.getLogger(__name__).warning(
+            "%s: no file says where the voxels of %d prediction(s) lie. Their axes may be flipped"
+            " or swapped unnoticed.",
+            pairs[0].prediction.files[0].parent,
+            unknown,
+        )
+
+
+def find_turn(prediction: Reader, grid: Grid) -> np.ndarray | None:
+    """Return how to turn the axes of a prediction to those of a grid, see
+    `nibabel.orientations.apply_orientation`; None if they are the same.
+
+    Without an affine of the prediction, only shapes are compared.
+    """
+    header = prediction.header()
+    if header.affine is not None:
+        return turn_onto(Grid(header.affine, header.shape, prediction.files[0]), grid)
+    if header.shape != grid.shape:
+        raise InputError(
+            f"{prediction.files[0]}: shape {header.shape} is not that of {grid.name}, {grid.shape}."
+            " Check the order of the axes."
+        )
+    return None
+
+
+def _join_channels(
+    readers: Sequence[Reader], label_names: Collection[str]
+) -> list[tuple[str, Reader]]:
+    """Return predictions with a file for each channel, numbered from 0, and their names."""
+    numbered: dict[tuple[Path, str], dict[int, Reader]] = defaultdict(dict)
+    for reader in readers:
+        match = re.fullmatch(r"(.+)_(0|[1-9]\d*)", reader.stem, re.DOTALL)
+        if match and reader.stem not in label_names and isinstance(reader, Nifti):
+            numbered[reader.files[0].parent, match[1]][int(match[2])] = reader
+    return [
+        (name, Nifti(tuple(parts[channel].files[0] for channel in range(len(parts)))))
+        for (_, name), parts in numbered.items()
+        if len(parts) > 1
+        and max(parts) == len(parts) - 1
+        and all(reader.header().channels == 1 for reader in parts.values())
+    ]
+
+
+def _prefer_probabilities(named_readers: Sequence[tuple[str, Reader]]) -> list[tuple[str, Reader]]:
+    """Leave out label maps of cases that have probabilities, too."""
+    probabilities = [named for named in named_readers if named[1].header().channels > 0]
+    cases = {case for case, _ in probabilities}
+    label_maps = [named for named in named_readers if named[0] not in cases]
+    return [*probabilities, *label_maps]
+
+
+def _one_for_each_case(
+    named_readers: Iterable[tuple[str, Reader]], folder: Path
+) -> dict[str, Reader]:
+    reader_by_case: dict[str, Reader] = {}
+    for case, reader in sorted(named_readers, key=lambda named: named[0]):
+        first = reader_by_case.setdefault(case, reader)
+        if first is not reader:
+            raise InputError(
+                f"Two files are called {case}: {first.files[0]} and {reader.files[0]}. Move one"
+                " away, or list the pairs in a file for --pairs."
+            )
+    if not reader_by_case:
+        raise InputError(f"{folder}: no file ends in {', '.join(FORMATS)}.")
+    return reader_by_case

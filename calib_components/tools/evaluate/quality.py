@@ -1,0 +1,90 @@
+"""Quality of saved predictions without labels, from their probabilities."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from calib_components.data.nifti import Grid, open_nifti
+from calib_components.errors import InputError, check_output, make_folder, printable
+from calib_components.inference.images import shard_of
+from calib_components.quality import (
+    Reference,
+    ScanEstimates,
+    describe_scan,
+    draw_slice,
+    write_record,
+    write_table,
+)
+from calib_components.quality.table import FOLDER, LOCK, choose
+from calib_components.tools.evaluate.cases import Setting, read_image, read_prediction
+from calib_components.tools.evaluate.formats import Reader
+from calib_components.tools.parallel import map_cases
+
+
+def estimate_quality(
+    predictions: Mapping[str, Reader],
+    setting: Setting,
+    reference: Reference | None,
+    review: str,
+    review_below: float | None,
+) -> None:
+    """Write the table and the page of the quality of predictions.
+
+    Args:
+        predictions: Predictions by the names of their cases.
+        setting: What they share.
+        reference: Labelled validation cases, which give limits; None without them.
+        review: Share of the predictions to list.
+        review_below: Expected DSC below which predictions are listed, in place of a share.
+    """
+    out = setting.out
+    choose([], review, review_below)
+    check_output(out, LOCK, overwrite=setting.overwrite)
+    make_folder(out / FOLDER)
+    (out / LOCK).touch()
+    if reference is None:
+        reference = Reference.from_tensor(torch.empty(0), [*setting.classes.structures])
+    estimate = functools.partial(_estimate_scan, setting=setting, reference=reference)
+    scans = shard_of([*predictions.items()], setting.shard)
+    map_cases(estimate, scans, setting.workers, "estimate")
+    if setting.shard is None:
+        for file in (out / FOLDER).glob("*.json"):
+            if file.stem not in predictions:  # of an earlier run
+                file.unlink()
+    print(printable(write_table(out, review, review_below)))
+
+
+def _estimate_scan(
+    named_prediction: tuple[str, Reader], setting: Setting, reference: Reference
+) -> None:
+    """Write the record of a prediction; where it has an image, on the grid of that."""
+    name, prediction = named_prediction
+    affine, grid, image = prediction.header().affine, None, None
+    if name in setting.images:
+        file = setting.images[name]
+        header, image = open_nifti(file), read_image(file)
+        affine, grid = header.affine, Grid(header.affine, image.shape, file)
+    values = read_prediction(prediction, setting.classes, grid).values
+    foreground = values if setting.classes.sigmoid else values[1:]
+    if foreground.any() and not ((values > 0) & (values < 1)).any():
+        raise InputError(
+            f"{prediction.files[0]}: all values are 0 or 1, as those of a label map. Save"
+            " probabilities."
+        )
+    p = torch.from_numpy(values).permute(0, 3, 2, 1)
+    scan = ScanEstimates(setting.classes.structures, setting.classes.sigmoid)
+    scan.update(p)
+    index = scan.most_uncertain_slice
+    if image is not None:
+        drawn = image[..., index].T
+    elif setting.classes.sigmoid:
+        drawn = p[:, index].amax(0).numpy()
+    else:
+        drawn = 1 - p[0, index].numpy()
+    masks = torch.stack(scan.masks(p[:, index]))
+    picture = draw_slice(drawn, masks, np.eye(4) if affine is None else affine)
+    write_record(describe_scan(name, scan.compute(), reference, affine, picture), setting.out)
