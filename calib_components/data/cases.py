@@ -234,8 +234,7 @@ class CaseDataset(Dataset):
     """Prepared cases, or raw cases (as they come from the scanner), which are prepared first.
 
     MONAI Label trains on the latter: it replaces `data` with its own list of images and labels.
-        They are prepared into
-    a temporary folder, which is removed when the process ends.
+    They are prepared into a temporary folder, which is removed when the process ends.
 
     Args:
         data: Items with the path of an `image` and a `label`; a prepared one also has the name of

@@ -97,15 +97,13 @@ class Facts:
 
     def _check(self, name: str) -> None:
         classes = range(self.num_classes)
+        for key in ("class_names", "label_codes"):
+            values = getattr(self, key)
+            if not len(set(values)) == len(values) == len(classes):
+                raise InputError(
+                    f"{name}: {key} must hold {len(classes)} different values, got {values}."
+                )
         for holds, rule in (
-            (
-                len({*self.class_names}) == len(self.class_names) == len(classes),
-                f"class_names must hold {len(classes)} different values, got {self.class_names}",
-            ),
-            (
-                len({*self.label_codes}) == len(self.label_codes) == len(classes),
-                f"label_codes must hold {len(classes)} different values, got {self.label_codes}",
-            ),
             (
                 {*itertools.chain.from_iterable(self.structures.values())} <= {*classes},
                 f"structures have class indices beyond the {len(classes)} classes",

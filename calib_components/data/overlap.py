@@ -2,7 +2,7 @@
 seen before.
 
 A case is an item: its name `case`, its `patient` and, where known, the file `image` or the
-    `content_of` its label.
+`content_of` its label.
 """
 
 from __future__ import annotations

@@ -22,13 +22,11 @@ class EntropyPenaltyLoss(CalibrationLoss):
     Confident predictions have a low entropy and are therefore penalised.
 
     Source: Pereyra et al., "Regularizing Neural Networks by Penalizing Confident Output
-        Distributions", ICLR workshop
-    2017, <https://arxiv.org/abs/1701.06548>
+    Distributions", ICLR workshop 2017, <https://arxiv.org/abs/1701.06548>
 
     Departure from the paper: its entropy is the sum over the N classes. Here it is the mean over
-        classes, as in the
-    code of the NACL paper's authors, so a `penalty_weight` of 0.1 corresponds to 0.1 / N in the
-    paper.
+    classes, as in the code of the NACL paper's authors, so a `penalty_weight` of 0.1 corresponds to
+    0.1 / N in the paper.
 
     Shapes and errors are those of `CalibrationLoss`.
 

@@ -22,13 +22,11 @@ class FocalLoss(CalibrationLoss):
     `torch.exp(-cross_entropy)` is the predicted probability of the voxel's class.
 
     Source: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017,
-        <https://arxiv.org/abs/1708.02002>; for
-    calibration, Mukhoti et al., "Calibrating Deep Neural Networks using Focal Loss", NeurIPS 2020,
-    <https://arxiv.org/abs/2002.09437>
+    <https://arxiv.org/abs/1708.02002>; for calibration, Mukhoti et al., "Calibrating Deep Neural
+    Networks using Focal Loss", NeurIPS 2020, <https://arxiv.org/abs/2002.09437>
 
     Departures from Lin et al.: softmax over N classes instead of one sigmoid, no class weights
-        (their alpha), and the
-    mean over all voxels that count, as in Mukhoti et al. and the NACL paper.
+    (their alpha), and the mean over all voxels that count, as in Mukhoti et al. and the NACL paper.
 
     The target holds class indices. Shapes and errors are those of `CalibrationLoss`.
 

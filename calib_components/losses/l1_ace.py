@@ -35,10 +35,9 @@ class L1ACELoss(CalibrationLoss):
     class everywhere has a value of 0. Add it to others, as `L1ACEDiceCELoss` does.
 
     Source: Barfoot et al., "Average Calibration Losses for Reliable Uncertainty in Medical Image
-        Segmentation", IEEE
-    Transactions on Medical Imaging 2026, <https://arxiv.org/abs/2506.03942>; first in "Average
-    Calibration Error: A Differentiable Loss for Improved Reliability in Image Segmentation", MICCAI
-    2024, <https://arxiv.org/abs/2403.06759>
+    Segmentation", IEEE Transactions on Medical Imaging 2026, <https://arxiv.org/abs/2506.03942>;
+    first in "Average Calibration Error: A Differentiable Loss for Improved Reliability in Image
+    Segmentation", MICCAI 2024, <https://arxiv.org/abs/2403.06759>
 
     Departures from the authors' code: the edges of the bins are `i / num_bins`, as in
     `CalibrationBins`, where theirs are stretched by 1e-7; sums are float64; one channel with a

@@ -24,8 +24,7 @@ class L1ACEDiceCELoss(L1ACELoss):
     Dice.
 
     Source: Barfoot et al., "Average Calibration Losses for Reliable Uncertainty in Medical Image
-        Segmentation", IEEE
-    Transactions on Medical Imaging 2026, <https://arxiv.org/abs/2506.03942>
+    Segmentation", IEEE Transactions on Medical Imaging 2026, <https://arxiv.org/abs/2506.03942>
 
     Departures from the authors' code: the three weights, equal there too, are 1 instead of 0.33,
     and Dice has no squares in its denominator, so that the loss differs from `DiceCELoss` in

@@ -21,11 +21,10 @@ class LabelSmoothingLoss(CalibrationLoss):
     softmax(input)` and the voxel's class `y`.
 
     Source: Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016,
-        section 7,
-    <https://arxiv.org/abs/1512.00567>
+    section 7, <https://arxiv.org/abs/1512.00567>
 
     Departures from the paper: none; as there, the smoothing distribution is uniform over the
-        classes.
+    classes.
 
     Shapes and errors are those of `CalibrationLoss`.
 

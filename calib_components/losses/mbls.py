@@ -21,12 +21,11 @@ class MbLSLoss(CalibrationLoss):
     Differences between logits of up to `margin` are not penalised.
 
     Source: Liu et al., "The Devil is in the Margin: Margin-Based Label Smoothing for Network
-        Calibration", CVPR 2022,
-    <https://arxiv.org/abs/2111.15430>
+    Calibration", CVPR 2022, <https://arxiv.org/abs/2111.15430>
 
     Departure from the paper: its penalty is the sum over the N classes. Here it is the mean over
-        classes, as in the
-    authors' code, so a `penalty_weight` of 0.1 corresponds to 0.1 / N in the paper's equation.
+    classes, as in the authors' code, so a `penalty_weight` of 0.1 corresponds to 0.1 / N in the
+    paper's equation.
 
     Shapes and errors are those of `CalibrationLoss`.
 

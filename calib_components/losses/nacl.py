@@ -25,9 +25,8 @@ class NACLLoss(CalibrationLoss):
     neighbourhood supports.
 
     Options change these lines as follows: `penalty="l2"` replaces `abs()` by `square()`,
-        `constraint="softmax"`
-    replaces `input` in the penalty by `input.softmax(1)`, and `prior`, `kernel_size`, `sigma` and
-    `padding` are passed to `neighbor_prior`.
+    `constraint="softmax"` replaces `input` in the penalty by `input.softmax(1)`, and `prior`,
+    `kernel_size`, `sigma` and `padding` are passed to `neighbor_prior`.
 
     The penalty is a ceiling for the confidence. Where the window holds a single class `y`, the loss
     is smallest at a probability of exactly `1 - penalty_weight / N` of `y` (0.975 for 4 classes and
@@ -38,14 +37,12 @@ class NACLLoss(CalibrationLoss):
     and its probability `e / (e + N - 1)`.
 
     Source: Murugesan et al., "Trust Your Neighbours: Penalty-Based Constraints for Model
-        Calibration", MICCAI 2023,
-    equation 7, <https://arxiv.org/abs/2303.06268>
+    Calibration", MICCAI 2023, equation 7, <https://arxiv.org/abs/2303.06268>
 
     Departures from the paper: equation 7 sums the penalty over the N classes. Here it is the mean
-        over classes, as in
-    the authors' code, which produced the paper's tables; a `penalty_weight` of 0.1 corresponds to
-    0.1 / N in the equation. Beyond the image the labels at the border are repeated, where the
-    authors' code takes background (`padding="background"`).
+    over classes, as in the authors' code, which produced the paper's tables; a `penalty_weight` of
+    0.1 corresponds to 0.1 / N in the equation. Beyond the image the labels at the border are
+    repeated, where the authors' code takes background (`padding="background"`).
 
     Probabilities as target need the prior `mean` or `gaussian`. Shapes and errors are those of
     `CalibrationLoss`.

@@ -45,13 +45,11 @@ def neighbor_prior(
     of voxels is the lower one, as in `torch.mode` and `torch.median`.
 
     Ignored voxels are in no window: proportions are taken over the voxels that count, and sum to 1
-        at the border and
-    next to ignored voxels too. If the window holds no voxel that counts, the prior is 0 for every
-    class.
+    at the border and next to ignored voxels too. If the window holds no voxel that counts, the
+    prior is 0 for every class.
 
     Source: Murugesan et al., "Trust Your Neighbours: Penalty-Based Constraints for Model
-        Calibration", MICCAI 2023,
-    Tables 2 and 3, <https://arxiv.org/abs/2303.06268>
+    Calibration", MICCAI 2023, Tables 2 and 3, <https://arxiv.org/abs/2303.06268>
 
     Shape:
         - target: Class indices, `(B, 1, *S)` or `(B, *S)`; or probabilities, `(B, N, *S)`, with

@@ -24,13 +24,12 @@ class SVLSLoss(CalibrationLoss):
     the image the labels at the border are repeated.
 
     Source: Islam and Glocker, "Spatially Varying Label Smoothing: Capturing Uncertainty from Expert
-        Annotations", IPMI
-    2021, <https://arxiv.org/abs/2104.05788>
+    Annotations", IPMI 2021, <https://arxiv.org/abs/2104.05788>
 
     Departures from the paper: ignored voxels contribute nothing to the soft labels, since the
-        kernel is normalised over
-    the voxels that count. The default `sigma` is that of the NACL paper. The authors' code locates
-    the centre of every kernel as if its size were 3; here it is the kernel's own centre.
+    kernel is normalised over the voxels that count. The default `sigma` is that of the NACL paper.
+    The authors' code locates the centre of every kernel as if its size were 3; here it is the
+    kernel's own centre.
 
     Shapes and errors are those of `CalibrationLoss`.
 
