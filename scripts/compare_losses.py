@@ -21,7 +21,6 @@ results.
 from __future__ import annotations
 
 from calib_components.tools import cli
-from calib_components.tools.compare import compare_losses
 
 if __name__ == "__main__":
-    cli.run("compare_losses", compare_losses)
+    cli.run("compare_losses", "calib_components.tools.compare.run:compare_losses")

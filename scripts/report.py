@@ -14,7 +14,6 @@ CSV files.
 from __future__ import annotations
 
 from calib_components.tools import cli
-from calib_components.tools.report.report import report_folders
 
 if __name__ == "__main__":
-    cli.run("report", report_folders)
+    cli.run("report", "calib_components.tools.report.report:report_folders")

@@ -1,4 +1,4 @@
-"""Segment many images, or evaluate many cases, in shares: on this machine, or as an array of Slurm
+r"""Segment many images, or evaluate many cases, in shares: on this machine, or as an array of Slurm
 jobs.
 
     python scripts/run_cases.py infer BUNDLE --dataset_dir SCANS --output_dir OUT \

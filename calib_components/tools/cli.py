@@ -22,7 +22,9 @@ from calib_components.errors import InputError, printable
 
 Command = Callable[..., None]
 Commands = str | Command | Mapping[str, "Commands"]
-ROOT = Path(__file__).parents[2]  # of the modules of commands: the repository, or an environment's packages
+ROOT = Path(__file__).parents[
+    2
+]  # of the modules of commands: the repository, or an environment's packages
 
 
 def run(name: str, commands: Commands) -> None:
@@ -80,7 +82,9 @@ def _import_late(place: str) -> Command:
     """
     module, name = place.split(":")
     file = ROOT.joinpath(*module.split(".")).with_suffix(".py")
-    functions = [node for node in ast.parse(file.read_bytes()).body if isinstance(node, ast.FunctionDef)]
+    functions = [
+        node for node in ast.parse(file.read_bytes()).body if isinstance(node, ast.FunctionDef)
+    ]
     (function,) = [node for node in functions if node.name == name]
     function.body, function.decorator_list = function.body[:1], []  # the docstring alone
     defined: dict[str, Any] = {"Any": Any, "Path": Path, "Sequence": Sequence}

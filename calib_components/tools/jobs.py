@@ -6,6 +6,7 @@ for processes run a number of them at a time.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import sys
@@ -59,9 +60,12 @@ def run_jobs(
     A job returns why it failed, in one line, or None. Slurm gets the jobs as an array. The bar
     shows the number of jobs, or what `count_done` says of a `total`.
     """
-    running = _submit(jobs, executor)
+    if not jobs:
+        return {}
     failed = {}
-    bar = tqdm(total=total or len(jobs), unit="job" if total is None else "case", disable=None)
+    with getattr(executor, "batch", contextlib.nullcontext)():
+        running = {name: executor.submit(job) for name, job in jobs.items()}
+    bar = tqdm(total=total or len(jobs), disable=None)
     try:
         while running:
             time.sleep(POLL)
@@ -79,13 +83,6 @@ def run_jobs(
         for process in list(_running):
             process.terminate()
     return failed
-
-
-def _submit(jobs: Mapping[str, Callable[[], str | None]], executor: Any) -> dict[str, Any]:
-    if not jobs or isinstance(executor, ThreadPoolExecutor):
-        return {name: executor.submit(job) for name, job in jobs.items()}
-    with executor.batch():  # an array on Slurm
-        return {name: executor.submit(job) for name, job in jobs.items()}
 
 
 def _reason(job: Any) -> str | None:

@@ -88,9 +88,7 @@ def run_cases(
     end(f"{number - len(failed)} of {number} shares are finished", failed)
 
 
-def _count_work(
-    command: str, files: Sequence[Path], options: Mapping[str, Any]
-) -> tuple[int, str]:
+def _count_work(command: str, files: Sequence[Path], options: Mapping[str, Any]) -> tuple[int, str]:
     """Return the number of images or cases, and the pattern of a file that each has when it is
     done.
     """
