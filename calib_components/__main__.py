@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def print_trainers() -> None:
@@ -13,7 +14,7 @@ def print_trainers() -> None:
     print(Path(__file__).parent / "tools" / "nnunet" / "trainers")
 
 
-COMMANDS = {
+COMMANDS: dict[str, Any] = {
     "prepare_data": "calib_components.tools.prepare.prepare:prepare_data",
     "evaluate_predictions": "calib_components.tools.evaluate.evaluate:evaluate_predictions",
     "calibrate_predictions": "calib_components.tools.evaluate.calibrate:calibrate_predictions",

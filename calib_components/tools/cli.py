@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib
+import inspect
 import os
 import re
 import signal
@@ -40,11 +41,8 @@ def run(name: str, commands: Commands) -> None:
             is called; or commands, or groups of them, by name.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    app = make_app(name, commands)
     try:
-        command, arguments, _ = app.parse_args(
-            _join_booleans(sys.argv[1:]), exit_on_error=False, print_error=False
-        )
+        command, arguments = parse(name, commands, sys.argv[1:])
         command(*arguments.args, **arguments.kwargs)
     except CycloptsError as error:
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
@@ -56,7 +54,17 @@ def run(name: str, commands: Commands) -> None:
         sys.exit(f"{name}: interrupted")
 
 
-def make_app(name: str, commands: Commands) -> App:
+def parse(
+    name: str, commands: Commands, words: Iterable[str]
+) -> tuple[Command, inspect.BoundArguments]:
+    """Return the command that words call, and its arguments; see `run`."""
+    command, arguments, _ = _make_app(name, commands).parse_args(
+        _join_booleans(words), exit_on_error=False, print_error=False
+    )
+    return command, arguments
+
+
+def _make_app(name: str, commands: Commands) -> App:
     """Return the command line of a command, or of commands and groups of them by name."""
     app = App(
         name=name,
@@ -68,7 +76,7 @@ def make_app(name: str, commands: Commands) -> App:
     )
     if isinstance(commands, Mapping):
         for word, command in commands.items():
-            app.command(make_app(word, command))
+            app.command(_make_app(word, command))
     else:
         app.default(_import_late(commands) if isinstance(commands, str) else commands)
     return app
@@ -82,10 +90,8 @@ def _import_late(place: str) -> Command:
     """
     module, name = place.split(":")
     file = ROOT.joinpath(*module.split(".")).with_suffix(".py")
-    functions = [
-        node for node in ast.parse(file.read_bytes()).body if isinstance(node, ast.FunctionDef)
-    ]
-    (function,) = [node for node in functions if node.name == name]
+    nodes = ast.parse(file.read_bytes()).body
+    (function,) = [n for n in nodes if isinstance(n, ast.FunctionDef) and n.name == name]
     function.body, function.decorator_list = function.body[:1], []  # the docstring alone
     defined: dict[str, Any] = {"Any": Any, "Path": Path, "Sequence": Sequence}
     exec(compile(ast.Module([function], []), file, "exec"), defined)

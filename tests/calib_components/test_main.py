@@ -9,6 +9,7 @@ import ast
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cyclopts import CycloptsError
 
 from calib_components.__main__ import COMMANDS, ELSEWHERE, main
+from calib_components.tools import cli
 from tests.helpers import ROOT
 
 # Prints the help of each command line, and what they have imported.
@@ -112,6 +115,40 @@ def test_help_imports_neither_torch_nor_monai(helps: tuple[dict[str, str], list[
 def test_no_short_options_but_that_of_help(helps: tuple[dict[str, str], list[str]]) -> None:
     for shown in helps[0].values():
         assert {*re.findall(r"(?<![\w-])-[a-z]\b", shown)} <= {"-h"}
+
+
+PAGES = [
+    file
+    for pattern in ("*.md", "docs/*.md", "demo/*.md", "bundles/*/docs/*.md")
+    for file in sorted(ROOT.glob(pattern))
+    if file.name != "migration.md" and not file.name.startswith("CHANGELOG")
+]
+
+
+def printed_commands(page: Path) -> Iterator[tuple[str, Any, list[str]]]:
+    """The commands in code blocks and code spans of a page, with what reads them and their words."""
+    text = page.read_text().replace("\\\n", " ")
+    for script, rest in re.findall(
+        r"(?:python scripts/(\w+)\.py|calib-components) ([^`\n|)]*)", text
+    ):
+        commands = DOCUMENTED.get(f"scripts/{script}.py") if script else COMMANDS
+        words = shlex.split(rest.partition(";")[0], comments=True)
+        is_mention = len(words) < 2 or "](" in rest
+        if commands and not is_mention and "[@]" not in rest:  # arrays of a shell
+            yield rest, commands, words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_commands_on_pages_are_read(page: Path) -> None:
+    for rest, commands, words in printed_commands(page):
+        try:
+            cli.parse("tool", commands, words)
+        except CycloptsError as error:
+            pytest.fail(f"{rest}: {error}")
+
+
+def test_pages_print_commands() -> None:
+    assert sum(len([*printed_commands(page)]) for page in PAGES) > 30
 
 
 @pytest.fixture(autouse=True)
