@@ -23,9 +23,7 @@ from calib_components.errors import InputError, printable
 
 Command = Callable[..., None]
 Commands = str | Command | Mapping[str, "Commands"]
-ROOT = Path(__file__).parents[
-    2
-]  # of the modules of commands: the repository, or an environment's packages
+ROOT = Path(__file__).parents[2]  # of modules: the repository, or the packages of an environment
 
 
 def run(name: str, commands: Commands) -> None:
@@ -44,10 +42,7 @@ def run(name: str, commands: Commands) -> None:
     try:
         command, arguments = parse(name, commands, sys.argv[1:])
         command(*arguments.args, **arguments.kwargs)
-    except CycloptsError as error:
-        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except (InputError, OSError) as error:
+    except (CycloptsError, InputError, OSError) as error:
         print(f"{name}: {printable(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -124,8 +119,8 @@ def _read(annotation: Any, tokens: Sequence[Token]) -> Any:
 
 
 def _read_value(annotation: Any, text: str) -> Any:
-    if annotation is int:
-        return int(text)  # cyclopts would round 1.5
+    if annotation in (int, float):
+        return annotation(text)  # cyclopts would round 1.5 to an integer
     if annotation is Path:
         if not text:  # an unset variable of a shell, which Path would take for the current folder
             raise ValueError("The path is empty.")
