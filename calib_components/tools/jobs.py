@@ -69,11 +69,10 @@ def run_jobs(
     try:
         while running:
             time.sleep(POLL)
-            for name in [name for name, job in running.items() if job.done()]:
-                reason = _reason(running.pop(name))
+            for name, reason in _take_finished(running).items():
+                tqdm.write(f"{name}: {reason or 'finished'}")
                 if reason is not None:
                     failed[name] = reason
-                tqdm.write(f"{name}: {reason or 'finished'}")
             done = len(jobs) - len(running) if count_done is None else count_done()
             bar.update(max(0, done - bar.n))
     finally:
@@ -83,6 +82,12 @@ def run_jobs(
         for process in list(_running):
             process.terminate()
     return failed
+
+
+def _take_finished(running: dict[str, Any]) -> dict[str, str | None]:
+    """Take out the jobs that have ended, and return why each failed, or None."""
+    names = [name for name, job in running.items() if job.done()]
+    return {name: _reason(running.pop(name)) for name in names}
 
 
 def _reason(job: Any) -> str | None:
