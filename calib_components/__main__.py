@@ -5,36 +5,49 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from typing import Any
+
+
+def print_trainers() -> None:
+    """Print the folder of the trainers, for nnU-Net's environment variable `nnUNet_extTrainer`."""
+    print(Path(__file__).parent / "tools" / "nnunet" / "trainers")
+
+
+COMMANDS: dict[str, Any] = {
+    "prepare_data": "calib_components.tools.prepare.prepare:prepare_data",
+    "evaluate_predictions": "calib_components.tools.evaluate.evaluate:evaluate_predictions",
+    "calibrate_predictions": "calib_components.tools.evaluate.calibrate:calibrate_predictions",
+    "report": "calib_components.tools.report.report:report_folders",
+    "run_cases": "calib_components.tools.run_cases:run_cases",
+    "nnunet": {
+        "trainers": print_trainers,
+        "acdc": "calib_components.tools.nnunet.dataset:make_acdc",
+        "calibrate": "calib_components.tools.nnunet.calibrate:calibrate_model",
+    },
+}
+ELSEWHERE = {
+    "train": "a bundle trains, by python -m monai.bundle run; see docs/commands.md in the bundle",
+    "infer": "run_cases infer BUNDLE --dataset_dir IMAGES --output_dir MAPS segments images",
+    "compare_losses": "it is not in the package: run scripts/compare_losses.py in the repository",
+}
 
 
 def main() -> None:
     """Run a command with the arguments of the process."""
-    if sys.argv[1:2] == ["compare_losses"]:
-        print(
-            "calib-components: compare_losses is in the repository, not in the package: run"
-            " scripts/compare_losses.py there",
-            file=sys.stderr,
-        )
-        sys.exit(2)
+    for word in sys.argv[1:2]:
+        if word in ELSEWHERE:
+            print(f"calib-components: {word}: {ELSEWHERE[word]}", file=sys.stderr)
+            sys.exit(2)
     try:
         from calib_components.tools import cli
-        from calib_components.tools.evaluate import calibrate_predictions, evaluate_predictions
-        from calib_components.tools.nnunet import COMMANDS as NNUNET
-        from calib_components.tools.prepare import prepare_data
-        from calib_components.tools.report.report import report_folders
+
+        cli.run("calib-components", COMMANDS)
     except ModuleNotFoundError as error:
         sys.exit(
             f"calib-components: no module {error.name}. Install the extra: pip install"
             " 'WHEEL[bundles]'"
         )
-    commands: cli.Commands = {
-        "prepare_data": prepare_data,
-        "report": report_folders,
-        "evaluate_predictions": evaluate_predictions,
-        "calibrate_predictions": calibrate_predictions,
-        "nnunet": NNUNET,
-    }
-    cli.run("calib-components", commands)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ each prediction in TEST, and `scaled/temperature.json`. The network itself is no
 from __future__ import annotations
 
 from calib_components.tools import cli
-from calib_components.tools.evaluate import calibrate_predictions
 
 if __name__ == "__main__":
-    cli.run("calibrate_predictions", calibrate_predictions)
+    cli.run(
+        "calibrate_predictions", "calib_components.tools.evaluate.calibrate:calibrate_predictions"
+    )

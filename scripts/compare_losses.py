@@ -25,7 +25,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from calib_components.tools import cli
-from study.compare import compare_losses
 
 if __name__ == "__main__":
-    cli.run("compare_losses", compare_losses)
+    cli.run("compare_losses", "study.compare.run:compare_losses")

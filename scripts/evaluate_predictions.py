@@ -13,7 +13,6 @@ which predictions to check, from their probabilities alone.
 from __future__ import annotations
 
 from calib_components.tools import cli
-from calib_components.tools.evaluate import evaluate_predictions
 
 if __name__ == "__main__":
-    cli.run("evaluate_predictions", evaluate_predictions)
+    cli.run("evaluate_predictions", "calib_components.tools.evaluate.evaluate:evaluate_predictions")

@@ -17,20 +17,22 @@ import sys
 from pathlib import Path
 
 from calib_components.tools import cli
-from calib_components.tools.report.report import report_folders
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def choose_command() -> cli.Command:
-    """Return the report of a comparison of losses, of the study, if its folder is an argument."""
-    if (ROOT / "study").is_dir():
-        sys.path.insert(0, str(ROOT))
-        from study.compare.report import is_comparison, report_comparison
+def is_comparison(folder: Path) -> bool:
+    """Whether a folder has the results of a comparison of losses: cells, or their compact form."""
+    names = ("plan.json", "comparison.json", "*/seed*/settings.json")
+    return not (folder / "cases.csv").exists() and any([*folder.glob(name)] for name in names)
 
-        if any(is_comparison(Path(argument)) for argument in sys.argv[1:]):
-            return report_comparison
-    return report_folders
+
+def choose_command() -> str:
+    """Return the report of a comparison of losses, of the study, if its folder is an argument."""
+    if (ROOT / "study").is_dir() and any(is_comparison(Path(word)) for word in sys.argv[1:]):
+        sys.path.insert(0, str(ROOT))
+        return "study.compare.report:report_comparison"
+    return "calib_components.tools.report.report:report_folders"
 
 
 if __name__ == "__main__":

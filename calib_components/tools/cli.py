@@ -1,121 +1,135 @@
-"""Command lines: Fire calls functions, whose annotations say how options are read; options of
-several commands.
+"""Command lines: cyclopts calls functions, whose signatures and docstrings are their options and
+help. Options that several commands have are read here as well.
 """
 
 from __future__ import annotations
 
+import ast
 import functools
+import importlib
 import inspect
+import os
 import re
 import signal
 import sys
-import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin
 
-import fire
-from fire.decorators import SetParseFn
-from fire.parser import DefaultParseValue
+from cyclopts import App, CycloptsError, Parameter, Token, convert
 
+from calib_components import __version__
 from calib_components.errors import InputError, printable
 
 Command = Callable[..., None]
-Commands = Command | Mapping[str, "Commands"]
+Commands = str | Command | Mapping[str, "Commands"]
+ROOT = Path(__file__).parents[2]  # of modules: the repository, or the packages of an environment
 
 
 def run(name: str, commands: Commands) -> None:
     """Run a command with the arguments of the process. It starts after all of its options were
     read.
 
-    An unknown option and an `InputError` or `OSError` end the process with exit code 2; the latter
-    two print one line.
+    A mistake in the arguments, an `InputError` and an `OSError` end the process with one line and
+    exit code 2.
 
     Args:
         name: Name of the command line in messages.
-        commands: The command; or commands, or groups of them, by name.
+        commands: The command, as a function or as `module:function`, which is imported only when it
+            is called; or commands, or groups of them, by name.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    chosen: list[Callable[[], None]] = []
     try:
-        if {"--help", "-h"} & {*sys.argv[1:]}:
-            fire.Fire(commands, [*_command_words(commands, sys.argv[1:]), "--", "--help"], name)
-        else:
-            fire.Fire(_deferred(commands, chosen), name=name)
-            for call in chosen:
-                call()
-    except (InputError, OSError) as error:
+        command, arguments = parse(name, commands, sys.argv[1:])
+        command(*arguments.args, **arguments.kwargs)
+    except (CycloptsError, InputError, OSError) as error:
         print(f"{name}: {printable(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(f"{name}: interrupted")
 
 
-def _command_words(commands: Commands, words: Sequence[str]) -> list[str]:
-    """Return the first words, as far as they name groups and a command."""
-    if not isinstance(commands, Mapping) or not words or words[0] not in commands:
-        return []
-    return [words[0], *_command_words(commands[words[0]], words[1:])]
-
-
-def _deferred(commands: Commands, chosen: list[Callable[[], None]]) -> Any:
-    """Replace each command by a function that records its call: Fire finds unknown options only
-    after a call.
-    """
-    if isinstance(commands, Mapping):
-        return {name: _deferred(command, chosen) for name, command in commands.items()}
-
-    @functools.wraps(commands)
-    def record(*arguments: Any, **options: Any) -> None:
-        if spec.varargs and not arguments:
-            raise InputError(f"{spec.varargs.upper()} is missing; see --help.")
-        chosen.append(functools.partial(commands, *arguments, **options))
-
-    spec = inspect.getfullargspec(commands)
-    for option, annotation in get_type_hints(commands).items():
-        if option != spec.varkw:  # Fire does not know the values of *arguments by name
-            record = SetParseFn(
-                _reader(option, annotation), *([] if option == spec.varargs else [option])
-            )(record)
-    return record
-
-
-def _reader(name: str, annotation: Any) -> Callable[[str], Any]:
-    """Return what reads the text of an option."""
-    annotation = (
-        get_args(annotation)[0]
-        if get_origin(annotation) in (Union, types.UnionType)
-        else annotation
+def parse(
+    name: str, commands: Commands, words: Iterable[str]
+) -> tuple[Command, inspect.BoundArguments]:
+    """Return the command that words call, and its arguments; see `run`."""
+    command, arguments, _ = _make_app(name, commands).parse_args(
+        _join_booleans(words), exit_on_error=False, print_error=False
     )
-    several = get_origin(annotation) is Sequence
-    read_one = READERS.get(get_args(annotation)[0] if several else annotation, DefaultParseValue)
-
-    def read(text: str) -> Any:
-        try:
-            return (
-                [read_one(part.strip(" '\"")) for part in text.strip("[]").split(",")]
-                if several
-                else read_one(text)
-            )
-        except (KeyError, ValueError):
-            raise InputError(f"--{name}: cannot read {text!r}; see --help.") from None
-
-    return read
+    return command, arguments
 
 
-def _path(text: str) -> Path:
-    if not text:  # an unset variable of a shell, which Path would take for the current folder
-        raise ValueError
-    return Path(text).expanduser() if text.startswith("~/") else Path(text)
+def _make_app(name: str, commands: Commands) -> App:
+    """Return the command line of a command, or of commands and groups of them by name."""
+    app = App(
+        name=name,
+        version=__version__,
+        help_format="markdown",
+        default_parameter=Parameter(
+            converter=_read, name_transform=str, negative=(), json_dict=False, json_list=False
+        ),
+    )
+    if isinstance(commands, Mapping):
+        for word, command in commands.items():
+            app.command(_make_app(word, command))
+    else:
+        app.default(_import_late(commands) if isinstance(commands, str) else commands)
+    return app
 
 
-READERS: Mapping[Any, Callable[[str], Any]] = {  # other annotations: a Python literal, or text
-    str: str,
-    Path: _path,
-    int: int,
-    float: lambda text: int(text) if text.isdigit() else float(text),  # recorded as 1, not as 1.0
-    bool: lambda text: {"true": True, "false": False}[text.lower()],
-}
+def _import_late(place: str) -> Command:
+    """Return a function, given as `module:function`, that imports its module when it is called.
+
+    The modules of commands import PyTorch and MONAI, which takes seconds. So signature and docstring
+    are taken from the source, as tools for documentation do. Defaults may be literals and paths.
+    """
+    module, name = place.split(":")
+    file = ROOT.joinpath(*module.split(".")).with_suffix(".py")
+    nodes = ast.parse(file.read_bytes()).body
+    (function,) = [n for n in nodes if isinstance(n, ast.FunctionDef) and n.name == name]
+    function.body, function.decorator_list = function.body[:1], []  # the docstring alone
+    defined: dict[str, Any] = {"Any": Any, "Path": Path, "Sequence": Sequence}
+    exec(compile(ast.Module([function], []), file, "exec"), defined)
+
+    @functools.wraps(defined[name])
+    def command(*arguments: Any, **options: Any) -> None:
+        getattr(importlib.import_module(module), name)(*arguments, **options)
+
+    return command
+
+
+def _join_booleans(words: Iterable[str]) -> list[str]:
+    """Return the words with `--option true` as `--option=true`: the value of a flag is optional."""
+    joined: list[str] = []
+    for word in words:
+        if word.lower() in ("true", "false") and joined and re.fullmatch("--[^=]+", joined[-1]):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def _read(annotation: Any, tokens: Sequence[Token]) -> Any:
+    """Read an option as its annotation says. The parts of a list are separated by commas."""
+    if get_origin(annotation) is not Sequence:
+        return _read_value(annotation, tokens[-1].value)
+    (part_annotation,) = get_args(annotation)
+    parts = [part for token in tokens for part in token.value.strip("[]").split(",")]
+    return [_read_value(part_annotation, part.strip(" '\"")) for part in parts]
+
+
+def _read_value(annotation: Any, text: str) -> Any:
+    if annotation in (int, float):
+        return annotation(text)  # cyclopts would round 1.5 to an integer
+    if annotation is Path:
+        if not text:  # an unset variable of a shell, which Path would take for the current folder
+            raise ValueError("The path is empty.")
+        return Path(os.path.expanduser(text))
+    if annotation is Any or get_origin(annotation) is dict:
+        from fire.parser import DefaultParseValue  # as monai.bundle reads its options
+
+        return DefaultParseValue(text)
+    return convert(annotation, [text])
 
 
 def parse_structures(
@@ -153,10 +167,10 @@ def patients_of(
         {'patient001_frame01': 'patient001', 'patient001_frame12': 'patient001'}
     """
     try:
-        found = {case: re.search(".+" if pattern is None else pattern, case) for case in cases}
+        matches = {case: re.search(".+" if pattern is None else pattern, case) for case in cases}
     except re.error as error:
         raise InputError(f"{option}: {pattern!r} is no regular expression: {error}.") from None
-    for case, match in found.items():
+    for case, match in matches.items():
         if match is None or not match[0]:
             raise InputError(f"{option}: {pattern!r} matches no part of the name {case}.")
-    return {case: match[0] for case, match in found.items() if match}
+    return {case: match[0] for case, match in matches.items() if match}

@@ -1,4 +1,8 @@
-"""Jobs side by side on this machine, or on a Slurm cluster."""
+"""Jobs side by side on this machine, or on a Slurm cluster.
+
+Submitit has an executor for this machine, too, but it starts all jobs at once: threads that wait
+for processes run a number of them at a time.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,6 @@ import contextlib
 import re
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +22,6 @@ from calib_components.errors import InputError, check_choice, check_count
 
 POLL = 0.5  # seconds
 _running: set[subprocess.Popen] = set()  # processes that an interrupt ends
-_is_interrupted = threading.Event()
 
 
 def make_executor(name: str, workers: int, folder: Path, slurm: Mapping[str, Any] | None) -> Any:
@@ -58,33 +60,44 @@ def run_jobs(
     A job returns why it failed, in one line, or None. Slurm gets the jobs as an array. The bar
     shows the number of jobs, or what `count_done` says of a `total`.
     """
+    if not jobs:
+        return {}
     failed = {}
-    with executor.batch() if jobs and hasattr(executor, "batch") else contextlib.nullcontext():
+    with getattr(executor, "batch", contextlib.nullcontext)():
         running = {name: executor.submit(job) for name, job in jobs.items()}
+    bar = tqdm(total=total or len(jobs), disable=None)
     try:
-        with tqdm(
-            total=total or len(jobs), unit="job" if total is None else "case", disable=None
-        ) as bar:
-            while running:
-                time.sleep(POLL)
-                for name in [name for name, job in running.items() if job.done()]:
-                    try:
-                        reason = running.pop(name).result()
-                    except Exception as error:  # such as of a job that was cancelled: submitit's ends with the reason
-                        reason = (str(error).strip().splitlines() or [repr(error)])[-1]
-                    if reason is not None:
-                        failed[name] = reason
-                    tqdm.write(f"{name}: {reason or 'finished'}")
-                done = len(jobs) - len(running) if count_done is None else count_done()
-                bar.update(max(0, done - bar.n))
+        while running:
+            time.sleep(POLL)
+            for name, reason in _take_finished(running).items():
+                tqdm.write(f"{name}: {reason or 'finished'}")
+                if reason is not None:
+                    failed[name] = reason
+            done = len(jobs) - len(running) if count_done is None else count_done()
+            bar.update(max(0, done - bar.n))
     finally:
-        if running:
-            _is_interrupted.set()
+        bar.close()
         for job in running.values():
             job.cancel()
         for process in list(_running):
             process.terminate()
     return failed
+
+
+def _take_finished(running: dict[str, Any]) -> dict[str, str | None]:
+    """Take out the jobs that have ended, and return why each failed, or None."""
+    names = [name for name, job in running.items() if job.done()]
+    return {name: _reason(running.pop(name)) for name in names}
+
+
+def _reason(job: Any) -> str | None:
+    """Return why a job failed, or None; submitit's errors, such as of a job that Slurm cancelled,
+    end with the reason.
+    """
+    try:
+        return job.result()
+    except Exception as error:
+        return (str(error).strip().splitlines() or [repr(error)])[-1]
 
 
 def end(summary: str, failed: Mapping[str, str]) -> None:
@@ -103,8 +116,6 @@ def run_command(command: Sequence[str], log_file: Path) -> str | None:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         _running.add(process)
         try:
-            if _is_interrupted.is_set():
-                process.terminate()
             code = process.wait()
         finally:
             process.kill()  # on an interrupt of this thread

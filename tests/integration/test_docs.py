@@ -133,7 +133,7 @@ def places(tmp_path: Path, phantoms: Path) -> dict[str, Path]:
 
 @pytest.mark.slow
 def test_commands_of_the_readme(repository: Path, places: dict[str, Path]) -> None:
-    demo = repository / "scripts" / "demo.py"
+    demo = repository / "scripts" / "helpers" / "demo.py"
     assert "EPOCHS = 20" in demo.read_text()
     demo.write_text(demo.read_text().replace("EPOCHS = 20", "EPOCHS = 2"))
     places["IMAGES"] = places["ACDC"] / "training" / "patient001"

@@ -29,9 +29,9 @@ if [ "$1" = apps ]; then mkdir -p "$6/monaibundle"; touch "$6/monaibundle/main.p
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     folder = tmp_path / "repository"
-    (folder / "scripts").mkdir(parents=True)
-    for name in ("monai_label", "label_app.py"):
-        shutil.copy(ROOT / "scripts" / name, folder / "scripts")
+    (folder / "scripts" / "helpers").mkdir(parents=True)
+    for name in ("monai_label", "helpers/label_app.py"):
+        shutil.copy(ROOT / "scripts" / name, folder / "scripts" / name)
     commands = folder / ".venv-monailabel" / "bin"
     commands.mkdir(parents=True)
     (commands.parent / "ready").touch()

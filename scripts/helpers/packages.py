@@ -1,0 +1,141 @@
+"""The package of a bundle, which is complete by itself.
+
+It has one folder, named as the bundle: configs, docs, LICENSE, weights and their facts if there are
+any, `scripts/prepare_data.py`, and the parts of `calib_components` that a bundle uses, which MONAI
+finds there. Its `docs/README.md` is made from the bundle's page and metadata. Hidden files stay
+out. The same files give the same bytes, on any machine and day.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile, ZipInfo, is_zipfile
+
+import jinja2
+
+from calib_components import __version__
+from calib_components.errors import InputError, make_folder, reading, writing, writing_folder
+
+ROOT = Path(__file__).resolve().parents[2]
+REQUIRED, METADATA, PAGE = ("LICENSE", "configs", "docs"), "configs/metadata.json", "docs/README.md"
+# Facts of the data that they were trained on
+WEIGHTS, FACTS = "models/model.pt", "models/facts.yaml"
+TOOLS = ("__init__.py", "cli.py", "parallel.py", "prepare")  # those that prepare data
+TEMPLATE, ZOO_TEST = "bundles/common/README.md.jinja", "bundles/common/zoo_test.py"
+SUFFIXES = (".py", ".typed", ".yaml")
+
+Files = dict[str, bytes]  # by their path in the package
+
+
+def contents(bundle: Path, required: bool = False, huggingface: str | None = None) -> Files:
+    """Return the files of a bundle's package, sorted; see `package_bundle` for the arguments."""
+    _check_bundle(bundle)
+    names = (*REQUIRED, "large_files.yml", WEIGHTS, FACTS)
+    files = _read_files(bundle, *(bundle / name for name in names))
+    files |= _read_files(ROOT, ROOT / "scripts" / "prepare_data.py")
+    if not required:
+        files |= _read_components()
+    with reading(bundle / METADATA, "JSON with a version") as file:
+        metadata = json.loads(file.read_text(encoding="utf-8"))
+        metadata["version"]
+    if required:
+        metadata["required_packages_version"]["calib-components"] = __version__
+    files[PAGE] = readme(bundle, metadata)
+    if huggingface:
+        metadata["huggingface_url"] = f"https://huggingface.co/{huggingface}"
+        page = readme(bundle, metadata)
+        files["README.md"] = page.replace(b"](commands.md", b"](docs/commands.md")
+        # Of the weights; the Hub takes no other name
+        files["LICENSE.md"] = files["docs/data_license.txt"]
+    files[METADATA] = (json.dumps(metadata, indent=4, ensure_ascii=False) + "\n").encode()
+    return dict(sorted(files.items()))
+
+
+def version_of(files: Files) -> str:
+    """Return the version that the metadata of a package state."""
+    return json.loads(files[METADATA])["version"]
+
+
+def write_zip(files: Files, archive: Path, folder: str) -> None:
+    """Write a package as an archive that has one folder."""
+    make_folder(archive.parent)
+    with writing(archive) as unfinished, ZipFile(unfinished, "w") as package:
+        for name, content in files.items():
+            # Dated 1980-01-01, and stored: deflated bytes vary by machine
+            member = ZipInfo(f"{folder}/{name}")
+            member.create_system = 3  # Unix, so that the mode is read
+            member.external_attr = 0o100644 << 16
+            package.writestr(member, content)
+
+
+def write_to_zoo(files: Files, target: Path) -> None:
+    """Write a package as `models/NAME` of a clone of the Model Zoo, and the test of the bundle."""
+    make_folder(target.parent)
+    with writing_folder(target) as folder:
+        for name, content in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+    tests = target.parents[1] / "ci" / "unit_tests"
+    make_folder(tests)
+    shutil.copyfile(ROOT / ZOO_TEST, tests / f"test_{target.name}.py")
+
+
+def readme(bundle: Path, metadata: Mapping[str, Any]) -> bytes:
+    """Return the README of a package: the page of the bundle, in the order of the Model Zoo's
+    template.
+    """
+    environment = jinja2.Environment(
+        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    template = environment.from_string((ROOT / TEMPLATE).read_text(encoding="utf-8"))
+    with reading(bundle / PAGE, f"what {TEMPLATE} takes from it and from {METADATA}") as page:
+        text = page.read_text(encoding="utf-8").replace("../../scripts/", "scripts/")
+        text = re.sub(r"^### (.*)$", r"#### **\1**", text, flags=re.MULTILINE)
+        start, *parts = re.split(r"^## (.*)$", text, flags=re.MULTILINE)
+        title, _, introduction = start.partition("\n")
+        values = {
+            "huggingface_url": None,
+            **metadata,
+            "bundle": bundle.name,
+            "title": title,
+            "introduction": introduction.strip(),
+            "sections": dict(zip(parts[::2], map(str.strip, parts[1::2]), strict=True)),
+        }
+        return (template.render(values).rstrip() + "\n").encode()
+
+
+def _check_bundle(bundle: Path) -> None:
+    for name in (*REQUIRED, METADATA, PAGE):
+        if not (bundle / name).exists():
+            raise InputError(f"{bundle / name} is missing. Every bundle has it.")
+    # Such as a pointer of Git LFS
+    if (bundle / WEIGHTS).is_file() and not is_zipfile(bundle / WEIGHTS):
+        raise InputError(f"{bundle / WEIGHTS} does not hold weights as torch.save writes them.")
+
+
+def _read_components() -> Files:
+    """Return the files of `calib_components` that a bundle uses."""
+    package = ROOT / "calib_components"
+    parts = [child for child in package.iterdir() if child.name not in ("tools", "__main__.py")]
+    parts += [package / "tools" / name for name in TOOLS]
+    files = _read_files(ROOT, *parts)
+    return {name: content for name, content in files.items() if name.endswith(SUFFIXES)}
+
+
+def _read_files(root: Path, *places: Path) -> Files:
+    """Return files, and those in folders and below, without hidden ones and those that Python has
+    compiled.
+    """
+    files: Files = {}
+    for place in places:
+        for file in (place, *place.rglob("*")):
+            parts = file.relative_to(root).parts
+            is_left_out = any(part[0] == "." or part == "__pycache__" for part in parts)
+            if file.is_file() and not is_left_out:
+                files[file.relative_to(root).as_posix()] = file.read_bytes()
+    return files
