@@ -71,12 +71,6 @@ TRAIN = (
 )
 
 
-def is_comparison(folder: Path) -> bool:
-    """Return whether a folder has the results of a comparison, or their compact form."""
-    names = ("plan.json", COMPACT, "*/seed*/settings.json")
-    return not (folder / "cases.csv").exists() and any([*folder.glob(name)] for name in names)
-
-
 def report_comparison(
     folder: Path,
     out: Path = Path("report"),
