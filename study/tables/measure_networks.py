@@ -50,7 +50,7 @@ def measure(bundle: Path, dataset_dir: Path, work: Path, out: Path) -> None:
             empty with one seed.
     """
     structures, tables = _config(bundle, dataset_dir).get_parsed_content("structures"), []
-    for method in sorted({weights.parents[2] for weights in work.glob(f"*/seed*/{CALIBRATED}")}):
+    for method in sorted({weights.parents[1] for weights in work.glob(f"*/seed*/{CALIBRATED}")}):
         pairs, rows = defaultdict(list), []
         for weights in sorted(method.glob(f"seed*/{CALIBRATED}")):
             for file, temperature in (
