@@ -34,7 +34,7 @@ from calib_components.tools.report.report import size_notices
 from calib_components.tools.report.statistics import MIN_PATIENTS, mean_of_defined
 from calib_components.tools.report.structures import structures_section
 from calib_components.tools.report.tables import COMPARED, SHOWN, Cell, Record, number
-from study.compare.compact import COMPACT, write_compact
+from study.compare.compact import write_compact
 from study.compare.data import WITH, WITHOUT, Comparison, OneTestSet, Row
 from study.compare.published import PUBLISHED, dataset_of
 from study.compare.ranks import ranks_sections
