@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -59,31 +59,31 @@ class Estimate(ABC):
     def warnings(self) -> list[str]:
         """Return what a user should know before relying on the fit, one sentence each."""
 
-    def alternatives(self) -> dict[str, Calibrator]:
-        """Return other calibrators, by what they are, whose errors should be reported next to those
-        of this fit.
-        """
-        return {}
-
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as data that JSON can store; NaN becomes None."""
-        return _replaced(asdict(self), math.nan, None)  # type: ignore[call-overload]  # a subclass is a dataclass
+        return _mapped(_none_for_nan, asdict(self))  # type: ignore[call-overload]  # a subclass is a dataclass
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Any:
-        """Inverse of `to_dict`."""
-        return cls(**_replaced(dict(values), None, math.nan))
+        """Inverse of `to_dict`; fields that other versions of this package have are left out."""
+        names = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+        return cls(**_mapped(_nan_for_none, {name: values[name] for name in names & {*values}}))
 
 
-def _replaced(value: Any, old: float | None, new: float | None) -> Any:
-    """Return dictionaries in dictionaries with NaN or None replaced by the other."""
-    if isinstance(value, dict):
-        return {name: _replaced(each, old, new) for name, each in value.items()}
-    return (
-        new
-        if value is old or (old is not None and isinstance(value, float) and math.isnan(value))
-        else value
-    )
+def _mapped(function: Callable[[Any], Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the function of each value, in dictionaries of dictionaries."""
+    return {
+        name: _mapped(function, value) if isinstance(value, Mapping) else function(value)
+        for name, value in values.items()
+    }
+
+
+def _none_for_nan(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _nan_for_none(value: Any) -> Any:
+    return math.nan if value is None else value
 
 
 class Calibrator(torch.nn.Module):

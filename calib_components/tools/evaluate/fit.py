@@ -80,7 +80,6 @@ def fit_calibrator(
     candidates = {
         "before": KINDS[kind](region, IGNORED, classes.sigmoid),
         "after": pooled,
-        **estimate.alternatives(),
     }
     measure = functools.partial(
         _measure_case, candidates=candidates, classes=classes, cropped=cropped

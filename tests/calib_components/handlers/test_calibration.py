@@ -425,7 +425,7 @@ def test_mistakes_leave_all_as_it_was(
 
 def test_estimate_comes_back_from_its_file(tmp_path: Path) -> None:
     estimate = TemperatureEstimate(
-        0.7, np.nan, 0.8, 0.9, {"a": 0.65, "b": 0.75}, 0.2, 0.1, 2, 100, False
+        0.7, np.nan, 0.8, {"a": 0.65, "b": 0.75}, 0.2, 0.1, 2, 100, False
     )
     write_estimate(estimate, tmp_path)
     assert str(read_estimate(tmp_path)) == str(estimate)
