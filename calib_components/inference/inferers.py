@@ -88,10 +88,11 @@ class SlicesInferer(Inferer):
         """
         volumes = convert_to_tensor(inputs, track_meta=False)
         run = functools.partial(_call, network, args, kwargs)
+        compared = self.structures if self.average else {}
         crops, agreements = [], []
         logits = torch.empty(0)  # (B, D, N, H, W), of which slabs of slices lie together
         for case, volume in enumerate(volumes):
-            crop, pairs = self.locate(volume, run), PairwiseDice(self.structures)
+            crop, pairs = self.locate(volume, run), PairwiseDice(compared)
             for start, part in self.parts(cut(crop, volume), run, self.batch_size, pairs):
                 if not len(logits):
                     shape = (len(volumes), volume.shape[-1], part.shape[1], *volume.shape[1:3])
@@ -106,7 +107,7 @@ class SlicesInferer(Inferer):
         meta = {}
         if crops[0] is not None:
             meta[CROP] = torch.tensor(crops)
-        if self.average and self.structures:
+        if compared:
             meta[AGREEMENT] = torch.tensor(agreements)
         logits = logits.permute(0, 2, 3, 4, 1)
         if not meta:

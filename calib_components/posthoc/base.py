@@ -25,12 +25,12 @@ KINDS: dict[str, type[Calibrator]] = {}  # every calibrator by its name
 CARRIED = "calibrator."
 
 
-def gathered(own: Any) -> list[Any]:
-    """Return what each process has; all have to call it."""
-    parts = [own]
+def gathered(value: Any) -> list[Any]:
+    """Return the value of each process; all have to call it."""
+    parts = [value]
     if dist.is_available() and dist.is_initialized():
         parts *= dist.get_world_size()
-        dist.all_gather_object(parts, own)
+        dist.all_gather_object(parts, value)
     return parts
 
 
@@ -156,10 +156,10 @@ class Calibrator(torch.nn.Module):
         """Replace the parameters, in place where the shape stays, by a tensor or number for each
         name in `state()`.
         """
-        for name, own in self.state().items():
-            values = torch.as_tensor(state[name]).to(own)
-            if values.shape == own.shape:
-                own.copy_(values)
+        for name, buffer in self.state().items():
+            values = torch.as_tensor(state[name]).to(buffer)
+            if values.shape == buffer.shape:
+                buffer.copy_(values)
             else:  # such as one value for each class
                 self.register_buffer(name, values.clone())
 
@@ -188,10 +188,10 @@ class Calibrator(torch.nn.Module):
                 f"group has {len(names)} names for {len(logits)} cases. Give one name for each"
                 " case."
             )
-        lowest, highest = logits.aminmax()
-        if lowest >= 0 and highest <= 1:
-            binary = self.sigmoid or logits.shape[1] == 1
-            remedy = "p.double().logit(1e-12)" if binary else "p.double().clamp_min(1e-12).log()"
+        if logits.min() >= 0 and logits.max() <= 1:
+            remedy = "p.double().clamp_min(1e-12).log()"
+            if self.sigmoid or logits.shape[1] == 1:
+                remedy = "p.double().logit(1e-12)"
             warn_once(
                 f"All logits are between 0 and 1. If they are probabilities p, pass {remedy}."
             )
@@ -211,8 +211,11 @@ class Calibrator(torch.nn.Module):
             InputError: The other fit has another region, `ignore_index` or `sigmoid`. Nothing is
                 added then.
         """
-        if (own := self._options()) != (others := other._options()):
-            raise InputError(f"Fits with different options cannot be added: {own} and {others}.")
+        if self._options() != other._options():
+            raise InputError(
+                "Fits with different options cannot be added:"
+                f" {self._options()} and {other._options()}."
+            )
         self._add(other._rows)
 
     def compute(self) -> Any:

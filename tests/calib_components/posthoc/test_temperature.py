@@ -9,7 +9,6 @@ import re
 from dataclasses import asdict, replace
 from typing import Any
 
-import fiducio
 import numpy as np
 import pytest
 import torch
@@ -178,12 +177,6 @@ def test_sigmoid_agrees_with_scipy(channels: int, region: str) -> None:
         assert_same(fit(logits, y, ["a", "b"], region=region, ignore_index=255), estimate)
 
 
-def test_agrees_with_fiducio() -> None:
-    logits, y = draw((2, 3, 16, 16))
-    theirs = fiducio.TemperatureScaling(optimizer="lbfgs").fit(logits, y[:, 0])
-    assert fit(logits, y).temperature == pytest.approx(theirs.temperature, rel=1e-4)
-
-
 @pytest.mark.parametrize("true", [0.15, 0.3, 1, 3, 7])
 def test_over_its_range(true: float) -> None:
     logits, y = draw((1, 4, 40, 40), true)
@@ -348,13 +341,13 @@ def test_interval_equals_that_of_all_possible_resamples() -> None:
 
 @pytest.mark.parametrize("patients", [4, 8, 16])
 def test_coverage_is_that_of_simulated_intervals(patients: int) -> None:
-    rng, simulations, resamples = np.random.default_rng(0), 400, 1000
-    gradients = rng.normal(size=(simulations, 1, patients))
-    drawn = rng.integers(patients, size=(simulations, resamples, patients))
-    means = np.take_along_axis(gradients, drawn, 2).mean(2)
+    rng = np.random.default_rng(0)
+    gradients = rng.normal(size=(2000, patients))
+    means = gradients[:, rng.integers(patients, size=(1000, patients))].mean(2)
     low, high = np.quantile(means, [0.025, 0.975], axis=1)
+    simulated = ((low < 0) & (high > 0)).mean()
     estimate = replace(TestEstimate.ESTIMATE, patients=patients)
-    assert estimate.coverage == pytest.approx(((low < 0) & (high > 0)).mean(), abs=0.04)
+    assert simulated - 0.01 < estimate.coverage < simulated + 0.03
 
 
 def compared(*fits: tuple[float, ...]) -> dict[str, dict[str, float]]:
@@ -410,18 +403,14 @@ class TestEstimate:
             "1.100",
             "5 patients",
             "0.900 to 1.300",
-            "at most 84 % of intervals",
+            "at most 85 % of such intervals",
             "1.000 to 1.250",
         ):
             assert text in self.ESTIMATE.summary()
-        one = replace(
-            self.ESTIMATE,
-            low=math.nan,
-            high=math.nan,
-            leave_one_out={},
-            patients=1,
-        )
+        one = replace(self.ESTIMATE, leave_one_out={}, patients=1)
         assert one.summary() == "1.100, fitted on 1 patient"
+        both = replace(one, regions=compared((1.1, 1, 1.2), (1.5, 1.3, 1.7)))
+        assert both.summary().endswith("1 patient; 1.500 if fitted to region predicted")
 
     def test_effect(self) -> None:
         assert re.search(
