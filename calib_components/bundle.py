@@ -184,8 +184,6 @@ def running_config() -> tuple[ConfigWorkflow | None, Sequence[str]]:
     the callers. With it come the files that it is made of, if a function of MONAI was given them.
     """
     workflow, frame = None, inspect.currentframe()
-    # A frame that holds itself would keep those of all callers until they are collected
-    frame = None if frame is None else frame.f_back
     while frame is not None:
         caller = frame.f_locals.get("self")
         if workflow is None and isinstance(caller, ConfigWorkflow):

@@ -33,7 +33,6 @@ from calib_components.errors import (
     reading,
     writing,
 )
-from calib_components.handlers.evaluation_files import TITLES
 from calib_components.handlers.weights import (
     EXPORT_ENDINGS,
     WeightsCheckpointLoader,
@@ -56,7 +55,6 @@ ScanRow = list[tuple[float, ...]]
 # Files of a calibrator, by its name: the estimate, what the fit keeps of patients, and the figure
 FILES = REPORT, FIT, FIGURE = "{}.json", "{}_fit.json", "reliability_{}.png"
 COPIES = "changed_copies"  # of each case, in the file of what a fit keeps
-WORSE = 1.1  # times the error before, from which an error after the fit is warned of
 SPLITS = {  # what to know of a fit on a split
     "training": (
         "The network is more confident on cases that it was trained on: the temperature is too low"
@@ -339,12 +337,6 @@ class Calibration:
         panels: dict[str, CalibrationBins] = {}
         for region in REGIONS:
             before, after = costs["before"].bins[region], costs["after"].bins[region]
-            if after.expected_error().item() > WORSE * before.expected_error().item():
-                log.warning(
-                    "The ECE of %s is larger with this %s. It cannot serve all voxels.",
-                    TITLES[region],
-                    self.calibrator.name,
-                )
             panels |= {f"{region}, before": before, f"{region}, after": after}
         log.info("%s", SPLITS[self.split])
         content = io.BytesIO()

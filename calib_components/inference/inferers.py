@@ -4,12 +4,9 @@ in bfloat16.
 
 from __future__ import annotations
 
-import functools
 import itertools
-import logging
 import math
-import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +19,6 @@ from calib_components.inference.crops import CROP, Crop, check_center, crop_at, 
 from calib_components.inference.scratch import release, scratch
 from calib_components.quality.estimates import PairwiseDice, Structures
 
-log = logging.getLogger(__name__)
 Network = Callable[[torch.Tensor], torch.Tensor]
 # Logit of the background where the network is not asked, those of the other classes are 0
 OUTSIDE = 20.0
@@ -87,7 +83,10 @@ class SlicesInferer(Inferer):
         agreements are in the metadata, see `crop_of` and `agreement_of`.
         """
         volumes = convert_to_tensor(inputs, track_meta=False)
-        run = functools.partial(_call, network, args, kwargs)
+
+        def run(seen: torch.Tensor) -> torch.Tensor:
+            return network(seen, *args, **kwargs)
+
         compared = self.structures if self.average else {}
         crops, agreements = [], []
         logits = torch.empty(0)  # (B, D, N, H, W), of which slabs of slices lie together
@@ -144,12 +143,6 @@ class SlicesInferer(Inferer):
             total = total + logits.to(torch.promote_types(logits.dtype, torch.float32))
         pairs.update(torch.stack(labels))
         return total / len(labels)
-
-
-def _call(
-    network: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], seen: torch.Tensor
-) -> torch.Tensor:
-    return network(seen, *args, **kwargs)
 
 
 class CropsInferer(SlicesInferer):
@@ -210,9 +203,8 @@ class PatchesInferer(SlidingWindowInferer):
     """Run a 3D network over patches of volumes that overlap by half, weighted by a Gaussian, see
     MONAI's base class.
 
-    A volume smaller than a patch is padded with 0; the first one is logged. On request, the logits
-    of a patch are the mean over it and its mirror image along the first axis, left and right.
-    Logits are on the CPU.
+    A volume smaller than a patch is padded with 0. On request, the logits of a patch are the mean
+    over it and its mirror image along the first axis, left and right. Logits are on the CPU.
 
     Args:
         patch_size: Number of voxels of a patch along each axis.
@@ -228,16 +220,12 @@ class PatchesInferer(SlidingWindowInferer):
         super().__init__(
             patch_size, batch_size, overlap=0.5, mode="gaussian", device=torch.device("cpu")
         )
-        self.patch_size, self.average, self.is_logged = patch_size, average, False
+        self.average = average
 
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
         """Return the logits `(B, N, H, W, D)` of `(B, C, H, W, D)`, on the CPU."""
-        if not self.is_logged and any(map(operator.lt, inputs.shape[2:], self.patch_size)):
-            self.is_logged = True
-            sizes = (" x ".join(map(str, size)) for size in (inputs.shape[2:], self.patch_size))
-            log.info("An image of %s voxels is smaller than a patch of %s: padded.", *sizes)
         return super().__call__(
             inputs, lambda patches: self._infer(patches, network), *args, **kwargs
         )

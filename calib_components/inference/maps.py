@@ -232,10 +232,10 @@ class PredictionMapsd(MapTransform):
         if "uncertainty" in maps:
             maps["uncertainty"][:] = self._rounded(normalized_entropy(p))
         if "probability" in maps:
-            of_structures = torch.stack(
+            structure_probabilities = torch.stack(
                 [p[list(classes)].sum(0) for classes in [[0], *self.structures.values()]]
             )
-            maps["probability"][:] = self._rounded(of_structures)
+            maps["probability"][:] = self._rounded(structure_probabilities)
 
     def _rounded(self, values: torch.Tensor) -> torch.Tensor:
         return (values.clamp(0, 1) * self.largest).round_().int().to(self.dtype)

@@ -241,31 +241,31 @@ class TemperatureScaling(Calibrator):
         return sums
 
     def solve(self, names: Sequence[str], rows: Array) -> TemperatureEstimate:
-        of_region = {
+        rows_by_region = {
             region.name: rows[rows[:, i, 0] > 0, i] for i, region in enumerate(self.regions)
         }
-        fits = {name: _fit(each[:, 2:]) for name, each in of_region.items() if len(each)}
+        fits = {name: _fit(each[:, 2:]) for name, each in rows_by_region.items() if len(each)}
         regions = {
             name: {
                 **fitted.described(),
-                **{f"nll_{other}": _nll(of_region[other], fitted.log2_b) for other in fits},
+                **{f"nll_{other}": _nll(rows_by_region[other], fitted.log2_b) for other in fits},
             }
             for name, fitted in fits.items()
         }
-        own, fitted = of_region[self.region.name], fits[self.region.name]
+        kept, fitted = rows_by_region[self.region.name], fits[self.region.name]
         names = [name for name, row in zip(names, rows, strict=True) if row[0, 0] > 0]
         others: dict[str, float] = {}
         if len(names) > 1:
             # Adds up: a difference of sums would lose digits
-            without = (1 - np.eye(len(names))) @ own[:, 2:]
+            without = (1 - np.eye(len(names))) @ kept[:, 2:]
             others = dict(zip(names, (2.0 ** -_roots(without)).tolist(), strict=True))
-        voxels = own[:, 0].sum()
+        voxels = kept[:, 0].sum()
         self.set_state(fitted.described())
         return TemperatureEstimate(
             **fitted.described(),
             leave_one_out=others,
-            nll_before=float(own[:, 1].sum() / voxels),
-            nll_after=_nll(own, fitted.log2_b),
+            nll_before=float(kept[:, 1].sum() / voxels),
+            nll_after=_nll(kept, fitted.log2_b),
             patients=len(names),
             voxels=int(voxels),
             at_edge=bool(abs(fitted.log2_b) >= LOG2_B[-1]),

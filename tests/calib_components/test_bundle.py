@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 import re
 import sys
@@ -301,6 +302,7 @@ class TestRun:
         assert config is not None
         assert config["seed"] == 3
         del workflow
+        gc.collect()  # exceptions within MONAI hold their frames
         assert config_of_run() is None
         run(tmp_path, text)
         start_run(["ckpt_dir"])  # without a configuration there is nothing to check

@@ -178,20 +178,14 @@ def bright_volume(volume: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("shape", [(16, 24, 16), (5, 9, 30)])
-def test_patches_are_those_of_monai_and_mirrored_on_request(
-    shape: tuple[int, ...], caplog: pytest.LogCaptureFixture
-) -> None:
-    """A smaller volume is padded, which is said once, and what is returned has its size."""
-    caplog.set_level("INFO")
+def test_patches_are_those_of_monai_and_mirrored_on_request(shape: tuple[int, ...]) -> None:
+    """A smaller volume is padded, and what is returned has its size."""
     network, volume, inferer = (
         torch.nn.Conv3d(1, 3, 3, padding=1),
         torch.rand(1, 1, *shape),
         PatchesInferer((8, 16, 16), 2),
     )
     logits = inferer(volume, network)
-    inferer(volume, network)
-    told = "An image of 5 x 9 x 30 voxels is smaller than a patch of 8 x 16 x 16: padded."
-    assert caplog.messages == ([told] if shape[0] == 5 else [])
     assert logits.shape == (1, 3, *shape)
     torch.testing.assert_close(
         logits, SlidingWindowInferer((8, 16, 16), 2, 0.5, "gaussian")(volume, network)
