@@ -245,8 +245,8 @@ class VectorScaling(Calibrator):
             return math.nan
         steps = self._step(sums, 1 - np.eye(patients))
         curvature = np.einsum("pi,pij,pj->", steps, sums.hessian, steps)
-        change = (sums.gradient * steps).sum() + curvature / 2
-        return float((sums.nll.sum() + change) / sums.voxels.sum())
+        nll = sums.nll.sum() + (sums.gradient * steps).sum() + curvature / 2
+        return float(nll / sums.voxels.sum())
 
     def _step(self, sums: _Sums, times: Any = ONCE) -> Array:
         """Return the step to the minimum for each row of `times` that patients are there."""
