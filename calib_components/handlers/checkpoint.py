@@ -147,9 +147,12 @@ class TrainingCheckpoint:
             ) from error
 
     def _describe_run(self) -> None:
-        """Record the facts and the settings of the bundle's run, if there is one."""
-        config = config_of_run()
-        if config is not None:
+        """Record the facts and the settings of the bundle's run, if this is a part of one."""
+        config, folder = config_of_run(), self.best_path.parent
+        if (
+            config is not None
+            and Path(str(config.get_parsed_content("ckpt_dir", default=""))) == folder
+        ):
             self.settings = fingerprint(config.get())
             if "facts" in config:  # weights travel, folders do not
                 self.facts = replace(facts_in_use(config), source="")
