@@ -7,15 +7,13 @@ tracebacks.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import logging
-import math
 import os
 import sys
-import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import asdict, fields
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +24,7 @@ from monai.bundle import ConfigExpression, ConfigParser, ConfigWorkflow, Referen
 from monai.utils import ensure_tuple
 
 from calib_components.data.facts import FACTS, Facts, facts_beside
-from calib_components.errors import InputError, check_writable, error_line, nearest, root_cause
+from calib_components.errors import InputError, check_writable, error_line, nearest
 
 # That MONAI looks up
 ENTRIES = ("_meta_", "finalize", "imports", "initialize", "run", "save_execute_config")
@@ -36,16 +34,18 @@ FLAGS = (
     "amp", "any_orientation", "any_scanner", "bfloat16", "compile", "ignore_intensity", "nan_to_num", "overwrite",
     "resume", "skip_existing", "tta"
 )  # fmt: skip
-PATHS = (
-    "bundle_root", "ckpt_dir", "dataset_dir", "datalist", "facts_file", "load_path", "output_dir", "calibrated_path"
-)  # fmt: skip
 # That a training writes into ckpt_dir: its best weights, and its state
 BEST, LAST = "model.pt", "last.ckpt"
+
+# The workflow of the run that `start_run` began in this thread, for as long as it exists
+_workflow: ContextVar[Callable[[], ConfigWorkflow | None]] = ContextVar(
+    "workflow", default=lambda: None
+)
 
 
 def start_run(folders: Sequence[str] = ()) -> None:
     """Check the files and options of a run before any work; from then on, an `InputError` ends it
-    with one line.
+    with one line, and `config_of_run` returns its configuration.
 
     A bundle names it as the first item of `run`. In a process that runs no configuration of MONAI,
     it checks nothing.
@@ -56,29 +56,28 @@ def start_run(folders: Sequence[str] = ()) -> None:
     Raises:
         InputError: Files are missing or in another order, an id is misspelt or has an unsuitable
             value, a folder cannot be written to, a training would replace weights unasked, or its
-            network or loss does not fit the data.
+            loss takes logits for probabilities.
     """
-    if (workflow := check_files()) is None:
+    workflow = check_files()
+    if workflow is None:
+        _workflow.set(lambda: None)
         return
     config = workflow.parser
-    by_torchrun = "LOCAL_WORLD_SIZE" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
-    if by_torchrun and not torch.distributed.is_initialized():  # each process would do all the work
-        remedy = (
-            "Add configs/multi_gpu_train.yaml or multi_gpu_evaluate.yaml"
-            if "validate" in config
-            else "Use one"
-        )
-        raise InputError(
-            f"config_file: several processes do not share the work of these files. {remedy}."
-        )
-    check_ids(
-        config, workflow.config_root_path, {workflow.init_id, workflow.run_id, workflow.final_id}
-    )
+    _check_processes(config)
+    entries = (workflow.init_id, workflow.run_id, workflow.final_id)
+    check_ids(config, workflow.config_root_path, entries)
     check_values(config)
     for name in folders:
         check_writable(name, config.get_parsed_content(name))
     if "ckpt_dir" in folders:
         check_training(config)
+    _workflow.set(weakref.ref(workflow))
+
+
+def config_of_run() -> ConfigParser | None:
+    """Return the configuration of the run that `start_run` began; None if there is none."""
+    workflow = _workflow.get()()
+    return None if workflow is None else workflow.parser
 
 
 def check_files() -> ConfigWorkflow | None:
@@ -88,7 +87,7 @@ def check_files() -> ConfigWorkflow | None:
     sys.excepthook = _show
     for handler in logging.root.handlers:
         handler.addFilter(_is_no_mistake)
-    workflow, files = _running_workflow()
+    workflow, files = running_config()
     if workflow is None:
         return None
     for file in files[1:]:
@@ -97,98 +96,72 @@ def check_files() -> ConfigWorkflow | None:
                 f"config_file: {file} is complete and replaces what is before it. Give it first."
             )
     config = workflow.parser
-    needed = {
-        name.partition(ReferenceResolver.sep)[0]
-        for name in (workflow.run_id, *_references(config.get()))
-    }
+    ids = (workflow.run_id, *_references(config.get()))
+    needed = {name.partition(ReferenceResolver.sep)[0] for name in ids}
     # An operator @ looks like an empty name
     missing = {name for name in needed if name and name not in config}
-    known = _names_of_files(workflow.config_root_path) if missing else {}
-    if bases := [file for file, names in known.items() if missing <= names]:
-        base = max(bases, key=lambda file: len(known[file]))
-        raise InputError(
-            f"config_file: {min(missing)} is in none of the files. Give {base} before them."
-        )
+    if missing:
+        _check_base(missing, workflow.config_root_path)
     return workflow
 
 
-def check_training(config: ConfigParser) -> None:
-    """Check that a training replaces no weights unasked, and that its network and loss work, on
-    samples of zeros.
-
-    A training that loads weights of the folder first, as that of MONAI Label does, continues from
-    them.
-    """
-    folder = Path(str(config.get_parsed_content("ckpt_dir")))
-    there = [name for name in (LAST, BEST) if (folder / name).exists()]
-    loaded = [
-        Path(handler["load_path"]).parent
-        for handler in config["train::handlers"]
-        if "load_path" in handler
-    ]
-    resumes = config.get_parsed_content("resume") and LAST in there
-    if there and not (resumes or config.get_parsed_content("overwrite") or folder in loaded):
-        remedy = "--resume true to continue its training, " if LAST in there else ""
+def _check_base(missing: set[str], folder: str | os.PathLike) -> None:
+    """Name the file that has all ids that are missing, the one with the most ids."""
+    ids_by_file = _ids_by_file(folder)
+    bases = [file for file, ids in ids_by_file.items() if missing <= ids]
+    if bases:
+        base = max(bases, key=lambda file: len(ids_by_file[file]))
         raise InputError(
-            f"ckpt_dir: {folder} has {there[-1]}. Pass {remedy}--overwrite true, or another"
-            " --ckpt_dir."
+            f"config_file: {min(missing)} is in none of the files. Give {base} before them."
         )
-    facts, device = facts_in_use(config), config.get_parsed_content("device")
-    image, label = (
-        torch.zeros(2, n, *facts.crop_size, device=device) for n in (facts.in_channels, 1)
+
+
+def _check_processes(config: ConfigParser) -> None:
+    """Refuse processes of `torchrun` that would each do all the work."""
+    by_torchrun = "LOCAL_WORLD_SIZE" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
+    if not by_torchrun or torch.distributed.is_initialized():
+        return
+    remedy = "Use one"
+    if "validate" in config:
+        remedy = "Add configs/multi_gpu_train.yaml or multi_gpu_evaluate.yaml"
+    raise InputError(
+        f"config_file: several processes do not share the work of these files. {remedy}."
     )
-    trial = ConfigParser(copy.deepcopy(config.get()))  # draws none of the weights that are trained
-    with torch.no_grad(), _naming("network_def"):
-        logits = trial.get_parsed_content("network_def").to(device)(image)
-        if (shape := tuple(logits.shape)) != (2, facts.num_classes, *facts.crop_size):
-            raise InputError(
-                f"network_def: gives {shape} for two samples, not {facts.num_classes} classes of"
-                " each of their voxels."
-            )
-    with _naming("loss"):
-        loss = trial.get_parsed_content("loss")
-        # Which is no change, except that they look unlike probabilities, of which losses warn
-        logits -= 9
-        loss(logits, label).item()
-        if (ignored := trial.get_parsed_content("ignore_index", default=None)) is not None:
-            _check_ignored(loss, logits, label, ignored)
+
+
+def check_training(config: ConfigParser) -> None:
+    """Check that a training replaces no weights unasked, and that the loss applies softmax."""
+    _check_weights(config)
+    loss = config.get_parsed_content("loss")
     for part in loss.modules() if isinstance(loss, torch.nn.Module) else ():
-        if not (
-            getattr(part, "softmax", getattr(part, "use_softmax", True))
-            or getattr(part, "other_act", None)
-        ):
+        # One of these is an option of each of MONAI's losses of probabilities
+        uses_softmax = getattr(part, "softmax", getattr(part, "use_softmax", True))
+        if not (uses_softmax or getattr(part, "other_act", None)):
             raise InputError(
                 f"loss: {type(part).__name__} has no softmax, as the network's probabilities do."
                 " Set it."
             )
 
 
-def _check_ignored(
-    loss: torch.nn.Module, logits: torch.Tensor, label: torch.Tensor, ignored: int
-) -> None:
-    """Refuse a loss that counts padding, in a half of the samples whose label is set to `ignored`."""
-    label[:, :, : label.shape[2] // 2] = ignored
-    try:
-        one, other = (
-            loss(changed, label) for changed in (logits, logits * (1 + (label == ignored).float()))
-        )
-    except (InputError, IndexError, RuntimeError):
-        one, other = math.nan, math.nan
-    if one != other:
-        raise InputError(
-            f"loss: padding counts, whose label is {ignored}. Let the loss have that ignore_index."
-        )
+def _check_weights(config: ConfigParser) -> None:
+    """Refuse a training that would replace weights unasked.
 
-
-@contextmanager
-def _naming(name: str) -> Iterator[None]:
-    """Turn what goes wrong in a component into an `InputError` that names its id."""
-    try:
-        yield
-    except Exception as error:
-        cause = root_cause(error)
-        line = f"{name}: {type(cause).__name__}: {textwrap.shorten(str(cause), 300).rstrip('.')}."
-        raise InputError(str(cause) if isinstance(cause, InputError) else line) from error
+    One that loads weights of the folder first, as that of MONAI Label does, continues from them.
+    """
+    folder = Path(str(config.get_parsed_content("ckpt_dir")))
+    existing = [name for name in (LAST, BEST) if (folder / name).exists()]
+    files = [handler.get("load_path") for handler in config["train::handlers"]]
+    continues = folder in [Path(file).parent for file in files if file]
+    if not existing or continues or config.get_parsed_content("overwrite"):
+        return
+    remedy = "--overwrite true"
+    if LAST in existing:
+        if config.get_parsed_content("resume"):
+            return
+        remedy = "--resume true to continue its training, --overwrite true"
+    raise InputError(
+        f"ckpt_dir: {folder} has {existing[-1]}. Pass {remedy}, or another --ckpt_dir."
+    )
 
 
 def _show(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
@@ -204,21 +177,16 @@ def _is_no_mistake(record: logging.LogRecord) -> bool:
     return not (record.levelno >= logging.ERROR and error_line(sys.exc_info()[1]))
 
 
-def running_config() -> ConfigParser | None:
-    """Return the configuration that is being run, None if none is."""
-    workflow, _ = _running_workflow()
-    return None if workflow is None else workflow.parser
+def running_config() -> tuple[ConfigWorkflow | None, Sequence[str]]:
+    """Return the workflow of the configuration that is being run, None if none is.
 
-
-def _running_workflow() -> tuple[ConfigWorkflow | None, Sequence[str]]:
-    """MONAI does not hand the configuration to the components, so it is taken from the workflow
-    among the callers.
-
-    With it come the files that it is made of, if a function of MONAI was given them.
+    MONAI does not hand the configuration to the components, so it is taken from the workflow among
+    the callers. With it come the files that it is made of, if a function of MONAI was given them.
     """
     workflow, frame = None, inspect.currentframe()
     while frame is not None:
-        if workflow is None and isinstance(caller := frame.f_locals.get("self"), ConfigWorkflow):
+        caller = frame.f_locals.get("self")
+        if workflow is None and isinstance(caller, ConfigWorkflow):
             workflow = caller
         elif workflow is not None and frame.f_globals.get("__name__") == "monai.bundle.scripts":
             return workflow, ensure_tuple(frame.f_locals.get("config_file") or ())
@@ -233,56 +201,60 @@ def check_values(config: ConfigParser) -> None:
     What was typed on a command line is read first, see `read_as_typed`.
     """
     read_as_typed(config)
-    values: dict[str, Any] = {}
-    for name in filter(config.__contains__, (*FLAGS, *PATHS, "device")):
-        with _naming(name):
-            values[name] = config.get_parsed_content(name)
-    if isinstance(loss := config.get("loss"), str) and loss[:1] not in ("@", "$"):
-        raise InputError(
-            f"loss: give configs/losses/{Path(loss).stem}.yaml after train.yaml in place of this"
-            " option."
-        )
-    for name, value in values.items():
-        if name in FLAGS and not isinstance(value, bool):  # any text would be true
+    for name in FLAGS:
+        value = config.get_parsed_content(name, default=False)
+        if not isinstance(value, bool):  # any text would be true
             raise InputError(f"{name} must be true or false, got {value!r}.")
-        if name in PATHS and str(value).startswith("~"):
-            raise InputError(
-                f"{name}: {value} is not expanded. Write the path in full, or a space in place of"
-                " '='."
-            )
-    trained_on = (
-        facts_beside(values["load_path"]) if values.get("tta") and "load_path" in values else None
-    )
-    turned = None if trained_on is None else trained_on.any_orientation
-    if values.get("tta") and (values.get("any_orientation") if turned is None else turned) is False:
+    _check_orientations(config)
+    if "facts" in config:  # options such as --num_classes may not fit the other facts
+        facts = config.get_parsed_content("facts")
+        _check_dimensions(config, facts)
+        facts_in_use(config)
+        _check_facts_file(config)
+        _check_slice_axis(config, facts)
+
+
+def _check_orientations(config: ConfigParser) -> None:
+    """Refuse an average over orientations in which the network saw no training image."""
+    if not config.get_parsed_content("tta", default=False):
+        return
+    any_orientation = config.get_parsed_content("any_orientation", default=None)
+    if "load_path" in config:
+        trained_on = facts_beside(config.get_parsed_content("load_path"))
+        if trained_on is not None and trained_on.any_orientation is not None:
+            any_orientation = trained_on.any_orientation
+    if any_orientation is False:
         raise InputError(
             "tta: the network was not trained on slices in all orientations (any_orientation is"
             " false)."
         )
-    if "facts" in config:  # options such as --num_classes may not fit the other facts
-        facts = config.get_parsed_content("facts")
-        asked = [
-            config.get(f"network_def::{name}") for name in ("spatial_dims", "network::spatial_dims")
-        ]
-        if (
-            3 in (facts.spatial_dims, *asked)
-            and config.get_parsed_content("spatial_dims", default=3) == 2
-        ):
-            raise InputError(
-                "config_file: network, data or weights are 3D. Give configs/volumes.yaml, too."
-            )
-        facts_in_use(config)
-        file, folder = Path(str(values["facts_file"])), Path(str(values["dataset_dir"]))
-        is_there = file.name == FACTS and (file.parent == folder or file.is_file())
-        if file.suffix in (".yaml", ".yml") and not is_there:  # other facts would be taken
-            raise InputError(f"facts_file: {file} is missing, or not called {FACTS}.")
-        known = facts.slice_axis
-        given = config.get_parsed_content("slice_axis", default=known)
-        is_used = "datalist" not in config and "slice_axis" in set(
-            _references(config["volume_transforms"])
+
+
+def _check_dimensions(config: ConfigParser, facts: Facts) -> None:
+    ids = ("network_def::spatial_dims", "network_def::network::spatial_dims")
+    dimensions = {facts.spatial_dims, *(config.get(name) for name in ids)}
+    if 3 in dimensions and config.get_parsed_content("spatial_dims", default=3) == 2:
+        raise InputError(
+            "config_file: network, data or weights are 3D. Give configs/volumes.yaml, too."
         )
-        if given != known and not is_used:  # in training it would mislead later inference
-            raise InputError(f"slice_axis: {given} has no effect here. Leave the option out.")
+
+
+def _check_facts_file(config: ConfigParser) -> None:
+    """Refuse a file of facts that is not there: others would be taken."""
+    file, folder = (
+        Path(str(config.get_parsed_content(name))) for name in ("facts_file", "dataset_dir")
+    )
+    exists = file.name == FACTS and (file.parent == folder or file.is_file())
+    if file.suffix in (".yaml", ".yml") and not exists:
+        raise InputError(f"facts_file: {file} is missing, or not called {FACTS}.")
+
+
+def _check_slice_axis(config: ConfigParser, facts: Facts) -> None:
+    """Refuse an axis that nothing uses: after a training it would mislead inference."""
+    axis = config.get_parsed_content("slice_axis", default=facts.slice_axis)
+    is_used = "datalist" not in config and "slice_axis" in _references(config["volume_transforms"])
+    if axis != facts.slice_axis and not is_used:
+        raise InputError(f"slice_axis: {axis} has no effect here. Leave the option out.")
 
 
 def facts_in_use(config: ConfigParser) -> Facts:
@@ -302,12 +274,8 @@ def read_as_typed(config: ConfigParser) -> None:
     tuple for MONAI.
     """
     for name, value in config.get().items():
-        if name in PATHS and str(value).startswith("%"):
-            raise InputError(
-                f"{name}: MONAI reads {value}, which begins with %, as a reference. Write"
-                f" ./{value}."
-            )
-        if (typed := _as_typed(value)) != value:
+        typed = _as_typed(value)
+        if typed != value:
             config[name] = typed
 
 
@@ -330,17 +298,18 @@ def check_ids(config: ConfigParser, folder: str | os.PathLike, entries: Iterable
     that is not a part of the configuration are warned of.
     """
     content = config.get()
-    used = {*ENTRIES, *entries}
-    for name in _references(content):
-        used |= {name, *_parents(name)}
+    used = {*ENTRIES, *entries, *_with_parents(_references(content))}
     unused = [name for name in _names(content) if name not in used]
-    files = [*_names_of_files(folder).values()] if unused else []
-    known = set().union(*files)
+    if not unused:
+        return
+    ids_of_files = [*_ids_by_file(folder).values()]
+    known = set().union(*ids_of_files)
+    loaded = [ids for ids in ids_of_files if all(name in config for name in ids)]
     for name in unused:
         if name not in known:
             hint = nearest(name, sorted({*used, *known}))
             raise InputError(f"{name}: no such option, it would have no effect{hint}")
-        if not any(name in names and all(other in config for other in names) for names in files):
+        if not any(name in ids for ids in loaded):
             logging.getLogger(__name__).warning(
                 "%s: no effect here, it is an id of another configuration", name
             )
@@ -354,31 +323,35 @@ def _names(content: Mapping[str, Any]) -> Iterator[str]:
             yield from (f"{name}::{part}" for part in value)
 
 
-def _names_of_files(folder: str | os.PathLike) -> dict[Path, set[str]]:
+def _ids_by_file(folder: str | os.PathLike) -> dict[Path, set[str]]:
     """The ids in each configuration file of a folder.
 
     A configuration made from a file has all of them.
     """
-    files = {}
-    for file in (file for ending in ("yaml", "json") for file in Path(folder).glob(f"*.{ending}")):
-        if isinstance(content := ConfigParser.load_config_file(file), Mapping):
-            names = [name.lstrip("+") for name in _names(content)]
-            files[file] = {name for full in names for name in (full, *_parents(full))}
-    return files
+    ids_by_file = {}
+    for file in [*Path(folder).glob("*.yaml"), *Path(folder).glob("*.json")]:
+        content = ConfigParser.load_config_file(file)
+        if isinstance(content, Mapping):
+            ids_by_file[file] = _with_parents(name.lstrip("+") for name in _names(content))
+    return ids_by_file
 
 
 def _references(value: Any) -> Iterator[str]:
     """All ids that expressions and references in a configuration name."""
-    if isinstance(value, Mapping | list | tuple):
-        for part in value.values() if isinstance(value, Mapping) else value:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for part in value:
             yield from _references(part)
-    elif isinstance(value, str) and (
-        ConfigExpression.is_expression(value) or value.startswith(ReferenceResolver.ref)
-    ):
+    elif ConfigExpression.is_expression(value) or str(value).startswith(ReferenceResolver.ref):
         yield from ReferenceResolver.match_refs_pattern(value)
 
 
-def _parents(name: str) -> Iterator[str]:
-    while ReferenceResolver.sep in name:
-        name = name.rpartition(ReferenceResolver.sep)[0]
-        yield name
+def _with_parents(names: Iterable[str]) -> set[str]:
+    """Ids, and those that they are parts of: of `a::b`, also `a`."""
+    ids = set()
+    for name in names:
+        while name:
+            ids.add(name)
+            name = name.rpartition(ReferenceResolver.sep)[0]
+    return ids

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
+import functools
 import glob
 import io
 import json
 import logging
+import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,6 @@ from calib_components.errors import (
     reading,
     writing,
 )
-from calib_components.handlers.evaluation_files import TITLES
 from calib_components.handlers.weights import (
     EXPORT_ENDINGS,
     WeightsCheckpointLoader,
@@ -41,17 +41,20 @@ from calib_components.handlers.weights import (
     write_weights,
 )
 from calib_components.inference.crops import Crop, crop_of, cut
-from calib_components.metrics import dice, structure_masks
+from calib_components.metrics import CalibrationBins, dice, structure_masks
 from calib_components.posthoc import KINDS, Calibrator, Estimate, set_calibrator
 from calib_components.posthoc.base import gathered
 from calib_components.posthoc.costs import REGIONS, Costs
 from calib_components.quality import Reference, ScanEstimates
 
 log = logging.getLogger(__name__)
-# By the name of a calibrator; those of others are removed
-FILES = ("{}.json", "{}_fit.json", "reliability_{}.png")
+# Gets a patient, and the logits, the label and the crop of a case
+UseCase = Callable[[str, torch.Tensor, torch.Tensor, Crop | None], None]
+# Of each structure of a scan: estimated and true DSC, expected and true volume in voxels
+ScanRow = list[tuple[float, ...]]
+# Files of a calibrator, by its name: the estimate, what the fit keeps of patients, and the figure
+FILES = REPORT, FIT, FIGURE = "{}.json", "{}_fit.json", "reliability_{}.png"
 COPIES = "changed_copies"  # of each case, in the file of what a fit keeps
-WORSE = 1.1  # times the error before, from which an error after the fit is warned of
 SPLITS = {  # what to know of a fit on a split
     "training": (
         "The network is more confident on cases that it was trained on: the temperature is too low"
@@ -70,11 +73,9 @@ def calibration_cases(
     """Return the cases to fit on, see `read_datalist` for options; none if a temperature or earlier
     fits are given.
     """
-    return (
-        read_datalist(**options, refuse_trained=True)
-        if temperature is None and pool is None
-        else []
-    )
+    if temperature is not None or pool is not None:
+        return []
+    return read_datalist(**options, refuse_trained=True)
 
 
 @dataclass(eq=False)
@@ -161,39 +162,41 @@ class Calibration:
         """Fit the calibrator, or take the given temperature, and write the weights."""
         set_calibrator(self.network, type(self.calibrator)())
         self._check_places()
-        name = self.calibrator.name
-        report, fit, figure = FILES
-        files: dict[str, bytes | None] = {
-            file.format(kind): None for kind in KINDS for file in FILES
-        }
-        scans: list[Any] = []
         if self.temperature is not None:
-            self.calibrator.set_state({"temperature": self.temperature})
+            self._take_temperature()
         elif self.pool is not None:
-            if idist.get_rank() == 0:  # `compute` puts together what all processes have
-                _add_fits(self.pool, self.calibrator)
-            files[report.format(name)] = _encoded(self._compute().to_dict(), indent=2)
-            del files[fit.format(name)]  # stays
+            self._fit_to_pool(self.pool)
         else:
-            WeightsCheckpointLoader(self.load_path, self.network, self.facts)(self.evaluator)
-            set_calibrator(self.network, type(self.calibrator)())
-            others: dict[str, Calibrator] = {}
-            if self.perturbation is not None:
-                unchanged = others["fitted to the images as they are"] = copy.deepcopy(
-                    self.calibrator
-                )
-                self._fit(unchanged, None)
-                unchanged.compute()
-            self._fit(self.calibrator, self.perturbation)
-            estimate = self._compute()
-            own = {"before": type(self.calibrator)(), "after": self.calibrator}
-            files[report.format(name)] = _encoded(estimate.to_dict(), indent=2)
-            files[fit.format(name)] = _encoded({**self.calibrator.to_dict(), COPIES: self._copies})
-            files[figure.format(name)] = self._compare(
-                self._measure({**own, **estimate.alternatives(), **others}, scans)
-            )
+            self._fit_to_cases()
         set_calibrator(self.network, self.calibrator)
-        self._write(files, [scan for part in gathered(scans) for scan in part])
+
+    def _take_temperature(self) -> None:
+        self.calibrator.set_state({"temperature": self.temperature})
+        self._write({})
+
+    def _fit_to_pool(self, folders: Sequence[str | os.PathLike]) -> None:
+        if idist.get_rank() == 0:  # `compute` puts together what all processes have
+            _add_fits(folders, self.calibrator)
+        self._write({REPORT: _encoded(self._compute().to_dict(), indent=2)}, kept=(FIT,))
+
+    def _fit_to_cases(self) -> None:
+        WeightsCheckpointLoader(self.load_path, self.network, self.facts)(self.evaluator)
+        set_calibrator(self.network, type(self.calibrator)())  # not that of the weights
+        candidates = {"before": type(self.calibrator)(), "after": self.calibrator}
+        if self.perturbation is not None:
+            unchanged = copy.deepcopy(self.calibrator)
+            self._fit(unchanged, None)
+            unchanged.compute()
+            candidates["fitted to the images as they are"] = unchanged
+        self._fit(self.calibrator, self.perturbation)
+        estimate = self._compute()
+        costs, scans = self._measure(candidates)
+        files = {
+            REPORT: _encoded(estimate.to_dict(), indent=2),
+            FIT: _encoded({**self.calibrator.to_dict(), COPIES: self._copies}),
+            FIGURE: self._compare(costs),
+        }
+        self._write(files, scans)
 
     @property
     def _copies(self) -> int:
@@ -206,30 +209,22 @@ class Calibration:
         """Find out before the work what would keep the files from being written."""
         check_writable("calibrated_path", self.calibrated_path.parent)
         if self.calibrated_path.exists():
-            own, there = (
-                with_calibrator(file, self.calibrator)
-                for file in (self.load_path, self.calibrated_path)
-            )
-            if own != there:
+            weights = with_calibrator(self.load_path, self.calibrator)
+            if weights != with_calibrator(self.calibrated_path, self.calibrator):
                 raise InputError(
                     f"calibrated_path: {self.calibrated_path} has other weights. Choose another"
                     " file."
                 )
         check_beside(self.calibrated_path, facts_beside(self.load_path), "calibrated_path")
 
-    def _run_network(
-        self, use: Callable[..., None], perturbation: Perturbation | None = None
-    ) -> None:
-        """Run the network over all cases, of changed images if requested; `use` patients, logits,
-        labels and crops.
-        """
+    def _run_network(self, use: UseCase, perturbation: Perturbation | None = None) -> None:
+        """Run the network over all cases, of changed images if requested, and `use` each."""
 
-        def change(engine: Evaluator) -> None:
-            assert perturbation is not None
+        def change(engine: Evaluator, perturbation: Perturbation) -> None:
             images = torch.stack([perturbation(image) for image in engine.state.batch["image"]])
             engine.state.batch = {**engine.state.batch, "image": images}
 
-        def add(engine: Evaluator) -> None:
+        def use_all(engine: Evaluator) -> None:
             for case, output in zip(engine.state.batch, engine.state.output, strict=True):
                 logits, label = (
                     convert_to_tensor(output[key], track_meta=False)[None]
@@ -238,11 +233,10 @@ class Calibration:
                 use(case["patient"], logits.float(), label, crop_of(output["pred"]))
 
         with ExitStack() as stack:
-            stack.enter_context(self.evaluator.add_event_handler(Events.ITERATION_COMPLETED, add))
+            add = self.evaluator.add_event_handler
+            stack.enter_context(add(Events.ITERATION_COMPLETED, use_all))
             if perturbation is not None:
-                stack.enter_context(
-                    self.evaluator.add_event_handler(Events.ITERATION_STARTED, change)
-                )
+                stack.enter_context(add(Events.ITERATION_STARTED, change, perturbation))
             self.evaluator.run()
 
     def _fit(self, fit: Calibrator, perturbation: Perturbation | None) -> None:
@@ -261,50 +255,52 @@ class Calibration:
     def _compute(self) -> Estimate:
         """Compute the fit, and say what it is."""
         estimate: Estimate = self.calibrator.compute()
-        if idist.get_rank() == 0:
-            before, after, region = (
-                estimate.nll_before,
-                estimate.nll_after,
-                self.calibrator.region.name,
-            )
-            if self._copies:
-                log.info(
-                    "Fitted on %d changed copies of each case, which the next lines are about.",
-                    self._copies,
-                )
-            log.info("%s %s", self.calibrator.name.capitalize(), estimate.summary())
+        if idist.get_rank() != 0:
+            return estimate
+        region = self.calibrator.region
+        if self._copies:
             log.info(
-                "NLL %.4f -> %.4f (region %s, of what the network sees)", before, after, region
+                "Fitted on %d changed copies of each case, which the next lines are about.",
+                self._copies,
             )
-            log.info("%s", estimate.effect(self.calibrator.region.by_prediction))
-            for warning in estimate.warnings():
-                log.warning("%s", warning)
+        log.info("%s %s", self.calibrator.name.capitalize(), estimate.summary())
+        log.info(
+            "NLL %.4f -> %.4f (region %s, of what the network sees)",
+            estimate.nll_before,
+            estimate.nll_after,
+            region.name,
+        )
+        log.info("%s", estimate.effect(region.by_prediction))
+        for warning in estimate.warnings():
+            log.warning("%s", warning)
         return estimate
 
-    def _measure(self, candidates: Mapping[str, Calibrator], scans: list[Any]) -> dict[str, Costs]:
-        """Return what each calibrator costs on all cases, and list what the one called "after"
-        gives of each scan.
+    def _measure(
+        self, candidates: Mapping[str, Calibrator]
+    ) -> tuple[dict[str, Costs], list[tuple[str, ScanRow]]]:
+        """Return what each calibrator costs on all cases, and what the one called "after" gives of
+        each scan, with its patient.
         """
-        costs: dict[str, Costs] = {}
+        costs: dict[str, list[Costs]] = {name: [] for name in candidates}
+        scans: list[tuple[str, ScanRow]] = []
 
         def use(patient: str, logits: torch.Tensor, label: torch.Tensor, crop: Crop | None) -> None:
             seen, truth = cut(crop, logits), cut(crop, label)
             for name, candidate in candidates.items():
                 p = candidate.to(logits.device)(seen).softmax(1)
-                own = Costs.measure(p, truth)
-                costs[name] = costs[name] + own if name in costs else own
+                costs[name].append(Costs.measure(p, truth))
                 if name == "after":
                     scans.append((patient, self._measure_scan(p[0], label[0], crop)))
 
         self._run_network(use)
-        first, *others = gathered(costs)
-        return {
-            name: sum((part[name] for part in others if part), own) for name, own in first.items()
+        parts = gathered(costs)
+        totals = {
+            name: functools.reduce(operator.add, (cost for part in parts for cost in part[name]))
+            for name in candidates
         }
+        return totals, [scan for part in gathered(scans) for scan in part]
 
-    def _measure_scan(
-        self, p: torch.Tensor, label: torch.Tensor, crop: Crop | None
-    ) -> list[tuple[float, ...]]:
+    def _measure_scan(self, p: torch.Tensor, label: torch.Tensor, crop: Crop | None) -> ScanRow:
         """Return estimated and true DSC, expected and true volume in voxels of each structure of a
         scan.
 
@@ -316,16 +312,18 @@ class Calibration:
         scan, predicted = ScanEstimates(self.structures), torch.zeros_like(label)
         scan.update(p)
         cut(crop, predicted)[:] = p.argmax(0)
-        masks = [
-            structure_masks(labels, [*self.structures.values()]) for labels in (predicted, label)
-        ]
-        dsc, volumes = (
-            dice(*(of[None] for of in masks))[0].tolist(),
-            masks[1].flatten(1).sum(1).tolist(),
+        classes = [*self.structures.values()]
+        predicted_masks, masks = (
+            structure_masks(predicted, classes),
+            structure_masks(label, classes),
         )
-        found = zip(scan.compute().values(), dsc, volumes, strict=True)
+        dsc = dice(predicted_masks[None], masks[None])[0].tolist()
+        volumes = masks.flatten(1).sum(1).tolist()
         return [
-            (own.expected_dsc, true, own.expected_voxels, volume) for own, true, volume in found
+            (estimate.expected_dsc, true_dsc, estimate.expected_voxels, volume)
+            for estimate, true_dsc, volume in zip(
+                scan.compute().values(), dsc, volumes, strict=True
+            )
         ]
 
     @idist.one_rank_only()
@@ -334,57 +332,53 @@ class Calibration:
         # Training must not need matplotlib
         from calib_components.figures import reliability_diagram
 
-        for name, own in costs.items():
-            log.info("%s: %s", name.capitalize(), own.describe())
-        when, content = {time: costs[time].bins for time in ("before", "after")}, io.BytesIO()
+        for name, cost in costs.items():
+            log.info("%s: %s", name.capitalize(), cost.describe())
+        panels: dict[str, CalibrationBins] = {}
         for region in REGIONS:
-            old, new = (bins[region].expected_error().item() for bins in when.values())
-            if new > WORSE * old:
-                title, name = TITLES[region], self.calibrator.name
-                log.warning(
-                    "The ECE of %s is larger with this %s. It cannot serve all voxels.", title, name
-                )
+            before, after = costs["before"].bins[region], costs["after"].bins[region]
+            panels |= {f"{region}, before": before, f"{region}, after": after}
         log.info("%s", SPLITS[self.split])
-        panels = {f"{name}, {time}": bins[name] for name in REGIONS for time, bins in when.items()}
+        content = io.BytesIO()
         reliability_diagram(panels, bands=True).savefig(content, format="png")
         return content.getvalue()
 
     @idist.one_rank_only()
-    def _write(self, files: Mapping[str, bytes | None], scans: Sequence[Any]) -> None:
-        """Write the weights and the other files, all or none; those without content are removed."""
-        patients, values = (
-            zip(*sorted(scans, key=itemgetter(0)), strict=True) if scans else ((), ())
-        )
-        reference = (
-            Reference.from_scans([*self.structures], patients, values).to_tensor()
-            if scans
-            else None
-        )
-        file, content = (
-            self.calibrated_path,
-            with_calibrator(self.load_path, self.calibrator, reference),
-        )
+    def _write(
+        self,
+        files: Mapping[str, bytes],
+        scans: Sequence[tuple[str, ScanRow]] = (),
+        kept: Sequence[str] = (),
+    ) -> None:
+        """Write the weights and the other files, all or none.
+
+        Files of calibrators that are neither among these nor `kept` are removed.
+        """
+        name, file = self.calibrator.name, self.calibrated_path
+        content = with_calibrator(self.load_path, self.calibrator, self._reference(scans))
         is_new = not file.is_file() or file.read_bytes() != content
         with ExitStack() as stack:
-            for name, report in files.items():
-                if report is not None:
-                    make_folder(self.output_dir)
-                    stack.enter_context(writing(self.output_dir / name)).write_bytes(report)
+            for template, report in files.items():
+                make_folder(self.output_dir)
+                place = stack.enter_context(writing(self.output_dir / template.format(name)))
+                place.write_bytes(report)
             write_weights(file, content, facts_beside(self.load_path), "calibrated_path")
-        for name, report in files.items():
-            if report is None:
-                (self.output_dir / name).unlink(missing_ok=True)
-        log.info(
-            "Wrote the %s and %d scans for comparison into %s",
-            self.calibrator.name,
-            len(scans),
-            file,
-        )
+        valid = {template.format(name) for template in (*files, *kept)}
+        for old in {template.format(kind) for kind in KINDS for template in FILES} - valid:
+            (self.output_dir / old).unlink(missing_ok=True)
+        log.info("Wrote the %s and %d scans for comparison into %s", name, len(scans), file)
         for export in sorted(file.parent.glob(f"{glob.escape(file.stem)}.*")):
             if is_new and export.suffix in EXPORT_ENDINGS:
                 log.warning(
                     "%s was made from the weights before calibration. Export it again.", export
                 )
+
+    def _reference(self, scans: Sequence[tuple[str, ScanRow]]) -> torch.Tensor | None:
+        """Return the reference of scans, in the order of their patients; None without any."""
+        if not scans:
+            return None
+        patients, values = zip(*sorted(scans, key=operator.itemgetter(0)), strict=True)
+        return Reference.from_scans([*self.structures], patients, values).to_tensor()
 
 
 def _encoded(content: Any, **options: Any) -> bytes:
@@ -393,9 +387,10 @@ def _encoded(content: Any, **options: Any) -> bytes:
 
 def _add_fits(folders: Sequence[str | os.PathLike], whole: Calibrator) -> None:
     """Add earlier fits of the same kind to a calibrator."""
-    found: dict[str, Path] = {}
+    files_by_patient: dict[str, Path] = {}
     copies = set()
-    for file in (Path(folder) / f"{whole.name}_fit.json" for folder in folders):
+    for folder in folders:
+        file = Path(folder) / FIT.format(whole.name)
         with reading(file, "a fit of calibrate.yaml"):
             content = json.loads(file.read_bytes())
             whole.add(type(whole).from_dict(content))
@@ -406,13 +401,14 @@ def _add_fits(folders: Sequence[str | os.PathLike], whole: Calibrator) -> None:
                 " same way."
             )
         for patient in content["patients"]:
-            if (other := found.setdefault(patient, file)) is not file:
+            other = files_by_patient.setdefault(patient, file)
+            if other is not file:
                 raise InputError(f"{file}: patient {patient} is in {other}, too.")
 
 
 def read_estimate(folder: str | os.PathLike) -> Any:
     """Read what `write_estimate` wrote into a folder, such as the `output_dir` of a calibration."""
-    files = {Path(folder) / f"{kind.name}.json": kind.estimate for kind in KINDS.values()}
+    files = {Path(folder) / REPORT.format(name): kind.estimate for name, kind in KINDS.items()}
     file = next((file for file in files if file.exists()), next(iter(files)))
     with reading(file, "a fitted calibrator"):
         return files[file].from_dict(json.loads(file.read_bytes()))
@@ -420,5 +416,5 @@ def read_estimate(folder: str | os.PathLike) -> Any:
 
 def write_estimate(estimate: Estimate, folder: str | os.PathLike) -> None:
     """Write the report of a fit, such as `temperature.json`, into a folder."""
-    with writing(Path(folder) / f"{estimate.name}.json") as unfinished:
+    with writing(Path(folder) / REPORT.format(estimate.name)) as unfinished:
         unfinished.write_bytes(_encoded(estimate.to_dict(), indent=2))

@@ -18,8 +18,9 @@ from monai.data.utils import set_rnd
 from monai.engines import Evaluator, Trainer
 from monai.utils import set_determinism
 
-from calib_components.bundle import BEST, LAST, facts_in_use, running_config
+from calib_components.bundle import BEST, LAST, config_of_run, facts_in_use
 from calib_components.data.cases import SliceDataset
+from calib_components.data.facts import Facts
 from calib_components.errors import InputError, make_folder, reading
 from calib_components.handlers.fingerprint import (
     changes,
@@ -96,28 +97,18 @@ class TrainingCheckpoint:
         self.best_path, self.last_path = Path(ckpt_dir) / BEST, Path(ckpt_dir) / LAST
         # Of this process
         self.lock = FileLock(Path(ckpt_dir) / ".lock", thread_local=False, is_singleton=True)
-        self.network, self.evaluator, self.seed, self.resume = (
-            unwrapped(network),
-            evaluator,
-            seed,
-            resume,
-        )
+        self.network, self.evaluator = unwrapped(network), evaluator
+        self.seed, self.resume = seed, resume
         self.stateful: dict[str, Any] = {
             "network": self.network,
             "optimizer": optimizer,
             "lr_scheduler": lr_scheduler,
         }
-        config, self.facts = running_config(), None
-        if config is not None and "facts" in config:
-            self.facts = replace(facts_in_use(config), source="")  # weights travel, folders do not
-        self.settings = {
-            **(fingerprint(config.get()) if config is not None else {}),
-            "data": fingerprint_of_list(Path(datalist)),
-            "cases": fingerprint_of_cases(
-                Path(datalist), Path(dataset_dir or Path(datalist).parent)
-            ),
-            "processes": idist.get_world_size(),
-        }
+        self.datalist = Path(datalist)
+        self.dataset_dir = Path(dataset_dir or self.datalist.parent)
+        # Those of the bundle's run, from its start on
+        self.facts: Facts | None = None
+        self.settings: dict[str, Any] = {}
 
     def attach(self, engine: Trainer) -> None:
         """Save after each epoch of the trainer, and resume when it starts."""
@@ -128,14 +119,8 @@ class TrainingCheckpoint:
 
     def _start(self, engine: Trainer) -> None:
         if idist.get_rank() == 0:
-            make_folder(self.best_path.parent)
-            try:
-                self.lock.acquire(WAIT)  # until the end of the run, or of the process
-            except Timeout as error:
-                folder = self.best_path.parent
-                raise InputError(
-                    f"ckpt_dir: another training writes into {folder}. Choose another folder."
-                ) from error
+            self._lock()
+        self._describe_run()
         if self.facts is not None:
             check_beside(self.best_path, self.facts, "ckpt_dir")
         if engine.scaler is not None:  # of AMP; MONAI has just created it
@@ -150,6 +135,33 @@ class TrainingCheckpoint:
             engine.remove_event_handler(self._save, Events.EPOCH_COMPLETED)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
 
+    def _lock(self) -> None:
+        """Keep other trainings out of the folder until the end of the run, or of the process."""
+        folder = self.best_path.parent
+        make_folder(folder)
+        try:
+            self.lock.acquire(WAIT)
+        except Timeout as error:
+            raise InputError(
+                f"ckpt_dir: another training writes into {folder}. Choose another folder."
+            ) from error
+
+    def _describe_run(self) -> None:
+        """Record the facts and the settings of the bundle's run, if this is a part of one."""
+        config, folder = config_of_run(), self.best_path.parent
+        if (
+            config is not None
+            and Path(str(config.get_parsed_content("ckpt_dir", default=""))) == folder
+        ):
+            self.settings = fingerprint(config.get())
+            if "facts" in config:  # weights travel, folders do not
+                self.facts = replace(facts_in_use(config), source="")
+        self.settings |= {
+            "data": fingerprint_of_list(self.datalist),
+            "cases": fingerprint_of_cases(self.datalist, self.dataset_dir),
+            "processes": idist.get_world_size(),
+        }
+
     def _load(self, engine: Trainer) -> None:
         with reading(self.last_path, "a checkpoint of a training"):
             check_sums(self.last_path)
@@ -157,7 +169,8 @@ class TrainingCheckpoint:
                 self.last_path, map_location=engine.state.device, weights_only=True
             )
             before = checkpoint["settings"]
-        if differing := changes(before, self.settings):
+        differing = changes(before, self.settings)
+        if differing:
             raise InputError(
                 f"{self.last_path} is of a run with other settings: {', '.join(differing)}. Set"
                 " them back, or start from the beginning with --resume false --overwrite true."
@@ -172,25 +185,22 @@ class TrainingCheckpoint:
         log.info("Resuming after epoch %d of %s.", checkpoint["epoch"], self.last_path)
 
     def _start_epoch(self, engine: Trainer) -> None:
-        seed = (
-            np.random.SeedSequence((self.seed, engine.state.epoch, idist.get_rank()))
-            .generate_state(1)
-            .item()
-        )
+        sequence = np.random.SeedSequence((self.seed, engine.state.epoch, idist.get_rank()))
+        seed = sequence.generate_state(1).item()
         set_determinism(seed)
         dataset = getattr(engine.data_loader, "dataset", None)
         if isinstance(dataset, SliceDataset):
             dataset.seed_items(seed)
         else:  # workers that do not stay seed their own copies; without workers, this one is used
             set_rnd(dataset, seed=seed)
-        if (calibrator := find_calibrator(self.network)) is not None:
+        calibrator = find_calibrator(self.network)
+        if calibrator is not None:
             set_calibrator(self.network, type(calibrator)())
 
     def _save(self, engine: Trainer) -> None:
         best, epoch = self.evaluator.state, engine.state.epoch
-        if best.best_metric_epoch != NEVER and (
-            best.best_metric == 0 or math.isnan(best.best_metric)
-        ):
+        has_metric = best.best_metric_epoch != NEVER
+        if has_metric and (best.best_metric == 0 or math.isnan(best.best_metric)):
             # Where labels have no structure, the DSC is NaN or 0, of which MONAI would keep the
             # first for ever.
             best.best_metric_epoch = NEVER
@@ -198,9 +208,7 @@ class TrainingCheckpoint:
         if idist.get_rank() != 0:
             return
         weights = self.network.state_dict()
-        if not all(
-            values.isfinite().all() for values in weights.values() if values.is_floating_point()
-        ):
+        if not all(torch.as_tensor(values).isfinite().all() for values in weights.values()):
             raise InputError(
                 f"network: weights are NaN or infinite after epoch {epoch}. The files in"
                 f" {self.best_path.parent} are of epochs before. Try a lower --learning_rate."

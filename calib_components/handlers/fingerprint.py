@@ -41,7 +41,8 @@ BY_NAME = (
     "seed",
 )
 # Ids of a bundle, each with the arguments of its component that are left out.
-DATA_AND_NETWORK: Mapping[str, tuple[str, ...]] = {
+Ids = Mapping[str, tuple[str, ...]]
+DATA_AND_NETWORK: Ids = {
     **dict.fromkeys(
         (
             "num_classes",
@@ -51,16 +52,22 @@ DATA_AND_NETWORK: Mapping[str, tuple[str, ...]] = {
             "image_size",
             "crop_size",
             "amp",
+            "volume_transforms",
+            "prepare",
+            "network_def",
+            "network",
+            "validate::preprocessing",
+            "validate::dataset",
+            "validate::inferer",
+            "validate::postprocessing",
+            "validate::key_metric",
         ),
         (),
     ),
-    **dict.fromkeys(("volume_transforms", "prepare", "network_def", "network"), ()),
-    **dict.fromkeys(("validate::preprocessing", "validate::dataset", "validate::inferer"), ()),
-    **dict.fromkeys(("validate::postprocessing", "validate::key_metric"), ()),
     "validate::dataloader": LOADING,
 }
 # Validation selects the weights that are kept; other metrics observe
-TRAINING: Mapping[str, tuple[str, ...]] = {
+TRAINING: Ids = {
     **dict.fromkeys(("seed", "max_epochs", "batch_size", "learning_rate", "val_interval"), ()),
     **DATA_AND_NETWORK,
     **dict.fromkeys(
@@ -77,7 +84,7 @@ TRAINING: Mapping[str, tuple[str, ...]] = {
         "metric_cmp_fn",
     ),
 }
-EVALUATION: Mapping[str, tuple[str, ...]] = {
+EVALUATION: Ids = {
     "split": (),
     "crop_center": (),
     **DATA_AND_NETWORK,
@@ -86,9 +93,7 @@ EVALUATION: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def fingerprint(
-    config: Mapping[str, Any], ids: Mapping[str, tuple[str, ...]] = TRAINING
-) -> dict[str, Any]:
+def fingerprint(config: Mapping[str, Any], ids: Ids = TRAINING) -> dict[str, Any]:
     """Return the settings of a run that reach its numbers, as JSON data.
 
     References and `$` expressions are replaced by their values. A reference to the seed, or to a
@@ -107,51 +112,54 @@ def fingerprint(
     parser["device"] = "cuda"  # on which the default of `amp` depends
     if "facts" in parser:  # what is read from a file, not which
         parser["facts"] = parser.get_parsed_content("facts")
-    found = {
+    settings = {
         name: _plain(parser[name], parser, ids, left_out)
         for name, left_out in ids.items()
         if name in parser
     }
-    return json.loads(json.dumps(found, default=str))
+    return json.loads(json.dumps(settings, default=str))
 
 
-def _plain(
-    value: Any, parser: ConfigParser, ids: Mapping[str, Any], left_out: tuple[str, ...] = ()
-) -> Any:
+def _plain(value: Any, parser: ConfigParser, ids: Ids, left_out: tuple[str, ...] = ()) -> Any:
     """Return a part of a configuration with the values of references and expressions in their
     place.
     """
     if isinstance(value, Mapping):
-        left_out = INERT + left_out
-        return {
-            key: _plain(part, parser, ids) for key, part in value.items() if key not in left_out
-        }
+        kept = [key for key in value if key not in INERT + left_out]
+        return {key: _plain(value[key], parser, ids) for key in kept}
     if isinstance(value, list | tuple):
         return [_plain(part, parser, ids) for part in value]
-    if not isinstance(value, str):
-        return value
-    names = [
+    if isinstance(value, str):
+        return _plain_text(value, parser, ids)
+    return value
+
+
+def _plain_text(text: str, parser: ConfigParser, ids: Ids) -> Any:
+    """Return the same of a text, which may be a reference or an expression."""
+    references = [
         name
-        for name in ReferenceResolver.match_refs_pattern(value)
+        for name in ReferenceResolver.match_refs_pattern(text)
         if name in parser and name not in BY_NAME
     ]
-    referred = {name: _plain(parser[name], parser, ids) for name in names}
-    is_built = {
-        name: re.search(r'"(_target_|\$)', json.dumps(v, default=str))
-        for name, v in referred.items()
+    values = {name: _plain(parser[name], parser, ids) for name in references}
+    shown = {
+        name: value for name, value in values.items() if name not in ids or not _is_built(value)
     }
-    shown = {name: v for name, v in referred.items() if name not in ids or not is_built[name]}
-    if not ConfigExpression.is_expression(value):
-        return shown.get(value.removeprefix(ReferenceResolver.ref), value)
+    if not ConfigExpression.is_expression(text):
+        return shown.get(text.removeprefix(ReferenceResolver.ref), text)
     try:  # with the settings of components in place of the components
-        ready = ReferenceResolver.update_refs_pattern(value, dict(referred))
-        evaluated = ConfigExpression(ready, globals=parser.globals).evaluate(
-            {ReferenceResolver._vars: referred}
-        )
+        ready = ReferenceResolver.update_refs_pattern(text, dict(values))
+        expression = ConfigExpression(ready, globals=parser.globals)
+        evaluated = expression.evaluate({ReferenceResolver._vars: values})
         return json.loads(json.dumps(evaluated))
     except (KeyError, RuntimeError, SyntaxError, TypeError, ValueError):
         shown.pop("device", None)
-        return {value: shown} if shown else value
+        return {text: shown} if shown else text
+
+
+def _is_built(value: Any) -> bool:
+    """Whether a part of a configuration has a component or an expression without a plain value."""
+    return re.search(r'"(_target_|\$)', json.dumps(value, default=str)) is not None
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
@@ -159,18 +167,22 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     derived from them.
     """
     names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
-    return [
+    plain = [
         name for name in names if "_target_" not in json.dumps([one.get(name), other.get(name)])
-    ] or names
+    ]
+    return plain or names
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Describe what differs between two runs, such as `learning_rate (0.001, now 0.01)`."""
-    names = differing(before, now)
-    texts = [
-        [textwrap.shorten(json.dumps(run.get(name)), 80) for run in (before, now)] for name in names
+    return [
+        f"{name} ({_shortened(before.get(name))}, now {_shortened(now.get(name))})"
+        for name in differing(before, now)
     ]
-    return [f"{name} ({old}, now {new})" for name, (old, new) in zip(names, texts, strict=True)]
+
+
+def _shortened(value: Any) -> str:
+    return textwrap.shorten(json.dumps(value), 80)
 
 
 def fingerprint_of_cases(datalist: Path, folder: Path) -> str | None:

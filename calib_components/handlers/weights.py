@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
-from calib_components.bundle import LAST, running_config
+from calib_components.bundle import LAST, config_of_run
 from calib_components.data.facts import DATALIST, FACTS, Facts, facts_beside, write_facts
 from calib_components.data.transforms import has_other_pixels
 from calib_components.errors import InputError, make_folder, reading, writing
@@ -44,30 +44,26 @@ def read_weights(file: str | os.PathLike) -> tuple[Any, dict[str, torch.Tensor]]
         )
     with reading(file, "trained weights"):
         check_sums(file)
-        try:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-        except (
-            EOFError,
-            RuntimeError,
-            pickle.UnpicklingError,
-        ) as error:  # whose messages fill a page
-            is_script = "TorchScript" in str(error)
-            hint = (
-                "a TorchScript file; add configs/inference_ts.yaml"
-                if is_script
-                else "not a file of tensors alone"
-            )
-            raise ValueError(hint) from error
-        weights = (
-            content["model"] if isinstance(content, Mapping) and "model" in content else content
-        )
+        content = _read_tensors(file)
+        weights = content
+        if isinstance(content, Mapping) and "model" in content:
+            weights = content["model"]
         if isinstance(weights, Mapping) and {"network", "optimizer"} <= weights.keys():
             raise ValueError("it is the state of a training; use model.pt beside it")
-        if broken := [
-            name for name, values in weights.items() if not torch.as_tensor(values).isfinite().all()
-        ]:
-            raise ValueError(f"values of {broken[0]} are NaN or infinite")
+        for name, values in weights.items():
+            if not torch.as_tensor(values).isfinite().all():
+                raise ValueError(f"values of {name} are NaN or infinite")
         return content, copy.copy(weights)
+
+
+def _read_tensors(file: str | os.PathLike) -> Any:
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (EOFError, RuntimeError, pickle.UnpicklingError) as error:  # whose messages fill a page
+        reason = "not a file of tensors alone"
+        if "TorchScript" in str(error):
+            reason = "a TorchScript file; add configs/inference_ts.yaml"
+        raise ValueError(reason) from error
 
 
 def check_sums(file: str | os.PathLike) -> None:
@@ -76,7 +72,8 @@ def check_sums(file: str | os.PathLike) -> None:
     """
     if zipfile.is_zipfile(file):  # neither of an old version of PyTorch nor truncated
         with zipfile.ZipFile(file) as parts:
-            if (broken := parts.testzip()) is not None:
+            broken = parts.testzip()
+            if broken is not None:
                 raise ValueError(f"it is damaged at {broken}; copy or train it again")
 
 
@@ -137,7 +134,8 @@ def with_calibrator(
     """
     content, weights = read_weights(file)
     weights.pop(REFERENCE, None)
-    if (before := calibrator_in(weights)) is not None:
+    before = calibrator_in(weights)
+    if before is not None:
         for name in before.state():
             del weights[name]
     weights.update({name: values.cpu() for name, values in calibrator.state().items()})
@@ -153,13 +151,14 @@ def check_beside(file: Path, facts: Facts | None, name: str) -> None:
     """Raise `InputError` if beside a file to write are weights or cases of other data; `name` is
     the id of the file.
     """
-    there, folder = facts_beside(file), file.parent
+    existing, folder = facts_beside(file), file.parent
     # Not known: written before
-    if there is not None and facts is not None and there.any_orientation is None:
-        there = replace(there, any_orientation=facts.any_orientation)
-    endings = (".pt", *EXPORT_ENDINGS)
-    others = [path for path in folder.glob("[!.]*") if path.suffix in endings and path != file]
-    if there != facts and (others or facts is None or (folder / DATALIST).exists()):
+    if existing is not None and facts is not None and existing.any_orientation is None:
+        existing = replace(existing, any_orientation=facts.any_orientation)
+    if existing == facts:
+        return
+    weights = [path for path in folder.glob("[!.]*") if path.suffix in (".pt", *EXPORT_ENDINGS)]
+    if facts is None or {*weights} - {file} or (folder / DATALIST).exists():
         raise InputError(
             f"{name}: {folder} has weights or cases of other data. Choose another folder."
         )
@@ -203,12 +202,13 @@ def join_weights(*files: Path, out: Path) -> None:
         shapes = {name: values.shape for name, values in weights.items()}
         common: dict[str, Any] = {"layers or classes": shapes, FACTS: facts_beside(file)}
         # Folds are trained on the patients that others are tested on
-        if (state := file.with_name(LAST)).is_file():
+        state = file.with_name(LAST)
+        if state.is_file():
             common["lists of cases"] = _trained_with(state)[1]
-        for what, own in common.items():
-            if first.setdefault(what, own) != own:
+        for name, value in common.items():
+            if first.setdefault(name, value) != value:
                 raise InputError(
-                    f"{file}: {what} differ from those of another file. Join networks of one split."
+                    f"{file}: {name} differ from those of another file. Join networks of one split."
                 )
         joined.update({f"members.{number}.{name}": values for name, values in weights.items()})
     write_weights(out, serialize(joined), first[FACTS], "--out")
@@ -244,15 +244,16 @@ class WeightsCheckpointLoader:
     def __call__(self, _: Engine) -> None:
         if isinstance(self.network, torch.jit.ScriptModule):  # which holds its weights
             return
-        if (trained_on := facts_beside(self.load_path)) is None:
+        trained_on = facts_beside(self.load_path)
+        if trained_on is None:
             log.warning(
                 "%s has no %s beside it: whether it suits these images is not checked",
                 self.load_path,
                 FACTS,
             )
-        elif self.facts is not None:
-            _compare_facts(trained_on, self.facts, self.load_path)
         if self.facts is not None:
+            if trained_on is not None:
+                _compare_facts(trained_on, self.facts, self.load_path)
             _warn_of_other_split(self.load_path)
         load_weights(self.network, self.load_path)
         log.info("Loaded the weights in %s", self.load_path)
@@ -262,21 +263,18 @@ def _compare_facts(trained_on: Facts, data: Facts, file: Path) -> None:
     """Refuse data that the weights give no right answer on, and warn of data unlike those that they
     were trained on.
     """
-    for name in ("dataset", "in_channels", "class_names", "label_codes", "image_size", "crop_size"):
-        got, own = getattr(trained_on, name), getattr(data, name)
-        if got != own and name in ("dataset", "in_channels", "class_names"):
+    for name in ("dataset", "in_channels", "class_names"):
+        before, now = getattr(trained_on, name), getattr(data, name)
+        if before != now:
             raise InputError(
-                f"{file} was trained on data with {name} {got}, these have {own}. Use other"
+                f"{file} was trained on data with {name} {before}, these have {now}. Use other"
                 " weights."
             )
-        if got != own:
-            log.warning(
-                "%s was trained on data with %s %s, these have %s. Compare with care.",
-                file,
-                name,
-                got,
-                own,
-            )
+    for name in ("label_codes", "image_size", "crop_size"):
+        before, now = getattr(trained_on, name), getattr(data, name)
+        if before != now:
+            text = "%s was trained on data with %s %s, these have %s. Compare with care."
+            log.warning(text, file, name, before, now)
     before, now = trained_on.pixel_size, data.pixel_size
     if before is not None and now is not None and has_other_pixels((now[0], now[1]), before):
         text = (
@@ -297,12 +295,11 @@ def _warn_of_other_split(file: Path) -> None:
     """Warn of weights whose training, recorded beside them, had another list of the cases that this
     run has.
     """
-    config, state = running_config(), file.with_name(LAST)
+    config, state = config_of_run(), file.with_name(LAST)
     if config is None or "datalist" not in config or not state.is_file():
         return
-    datalist, folder = (
-        Path(config.get_parsed_content(name)) for name in ("datalist", "dataset_dir")
-    )
+    datalist = Path(config.get_parsed_content("datalist"))
+    folder = Path(config.get_parsed_content("dataset_dir"))
     cases, listed = _trained_with(state)
     same_cases = cases is not None and cases == fingerprint_of_cases(datalist, folder)
     if same_cases and listed != fingerprint_of_list(datalist):

@@ -44,8 +44,8 @@ class Crop(NamedTuple):
 
     def describe(self, slices: Sequence[int]) -> str:
         """Return where the network looked in slices `(H, W)`, in words."""
-        center = ",".join(map(str, self.center(slices)))
-        return f"crop_center {center}" + ("" if self.is_found else f". {NOTHING_FOUND}")
+        place = "crop_center {},{}".format(*self.center(slices))
+        return place if self.is_found else f"{place}. {NOTHING_FOUND}"
 
 
 def crop_at(center: Sequence[float], size: Sequence[int], slices: Sequence[int]) -> Crop:
@@ -89,18 +89,18 @@ def find_crop(foreground: torch.Tensor, size: Sequence[int]) -> Crop | None:
 
 
 def check_center(center: Any) -> None:
-    """Raise `InputError` if a centre is not two shares."""
+    """Raise `InputError` unless a centre is two shares of a slice's sides, or None."""
     if center is None:
         return
-    shares = [
-        share
-        for share in ensure_tuple(center)
-        if isinstance(share, float | int) and 0 <= share <= 1
-    ]
-    if isinstance(center, str | bool) or len(shares) != 2 or len(ensure_tuple(center)) != 2:
+    shares = ensure_tuple(center)
+    if len(shares) != 2 or not all(_is_share(share) for share in shares):
         raise InputError(
             f"crop_center must be two shares of a slice's sides, such as .5,.5, got {center!r}."
         )
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, float | int) and 0 <= value <= 1
 
 
 def cut(crop: Crop | None, volume: torch.Tensor) -> torch.Tensor:

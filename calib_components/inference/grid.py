@@ -8,7 +8,7 @@ that its own follow from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,6 +39,10 @@ class _Axis(NamedTuple):
         return images
 
 
+Axes = list[_Axis]
+LINEAR = ("linear", "bilinear", "trilinear")
+
+
 class ImageGrid:
     """The grid of an image, as the file has it.
 
@@ -66,7 +70,7 @@ class ImageGrid:
             axis.apply(torch.eye(n)[None, None], -2)[0, 0]
             for axis, n in zip(self._axes, lengths, strict=True)
         ]
-        self.shape = tuple(len(of_axis) for of_axis in weights)
+        self.shape = tuple(map(len, weights))
         self._weights = weights[2]
 
     def slab(
@@ -99,66 +103,80 @@ class ImageGrid:
         return x.apply(y.apply(part, -2), -1)
 
 
-def _undo(
-    operation: Mapping[str, Any], axes: list[_Axis], affine: np.ndarray
-) -> tuple[list[_Axis], np.ndarray]:
+def _undo(operation: Mapping[str, Any], axes: Axes, affine: np.ndarray) -> tuple[Axes, np.ndarray]:
     """Return the axes before an operation was done, and an affine whose axes point where theirs do."""
     name, info = operation["class"], operation["extra_info"]
     if "pad_info" in info:  # of a crop that also padded
         axes, affine = _undo(info["pad_info"], axes, affine)
     if "cropped" in info:
-        sizes = np.reshape(info["cropped"], (-1, 2)).tolist()
-        axes = [
-            axis.then(_pad(*pair)) if any(pair) else axis
-            for axis, pair in zip(axes, sizes, strict=True)
-        ]
-    elif "padded" in info:
-        sizes = np.reshape(info["padded"], (-1, 2))[1:].tolist()  # those of channels come first
-        axes = [
-            axis.then(_crop(*pair)) if any(pair) else axis
-            for axis, pair in zip(axes, sizes, strict=True)
-        ]
-    elif name == "Resize" and info["mode"] in ("linear", "bilinear", "trilinear"):
-        lengths, aligned = operation["orig_size"], info["align_corners"] is True
-        axes = [
-            axis.then(_resize(int(length), aligned))
-            for axis, length in zip(axes, lengths, strict=True)
-        ]
-    elif name == "SpatialResample" and info["mode"] in ("linear", "bilinear", "trilinear"):
-        before = np.asarray(info["src_affine"])
-        ratios = (np.linalg.norm(before, axis=0) / np.linalg.norm(affine, axis=0))[:3].tolist()
-        lengths = [int(length) for length in operation["orig_size"]]
-        axes = [
-            axis.then(_sample(*pair))
-            for axis, pair in zip(axes, zip(lengths, ratios, strict=True), strict=True)
-        ]
-        affine = before
-    elif name == "SlicesLastd":
-        order = [0, 1]
-        order.insert(info["axis"], 2)
-        axes, affine = [axes[axis] for axis in order], affine[:, [*order, 3]]
-    elif name == "Orientation":
-        before = np.asarray(info["original_affine"])
-        turn = axes_onto(affine, before)
-        places = [int(to) for to in turn[:, 0]]
-        flips = turn[:, 1].tolist()
-        turned = [
-            axis if flip == 1 else axis.then(torch.Tensor.flip)
-            for axis, flip in zip(axes, flips, strict=True)
-        ]
-        axes, affine = [turned[places.index(axis)] for axis in range(3)], before
-    else:
-        known = "reorientation, crops, padding, linear resizing and resampling"
-        raise InputError(
-            f"volume_transforms: {name} cannot be undone along the axes of an image. Use {known}."
-        )
-    return axes, affine
+        return _then(axes, _pad, np.reshape(info["cropped"], (-1, 2)).tolist()), affine
+    if "padded" in info:  # those of channels come first
+        return _then(axes, _crop, np.reshape(info["padded"], (-1, 2))[1:].tolist()), affine
+    if name in UNDO and info.get("mode", LINEAR[0]) in LINEAR:
+        return UNDO[name](operation, axes, affine)
+    known = "reorientation, crops, padding, linear resizing and resampling"
+    raise InputError(
+        f"volume_transforms: {name} cannot be undone along the axes of an image. Use {known}."
+    )
+
+
+def _then(axes: Axes, step: Callable[..., Step], arguments: Sequence[Sequence[Any]]) -> Axes:
+    """Return the axes with a further step each, where one of its arguments is not 0."""
+    return [
+        axis.then(step(*values)) if any(values) else axis
+        for axis, values in zip(axes, arguments, strict=True)
+    ]
+
+
+def _undo_resize(
+    operation: Mapping[str, Any], axes: Axes, affine: np.ndarray
+) -> tuple[Axes, np.ndarray]:
+    is_aligned = operation["extra_info"]["align_corners"] is True
+    lengths = [(int(length), is_aligned) for length in operation["orig_size"]]
+    return _then(axes, _resize, lengths), affine
+
+
+def _undo_resampling(
+    operation: Mapping[str, Any], axes: Axes, affine: np.ndarray
+) -> tuple[Axes, np.ndarray]:
+    before = np.asarray(operation["extra_info"]["src_affine"])
+    ratios = (np.linalg.norm(before, axis=0) / np.linalg.norm(affine, axis=0))[:3].tolist()
+    lengths = [int(length) for length in operation["orig_size"]]
+    return _then(axes, _sample, [*zip(lengths, ratios, strict=True)]), before
+
+
+def _undo_slices_last(
+    operation: Mapping[str, Any], axes: Axes, affine: np.ndarray
+) -> tuple[Axes, np.ndarray]:
+    order = [0, 1]
+    order.insert(operation["extra_info"]["axis"], 2)
+    return [axes[axis] for axis in order], affine[:, [*order, 3]]
+
+
+def _undo_orientation(
+    operation: Mapping[str, Any], axes: Axes, affine: np.ndarray
+) -> tuple[Axes, np.ndarray]:
+    before = np.asarray(operation["extra_info"]["original_affine"])
+    places, flips = axes_onto(affine, before).T.tolist()
+    turned = [
+        axis if flip == 1 else axis.then(torch.Tensor.flip)
+        for axis, flip in zip(axes, flips, strict=True)
+    ]
+    return [turned[places.index(axis)] for axis in range(3)], before
+
+
+# By the class of the transform
+UNDO = {
+    "Resize": _undo_resize,
+    "SpatialResample": _undo_resampling,
+    "SlicesLastd": _undo_slices_last,
+    "Orientation": _undo_orientation,
+}
 
 
 def _pad(before: int, after: int) -> Step:
-    return lambda images, dim: F.pad(
-        images, (before, after) if dim == -1 else (0, 0, before, after)
-    )
+    margins = {-1: (before, after), -2: (0, 0, before, after)}
+    return lambda images, dim: F.pad(images, margins[dim])
 
 
 def _crop(before: int, after: int) -> Step:
@@ -183,11 +201,11 @@ def _sample(length: int, ratio: float) -> Step:
         last = images.shape[dim] - 1
         places = (torch.arange(length, dtype=torch.float64) * ratio).clamp(max=last)
         first = places.floor().long()
-        share = (places - first).to(images).unflatten(0, (length, 1) if dim == -2 else (1, length))
-        low, high = (
-            images.index_select(dim, first),
-            images.index_select(dim, (first + 1).clamp(max=last)),
-        )
+        share = (places - first).to(images)
+        if dim == -2:
+            share = share[:, None]
+        low = images.index_select(dim, first)
+        high = images.index_select(dim, (first + 1).clamp(max=last))
         return low.lerp(high, share)
 
     return step

@@ -25,6 +25,7 @@ from calib_components.errors import InputError, check_writable, printable
 from calib_components.quality import write_table
 from calib_components.quality.table import FOLDER, choose
 
+log = logging.getLogger(__name__)
 NIFTI = re.compile(r"(.+)(\.nii(?:\.gz)?)", re.IGNORECASE | re.DOTALL)
 # Endings of the files of each map
 MAPS = {"label": "seg", "uncertainty": "uncertainty", "probability": "probability"}
@@ -57,28 +58,40 @@ def find_images(path: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> l
         InputError: A folder cannot be read.
     """
     path = Path(path)
+    if path.is_dir():
+        return _group(sorted(files_below(path)), file_suffixes)
+    beside = sorted(path.parent.glob("*"))
+    images = _group([path, *beside], file_suffixes, named=path)
+    return [image for image in images if path in image.files]
+
+
+def _group(
+    files: Sequence[Path], file_suffixes: Sequence[str], named: Path | None = None
+) -> list[Image]:
+    """Return the images among files; one that the user `named` may be called like a label."""
     parts: dict[Path, dict[str, Path]] = defaultdict(dict)  # the files of each image, by suffix
-    for file in (
-        sorted(files_below(path)) if path.is_dir() else [path, *sorted(path.parent.glob("*"))]
-    ):
+    for file in files:
         name, suffix, _ = _split(file, file_suffixes)
-        if _is_nifti(file) and (suffix or file == path or not name.lower().endswith(NOT_IMAGES)):
-            place = file.with_name(name) if suffix else file
-            parts[place if parts[place].get(suffix, file) == file else file][suffix] = file
-    return [
-        _image(own, file_suffixes)
-        for own in parts.values()
-        if path.is_dir() or path in own.values()
-    ]
+        is_label = not suffix and name.lower().endswith(NOT_IMAGES)
+        if not _is_nifti(file) or (is_label and file != named):
+            continue
+        place = file.with_name(name) if suffix else file
+        if parts[place].get(suffix, file) != file:  # the same name with another ending
+            place = file
+        parts[place][suffix] = file
+    return [_image(files_by_suffix, file_suffixes) for files_by_suffix in parts.values()]
 
 
-def _image(own: Mapping[str, Path], file_suffixes: Sequence[str]) -> Image:
-    first = next(iter(own.values()))
+def _image(files_by_suffix: Mapping[str, Path], file_suffixes: Sequence[str]) -> Image:
+    first = next(iter(files_by_suffix.values()))
     name, suffix, ending = _split(first, file_suffixes)
+    if not suffix:
+        return Image(name, (first,))
     files = [
-        own.get(part.lower(), first.with_name(f"{name}{part}{ending}")) for part in file_suffixes
+        files_by_suffix.get(part.lower(), first.with_name(f"{name}{part}{ending}"))
+        for part in file_suffixes
     ]
-    return Image(name, tuple(files) if suffix else (first,))
+    return Image(name, tuple(files))
 
 
 def _is_nifti(file: Path) -> bool:
@@ -92,15 +105,10 @@ def _split(file: str | os.PathLike, file_suffixes: Sequence[str]) -> tuple[str, 
     match = NIFTI.fullmatch(Path(file).name)
     stem, ending = match.groups() if match else (Path(file).name, "")
     longest_first = sorted(map(str.lower, file_suffixes), key=len, reverse=True)
-    suffix = next(
-        (
-            suffix
-            for suffix in longest_first
-            if stem.lower().endswith(suffix) and stem.lower() != suffix
-        ),
-        "",
-    )
-    return stem[: len(stem) - len(suffix)], suffix, ending
+    for suffix in longest_first:
+        if stem.lower().endswith(suffix) and stem.lower() != suffix:
+            return stem[: -len(suffix)], suffix, ending
+    return stem, "", ending
 
 
 def result_name(file: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> str:
@@ -162,13 +170,14 @@ class ImageFolder:
         the path.
         """
         try:
-            images = shard_of(find_images(self.path, self.file_suffixes), self.shard)
+            images = self._find_all()
         except InputError:
             return []
-        images = [
-            image for image in images if not (self.skip_existing and self._is_finished(image))
+        return [
+            {"image": [str(file) for file in image.files]}
+            for image in images
+            if not (self.skip_existing and self._is_finished(image))
         ]
-        return [{"image": [str(file) for file in image.files]} for image in images]
 
     def check(self, items: Sequence[Mapping[str, Any]] | None = None) -> None:
         """Check, from the headers alone, that every image can be segmented and that no file is
@@ -186,83 +195,84 @@ class ImageFolder:
                 cannot be written, or `review` is not a share.
         """
         choose([], self.review, self.review_below)
-        below = filter(_is_nifti, files_below(self.path)) if self.path.is_dir() else ()
-        if left_out := [file for file in below if result_name(file).lower().endswith(NOT_IMAGES)]:
-            logging.getLogger(__name__).warning(
-                "%s: %d file(s) called like labels or maps are skipped, such as %s. Rename those that are images.",
-                self.path, len(left_out), left_out[0].name,
-            )  # fmt: skip
+        self._warn_of_labels()
         if items:
-            files = [tuple(Path(file) for file in ensure_tuple(item["image"])) for item in items]
-            images = [
-                Image(result_name(of_image[0], self.file_suffixes), of_image) for of_image in files
-            ]
-        elif not self.path.exists():
+            files = [tuple(map(Path, ensure_tuple(item["image"]))) for item in items]
+            images = [Image(result_name(each[0], self.file_suffixes), each) for each in files]
+        elif self.path.exists():
+            images = self._find_all()
+        else:
             raise InputError(
                 f"dataset_dir does not exist: {self.path}. Give a NIfTI file or a folder."
             )
-        elif not (images := shard_of(find_images(self.path, self.file_suffixes), self.shard)):
+        if not images:
             raise InputError(f"dataset_dir holds no .nii or .nii.gz images: {self.path}.")
-        for name, count in Counter(image.name for image in images).items():
-            if count > 1:
-                several = ", ".join(str(image.files[0]) for image in images if image.name == name)
-                raise InputError(
-                    f"{count} images are called {name}: {several}. Their results would replace each"
-                    " other."
-                )
+        _check_names(images)
         for image in images:
-            channels = self.in_channels if len(image.files) == 1 else 1
-            for file in image.files:
-                if not file.is_file():
-                    raise InputError(
-                        f"{file} does not exist. Each channel of {image.name} needs a file."
-                    )
-                shape = open_nifti(file).shape
-                if len(shape) not in (3, 4) or (*shape, 1)[3] != channels:
-                    raise InputError(
-                        f"{file}: shape {shape} is not that of a 3D image with {channels}"
-                        " channel(s)."
-                    )
-            for file in image.files[1:]:
-                check_same_grid(file, image.files[0])
-        self._check_output(images)
+            self._check_image(image)
+        self._check_folder(images)
+        if not self.overwrite:
+            for image in images:
+                self._check_maps(image)
 
-    def _check_output(self, images: Sequence[Image]) -> None:
+    def _find_all(self) -> list[Image]:
+        return shard_of(find_images(self.path, self.file_suffixes), self.shard)
+
+    def _warn_of_labels(self) -> None:
+        below = filter(_is_nifti, files_below(self.path)) if self.path.is_dir() else ()
+        labels = [file for file in below if result_name(file).lower().endswith(NOT_IMAGES)]
+        if labels:
+            log.warning(
+                "%s: %d file(s) called like labels or maps are skipped, such as %s. Rename those"
+                " that are images.",
+                self.path,
+                len(labels),
+                labels[0].name,
+            )
+
+    def _check_image(self, image: Image) -> None:
+        channels = self.in_channels if len(image.files) == 1 else 1
+        for file in image.files:
+            if not file.is_file():
+                raise InputError(
+                    f"{file} does not exist. Each channel of {image.name} needs a file."
+                )
+            shape = open_nifti(file).shape
+            if len(shape) not in (3, 4) or (*shape, 1)[3] != channels:
+                raise InputError(
+                    f"{file}: shape {shape} is not that of a 3D image with {channels} channel(s)."
+                )
+        for file in image.files[1:]:
+            check_same_grid(file, image.files[0])
+
+    def _check_folder(self, images: Sequence[Image]) -> None:
+        """Refuse a folder that holds images, or where they are kept that are links here."""
         files = [file for image in images for file in image.files]
-        folders = {
-            folder.resolve() for file in files for folder in (file.parent, file.resolve().parent)
+        folders = {file.parent.resolve() for file in files} | {
+            file.resolve().parent for file in files
         }
         if self.output_dir.resolve() in folders:
             raise InputError(
                 f"output_dir holds the images: {self.output_dir}. Give another folder."
             )
         check_writable("output_dir", self.output_dir)
-        for image in images:
-            existing = next((file for file in self._maps(image) if file.exists()), None)
-            if (
-                existing is None
-                or self.overwrite
-                or (self.skip_existing and not self._is_finished(image))
-            ):
-                continue
-            if not self.skip_existing:
-                raise InputError(
-                    f"{existing} exists. Pass --overwrite true, or --skip_existing true to continue"
-                    " a run."
-                )
-            header: Any = open_nifti(existing).header
-            written = bytes(header["descrip"]).rstrip(b"\0").decode(errors="replace")
-            if written != self.stamp:
-                raise InputError(
-                    f"{existing} was written with other weights or options. Give another"
-                    " output_dir."
-                )
+
+    def _check_maps(self, image: Image) -> None:
+        """Refuse to replace maps, and to continue those of another run."""
+        existing = [file for file in self._maps(image) if file.exists()]
+        if existing and not self.skip_existing:
+            raise InputError(
+                f"{existing[0]} exists. Pass --overwrite true, or --skip_existing true to"
+                " continue a run."
+            )
+        if existing and self._is_finished(image) and _stamp_of(existing[0]) != self.stamp:
+            raise InputError(
+                f"{existing[0]} was written with other weights or options. Give another output_dir."
+            )
 
     def write_table(self) -> None:
         """Write the table and the page of the quality of all scans in the output folder."""
-        logging.getLogger(__name__).info(
-            printable(write_table(self.output_dir, self.review, self.review_below))
-        )
+        log.info(printable(write_table(self.output_dir, self.review, self.review_below)))
 
     def _maps(self, image: Image) -> list[Path]:
         return [self.output_dir / f"{image.name}_{MAPS[name]}.nii.gz" for name in self.save]
@@ -270,10 +280,25 @@ class ImageFolder:
     def _is_finished(self, image: Image) -> bool:
         record = self.output_dir / FOLDER / f"{image.name}.json"
         maps, files = [*self._maps(image), record], [file for file in image.files if file.exists()]
-        done = [file.stat().st_mtime for file in maps if file.exists()]
-        return len(done) == len(maps) and min(done) >= max(
-            (file.stat().st_mtime for file in files), default=0
-        )
+        if not all(file.exists() for file in maps):
+            return False
+        newest = max((file.stat().st_mtime for file in files), default=0)
+        return min(file.stat().st_mtime for file in maps) >= newest
+
+
+def _stamp_of(file: Path) -> str:
+    header: Any = open_nifti(file).header
+    return bytes(header["descrip"]).rstrip(b"\0").decode(errors="replace")
+
+
+def _check_names(images: Sequence[Image]) -> None:
+    for name, count in Counter(image.name for image in images).items():
+        if count > 1:
+            several = ", ".join(str(image.files[0]) for image in images if image.name == name)
+            raise InputError(
+                f"{count} images are called {name}: {several}. Their results would replace each"
+                " other."
+            )
 
 
 def shard_of(values: Sequence[Any], shard: str | None) -> list[Any]:

@@ -4,8 +4,7 @@ in bfloat16.
 
 from __future__ import annotations
 
-import logging
-import operator
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,14 +14,14 @@ from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer
 from monai.utils import convert_to_tensor
 
 from calib_components.errors import InputError, check_count
-from calib_components.inference.crops import CROP, Crop, check_center, crop_at, find_crop
+from calib_components.inference.crops import CROP, Crop, check_center, crop_at, cut, find_crop
 from calib_components.inference.scratch import release, scratch
 from calib_components.quality.estimates import PairwiseDice, Structures
 
-log = logging.getLogger(__name__)
 Network = Callable[[torch.Tensor], torch.Tensor]
 # Logit of the background where the network is not asked, those of the other classes are 0
 OUTSIDE = 20.0
+AGREEMENT = "agreement"  # key of the metadata of logits, `(structures,)`
 
 
 class Bfloat16Inferer(SimpleInferer):
@@ -57,11 +56,8 @@ class SlicesInferer(Inferer):
     Args:
         batch_size: Number of slices that the network gets at once.
         average: Whether to average over orientations.
-        structures: Structures whose segmentations in these orientations are compared.
-
-    Attributes:
-        agreement: What `PairwiseDice` of the orientations gives for the last volumes; empty if they
-            are not compared.
+        structures: Structures whose segmentations in these orientations are compared; see
+            `agreement_of`.
 
     Raises:
         InputError: `batch_size` is below 1.
@@ -75,28 +71,52 @@ class SlicesInferer(Inferer):
         self.batch_size = batch_size
         self.average = average
         self.structures: Structures = structures or {}
-        self.agreement: dict[str, float] = {}
 
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         """Return the logits `(B, N, H, W, D)` of `(B, C, H, W, D)`, on the CPU, in a file if they
         are many.
+
+        Outside of a crop, the logit of the background is 20, those of the others 0. Crops and
+        agreements are in the metadata, see `crop_of` and `agreement_of`.
         """
-        logits, pairs = None, PairwiseDice(self.structures)  # logits are (B, D, N, H, W)
-        for case, volume in enumerate(inputs):
-            parts = self.parts(
-                volume, lambda seen: network(seen, *args, **kwargs), self.batch_size, pairs
-            )
-            for start, part in parts:
-                if logits is None:
-                    dtype = torch.promote_types(part.dtype, torch.float32)
-                    logits = scratch((len(inputs), volume.shape[-1], *part.shape[1:]), dtype)
-                logits[case, start : start + len(part)] = part
+        volumes = convert_to_tensor(inputs, track_meta=False)
+
+        def run(seen: torch.Tensor) -> torch.Tensor:
+            return network(seen, *args, **kwargs)
+
+        compared = self.structures if self.average else {}
+        crops, agreements = [], []
+        logits = torch.empty(0)  # (B, D, N, H, W), of which slabs of slices lie together
+        for case, volume in enumerate(volumes):
+            crop, pairs = self.locate(volume, run), PairwiseDice(compared)
+            for start, part in self.parts(cut(crop, volume), run, self.batch_size, pairs):
+                if not len(logits):
+                    shape = (len(volumes), volume.shape[-1], part.shape[1], *volume.shape[1:3])
+                    logits = scratch(shape, torch.promote_types(part.dtype, torch.float32))
+                slab = logits[case, start : start + len(part)]
+                if crop is not None:
+                    slab[:, 0], slab[:, 1:] = OUTSIDE, 0
+                cut(crop, slab[..., None])[..., 0] = part
                 release(logits)
-        assert logits is not None
-        self.agreement = pairs.compute() if self.average else {}
-        return logits.permute(0, 2, 3, 4, 1)
+            crops.append(crop)
+            agreements.append([*pairs.compute().values()])
+        meta = {}
+        if crops[0] is not None:
+            meta[CROP] = torch.tensor(crops)
+        if compared:
+            meta[AGREEMENT] = torch.tensor(agreements)
+        logits = logits.permute(0, 2, 3, 4, 1)
+        if not meta:
+            return logits
+        described = MetaTensor(logits, meta=meta)
+        described.is_batch = True
+        return described
+
+    def locate(self, volume: torch.Tensor, network: Network) -> Crop | None:
+        """Return where the network looks in the slices of `(C, H, W, D)`; None for all of them."""
+        return None
 
     def parts(
         self, volume: torch.Tensor, network: Network, batch_size: int, pairs: PairwiseDice
@@ -105,27 +125,26 @@ class SlicesInferer(Inferer):
         one's number.
         """
         for start in range(0, volume.shape[-1], batch_size):
-            slices = (
-                torch.as_tensor(volume[..., start : start + batch_size]).movedim(-1, 0).contiguous()
-            )
+            slices = volume[..., start : start + batch_size].movedim(-1, 0).contiguous()
             yield start, self._infer(slices, network, pairs)
 
     def _infer(self, slices: torch.Tensor, network: Network, pairs: PairwiseDice) -> torch.Tensor:
         if not self.average:
             return network(slices)
-        turns, labels = range(4) if slices.shape[2] == slices.shape[3] else (0, 2), []
+        is_square = slices.shape[2] == slices.shape[3]
+        views = itertools.product(([], [2]), range(4) if is_square else (0, 2))
+        labels = []
         total: Any = 0
-        for flip in ([], [2]):
-            for quarter in turns:
-                seen = slices.flip(flip).rot90(quarter, (2, 3)).contiguous()
-                logits = network(seen).rot90(-quarter, (2, 3)).flip(flip)
-                labels.append(logits.argmax(1))
-                total = total + logits.to(torch.promote_types(logits.dtype, torch.float32))
+        for flip, quarter in views:
+            seen = slices.flip(flip).rot90(quarter, (2, 3)).contiguous()
+            logits = network(seen).rot90(-quarter, (2, 3)).flip(flip)
+            labels.append(logits.argmax(1))
+            total = total + logits.to(torch.promote_types(logits.dtype, torch.float32))
         pairs.update(torch.stack(labels))
-        return total / (2 * len(turns))
+        return total / len(labels)
 
 
-class CropsInferer(Inferer):
+class CropsInferer(SlicesInferer):
     """Run a 2D network that was trained on crops over slices: find the structures, then segment the
     crop around them.
 
@@ -134,82 +153,57 @@ class CropsInferer(Inferer):
     centre of the slices.
 
     Args:
-        slices_inferer: Runs the network over slices.
         size: Rows and columns of the crop, at most those of a slice.
+        batch_size: Number of crops that the network gets at once.
         center: Centre of the crop as shares of the sides of a slice, in place of a first pass.
+        average, structures: See `SlicesInferer`.
 
     Raises:
-        InputError: `center` is not two shares; when called: slices are smaller than the crop.
+        InputError: `center` is not two shares, or `batch_size` is below 1; when called: slices are
+            smaller than the crop.
     """
 
     def __init__(
         self,
-        slices_inferer: SlicesInferer,
         size: Sequence[int],
+        batch_size: int,
         center: Sequence[float] | None = None,
+        average: bool = False,
+        structures: Structures | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, average, structures)
         check_center(center)
-        self.slices_inferer, self.size, self.center = slices_inferer, size, center
+        self.size, self.center = size, center
 
-    @property
-    def agreement(self) -> dict[str, float]:
-        """That of `SlicesInferer`, in the crop of the last volume."""
-        return self.slices_inferer.agreement
-
-    def __call__(
-        self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> torch.Tensor:
-        """Return the logits `(B, N, H, W, D)` of `(B, C, H, W, D)`, on the CPU, in a file if they
-        are many.
-
-        Outside of the crop, the logit of the background is 20, those of the others 0. The metadata
-        have the crops.
-        """
-        volumes = convert_to_tensor(inputs, track_meta=False)
-        # Logits are (B, D, H, W, N), of which slabs of slices lie together
-        crops, logits = [], None
-        for case, volume in enumerate(volumes):
-            crop = self._locate(volume, lambda seen: network(seen, *args, **kwargs))
-            seen = self.slices_inferer(crop.cut(volume)[None], network, *args, **kwargs)[0].movedim(
-                -1, 0
-            )
-            if logits is None:
-                logits = scratch(
-                    (len(volumes), len(seen), seen.shape[1], *volume.shape[1:3]), seen.dtype
-                )
-            for number, part in enumerate(seen):
-                logits[case, number, 0], logits[case, number, 1:] = OUTSIDE, 0
-                crop.cut(logits[case, number, ..., None])[..., 0] = part
-                release(logits)
-            crops.append(crop)
-        assert logits is not None
-        result = MetaTensor(logits.permute(0, 2, 3, 4, 1), meta={CROP: torch.tensor(crops)})
-        result.is_batch = True
-        return result
-
-    def _locate(self, volume: torch.Tensor, network: Network) -> Crop:
-        """Return where the network looks in the slices of `(C, H, W, D)`."""
+    def locate(self, volume: torch.Tensor, network: Network) -> Crop:
         sides = volume.shape[1:3]
         if self.center is not None:
             return crop_at(self.center, self.size, sides)
         # Whole slices are larger: fewer at once need no more memory, and take less time on a CPU.
-        batch_size = max(1, self.slices_inferer.batch_size // 4)
+        batch_size = max(1, self.batch_size // 4)
         foreground = torch.zeros(*sides, dtype=torch.int64)
-        for _, logits in self.slices_inferer.parts(volume, network, batch_size, PairwiseDice({})):
+        for _, logits in self.parts(volume, network, batch_size, PairwiseDice({})):
             foreground += (logits.argmax(1) > 0).sum(0).cpu()
-        return find_crop(foreground, self.size) or crop_at((0.5, 0.5), self.size, sides)._replace(
-            is_found=False
-        )
+        crop = find_crop(foreground, self.size)
+        if crop is None:
+            return crop_at((0.5, 0.5), self.size, sides)._replace(is_found=False)
+        return crop
+
+
+def agreement_of(logits: torch.Tensor, structures: Structures) -> dict[str, float]:
+    """Return what `PairwiseDice` of the orientations gives for the structures of an inferer, from
+    the metadata of its logits `(N, H, W, D)`; empty if they were not compared.
+    """
+    values = logits.meta.get(AGREEMENT) if isinstance(logits, MetaTensor) else None
+    return {} if values is None else dict(zip(structures, values.tolist(), strict=True))
 
 
 class PatchesInferer(SlidingWindowInferer):
     """Run a 3D network over patches of volumes that overlap by half, weighted by a Gaussian, see
     MONAI's base class.
 
-    A volume smaller than a patch is padded with 0; the first one is logged. On request, the logits
-    of a patch are the mean over it and its mirror image along the first axis, left and right.
-    Logits are on the CPU.
+    A volume smaller than a patch is padded with 0. On request, the logits of a patch are the mean
+    over it and its mirror image along the first axis, left and right. Logits are on the CPU.
 
     Args:
         patch_size: Number of voxels of a patch along each axis.
@@ -225,28 +219,20 @@ class PatchesInferer(SlidingWindowInferer):
         super().__init__(
             patch_size, batch_size, overlap=0.5, mode="gaussian", device=torch.device("cpu")
         )
-        self.patch_size, self.average, self.is_logged = patch_size, average, False
+        self.average = average
 
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
         """Return the logits `(B, N, H, W, D)` of `(B, C, H, W, D)`, on the CPU."""
-        if not self.is_logged and any(map(operator.lt, inputs.shape[2:], self.patch_size)):
-            self.is_logged = True
-            sizes = (" x ".join(map(str, size)) for size in (inputs.shape[2:], self.patch_size))
-            log.info("An image of %s voxels is smaller than a patch of %s: padded.", *sizes)
         return super().__call__(
             inputs, lambda patches: self._infer(patches, network), *args, **kwargs
         )
 
-    def _infer(
-        self, patches: torch.Tensor, network: Callable[[torch.Tensor], torch.Tensor]
-    ) -> torch.Tensor:
-        return (
-            (network(patches) + network(patches.flip(2)).flip(2)) / 2
-            if self.average
-            else network(patches)
-        )
+    def _infer(self, patches: torch.Tensor, network: Network) -> torch.Tensor:
+        if not self.average:
+            return network(patches)
+        return (network(patches) + network(patches.flip(2)).flip(2)) / 2
 
 
 def volume_inferer(
@@ -271,5 +257,6 @@ def volume_inferer(
         raise InputError("crop_center: the network sees the whole image. Leave the option out.")
     if len(crop_size) == 3:
         return PatchesInferer(crop_size, batch_size, average)
-    slices = SlicesInferer(batch_size, average, structures)
-    return CropsInferer(slices, crop_size, crop_center) if is_crop else slices
+    if is_crop:
+        return CropsInferer(crop_size, batch_size, crop_center, average, structures)
+    return SlicesInferer(batch_size, average, structures)

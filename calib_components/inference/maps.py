@@ -25,9 +25,10 @@ from nibabel import Nifti1Header
 
 from calib_components.data.transforms import file_name
 from calib_components.errors import InputError, check_choice, make_folder, writing
-from calib_components.inference.crops import NOTHING_FOUND, Crop, crop_of
+from calib_components.inference.crops import NOTHING_FOUND, crop_of
 from calib_components.inference.grid import ImageGrid
 from calib_components.inference.images import MAPS, result_name
+from calib_components.inference.inferers import agreement_of
 from calib_components.inference.scratch import release, scratch
 from calib_components.metrics.voxels import RANGE_TOLERANCE, SUM_TOLERANCE
 from calib_components.posthoc import find_reference
@@ -46,6 +47,10 @@ INTEGERS = {8: torch.uint8, 16: torch.uint16}
 SLAB = 2**22  # values of a slab: voxels times classes
 SLOPE = "scl_slope"  # key of a map's metadata: the step of the integers that it holds
 LARGEST_SUM = 1.01  # of the structures' probabilities: a softmax that was interpolated and rounded
+NO_SOFTMAX = (
+    "probabilities are not those of a softmax. {}. Apply softmax before fill_background; leave it"
+    " out if each channel has a sigmoid."
+)
 COMPRESSION = 1  # higher levels of gzip take several times as long for a few per cent
 
 
@@ -60,13 +65,11 @@ def fill_background(probabilities: torch.Tensor) -> torch.Tensor:
         InputError: These are not the probabilities of a softmax.
     """
     structures = probabilities[1:]
+    if len(structures) == 0:
+        raise InputError(NO_SOFTMAX.format("There is one channel"))
     sums = structures.sum(0, keepdim=True)
-    if len(structures) == 0 or sums.max() > LARGEST_SUM:
-        got = f"The classes sum to {sums.max():.3g}" if len(structures) else "There is one channel"
-        raise InputError(
-            f"probabilities are not those of a softmax. {got}. Apply softmax before"
-            " fill_background; leave it out if each channel has a sigmoid."
-        )
+    if sums.max() > LARGEST_SUM:
+        raise InputError(NO_SOFTMAX.format(f"The classes sum to {sums.max():.3g}"))
     return torch.cat([1 - sums, structures]).clamp(0, 1)
 
 
@@ -76,12 +79,12 @@ def normalized_entropy(probabilities: torch.Tensor) -> torch.Tensor:
 
     Raises an `InputError` if these are not the probabilities of a softmax, or a batch of them.
     """
-    off = (probabilities.sum(0) - 1).abs().max()
-    if (
-        len(probabilities) < 2
-        or probabilities.min() < -RANGE_TOLERANCE
-        or not off <= 2 * SUM_TOLERANCE
-    ):
+    is_softmax = (
+        len(probabilities) > 1
+        and probabilities.min() >= -RANGE_TOLERANCE
+        and (probabilities.sum(0) - 1).abs().max() <= 2 * SUM_TOLERANCE
+    )
+    if not is_softmax:
         raise InputError(
             "probabilities must be (N, *S) and sum to 1 over the N classes. Apply softmax to"
             " logits; give the cases of a batch one by one."
@@ -109,7 +112,7 @@ class PredictionMapsd(MapTransform):
             shows one map.
         network: Network whose weights hold the reference of the quality; None for a quality without
             one.
-        inferer: What made the logits, whose `agreement`, if it has one, is part of the quality.
+        inferer: Not used; bundles of version 0.3 name it.
 
     Raises:
         InputError: An option has an unsuitable value, the codes do not fit the network's classes,
@@ -134,8 +137,7 @@ class PredictionMapsd(MapTransform):
             check_choice("save", name, MAPS)
         if bits not in INTEGERS:
             raise InputError(f"bits must be 8 or 16, got {bits!r}.")
-        self.structures, self.network, self.inferer = structures, network, inferer
-        self.label_codes = label_codes
+        self.structures, self.network, self.label_codes = structures, network, label_codes
         self.dtype, self.largest = INTEGERS[bits], 2**bits - 1
         self.show_uncertainty = show_uncertainty
 
@@ -151,20 +153,14 @@ class PredictionMapsd(MapTransform):
                 )
             scan = ScanEstimates(self.structures)
             maps = self._maps(item[key], grid, file_name(image), scan)
-            item[QUALITY] = self._describe(scan, image, maps["label"], grid, crop_of(item[key]))
-            shown = (
-                maps["uncertainty"].float() / self.largest
-                if self.show_uncertainty
-                else maps["label"]
-            )
-            results = {
-                key: (shown, None),
-                **{MAPS[name]: (maps[name], name != "label") for name in self.save},
-            }
-            for name, (values, is_share) in results.items():
-                meta = {**image.meta, "affine": torch.from_numpy(grid.affine)}
-                meta[SLOPE] = 1 / self.largest if is_share else 1.0  # the image's, as read, is NaN
-                item[name] = MetaTensor(values, meta=meta)
+            item[QUALITY] = self._describe(scan, image, maps["label"], grid, item[key])
+            for name in self.save:
+                slope = 1.0 if name == "label" else 1 / self.largest
+                item[MAPS[name]] = _with_grid(maps[name], image, grid, slope)
+            if self.show_uncertainty:
+                item[key] = _with_grid(maps["uncertainty"].float() / self.largest, image, grid)
+            else:
+                item[key] = _with_grid(maps["label"], image, grid)
         return item
 
     def _describe(
@@ -173,27 +169,25 @@ class PredictionMapsd(MapTransform):
         image: MetaTensor,
         label: torch.Tensor,
         grid: ImageGrid,
-        crop: Crop | None,
+        logits: torch.Tensor,
     ) -> dict[str, Any]:
         """Return the quality of a scan, whose label map is `(1, X, Y, Z)`, with a picture."""
-        index = scan.most_uncertain_slice
+        index, name = scan.most_uncertain_slice, file_name(image)
         grey = grid.slab(image.as_tensor(), index, index + 1, lambda part: part.float())[0, 0]
+        codes = torch.tensor(self.label_codes)
         shown = label[0, :, :, index].T
-        masks = [
-            torch.isin(shown, torch.tensor([self.label_codes[i] for i in of]))
-            for of in self.structures.values()
-        ]
+        masks = [torch.isin(shown, codes[list(classes)]) for classes in self.structures.values()]
         picture = draw_slice(grey, torch.stack(masks), grid.affine)
         stored = torch.empty(0) if self.network is None else find_reference(self.network)
         reference = Reference.from_tensor(stored, [*self.structures])
-        agreement = getattr(self.inferer, "agreement", {})
-        record = describe_scan(
-            file_name(image), scan.compute(), reference, grid.affine, picture, agreement
-        )
+        agreement = agreement_of(logits, self.structures)
+        record = describe_scan(name, scan.compute(), reference, grid.affine, picture, agreement)
+        crop = crop_of(logits)
         if crop is not None:
-            log.info("%s: %s", file_name(image), crop.describe(image.shape[1:3]))
+            log.info("%s: %s", name, crop.describe(image.shape[1:3]))
             record[CENTER] = crop.center(image.shape[1:3])
-            record["reasons"] += [] if crop.is_found else [NOTHING_FOUND]
+            if not crop.is_found:
+                record["reasons"].append(NOTHING_FOUND)
         return record
 
     def _maps(
@@ -202,17 +196,11 @@ class PredictionMapsd(MapTransform):
         """Return the maps `(C, X, Y, Z)`, stored with X first as in a file, and measure the scan in
         that file.
         """
-        fits_a_byte = min(self.label_codes) >= 0 and max(self.label_codes) <= 255
-        codes = torch.tensor(self.label_codes, dtype=torch.uint8 if fits_a_byte else torch.int32)
-        shape = tuple(reversed(grid.shape))
-        maps = {"label": scratch((1, *shape), codes.dtype)}
-        if "uncertainty" in self.save or self.show_uncertainty:
-            maps["uncertainty"] = scratch((1, *shape), self.dtype)
-        if "probability" in self.save:
-            maps["probability"] = scratch((1 + len(self.structures), *shape), self.dtype)
+        maps = self._empty_maps(grid)
+        depth = grid.shape[2]
         slices = max(1, SLAB // (len(logits) * grid.shape[0] * grid.shape[1]))
-        for start in range(0, grid.shape[2], slices):
-            stop = min(start + slices, grid.shape[2])
+        for start in range(0, depth, slices):
+            stop = min(start + slices, depth)
             p = grid.slab(logits, start, stop, lambda part: part.float().softmax(0))
             if not p.sum().isfinite():
                 raise InputError(
@@ -220,21 +208,46 @@ class PredictionMapsd(MapTransform):
                 )
             p = fill_background(p)
             scan.update(p)
-            # Faster than argmax
-            maps["label"][:, start:stop] = codes[p.max(0, keepdim=True).indices]
-            if "uncertainty" in maps:
-                maps["uncertainty"][:, start:stop] = self._rounded(normalized_entropy(p))
-            if "probability" in maps:
-                of_structures = torch.stack(
-                    [p[list(classes)].sum(0) for classes in [[0], *self.structures.values()]]
-                )
-                maps["probability"][:, start:stop] = self._rounded(of_structures)
+            self._fill({name: values[:, start:stop] for name, values in maps.items()}, p)
             for values in (*maps.values(), logits):
                 release(values)
         return {name: values.permute(0, 3, 2, 1) for name, values in maps.items()}
 
+    def _empty_maps(self, grid: ImageGrid) -> dict[str, torch.Tensor]:
+        """Return the maps to fill, `(C, Z, Y, X)`."""
+        fits_a_byte = min(self.label_codes) >= 0 and max(self.label_codes) <= 255
+        shape = tuple(reversed(grid.shape))
+        maps = {"label": scratch((1, *shape), torch.uint8 if fits_a_byte else torch.int32)}
+        if "uncertainty" in self.save or self.show_uncertainty:
+            maps["uncertainty"] = scratch((1, *shape), self.dtype)
+        if "probability" in self.save:
+            maps["probability"] = scratch((1 + len(self.structures), *shape), self.dtype)
+        return maps
+
+    def _fill(self, maps: Mapping[str, torch.Tensor], p: torch.Tensor) -> None:
+        """Fill the slab of the maps that has these probabilities, `(N, Z, Y, X)`."""
+        codes = torch.tensor(self.label_codes, dtype=maps["label"].dtype)
+        # Faster than argmax
+        maps["label"][:] = codes[p.max(0, keepdim=True).indices]
+        if "uncertainty" in maps:
+            maps["uncertainty"][:] = self._rounded(normalized_entropy(p))
+        if "probability" in maps:
+            structure_probabilities = torch.stack(
+                [p[list(classes)].sum(0) for classes in [[0], *self.structures.values()]]
+            )
+            maps["probability"][:] = self._rounded(structure_probabilities)
+
     def _rounded(self, values: torch.Tensor) -> torch.Tensor:
         return (values.clamp(0, 1) * self.largest).round_().int().to(self.dtype)
+
+
+def _with_grid(
+    values: torch.Tensor, image: MetaTensor, grid: ImageGrid, slope: float = 1.0
+) -> MetaTensor:
+    """Return a map with the metadata of its image, and the step of its integers."""
+    # The slope of the image, as read, is NaN
+    meta = {**image.meta, "affine": torch.from_numpy(grid.affine), SLOPE: slope}
+    return MetaTensor(values, meta=meta)
 
 
 class SaveMapd(SaveImaged):  # MONAI Label leaves out what is a SaveImaged

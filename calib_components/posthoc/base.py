@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,12 +25,12 @@ KINDS: dict[str, type[Calibrator]] = {}  # every calibrator by its name
 CARRIED = "calibrator."
 
 
-def gathered(own: Any) -> list[Any]:
-    """Return what each process has; all have to call it."""
-    parts = [own]
+def gathered(value: Any) -> list[Any]:
+    """Return the value of each process; all have to call it."""
+    parts = [value]
     if dist.is_available() and dist.is_initialized():
         parts *= dist.get_world_size()
-        dist.all_gather_object(parts, own)
+        dist.all_gather_object(parts, value)
     return parts
 
 
@@ -59,31 +59,31 @@ class Estimate(ABC):
     def warnings(self) -> list[str]:
         """Return what a user should know before relying on the fit, one sentence each."""
 
-    def alternatives(self) -> dict[str, Calibrator]:
-        """Return other calibrators, by what they are, whose errors should be reported next to those
-        of this fit.
-        """
-        return {}
-
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as data that JSON can store; NaN becomes None."""
-        return _replaced(asdict(self), math.nan, None)  # type: ignore[call-overload]  # a subclass is a dataclass
+        return _mapped(_none_for_nan, asdict(self))  # type: ignore[call-overload]  # a subclass is a dataclass
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Any:
-        """Inverse of `to_dict`."""
-        return cls(**_replaced(dict(values), None, math.nan))
+        """Inverse of `to_dict`; fields that other versions of this package have are left out."""
+        names = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+        return cls(**_mapped(_nan_for_none, {name: values[name] for name in names & {*values}}))
 
 
-def _replaced(value: Any, old: float | None, new: float | None) -> Any:
-    """Return dictionaries in dictionaries with NaN or None replaced by the other."""
-    if isinstance(value, dict):
-        return {name: _replaced(each, old, new) for name, each in value.items()}
-    return (
-        new
-        if value is old or (old is not None and isinstance(value, float) and math.isnan(value))
-        else value
-    )
+def _mapped(function: Callable[[Any], Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the function of each value, in dictionaries of dictionaries."""
+    return {
+        name: _mapped(function, value) if isinstance(value, Mapping) else function(value)
+        for name, value in values.items()
+    }
+
+
+def _none_for_nan(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _nan_for_none(value: Any) -> Any:
+    return math.nan if value is None else value
 
 
 class Calibrator(torch.nn.Module):
@@ -156,10 +156,10 @@ class Calibrator(torch.nn.Module):
         """Replace the parameters, in place where the shape stays, by a tensor or number for each
         name in `state()`.
         """
-        for name, own in self.state().items():
-            values = torch.as_tensor(state[name]).to(own)
-            if values.shape == own.shape:
-                own.copy_(values)
+        for name, buffer in self.state().items():
+            values = torch.as_tensor(state[name]).to(buffer)
+            if values.shape == buffer.shape:
+                buffer.copy_(values)
             else:  # such as one value for each class
                 self.register_buffer(name, values.clone())
 
@@ -188,10 +188,10 @@ class Calibrator(torch.nn.Module):
                 f"group has {len(names)} names for {len(logits)} cases. Give one name for each"
                 " case."
             )
-        lowest, highest = logits.aminmax()
-        if lowest >= 0 and highest <= 1:
-            binary = self.sigmoid or logits.shape[1] == 1
-            remedy = "p.double().logit(1e-12)" if binary else "p.double().clamp_min(1e-12).log()"
+        if logits.min() >= 0 and logits.max() <= 1:
+            remedy = "p.double().clamp_min(1e-12).log()"
+            if self.sigmoid or logits.shape[1] == 1:
+                remedy = "p.double().logit(1e-12)"
             warn_once(
                 f"All logits are between 0 and 1. If they are probabilities p, pass {remedy}."
             )
@@ -211,8 +211,11 @@ class Calibrator(torch.nn.Module):
             InputError: The other fit has another region, `ignore_index` or `sigmoid`. Nothing is
                 added then.
         """
-        if (own := self._options()) != (others := other._options()):
-            raise InputError(f"Fits with different options cannot be added: {own} and {others}.")
+        if self._options() != other._options():
+            raise InputError(
+                "Fits with different options cannot be added:"
+                f" {self._options()} and {other._options()}."
+            )
         self._add(other._rows)
 
     def compute(self) -> Any:

@@ -21,13 +21,15 @@ class Costs:
 
     Attributes:
         bins: Bins of the top label by region, `(1, 15)`.
-        nll: Sum of the negative log-likelihood in each region, `(regions,)`.
-        volumes: Expected and true number of voxels that are not background, `(2,)`.
+        nll: Sum of the negative log-likelihood by region.
+        expected_volume: Expected number of voxels that are not background.
+        true_volume: True number of these voxels.
     """
 
     bins: dict[str, CalibrationBins]
-    nll: torch.Tensor
-    volumes: torch.Tensor
+    nll: dict[str, float]
+    expected_volume: float
+    true_volume: float
 
     @classmethod
     def measure(
@@ -38,30 +40,41 @@ class Costs:
         sigmoid: bool = False,
     ) -> Costs:
         """Measure probabilities `(B, N, *S)`. Other arguments: see `calib_components.metrics`."""
-        regions = [Region(name) for name in REGIONS]
-        found = measure_regions(
-            p, y, regions, ["top_label", "nll"], ignore_index=ignore_index, sigmoid=sigmoid
+        measured = measure_regions(
+            p,
+            y,
+            [Region(name) for name in REGIONS],
+            ["top_label", "nll"],
+            ignore_index=ignore_index,
+            sigmoid=sigmoid,
         )
-        bins = {
-            name: each.bins["top_label"].pooled() for name, each in zip(REGIONS, found, strict=True)
-        }
-        nll = torch.stack(
-            [(each.scores["nll"] * each.bins["top_label"].count.sum(-1)).nansum() for each in found]
-        )
-        volumes = torch.zeros_like(nll)
+        bins, nll = {}, {}
+        for name, region in zip(REGIONS, measured, strict=True):
+            cases = region.bins["top_label"]
+            bins[name] = cases.pooled()
+            nll[name] = float((region.scores["nll"] * cases.count.sum(-1)).nansum())
+        expected = true = 0.0
         for voxels in read_voxels(*check_tensors(p, y, sigmoid), None, ignore_index, sigmoid):
-            volumes += torch.stack([(1 - voxels.p[0]).sum(), (voxels.label != 0).sum()])
-        return cls(bins, nll, volumes)
+            expected += float((1 - voxels.p[0]).sum())
+            true += float((voxels.label != 0).sum())
+        return cls(bins, nll, expected, true)
 
     def __add__(self, other: Costs) -> Costs:
-        bins = {name: own + other.bins[name] for name, own in self.bins.items()}
-        return Costs(bins, self.nll + other.nll, self.volumes + other.volumes)
+        bins = {name: each + other.bins[name] for name, each in self.bins.items()}
+        nll = {name: each + other.nll[name] for name, each in self.nll.items()}
+        return Costs(
+            bins,
+            nll,
+            self.expected_volume + other.expected_volume,
+            self.true_volume + other.true_volume,
+        )
 
     def describe(self) -> str:
         """Return the errors as one line."""
         regions = (
-            f"{name} NLL {nll / bins.count.sum():.4f} ECE {bins.expected_error().item():.4f}"
-            for (name, bins), nll in zip(self.bins.items(), self.nll, strict=True)
+            f"{name} NLL {self.nll[name] / bins.count.sum():.4f}"
+            f" ECE {bins.expected_error().item():.4f}"
+            for name, bins in self.bins.items()
         )
-        expected, true = self.volumes.tolist()
-        return f"{', '.join(regions)}, expected volume {100 * (expected / max(true, 1) - 1):+.1f} %"
+        excess = self.expected_volume / max(self.true_volume, 1) - 1
+        return f"{', '.join(regions)}, expected volume {100 * excess:+.1f} %"

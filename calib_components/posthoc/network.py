@@ -42,7 +42,8 @@ class Calibrated(torch.nn.Module):
         set_calibrator(self, carried)
         for name, values in carried.state().items():
             state_dict[f"{prefix}{CARRIED}{name}"] = state_dict.pop(f"{prefix}{name}", values)
-        if (reference := state_dict.get(f"{prefix}{REFERENCE}")) is not None:
+        reference = state_dict.get(f"{prefix}{REFERENCE}")
+        if reference is not None:
             device = next(iter(self.calibrator.state().values())).device
             self.register_buffer(REFERENCE, torch.zeros_like(reference, device=device))
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -79,8 +80,9 @@ class TemperatureScaled(Calibrated):
     def __init__(self, network: torch.nn.Module, temperature: float = 1.0) -> None:
         super().__init__()
         self.network = network
-        own = next(itertools.chain(network.parameters(), network.buffers()), None)
-        self.calibrator = TemperatureScaling().to(None if own is None else own.device)
+        tensors = itertools.chain(network.parameters(), network.buffers())
+        device = next((tensor.device for tensor in tensors), None)
+        self.calibrator = TemperatureScaling().to(device)
         self.calibrator.set_state({"temperature": temperature})
         # A new module is in training, into which MONAI's `eval_mode` would then put an evaluated
         # network.
@@ -157,8 +159,8 @@ def unwrapped(network: torch.nn.Module) -> torch.nn.Module:
 
 def find_calibrator(network: torch.nn.Module) -> Calibrator | None:
     """Return the calibrator that a network carries, also inside of what wraps it; None without one."""
-    found = getattr(unwrapped(network), "calibrator", None)
-    return found if isinstance(found, Calibrator) else None
+    calibrator = getattr(unwrapped(network), "calibrator", None)
+    return calibrator if isinstance(calibrator, Calibrator) else None
 
 
 def find_temperature(network: torch.nn.Module) -> torch.Tensor | None:
@@ -174,18 +176,15 @@ def find_reference(network: torch.nn.Module) -> torch.Tensor:
     """Return the reference in the weights of a network, scripted or not; an empty tensor without
     one.
     """
-    found = _find_buffer(network, REFERENCE)
-    return torch.empty(0) if found is None else found
+    reference = _find_buffer(network, REFERENCE)
+    return torch.empty(0) if reference is None else reference
 
 
 def _find_buffer(network: torch.nn.Module, name: str) -> torch.Tensor | None:
-    own = unwrapped(network)
-    buffers = (
-        own.named_buffers()
-        if isinstance(own, torch.jit.ScriptModule) or find_calibrator(own)
-        else ()
-    )
-    return dict(buffers).get(name)
+    inner = unwrapped(network)
+    if isinstance(inner, torch.jit.ScriptModule) or find_calibrator(inner):
+        return dict(inner.named_buffers()).get(name)
+    return None
 
 
 def set_calibrator(network: torch.nn.Module, calibrator: Calibrator) -> None:
@@ -197,24 +196,25 @@ def set_calibrator(network: torch.nn.Module, calibrator: Calibrator) -> None:
     Raises:
         InputError: The network carries no calibrator.
     """
-    own = find_calibrator(network)
-    if own is None:
-        name = type(unwrapped(network)).__name__
+    inner, carried = unwrapped(network), find_calibrator(network)
+    if carried is None:
         raise InputError(
-            f"{name} carries no calibrator. Use TemperatureUNet, or wrap it:"
+            f"{type(inner).__name__} carries no calibrator. Use TemperatureUNet, or wrap it:"
             " TemperatureScaled(network)."
         )
-    if type(own) is not type(calibrator):
-        device = next(iter(own.state().values())).device
-        own = unwrapped(network).calibrator = type(calibrator)().to(device).train(own.training)
-    own.set_state(calibrator.state())
-    unwrapped(network).register_buffer(REFERENCE, None)
+    if type(carried) is not type(calibrator):
+        device = next(carried.buffers()).device
+        carried = inner.calibrator = type(calibrator)().to(device).train(carried.training)
+    carried.set_state(calibrator.state())
+    inner.register_buffer(REFERENCE, None)
 
 
 def calibrator_in(weights: Mapping[str, torch.Tensor], prefix: str = "") -> Calibrator | None:
     """Return the calibrator in a state dict, whose names have a prefix; None if there is none."""
-    for found in (kind() for kind in KINDS.values()):
-        if all(f"{prefix}{name}" in weights for name in found.state()):
-            found.set_state({name: weights[f"{prefix}{name}"] for name in found.state()})
-            return found
+    for kind in KINDS.values():
+        calibrator = kind()
+        names = [*calibrator.state()]
+        if all(f"{prefix}{name}" in weights for name in names):
+            calibrator.set_state({name: weights[f"{prefix}{name}"] for name in names})
+            return calibrator
     return None

@@ -13,6 +13,7 @@ Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, secti
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,6 @@ TOLERANCE = 1e-5  # of a parameter
 FEWEST_PATIENTS = 2  # for each parameter, a rule of thumb
 RESAMPLES = 2_000
 ONCE = [[1.0]]  # each patient
-KEYS = ("value", "low", "high")
 
 
 @dataclass(frozen=True)
@@ -69,20 +69,19 @@ class VectorEstimate(Estimate):
         return f"The label of {self.changed} of {self.voxels} voxels changes."
 
     def warnings(self) -> list[str]:
+        sentences = []
         number = len(self.parameters) - 1  # a constant added to all biases changes nothing
-        fewest, left_out = (
-            FEWEST_PATIENTS * number,
-            f"{self.nll_left_out:.4f}, more than {self.nll_before:.4f} without it",
-        )
-        few = (
-            f"{self.patients} patients, fewer than {fewest}, for {number} parameters: intervals are"
-            " not reliable."
-        )
-        worse = (
-            f"The NLL of patients that are left out of the fit is {left_out}. Use a temperature."
-        )
-        found = {few: self.patients < fewest, worse: self.nll_left_out > self.nll_before}
-        return [sentence for sentence, is_so in found.items() if is_so]
+        if self.patients < FEWEST_PATIENTS * number:
+            sentences.append(
+                f"{self.patients} patients, fewer than {FEWEST_PATIENTS * number}, for {number}"
+                " parameters: intervals are not reliable."
+            )
+        if self.nll_left_out > self.nll_before:
+            sentences.append(
+                f"The NLL of patients that are left out of the fit is {self.nll_left_out:.4f}, more"
+                f" than {self.nll_before:.4f} without it. Use a temperature."
+            )
+        return sentences
 
 
 class _Sums(NamedTuple):
@@ -164,28 +163,24 @@ class VectorScaling(Calibrator):
         for number in range(MOST_PASSES):
             self._rows.clear()
             yield number
-            if not (rows := [*self._gathered().values()]):
+            rows = [*self._gathered().values()]
+            if not rows:
                 return  # `compute` says so
             sums = _Sums.read(np.array(rows)[:, 0])
-            if (absent := np.flatnonzero(sums.labels.sum(0) == 0)).size:
+            absent = np.flatnonzero(sums.labels.sum(0) == 0)
+            if absent.size:
                 raise InputError(
                     f"No voxel has class {absent[0]}, so it has no {self.name}. Fit a temperature."
                 )
-            if (nll := sums.nll.sum()) > lowest * (1 + 1e-12):
+            nll = sums.nll.sum()
+            if nll > lowest * (1 + 1e-12):
                 step = step / 2
             else:
                 lowest, start, step = nll, self._values(sums.labels.shape[1]), self._step(sums)
                 if abs(step).max() < TOLERANCE:
                     return
-            self.set_state(
-                dict(
-                    zip(
-                        ("class_scale", "class_bias"),
-                        np.split((start + step).ravel(), 2),
-                        strict=True,
-                    )
-                )
-            )
+            scale, bias = np.split((start + step).ravel(), 2)
+            self.set_state({"class_scale": scale, "class_bias": bias})
         raise InputError(
             f"The {self.name} did not converge. The classes may be separable; fit a temperature."
         )
@@ -214,31 +209,44 @@ class VectorScaling(Calibrator):
             raise InputError(
                 f"A {self.name} needs several passes: for _ in fit.passes(), update with all cases."
             )
-        voxels, classes, patients = sums.voxels.sum(), sums.labels.shape[1], len(rows)
-        values, interval, left_out = (
-            self._values(classes),
-            np.full((2, 2 * classes), math.nan),
-            math.nan,
-        )
+        classes, patients = sums.labels.shape[1], len(rows)
+        values = self._values(classes)
+        low, high = np.full((2, 2 * classes), math.nan)
         if patients > 1:
-            times = np.random.default_rng(0).multinomial(
-                patients, np.full(patients, 1 / patients), RESAMPLES
-            )
-            interval = np.quantile(values + self._step(sums, times), [0.025, 0.975], axis=0)
-            steps = self._step(sums, 1 - np.eye(patients))
-            curvature = np.einsum("pi,pij,pj->", steps, sums.hessian, steps)
-            left_out = float(
-                (sums.nll.sum() + (sums.gradient * steps).sum() + curvature / 2) / voxels
-            )
-        names = [f"{kind} of class {k}" for kind in ("scale", "bias") for k in range(classes)]
-        table = zip(names, np.stack([values, *interval], 1).tolist(), strict=True)
+            share = np.full(patients, 1 / patients)
+            times = np.random.default_rng(0).multinomial(patients, share, RESAMPLES)
+            low, high = np.quantile(values + self._step(sums, times), [0.025, 0.975], axis=0)
         parameters = {
-            name: dict(zip(KEYS, own, strict=True)) for name, own in [*table][self._fitted(classes)]
+            f"{kind} of class {k}": {"value": value, "low": lower, "high": upper}
+            for (kind, k), value, lower, upper in zip(
+                itertools.product(("scale", "bias"), range(classes)),
+                values.tolist(),
+                low.tolist(),
+                high.tolist(),
+                strict=True,
+            )
+            if kind == "bias" or self.has_scale
         }
-        before, after = (float(each.sum() / voxels) for each in (sums.nll_before, sums.nll))
+        voxels = sums.voxels.sum()
         return self.estimate(
-            parameters, before, after, left_out, int(sums.changed.sum()), patients, int(voxels)
+            parameters,
+            nll_before=float(sums.nll_before.sum() / voxels),
+            nll_after=float(sums.nll.sum() / voxels),
+            nll_left_out=self._nll_left_out(sums),
+            changed=int(sums.changed.sum()),
+            patients=patients,
+            voxels=int(voxels),
         )
+
+    def _nll_left_out(self, sums: _Sums) -> float:
+        """Return the mean NLL of each patient with the parameters of the others."""
+        patients = len(sums.nll)
+        if patients == 1:
+            return math.nan
+        steps = self._step(sums, 1 - np.eye(patients))
+        curvature = np.einsum("pi,pij,pj->", steps, sums.hessian, steps)
+        nll = sums.nll.sum() + (sums.gradient * steps).sum() + curvature / 2
+        return float(nll / sums.voxels.sum())
 
     def _step(self, sums: _Sums, times: Any = ONCE) -> Array:
         """Return the step to the minimum for each row of `times` that patients are there."""

@@ -16,6 +16,7 @@ from monai.bundle import ConfigParser
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for a clone that is not installed
 
 from calib_components.handlers.weights import load_weights
+from calib_components.inference.inferers import agreement_of
 from calib_components.inference.maps import normalized_entropy
 from calib_components.metrics import dice, structure_masks
 from calib_components.quality import ScanEstimates
@@ -54,7 +55,9 @@ def score_scans(bundle: Path, dataset_dir: Path, out: Path, split: str = "testin
     network.eval()
     rows = []
     for scan in scans:
-        averaged = torch.as_tensor(orientations(scan["image"][None], network)[0])
+        averaged = orientations(scan["image"][None], network)[0]
+        agreement = agreement_of(averaged, structures)
+        averaged = torch.as_tensor(averaged)
         logits, estimates = (
             torch.as_tensor(inferer(scan["image"][None], network)[0]),
             ScanEstimates(structures),
@@ -77,7 +80,7 @@ def score_scans(bundle: Path, dataset_dir: Path, out: Path, split: str = "testin
                 f"expected_dsc_{name}": estimate.expected_dsc,
                 f"mean_entropy_{name}": estimate.mean_entropy,
             }
-            row |= {f"pairwise_dsc_{name}": orientations.agreement[name]}
+            row |= {f"pairwise_dsc_{name}": agreement[name]}
             row[f"mean_confidence_{name}"] = (
                 p[structures[name]].sum(0)[predictions[0][number] > 0].mean().item()
             )

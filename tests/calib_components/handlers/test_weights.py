@@ -229,7 +229,7 @@ class TestFactsOfTheData:
         if change != "no record":
             torch.save({"settings": settings}, folder / "last.ckpt")
         config = ConfigParser({"datalist": str(datalist), "dataset_dir": str(tmp_path)})
-        monkeypatch.setattr("calib_components.handlers.weights.running_config", lambda: config)
+        monkeypatch.setattr("calib_components.handlers.weights.config_of_run", lambda: config)
         self.load(folder, DATA, source="")
         assert ["another list of the cases" in line for line in warnings(caplog)] == [True] * warned
 

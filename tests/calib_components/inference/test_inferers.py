@@ -16,6 +16,7 @@ from calib_components.inference.inferers import (
     Bfloat16Inferer,
     PatchesInferer,
     SlicesInferer,
+    agreement_of,
     volume_inferer,
 )
 from calib_components.quality import PairwiseDice
@@ -46,8 +47,8 @@ def test_prediction_turns_with_a_square_slice(turn: Callable[[torch.Tensor], tor
 
 def test_orientations_are_compared() -> None:
     volume, structures = torch.rand(1, 2, 16, 16, 4, dtype=torch.float64), {"a": [1], "b": [1, 2]}
-    inferer, pairs = SlicesInferer(3, average=True, structures=structures), PairwiseDice(structures)
-    inferer(volume, NETWORK)
+    pairs = PairwiseDice(structures)
+    logits = SlicesInferer(3, average=True, structures=structures)(volume, NETWORK)
     views = [(flip, quarter) for flip in ([], [2]) for quarter in range(4)]
     turned = [SLICES(volume.flip(flip).rot90(quarter, (2, 3)), NETWORK) for flip, quarter in views]
     back = [
@@ -55,15 +56,23 @@ def test_orientations_are_compared() -> None:
         for x, (flip, quarter) in zip(turned, views, strict=True)
     ]
     pairs.update(torch.cat(back).argmax(1))
-    assert 0 < inferer.agreement["a"] < 1
-    assert inferer.agreement == pytest.approx(pairs.compute())
-    assert volume_inferer((16, 16), 3, structures=structures)(volume, NETWORK).shape == (
-        1,
-        3,
-        16,
-        16,
-        4,
-    )
+    (case,) = decollate_batch(logits)
+    agreement = agreement_of(case, structures)
+    assert 0 < agreement["a"] < 1
+    assert agreement == pytest.approx(pairs.compute())
+    single = volume_inferer((16, 16), 3, structures=structures)(volume, NETWORK)
+    assert agreement_of(single[0], structures) == {}
+
+
+def test_each_case_has_its_own_agreement_and_crop() -> None:
+    volumes, structures = torch.rand(2, 2, 48, 48, 3, dtype=torch.float64), {"a": [1]}
+    inferer = volume_inferer((16, 16), 3, average=True, structures=structures, image_size=(48, 48))
+    cases = decollate_batch(inferer(volumes, NETWORK))
+    for volume, case in zip(volumes, cases, strict=True):
+        (alone,) = decollate_batch(inferer(volume[None], NETWORK))
+        assert 0 < agreement_of(case, structures)["a"] < 1
+        assert agreement_of(case, structures) == agreement_of(alone, structures)
+        assert crop_of(case) == crop_of(alone)
 
 
 def test_other_slices_are_flipped_only() -> None:
@@ -169,20 +178,14 @@ def bright_volume(volume: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("shape", [(16, 24, 16), (5, 9, 30)])
-def test_patches_are_those_of_monai_and_mirrored_on_request(
-    shape: tuple[int, ...], caplog: pytest.LogCaptureFixture
-) -> None:
-    """A smaller volume is padded, which is said once, and what is returned has its size."""
-    caplog.set_level("INFO")
+def test_patches_are_those_of_monai_and_mirrored_on_request(shape: tuple[int, ...]) -> None:
+    """A smaller volume is padded, and what is returned has its size."""
     network, volume, inferer = (
         torch.nn.Conv3d(1, 3, 3, padding=1),
         torch.rand(1, 1, *shape),
         PatchesInferer((8, 16, 16), 2),
     )
     logits = inferer(volume, network)
-    inferer(volume, network)
-    told = "An image of 5 x 9 x 30 voxels is smaller than a patch of 8 x 16 x 16: padded."
-    assert caplog.messages == ([told] if shape[0] == 5 else [])
     assert logits.shape == (1, 3, *shape)
     torch.testing.assert_close(
         logits, SlidingWindowInferer((8, 16, 16), 2, 0.5, "gaussian")(volume, network)
