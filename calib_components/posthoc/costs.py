@@ -49,7 +49,9 @@ class Costs:
             [(each.scores["nll"] * each.bins["top_label"].count.sum(-1)).nansum() for each in found]
         )
         volumes = torch.zeros_like(nll)
-        for voxels in read_voxels(*check_tensors(p, y, sigmoid), None, ignore_index, sigmoid):
+        for voxels in read_voxels(
+            *check_tensors(p, y, sigmoid), ignore_index=ignore_index, sigmoid=sigmoid
+        ):
             volumes += torch.stack([(1 - voxels.p[0]).sum(), (voxels.label != 0).sum()])
         return cls(bins, nll, volumes)
 

@@ -11,8 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from calib_components.errors import InputError, check_choice
-from calib_components.metrics.regions import Region
-from calib_components.metrics.voxels import read_voxels
+from calib_components.metrics.regions import Region, read_region
 from calib_components.posthoc import KINDS, Calibrator, Estimate
 from calib_components.posthoc.costs import Costs
 from calib_components.tools.evaluate.classes import IGNORED, Classes
@@ -143,7 +142,7 @@ def _count_denied(saved: Saved, fit: Calibrator) -> tuple[int, float]:
     with warnings.catch_warnings():
         # Of values that are 0 or 1 only: see `DECISIVE`
         warnings.filterwarnings("ignore", message="y_pred")
-        for voxels in read_voxels(saved.probabilities[None], saved.label[None], *options):
+        for voxels in read_region(saved.probabilities[None], saved.label[None], *options):
             denied = voxels.label[voxels.p_label == 0]
             # A stored 1 where there is nothing
             spurious = int((denied == 0).sum()) if fit.sigmoid else 0

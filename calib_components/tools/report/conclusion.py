@@ -133,7 +133,7 @@ def _next_of_one(results: Results, method: str, verdict: str, low: bool) -> tupl
     if not results.has("ece_predicted"):
         return "Evaluate probabilities.", EVALUATE.format("PROBABILITIES LABELS")
     found = results.evaluations.get(method)
-    of_bundle = found is None or found.magnitudes is not None  # saved predictions have no logits
+    of_bundle = found is None or found.summary.get("source") == "bundle"
     if low:
         train = f"{BUNDLE.format('')} --ckpt_dir LONGER --max_epochs 200"
         return LONGER, train if of_bundle else EVALUATE.format("BETTER_PREDICTIONS LABELS")

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from calib_components.handlers.evaluation_files import Evaluation
-from calib_components.quality import Reference, mean_estimate
+from calib_components.quality import ESTIMATES, Reference, mean_estimate
 from calib_components.tools.report.data import WITHOUT, Results
 from calib_components.tools.report.page import Section
 from calib_components.tools.report.statistics import FEWEST_PATIENTS, SEED, Array, Estimate
@@ -147,15 +147,17 @@ def quality_section(results: Results, validation: Path | None) -> Section:
     confidence = {
         name: confidence_and_accuracy(results, row, name)[0] for name in tested.structures
     }
-    estimates: dict[str, Mapping[str, Array]] = {
-        "expected DSC": expected,
-        "mean confidence": confidence,
-    }
-    if results.has(*(f"mean_entropy_{name}" for name in tested.structures)):
-        entropy = {
-            name: results.of_cases(row, f"mean_entropy_{name}") for name in tested.structures
-        }
-        estimates["1 - mean entropy"] = {name: 1 - values for name, values in entropy.items()}
+    estimates: dict[str, Mapping[str, Array]] = {}
+    for estimate in ESTIMATES:
+        columns = {name: f"{estimate.name}_{name}" for name in tested.structures}
+        if not estimate.better or not results.has(*columns.values()):
+            continue
+        scores = {name: results.of_cases(row, column) for name, column in columns.items()}
+        if estimate.better == "higher":
+            estimates[estimate.title] = scores
+        else:
+            estimates[f"1 - {estimate.title}"] = {name: 1 - v for name, v in scores.items()}
+    estimates["mean confidence"] = confidence
     dsc, rows = results.of_cases(row, "dsc"), list[tuple[str, str, ArrayLike, Array]]()
     for title, values in estimates.items():
         scans = (

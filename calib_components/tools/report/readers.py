@@ -87,7 +87,9 @@ def read_cells(folder: Path) -> Results:
             cases.append(of_cases)
             bins.append(of_bins)
             if place == cell:
-                magnitudes.setdefault(settings.method, []).append(read.magnitudes)
+                if (place / "logits.json").exists():  # Fig. 2 of the paper
+                    logits = json.loads((place / "logits.json").read_text())["magnitudes"]
+                    magnitudes.setdefault(settings.method, []).append(np.array(logits, float))
                 about: dict[str, Any] = {
                     **_about(place, read),
                     "class_names": list(read.class_names),

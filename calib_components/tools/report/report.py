@@ -23,7 +23,7 @@ from calib_components.tools.report.ranks import ranks_sections
 from calib_components.tools.report.readers import read_cells, read_evaluations
 from calib_components.tools.report.statistics import FEWEST_PATIENTS, smallest_p_value
 from calib_components.tools.report.structures import structures_section
-from calib_components.tools.report.tables import COMPARED, FURTHER, SHOWN, SIGNIFICANT
+from calib_components.tools.report.tables import COMPARED, SHOWN, SIGNIFICANT
 from calib_components.tools.report.thresholds import thresholds_section
 
 REFERENCE = "nacl"
@@ -94,7 +94,7 @@ def report_folders(
         data = found.dataset
         title = f"Losses compared: {data.upper() if data else ', '.join(found.structures)}"
     notices, ranks = _notices(found), ranks_sections(found)
-    measures = [*SHOWN, *FURTHER] if evaluations else SHOWN
+    measures = SHOWN
     means = [means_section(found, measures, test_set) for test_set in found.sets]
     parts = [regions_section(found)] if found.has("ece_predicted") else []
     parts += [reliability_section(found)] if found.has("ece_all") else []

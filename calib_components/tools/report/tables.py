@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from calib_components.metrics.measures import find_column
+from calib_components.metrics.measures import find_column, report_columns
 from calib_components.tools.report.statistics import Estimate
 
 Record = Mapping[Any, Any]
@@ -24,10 +24,7 @@ DECIDING = ("nll_predicted", "ece_predicted", "ece_all")
 RANKED = ("dsc", "hd95", "ece", "cece")  # what the paper reports and ranks by
 TRUSTED = ("dsc", "hd95", "nll_all", *DECIDING)
 COMPARED = (*TRUSTED, "ece", "cece")
-OF_REGIONS = ("ece_all", "ece_predicted", "ece_plausible", "nll_all", "nll_predicted", "brier_all")
-SHOWN = ("dsc", "hd95", *OF_REGIONS, "ece", "cece")
-# Shown of evaluations, too
-FURTHER = ("smooth_ece_all", "smooth_ece_predicted", "aurc", "error_share_5")
+SHOWN = tuple(report_columns())
 
 SIGNIFICANT = 0.05
 # Of DSC: a method that loses more is not called better, whether the loss is significant or not
@@ -36,7 +33,7 @@ NONE = "n/a"  # in place of a number
 MOST_DIGITS = 5
 VOLUMES = ("ml", "voxels")
 # Others have 3
-DIGITS = {"hd95": 2, "mean": 2, "ml": 2, "aurc": 5, "voxels": 0, "missed": 0, "spurious": 0}
+DIGITS = {"mean": 2, "ml": 2, "voxels": 0, "missed": 0, "spurious": 0}
 TITLES = {  # of what is no column of cases.csv
     "gap": "confidence minus accuracy",
     "optimism": "expected minus true DSC",
@@ -80,8 +77,8 @@ def number(value: float, measure: str, signed: bool = False) -> str:
         return NONE
     if measure == "percent":
         return f"{value:.1f} %"
-    name = measure if column is None else column.measure.name
-    digits = DIGITS.get(name.partition("_")[0], 3) + (signed and measure not in VOLUMES)
+    digits = DIGITS.get(measure, 3) if column is None else column.measure.digits
+    digits += signed and measure not in VOLUMES
     if (
         column is not None
         and column.measure.scope == "region"
