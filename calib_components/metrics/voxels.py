@@ -32,6 +32,7 @@ RANGE_TOLERANCE = 1e-5
 SUM_TOLERANCE = 1e-2
 SUM_ROUNDING = 1e-5
 FEWEST_SUMS = 16  # below which sums of 1 may be chance
+NO_BATCH_AXIS = "Items of lists have no batch axis, (N, *S)."
 INVALID_LABEL = torch.iinfo(torch.int64).min
 
 
@@ -175,40 +176,46 @@ def check_tensors(
         raise InputError(
             f"{name} must have shape (B, N, *S) and at least one voxel, got {tuple(y_pred.shape)}."
         )
-    batch, channels, *spatial = y_pred.shape
+    channels = y_pred.shape[1]
     sigmoid = not masks and (sigmoid or channels == 1)
-    index_shape = (batch, 1, *spatial)
-    if sigmoid:
-        expected = f"{tuple(y_pred.shape)} (0 or 1 in each channel)"
-        _refuse_softmax(y_pred, name)
-    else:
-        expected = f"{index_shape} (class index) or {tuple(y_pred.shape)} (one-hot)"
+    index_shape = (len(y_pred), 1, *y_pred.shape[2:])
     if y.shape != y_pred.shape and (sigmoid or y.shape != index_shape):
+        expected = f"{index_shape} (class index) or {tuple(y_pred.shape)} (one-hot)"
+        if sigmoid:
+            expected = f"{tuple(y_pred.shape)} (0 or 1 in each channel)"
+        hint = f" {NO_BATCH_AXIS}" if channels == 1 else ""
         raise InputError(
-            f"y must have shape {expected} to match {name}, (B, N, *S), got {tuple(y.shape)}."
+            f"y must have shape {expected} to match {name}, (B, N, *S), got {tuple(y.shape)}.{hint}"
         )
+    _check_class_axis(y_pred, y, sigmoid, name)
     return y_pred, y
 
 
-def _refuse_softmax(y_pred: torch.Tensor, name: str) -> None:
-    """Raise `InputError` if a softmax over classes would be read as sigmoids."""
-    if _is_softmax(y_pred, 1):
+def _check_class_axis(y_pred: torch.Tensor, y: torch.Tensor, sigmoid: bool, name: str) -> None:
+    """Raise `InputError` if values sum to 1 along an axis that is not that of classes, or has a
+    sigmoid for each.
+    """
+    if not sigmoid and ((y_pred[..., :1].float().sum(1) - 1).abs() <= SUM_TOLERANCE).all():
+        return
+    if sigmoid and sum_to_1(y_pred, 1):
         raise InputError(
             f"{name} sums to 1 over its channels, as a softmax does. Set sigmoid=False."
         )
-    if y_pred.ndim > 3 and _is_softmax(y_pred, 2):
+    if y_pred.ndim > 3 and sum_to_1(y_pred, 2):
+        raise InputError(f"{name} has its classes along the third axis. {NO_BATCH_AXIS}")
+    if y.shape == y_pred.shape and sum_to_1(y_pred, 0) and sum_to_1(y, 0):
         raise InputError(
-            f"{name} has its classes along the third axis. Items of lists have no batch axis, (N,"
-            " *S)."
+            f"{name} has no batch axis: its classes lie along the first one. Give {name}[None],"
+            " y[None]."
         )
 
 
-def _is_softmax(values: torch.Tensor, axis: int) -> bool:
+def sum_to_1(values: torch.Tensor, axis: int) -> bool:
     """Whether values that differ along an axis sum to 1 along it everywhere."""
     if values.shape[axis] < 2 or values.numel() < FEWEST_SUMS * values.shape[axis]:
         return False
     for part in (values[..., :1].float(), values.float()):  # a part suffices nearly always
-        if ((part.sum(axis) - 1).abs() > SUM_TOLERANCE).any():
+        if not ((part.sum(axis) - 1).abs() <= SUM_TOLERANCE).all():  # also NaN
             return False
     return bool((values.amax(axis) - values.amin(axis) > 0.1).any())
 

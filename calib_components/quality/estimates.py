@@ -27,16 +27,17 @@ TERMS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "predicted": lambda p, is_predicted: is_predicted,
     "possible": lambda p, is_predicted: p > POSSIBLE,
     "certain": lambda p, is_predicted: p > CERTAIN,
-    "entropy": lambda p, is_predicted: (
-        (torch.special.entr(p) + torch.special.entr(1 - p)) * (p > POSSIBLE)
-    ),
+    "entropy": lambda p, is_predicted: _entropy(p.clamp(0, 1)) * (p > POSSIBLE),
 }
 
 
 def structure_sums(p: torch.Tensor, is_predicted: torch.Tensor) -> dict[str, torch.Tensor]:
     """Return the sum of each of `TERMS`, float64, over voxels with a probability of a structure."""
-    p = p.clamp(0, 1)
     return {name: term(p, is_predicted).sum(dtype=torch.float64) for name, term in TERMS.items()}
+
+
+def _entropy(p: torch.Tensor) -> torch.Tensor:
+    return torch.special.entr(p) + torch.special.entr(1 - p)
 
 
 def expected_dice(sums: Mapping[str, torch.Tensor]) -> torch.Tensor:

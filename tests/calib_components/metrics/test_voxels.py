@@ -182,6 +182,9 @@ REGIONS = torch.stack([Y[:, 0] > 0, Y[:, 0] > 1, Y[:, 0] > 2], 1).float() * 0.9 
         ),
         (P, ONE_HOT, True, "sums to 1 over its channels, as a softmax does. Set sigmoid=False"),
         (P.half(), ONE_HOT, True, "sums to 1 over its channels"),
+        (P[0], ONE_HOT[0], False, r"no batch axis.* y_pred\[None\]"),
+        (P[0], ONE_HOT[0], True, "no batch axis"),
+        (P[0, :, None], ONE_HOT[0, :, None], True, "no batch axis"),
     ],
 )
 def test_classes_along_another_axis_are_refused(

@@ -23,7 +23,7 @@ def estimate(
         "entropy": 0.5 * np.log(2) * possible,
     }
     return StructureEstimate(
-        {name: torch.tensor(float(value)).double() for name, value in sums.items()}
+        {name: torch.tensor(value, dtype=torch.float64) for name, value in sums.items()}
     )
 
 

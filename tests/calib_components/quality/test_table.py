@@ -74,7 +74,7 @@ def test_a_new_estimate_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(module, "ESTIMATES", (*ESTIMATES, new))
     write_record(record("one", 0.7), tmp_path)
     write_table(tmp_path)
-    assert pd.read_csv(tmp_path / "quality.csv")["made_up"].tolist() == [1, 1]
+    assert pd.read_csv(tmp_path / "quality.csv")["made_up"].tolist() == pytest.approx([1, 1])
     html = (tmp_path / "quality.html").read_text()
     assert "<th>made-up title" in html
     assert "<td>1.0" in html

@@ -99,6 +99,7 @@ def write_evaluation(
         "missed": [],
         "spurious": [],
         "patients": dict(patient_of),
+        "source": "bundle",
         "unit": "mm",
         "volume_unit": "ml",
     }
