@@ -176,19 +176,24 @@ def check_tensors(
         raise InputError(
             f"{name} must have shape (B, N, *S) and at least one voxel, got {tuple(y_pred.shape)}."
         )
-    channels = y_pred.shape[1]
-    sigmoid = not masks and (sigmoid or channels == 1)
-    index_shape = (len(y_pred), 1, *y_pred.shape[2:])
-    if y.shape != y_pred.shape and (sigmoid or y.shape != index_shape):
-        expected = f"{index_shape} (class index) or {tuple(y_pred.shape)} (one-hot)"
-        if sigmoid:
-            expected = f"{tuple(y_pred.shape)} (0 or 1 in each channel)"
-        hint = f" {NO_BATCH_AXIS}" if channels == 1 else ""
-        raise InputError(
-            f"y must have shape {expected} to match {name}, (B, N, *S), got {tuple(y.shape)}.{hint}"
-        )
+    sigmoid = not masks and (sigmoid or y_pred.shape[1] == 1)
+    _check_shapes(y_pred, y, sigmoid, name)
     _check_class_axis(y_pred, y, sigmoid, name)
     return y_pred, y
+
+
+def _check_shapes(y_pred: torch.Tensor, y: torch.Tensor, sigmoid: bool, name: str) -> None:
+    batch, channels, *spatial = y_pred.shape
+    index_shape = (batch, 1, *spatial)
+    if y.shape == y_pred.shape or (y.shape == index_shape and not sigmoid):
+        return
+    expected = f"{index_shape} (class index) or {tuple(y_pred.shape)} (one-hot)"
+    if sigmoid:
+        expected = f"{tuple(y_pred.shape)} (0 or 1 in each channel)"
+    hint = f" {NO_BATCH_AXIS}" if channels == 1 else ""
+    raise InputError(
+        f"y must have shape {expected} to match {name}, (B, N, *S), got {tuple(y.shape)}.{hint}"
+    )
 
 
 def _check_class_axis(y_pred: torch.Tensor, y: torch.Tensor, sigmoid: bool, name: str) -> None:

@@ -74,7 +74,8 @@ def _on_paper(layers: np.ndarray, axes: np.ndarray) -> np.ndarray:
 def quality_page(records: Sequence[Mapping[str, Any]]) -> str:
     """Return the page, in HTML, of what `calib_components.quality.table.choose` returned."""
     names = [escape(record["scan"]) for record in records if record["review"] == "yes"]
-    columns = _columns([row for record in records for row in record["rows"]])
+    defined = defined_estimates(records)
+    columns = [each for each in ESTIMATES if each.format and each.name in defined]
     links = ", ".join(f'<a href="#{name}">{name}</a>' for name in names)
     notes = " ".join(sorted({record["note"] for record in records}))
     cards = "\n".join(_card(record, columns) for record in records)
@@ -83,10 +84,10 @@ def quality_page(records: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _columns(rows: Sequence[Mapping[str, Any]]) -> list[QualityEstimate]:
-    """Return the estimates that the page shows: those that some structure has."""
-    defined = {name for row in rows for name, value in row.items() if value is not None}
-    return [each for each in ESTIMATES if each.format and each.name in defined]
+def defined_estimates(records: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Return the names of the estimates that some structure of the scans has."""
+    rows = [row for record in records for row in record["rows"]]
+    return {name for row in rows for name, value in row.items() if value is not None}
 
 
 def _card(record: Mapping[str, Any], columns: Sequence[QualityEstimate]) -> str:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from calib_components.errors import InputError, check_number, make_folder, reading, writing
 from calib_components.quality.estimates import ESTIMATES, StructureEstimate, StructureScan
-from calib_components.quality.page import quality_page
+from calib_components.quality.page import defined_estimates, quality_page
 from calib_components.quality.reference import Reference, mean_estimate
 
 FOLDER, PAGE = "quality", "quality.html"
@@ -197,8 +197,7 @@ def write_table(
 
 def _table(chosen: Sequence[Mapping[str, Any]]) -> str:
     """Return `quality.csv`: a line for each structure of each scan."""
-    rows = [row for record in chosen for row in record["rows"]]
-    defined = {name for row in rows for name, value in row.items() if value is not None}
+    defined = defined_estimates(chosen)
     estimates = [each.name for each in ESTIMATES if not each.optional or each.name in defined]
     columns = ["scan", "structure", *estimates, "review", "reason"]
     if any(CENTER in record for record in chosen):
