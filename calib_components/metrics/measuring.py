@@ -13,7 +13,7 @@ in the limit of many voxels. With few, such as those of a small structure, chanc
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,12 +69,17 @@ def measure_regions(
     y_pred, y = check_tensors(y_pred, y, sigmoid)
     check_count("num_bins", num_bins, 1, 10_000)
     floor = _probability_floor(y_pred, sigmoid, lowest, highest)
+    kinds = [kind for kind in EVENTS if kind in measures]
     sums = [_RegionSums(region, measures, y_pred, num_bins) for region in regions]
     for voxels in read_voxels(
         y_pred, y, ignore_index=ignore_index, sigmoid=sigmoid, temperature=temperature
     ):
+        events = {}
+        if any(of_region.if_true for of_region in sums):
+            events = {kind: _BinnedEvents(EVENTS[kind](voxels), num_bins) for kind in kinds}
         for of_region in sums:
             of_region.add(voxels, floor)
+            of_region.add_if_true(voxels, events)
     return [of_region.reduce() for of_region in sums]
 
 
@@ -126,6 +131,32 @@ SCORES: dict[str, Callable[[Voxels, torch.Tensor], torch.Tensor]] = {
 }
 
 
+class _BinnedEvents:
+    """Events in bins, of which the expected numbers in several regions are summed.
+
+    Of many classes, nearly all probabilities are in the first bin. Only those above it are summed
+    one by one; the first bin has what they leave of the sum of the row.
+    """
+
+    def __init__(self, events: Events, num_bins: int) -> None:
+        self.events, self.shape = events, (len(events.p), num_bins)
+        bins = bin_index(events.p, num_bins)
+        self.above = bins.flatten().nonzero().squeeze(1)
+        self.index = _index_by_row(bins, num_bins)[self.above]
+        self.has_first = (bins == 0).any(1)
+
+    def sum(self, weights: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Sum weights `(rows, voxels)`, of which the first is the largest: `(weights, rows,
+        num_bins)`.
+        """
+        size = self.shape[0] * self.shape[1]
+        above = [bincount(self.index, each.flatten()[self.above], size) for each in weights]
+        sums = torch.stack(above).view(len(weights), *self.shape)
+        rest = torch.stack([each.sum(1) for each in weights]) - sums.sum(-1)
+        sums[..., 0] = rest.clamp_min(0).where(self.has_first, 0)
+        return sums.minimum(sums[:1])  # as they are, up to rounding
+
+
 class _RegionSums:
     """Sums over the voxels of a region, float64, of each case.
 
@@ -164,19 +195,19 @@ class _RegionSums:
             is_true = (events.classes == inside.label).double()
             weights = (None, events.p, is_true)
             total[:, case, events.rows] += sum_in_bins(events.p, weights, self.num_bins)
-        if self.if_true:
-            self._add_if_true(voxels)
 
-    def _add_if_true(self, voxels: Voxels) -> None:
+    def add_if_true(self, voxels: Voxels, events: Mapping[str, _BinnedEvents]) -> None:
         """Add all voxels with each label that would put them into the region, by its probability."""
+        if not self.if_true:
+            return
         classes = torch.arange(len(voxels.p), device=voxels.p.device)[:, None]
         weights = self.region.mask(voxels, classes) * voxels.p  # of each label
         weight = weights.sum(0)
         for kind, total in self.if_true.items():
-            events = EVENTS[kind](voxels)
-            p_true = weights.gather(0, events.classes.expand_as(events.p))
-            sums = (weight.expand_as(events.p), weight * events.p, p_true)
-            total[:, voxels.case, events.rows] += sum_in_bins(events.p, sums, self.num_bins)
+            p, classes, rows = events[kind].events
+            p_true = weights.gather(0, classes.expand_as(p))
+            sums = events[kind].sum([weight.expand_as(p), weight * p, p_true])
+            total[:, voxels.case, rows] += sums
 
     def reduce(self) -> Measured:
         """Return the bins and the mean scores."""
@@ -201,10 +232,14 @@ def sum_in_bins(
         Float64, `(weights, rows, num_bins)`.
     """
     rows = len(p)
-    offsets = torch.arange(rows, device=p.device)[:, None] * num_bins
-    index = (bin_index(p, num_bins) + offsets).flatten()
+    index = _index_by_row(bin_index(p, num_bins), num_bins)
     sums = [bincount(index, None if w is None else w.flatten(), rows * num_bins) for w in weights]
     return torch.stack(sums).view(len(weights), rows, num_bins)
+
+
+def _index_by_row(bins: torch.Tensor, num_bins: int) -> torch.Tensor:
+    """Number the bins `(rows, voxels)` of all rows, flattened."""
+    return (bins + torch.arange(len(bins), device=bins.device)[:, None] * num_bins).flatten()
 
 
 def bin_index(p: torch.Tensor, num_bins: int) -> torch.Tensor:
