@@ -6,11 +6,13 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import ArrayLike
 
 from calib_components.figures.style import NAME, TITLE, class_color, literal
+from calib_components.quality.page import GREY_RANGE
 
 # Heights of a panel by its width: a slice of 1 x 512 pixels would be a picture of hundreds of
 # megabytes
@@ -53,48 +55,72 @@ def uncertainty_overlay(
         >>> figure = uncertainty_overlay(image, label, label, label / 2, ["background", "heart"])
     """
     label, prediction = (np.asarray(each).T.astype(np.int64) for each in (label, prediction))
-    image = np.zeros(label.shape) if image is None else np.asarray(image, float).T
-    finite = np.isfinite(image)
-    image = np.where(finite, image, image[finite].min() if finite.any() else 0)
+    grey = np.zeros(label.shape) if image is None else _finite(np.asarray(image, float).T)
     drawn = np.union1d(label[label > 0], prediction[prediction > 0])
     if drawn.size and drawn[-1] >= len(class_names):
         raise ValueError(
             f"class_names has {len(class_names)} names, but the slice has class {drawn[-1]}."
         )
-    names = [literal(class_names[k], NAME) for k in drawn]
-    columns = max(1, min(4, TITLE // (max(map(len, names), default=0) + 6)))
-    lines = title.count("\n") + 1 + math.ceil(len(names) / columns)
-    titles = ["ground truth", "prediction", "uncertainty"][: 2 if uncertainty is None else 3]
-    ratio = min(image.shape[0] / image.shape[1], TALLEST)
+    names = {k: literal(class_names[k], NAME) for k in drawn}
+    longest = max(map(len, names.values()), default=0)
+    legend_columns = max(1, min(4, TITLE // (longest + 6)))
+    lines = title.count("\n") + 1 + math.ceil(len(names) / legend_columns)
+    titles = ["ground truth", "prediction"]
+    if uncertainty is not None:
+        titles.append("uncertainty")
+    ratio = min(grey.shape[0] / grey.shape[1], TALLEST)
     figure = Figure(
         figsize=(6.4, 5.85 / len(titles) * ratio + 0.45 + 0.2 * lines),
         dpi=150,
         layout="constrained",
     )
-    figure.suptitle(
-        "\n".join(literal(line, TITLE) for line in title.split("\n")), fontsize="medium"
-    )
-    # Nothing to see is grey, not black
-    low, high = np.percentile(image, [0.5, 99.5]) if image.any() else (-1, 1)
+    text = "\n".join(literal(line, TITLE) for line in title.split("\n"))
+    figure.suptitle(text, fontsize="medium")
     panels = figure.subplots(1, len(titles))
     for axes, name in zip(panels, titles, strict=True):
-        axes.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
-        axes.set_title(name, fontsize="small")
-        axes.set_axis_off()
-    for axes, classes in zip(panels, (label, prediction), strict=False):
-        for k in np.unique(classes[classes > 0]) if min(classes.shape) > 1 else ():
-            axes.contour(classes == k, levels=[0.5], colors=[class_color(k)], linewidths=1.2)
+        _draw_grey(axes, grey, name)
+    _draw_contours(panels[0], label)
+    _draw_contours(panels[1], prediction)
     if uncertainty is not None:
-        uncertainty = np.asarray(uncertainty).T
-        alpha = np.clip(4 * uncertainty, 0, 0.9)
-        overlay = panels[2].imshow(
-            uncertainty, cmap="inferno", vmin=0, vmax=1, alpha=alpha, interpolation="nearest"
-        )
-        figure.colorbar(overlay, ax=panels[2], fraction=0.046, pad=0.02, ticks=[0, 0.5, 1])
-    handles = [
-        Patch(color=class_color(k), label=name) for k, name in zip(drawn, names, strict=True)
-    ]
+        _draw_uncertainty(figure, panels[2], np.asarray(uncertainty).T)
     figure.legend(
-        handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize="small"
+        handles=[Patch(color=class_color(k), label=name) for k, name in names.items()],
+        loc="outside lower center",
+        ncols=legend_columns,
+        frameon=False,
+        fontsize="small",
     )
     return figure
+
+
+def _finite(image: np.ndarray) -> np.ndarray:
+    """Return an image in which values that are not finite are the smallest that is."""
+    finite = np.isfinite(image)
+    return np.where(finite, image, image[finite].min() if finite.any() else 0)
+
+
+def _draw_grey(axes: Axes, grey: np.ndarray, title: str) -> None:
+    # Nothing to see is grey, not black
+    low, high = np.percentile(grey, GREY_RANGE) if grey.any() else (-1, 1)
+    axes.imshow(grey, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+    axes.set_title(title, fontsize="small")
+    axes.set_axis_off()
+
+
+def _draw_contours(axes: Axes, classes: np.ndarray) -> None:
+    if min(classes.shape) < 2:
+        return
+    for k in np.unique(classes[classes > 0]):
+        axes.contour(classes == k, levels=[0.5], colors=[class_color(k)], linewidths=1.2)
+
+
+def _draw_uncertainty(figure: Figure, axes: Axes, uncertainty: np.ndarray) -> None:
+    overlay = axes.imshow(
+        uncertainty,
+        cmap="inferno",
+        vmin=0,
+        vmax=1,
+        alpha=np.clip(4 * uncertainty, 0, 0.9),
+        interpolation="nearest",
+    )
+    figure.colorbar(overlay, ax=axes, fraction=0.046, pad=0.02, ticks=[0, 0.5, 1])

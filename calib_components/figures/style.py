@@ -10,11 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from calib_components.errors import printable
+from calib_components.quality.page import COLORS
 
 # Characters that fit into a line: of a figure's title, of a panel's, in a legend.
 TITLE, PANEL_TITLE, NAME = 75, 26, 40
-# Okabe and Ito
-PALETTE = ("#999999", "#e69f00", "#56b4e9", "#cc79a7", "#009e73", "#f0e442", "#d55e00", "#0072b2")
+PALETTE = ("#999999", *(f"#{color}" for color in COLORS))
 
 
 def panel_grid(

@@ -38,11 +38,11 @@ from calib_components.handlers.evaluation_files import (
     replacing,
 )
 from calib_components.handlers.weights import save
-from calib_components.inference.crops import Crop, crop_of, cut
+from calib_components.inference.crops import crop_of
 from calib_components.inference.images import shard_of
 from calib_components.inference.maps import normalized_entropy
-from calib_components.metrics import CalibrationBins, ThresholdCounts, dice, logit_magnitude_sums
-from calib_components.metrics.measures import MEASURES, Case, measure_case
+from calib_components.metrics import CalibrationBins, ThresholdCounts, dice
+from calib_components.metrics.measures import MEASURES, PAPER_REGION, Case, measure_case
 
 log = logging.getLogger(__name__)
 PER_CASE = ("all", "predicted")  # regions whose bins are kept of each case
@@ -83,47 +83,43 @@ def record_case(
     prediction: torch.Tensor,
     label: torch.Tensor,
     image: torch.Tensor | None = None,
-    logits: torch.Tensor | None = None,
-    crop: Crop | None = None,
 ) -> dict[str, Any]:
     """Measure a case.
 
     Args:
         case: The case.
         prediction, label, image: Maps of classes and grey values to draw, `(H, W, D)`.
-        logits: `(N, H, W, D)`, of which mean magnitudes are kept.
-        crop: What the network saw of the slices, if it was not all; the magnitudes are those there.
 
     Returns:
         The record: the `values` of columns, the structures that only the ground truth (`missed`) or
             only the prediction
         (`spurious`) has, the `slice` to draw, the `content_of` the label, and of probabilities also
-        `bins`, `thresholds`, `risk` and `logits`.
+        `bins`, `thresholds` and `risk`.
     """
-    found, true = (
-        {name for name, m in zip(case.structures, mask[0], strict=True) if m.any()}
-        for mask in case.masks
-    )
+    predicted, true = (masks[0].flatten(1).any(1) for masks in case.masks)
     record: dict[str, Any] = {
         "values": measure_case(case),
-        "missed": [name for name in case.structures if name in true - found],
-        "spurious": [name for name in case.structures if name in found - true],
+        "missed": _names(case, true & ~predicted),
+        "spurious": _names(case, predicted & ~true),
         "slice": _slice(case, prediction, label, image),
         "content": content_of(case.label),
     }
     if case.probabilities is not None:
-        measured = {region: kinds.items() for region, kinds in case.measured.items()}
-        record["bins"] = {
-            r: {k: v for k, v in of if isinstance(v, CalibrationBins)} for r, of in measured.items()
-        }
+        record["bins"] = {region: _bins(measured) for region, measured in case.measured.items()}
         record["thresholds"] = case.structure_measures.thresholds
         record["risk"] = case.risk.coverage, case.risk.risk
         record["temperature"] = 1.0 if case.temperature is None else float(case.temperature)
         record["sigmoid"] = case.sigmoid or len(case.probabilities) == 1
-    if logits is not None:
-        seen, truth = cut(crop, logits[None]), cut(crop, case.label[None])
-        record["logits"] = logit_magnitude_sums(seen, truth, case.ignore_index)
     return record
+
+
+def _names(case: Case, chosen: torch.Tensor) -> list[str]:
+    """Return the names of the structures that are chosen, `(structures,)`."""
+    return [name for name, is_chosen in zip(case.structures, chosen, strict=True) if is_chosen]
+
+
+def _bins(measured: Mapping[str, Any]) -> dict[str, CalibrationBins]:
+    return {kind: each for kind, each in measured.items() if isinstance(each, CalibrationBins)}
 
 
 def _slice(
@@ -132,27 +128,30 @@ def _slice(
     """Maps of the slice with the most foreground, its DSC, and the structures that are missed in
     it.
     """
-    foreground = label > 0 if (label > 0).any() else prediction > 0
+    foreground = label > 0
+    if not foreground.any():
+        foreground = prediction > 0
     index = int(foreground.flatten(0, -2).sum(0).argmax())
-    found, true = (masks[..., index] for masks in case.masks)
-    uncertainty = None
-    if case.probabilities is not None:
-        p = case.probabilities[..., index]
-        channels = [torch.stack([1 - q, q]) for q in p] if case.sigmoid else [p]
-        uncertainty = torch.stack([normalized_entropy(each)[0] for each in channels]).amax(0)
+    predicted, true = (masks[..., index] for masks in case.masks)
+    is_missed = true.flatten(2).any(2)[0] & ~predicted.flatten(2).any(2)[0]
     return {
         # Of a view, the whole volume would be saved
         "image": None if image is None else image[..., index].clone(),
         "label": label[..., index].int().clone(),
         "prediction": prediction[..., index].int().clone(),
-        "uncertainty": uncertainty,
-        "dsc": dice(found, true).nanmean().item(),
-        "missed": [
-            name
-            for i, name in enumerate(case.structures)
-            if true[0, i].any() and not found[0, i].any()
-        ],
+        "uncertainty": _uncertainty(case, index),
+        "dsc": dice(predicted, true).nanmean().item(),
+        "missed": _names(case, is_missed),
     }
+
+
+def _uncertainty(case: Case, index: int) -> torch.Tensor | None:
+    """Entropy in a slice; of sigmoids the largest one of a channel."""
+    if case.probabilities is None:
+        return None
+    p = case.probabilities[..., index]
+    channels = [torch.stack([1 - q, q]) for q in p] if case.sigmoid else [p]
+    return torch.stack([normalized_entropy(each)[0] for each in channels]).amax(0)
 
 
 class EvaluationRecords:
@@ -181,11 +180,8 @@ class EvaluationRecords:
         files: Sequence[str] = ("image", "label"),
     ) -> None:
         self.output_dir, self.folder = Path(output_dir), Path(output_dir) / ".records"
-        self.cases, self.stamp, self.files = (
-            {Path(item["case"]).name: item for item in cases},
-            stamp,
-            files,
-        )
+        self.cases = {Path(item["case"]).name: item for item in cases}
+        self.stamp, self.files = stamp, files
         for name, count in Counter(Path(item["case"]).name for item in cases).items():
             if count > 1:
                 raise InputError(
@@ -253,6 +249,7 @@ def write_evaluation(
     unit: str = "voxels",
     volume_unit: str = "voxels",
     check: Callable[[Sequence[Mapping[str, Any]]], None] | None = None,
+    source: str = "predictions",
 ) -> Mapping[str, Any] | None:
     """Write the files of an evaluation if all cases have a record, and remove the records.
 
@@ -266,6 +263,7 @@ def write_evaluation(
         unit: Unit of distances: "mm" or "voxels".
         volume_unit: Unit of volumes: "ml" or "voxels".
         check: Is called with all records before the files are written.
+        source: What the probabilities are those of: "bundle" or saved "predictions".
 
     Returns:
         The content of `summary.json`; None if another process has to measure cases, or has written
@@ -283,113 +281,154 @@ def write_evaluation(
             )
             log.info(message, len(missing), len(cases))
             return None
-        measured = [records.read(case) for case in cases]
+        measured = {case: records.read(case) for case in cases}
         if check is not None:
-            check(measured)
+            check([*measured.values()])
         patients = {case: item["patient"] for case, item in records.cases.items()}
-        evaluation = _joined_records(
-            measured, patients, structures, class_names, unit=unit, volume_unit=volume_unit
-        )
+        evaluation = join_records(measured, patients, structures, class_names)
+        evaluation.summary.update(source=source, unit=unit, volume_unit=volume_unit)
         with replacing(records.output_dir) as folder:
             evaluation.write(folder)
-            if evaluation.regions:
-                draw_reliability(folder, evaluation)
-            dsc = evaluation.cases.set_index("case")[[f"dsc_{name}" for name in structures]].mean(
-                axis=1
-            )
-            drawn_names = (
-                ["background", *class_names] if evaluation.summary.get("sigmoid") else class_names
-            )
-            draw_cases(folder, dsc, [record["slice"] for record in measured], drawn_names)
+            _draw(folder, evaluation, measured, structures)
         records.remove()
     log.info("Wrote the evaluation of %d cases to %s", len(cases), records.output_dir)
     return evaluation.summary
 
 
-def _joined_records(
-    records: Sequence[Mapping[str, Any]],
+def _draw(
+    folder: Path,
+    evaluation: Evaluation,
+    records: Mapping[str, Mapping[str, Any]],
+    structures: Sequence[str],
+) -> None:
+    """Draw the pictures of an evaluation."""
+    if evaluation.regions:
+        draw_reliability(folder, evaluation)
+    columns = [f"dsc_{name}" for name in structures]
+    dsc = evaluation.cases.set_index("case")[columns].mean(axis=1)
+    names = [*evaluation.class_names]
+    if evaluation.summary.get("sigmoid"):
+        names = ["background", *names]
+    draw_cases(folder, dsc, [record["slice"] for record in records.values()], names)
+
+
+def join_records(
+    records: Mapping[str, Mapping[str, Any]],
     patients: Mapping[str, str],
     structures: Sequence[str],
     class_names: Sequence[str],
-    **units: str,
 ) -> Evaluation:
-    """Put the records of all cases, of whom `patients` has the names in their order, together."""
-    table, first = pd.DataFrame([record["values"] for record in records]), records[0]
+    """Put the records of all cases, by their names, together."""
+    table = pd.DataFrame([record["values"] for record in records.values()])
+    first = next(iter(records.values()))
+    summary: dict[str, Any] = {
+        "cases": len(records),
+        **_statistics(table, structures),
+        "temperature": first.get("temperature", 1.0),
+        "missed": _listed(records, "missed"),
+        "spurious": _listed(records, "spurious"),
+        "patients": dict(patients),
+        **_crops(records),
+        "labels": {case: record["content"] for case, record in records.items()},
+    }
+    _warn_of_same_labels(summary["labels"])
+    # Names may hold any bytes, pandas' strings may not
+    table.insert(0, "case", pd.Series([*records], dtype=object))
+    if "bins" not in first:
+        return Evaluation(table, summary, class_names)
+    bins = _joined_bins([record["bins"] for record in records.values()])
+    summary |= {"channels": len(class_names), "sigmoid": first["sigmoid"]}
+    summary |= _pooled_errors(bins)
+    return Evaluation(
+        table,
+        summary,
+        class_names,
+        regions={region: _pooled(region, kinds) for region, kinds in bins.items()},
+        per_case={kind: bins[PAPER_REGION][kind] for kind in ("top_label", "classwise")},
+        structures=structures,
+        thresholds=ThresholdCounts.joined([record["thresholds"] for record in records.values()]),
+        coverage=first["risk"][0].numpy(),
+        risk=torch.cat([record["risk"][1] for record in records.values()]).numpy(),
+    )
+
+
+def _statistics(table: pd.DataFrame, structures: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Mean, standard deviation and number of cases of each column and each mean over structures."""
     means: dict[str, pd.Series] = {}
     for measure in MEASURES:
         names = [measure.column(name) for name in structures]
         if measure.scope == "structure" and names[0] in table:
             means[measure.name] = table[names].mean(axis=1)
-    summary: dict[str, Any] = {"cases": len(records)}
-    for name, values in (*means.items(), *table.items()):
-        summary[name] = {
+    return {
+        str(name): {
             "mean": float(values.mean()),
             "std": float(values.std()),
             "n": int(values.count()),
         }
-    summary["temperature"] = first.get("temperature", 1.0)
-    for kind in ("missed", "spurious"):
-        found = [
-            (case, name)
-            for case, record in zip(patients, records, strict=True)
-            for name in record[kind]
-        ]
-        summary[kind] = [{"case": case, "structure": name} for case, name in found]
-    summary["patients"] = dict(patients)
-    if "crop_center" in first:
-        by_case = dict(zip(patients, records, strict=True))
-        summary["crop_center"] = {case: record["crop_center"] for case, record in by_case.items()}
-        summary["crop_not_found"] = [
-            case for case, record in by_case.items() if not record["is_crop_found"]
-        ]
-    summary["labels"] = {
-        case: record["content"] for case, record in zip(patients, records, strict=True)
+        for name, values in (*means.items(), *table.items())
     }
-    by_label = defaultdict(list)
-    for case, content in summary["labels"].items():
-        by_label[content].append(case)
-    for same in (same for content, same in by_label.items() if content and len(same) > 1):
-        log.warning(
-            "%d cases have the same label, and each counts: %s.", len(same), ", ".join(same)
-        )
-    # Names may hold any bytes, pandas' strings may not
-    table.insert(0, "case", pd.Series([*patients], dtype=object))
-    parts: dict[str, Any] = {}
-    if "bins" in first:
-        bins: dict[str, dict[str, CalibrationBins]] = defaultdict(dict)
-        for region, kind in (
-            (region, kind) for region, kinds in first["bins"].items() for kind in kinds
-        ):
-            bins[region][kind] = CalibrationBins.joined(
-                [record["bins"][region][kind] for record in records]
+
+
+def _listed(records: Mapping[str, Mapping[str, Any]], kind: str) -> list[dict[str, str]]:
+    """Structures of all cases that only the ground truth or only the prediction has."""
+    return [
+        {"case": case, "structure": name}
+        for case, record in records.items()
+        for name in record[kind]
+    ]
+
+
+def _crops(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Where the network saw a crop of the slices; nothing if it saw all of them."""
+    cropped = {case: record for case, record in records.items() if "crop_center" in record}
+    if not cropped:
+        return {}
+    return {
+        "crop_center": {case: record["crop_center"] for case, record in cropped.items()},
+        "crop_not_found": [case for case, record in cropped.items() if not record["is_crop_found"]],
+    }
+
+
+def _warn_of_same_labels(labels: Mapping[str, str]) -> None:
+    cases = defaultdict(list)
+    for case, content in labels.items():
+        cases[content].append(case)
+    for content, same in cases.items():
+        if content and len(same) > 1:
+            log.warning(
+                "%d cases have the same label, and each counts: %s.", len(same), ", ".join(same)
             )
-        regions = {
-            region: {kind: each.pooled() for kind, each in kinds.items()}
-            for region, kinds in bins.items()
+
+
+def _joined_bins(
+    records: Sequence[Mapping[str, Mapping[str, CalibrationBins]]],
+) -> dict[str, dict[str, CalibrationBins]]:
+    """Bins of all cases by region and kind."""
+    return {
+        region: {
+            kind: CalibrationBins.joined([record[region][kind] for record in records])
+            for kind in kinds
         }
-        summary |= {"channels": len(class_names), "sigmoid": first["sigmoid"]}
-        for measure in MEASURES:
-            for region, kinds in regions.items():
-                if measure.bins in kinds:
-                    summary[f"{measure.column(region)}_pooled"] = (
-                        kinds[measure.bins].expected_error().item()
-                    )
-        for region in PER_CASE:
-            regions[region]["top_label_per_case"] = bins[region]["top_label"]
-        parts = {
-            "regions": regions,
-            "per_case": {kind: bins["foreground"][kind] for kind in ("top_label", "classwise")},
-            "structures": structures,
-            "thresholds": ThresholdCounts.joined([record["thresholds"] for record in records]),
-            "coverage": first["risk"][0].numpy(),
-            "risk": torch.cat([record["risk"][1] for record in records]).numpy(),
-        }
-    if "logits" in first:
-        sums, count = (
-            torch.cat([record["logits"][i] for record in records]).sum(0) for i in range(2)
-        )
-        parts["magnitudes"] = (sums / count[:, None]).numpy()
-    return Evaluation(table, summary | units, class_names, **parts)
+        for region, kinds in records[0].items()
+    }
+
+
+def _pooled(region: str, kinds: Mapping[str, CalibrationBins]) -> dict[str, CalibrationBins]:
+    """Bins of a region pooled over cases, with those of each case where they are kept."""
+    pooled = {kind: bins.pooled() for kind, bins in kinds.items()}
+    if region in PER_CASE:
+        pooled["top_label_per_case"] = kinds["top_label"]
+    return pooled
+
+
+def _pooled_errors(bins: Mapping[str, Mapping[str, CalibrationBins]]) -> dict[str, float]:
+    """Errors of all voxels of all cases, by the names of their columns and `_pooled`."""
+    return {
+        f"{measure.column(region)}_pooled": kinds[measure.bins].pooled().expected_error().item()
+        for measure in MEASURES
+        for region, kinds in bins.items()
+        if measure.bins in kinds
+    }
 
 
 @dataclass(eq=False)
@@ -407,7 +446,8 @@ class EvaluationWriter:
         batch_transform: Gets the names of a batch's cases, or their folders, from
             `engine.state.batch`.
         output_transform: Gets their images, probabilities, labels and logits, lists of
-            channel-first volumes, from `engine.state.output`.
+            channel-first volumes, from `engine.state.output`. The metadata of the logits say what
+            the network saw of the slices.
         temperature: By which the logits were divided, a number or a tensor of one element; None is
             1.
 
@@ -433,9 +473,8 @@ class EvaluationWriter:
     def _measure(self, engine: Engine) -> None:
         outputs = self.output_transform(engine.state.output)
         for name, *volumes in zip(self.batch_transform(engine.state.batch), *outputs, strict=True):
-            crop = crop_of(volumes[-1])
-            image, probabilities, label, logits = (
-                convert_to_tensor(volume, track_meta=False) for volume in volumes
+            image, probabilities, label = (
+                convert_to_tensor(volume, track_meta=False) for volume in volumes[:3]
             )
             if len(probabilities) != len(self.class_names):
                 raise InputError(
@@ -446,18 +485,20 @@ class EvaluationWriter:
             prediction = probabilities.max(0).indices
             temperature = None if self.temperature is None else float(self.temperature)
             case = Case(label, self.structures, probabilities, prediction, temperature=temperature)
-            record = record_case(case, prediction, label[0], image[0], logits, crop)
+            record = record_case(case, prediction, label[0], image[0])
+            crop = crop_of(volumes[-1])
             if crop is not None:
                 log.info("%s: %s", Path(name).name, crop.describe(image.shape[1:3]))
-                record |= {
-                    "crop_center": crop.center(image.shape[1:3]),
-                    "is_crop_found": crop.is_found,
-                }
+                record["crop_center"] = crop.center(image.shape[1:3])
+                record["is_crop_found"] = crop.is_found
             self.records.write(Path(name).name, record)
 
     def _write(self, engine: Engine) -> None:
         idist.barrier()
-        if idist.get_rank() == 0 and (
-            summary := write_evaluation(self.records, [*self.structures], self.class_names)
-        ):
+        if idist.get_rank() > 0:
+            return
+        summary = write_evaluation(
+            self.records, [*self.structures], self.class_names, source="bundle"
+        )
+        if summary is not None:
             engine.state.metrics |= {name: summary[name]["mean"] for name in SHOWN}

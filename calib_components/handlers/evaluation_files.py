@@ -26,9 +26,10 @@ PICTURES = (
     "cases/median.png",
     "cases/worst.png",
 )
-TABLES = ("cases.csv", "calibration.json", "logits.json", "thresholds.json", "risk_coverage.json")
+TABLES = ("cases.csv", "calibration.json", "thresholds.json", "risk_coverage.json")
 # The summary comes last: where it is, the rest belongs to it
 FILES = (*TABLES, *PICTURES, "summary.json")
+FORMER_FILES = ("logits.json",)  # of releases before 0.4, which a new evaluation removes
 LOCK = ".records.lock"  # stays where an evaluation was written
 # Of the JSON files; those of releases before 0.3 have none and are read as version 1
 SCHEMA_VERSION = 1
@@ -44,8 +45,7 @@ TITLES = {
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What the files of an evaluation hold. One of label maps has the first two, one of saved
-    predictions no logits.
+    """What the files of an evaluation hold. One of label maps has the first two.
 
     There are also pictures: `reliability.png`, of the predicted class, over all voxels, the
         predicted and the
@@ -58,15 +58,15 @@ class Evaluation:
             `calib_components.metrics.measures`, NaN where undefined. `ece`, `cece`, `nll` and
             `brier` are those of the ground-truth foreground, `ece_REGION` and so on those of each
             further region. Regions with a closed form have `ece_if_true` and `cece_if_true`, the
-            errors if the probabilities were true; structures have `ece_REGION_resampled`, the mean
-            ECE of drawn labels.
+            errors if the probabilities were true.
         summary: `summary.json`: mean, standard deviation over cases and number of cases of every
             measure, the pooled calibration errors, the temperature that the logits were divided by
             (1 without), the structures that only the ground truth has (`missed`) or only the
             prediction (`spurious`), the patient of each case, a hash of its label (`labels`), the
             centre of the crop that the network saw (`crop_center`) and the cases in which it found
             nothing (`crop_not_found`), the units of distances (`unit`) and volumes (`volume_unit`),
-            the number of `channels`, and whether each has a `sigmoid` of its own.
+            whether a "bundle" or saved "predictions" are its `source`, the number of `channels`,
+            and whether each has a `sigmoid` of its own.
         class_names: Names of the N classes, or of the channels of sigmoids.
         regions: `calibration.json`: bins pooled over cases, by kind, of each region: `top_label`
             and `classwise`; for regions with a closed form `top_label_if_true` and
@@ -79,12 +79,10 @@ class Evaluation:
             probability is above a threshold.
         coverage: `risk_coverage.json`: shares of the voxels of a case, `(K,)`.
         risk: `risk_coverage.json`: error rates among the most confident shares, `(cases, K)`.
-        magnitudes: `logits.json`: mean magnitudes of the logits, by ground-truth class and channel,
-            `(N, N)`.
     """
 
     cases: pd.DataFrame
-    summary: Mapping[str, Any]
+    summary: dict[str, Any]
     class_names: Sequence[str] = ()
     regions: Mapping[str, Bins] = field(default_factory=dict)
     per_case: Bins = field(default_factory=dict)
@@ -92,7 +90,6 @@ class Evaluation:
     thresholds: ThresholdCounts | None = None
     coverage: Array = field(default_factory=lambda: np.empty(0))
     risk: Array = field(default_factory=lambda: np.empty((0, 0)))
-    magnitudes: Array | None = None
 
     def items(self, patient_pattern: str | None = None) -> list[dict[str, str]]:
         """Return its cases for `find_shared`, with the patients that a pattern finds in their
@@ -101,38 +98,28 @@ class Evaluation:
         labels, items = self.summary.get("labels", {}), []
         for case, patient in self.summary["patients"].items():
             match = re.search(patient_pattern, case) if patient_pattern else None
-            items.append(
-                {
-                    "case": case,
-                    "patient": match[0] if match else patient,
-                    "content": labels.get(case, ""),
-                }
-            )
+            named = match[0] if match else patient
+            items.append({"case": case, "patient": named, "content": labels.get(case, "")})
         return items
 
     def write(self, folder: Path) -> None:
         """Write the table and the JSON files."""
         self.cases.to_csv(folder / "cases.csv", index=False, errors="surrogateescape")
-        cases, class_names = self.cases["case"].tolist(), list(self.class_names)
         _write_json(folder / "summary.json", self.summary, indent=2)
-        if self.thresholds is not None:
-            pooled = {kind: bins.pooled() for kind, bins in self.per_case.items()}
-            bins = {"per_case": self.per_case, "pooled": pooled, "regions": self.regions}
-            _write_json(
-                folder / "calibration.json", {"class_names": class_names, "cases": cases, **bins}
-            )
-            counts = {
-                "structures": list(self.structures),
-                "cases": cases,
-                "counts": self.thresholds,
-            }
-            _write_json(folder / "thresholds.json", counts)
-            risk = {"coverage": self.coverage, "cases": cases, "risk": self.risk}
-            _write_json(folder / "risk_coverage.json", risk)
-        if self.magnitudes is not None:
-            _write_json(
-                folder / "logits.json", {"class_names": class_names, "magnitudes": self.magnitudes}
-            )
+        if self.thresholds is None:
+            return
+        cases = {"cases": self.cases["case"].tolist()}
+        bins = {
+            "per_case": self.per_case,
+            "pooled": {kind: each.pooled() for kind, each in self.per_case.items()},
+            "regions": self.regions,
+        }
+        class_names = {"class_names": list(self.class_names)}
+        _write_json(folder / "calibration.json", {**class_names, **cases, **bins})
+        counts = {"structures": list(self.structures), **cases, "counts": self.thresholds}
+        _write_json(folder / "thresholds.json", counts)
+        risk = {"coverage": self.coverage, **cases, "risk": self.risk}
+        _write_json(folder / "risk_coverage.json", risk)
 
     @classmethod
     def read(cls, folder: str | os.PathLike) -> Evaluation:
@@ -141,37 +128,43 @@ class Evaluation:
         Raises:
             InputError: A file is missing, cut off or holds something else.
         """
-        folder, found = Path(folder), dict[str, Any]()
-        with reading(folder / "cases.csv", "the cases of an evaluation") as file:
-            if not file.read_bytes().endswith(b"\n"):
-                raise ValueError("a table that is cut off in its last line")
-            options = {
-                "na_values": [""],
-                "keep_default_na": False,
-                "encoding_errors": "surrogateescape",
-            }
-            table = pd.read_csv(file, dtype={"case": object}, **options)
-            table = table.astype({name: float for name in table if name != "case"})
-        summary = _read_json(folder / "summary.json")
-        if "channels" in summary:  # of probabilities
-            found = _read_json(folder / "calibration.json", "class_names", "regions", "per_case")
-            found |= _read_json(folder / "thresholds.json", "structures", "counts")
-            found |= _read_json(folder / "risk_coverage.json", "coverage", "risk")
-            found["thresholds"] = found.pop("counts")
-        if (folder / "logits.json").exists():  # of a bundle
-            found |= _read_json(folder / "logits.json", "magnitudes")
-        for name in {"coverage", "risk", "magnitudes"} & found.keys():
-            found[name] = np.array(found[name], float)
-        return cls(table, summary, **found)
+        folder = Path(folder)
+        table, summary = _read_cases(folder / "cases.csv"), _read_json(folder / "summary.json")
+        if "channels" not in summary:  # of label maps
+            return cls(table, summary)
+        calibration = _read_json(folder / "calibration.json", "class_names", "regions", "per_case")
+        thresholds = _read_json(folder / "thresholds.json", "structures", "counts")
+        risk = _read_json(folder / "risk_coverage.json", "coverage", "risk")
+        return cls(
+            table,
+            summary,
+            **calibration,
+            structures=thresholds["structures"],
+            thresholds=thresholds["counts"],
+            coverage=np.array(risk["coverage"], float),
+            risk=np.array(risk["risk"], float),
+        )
+
+
+def _read_cases(file: Path) -> pd.DataFrame:
+    with reading(file, "the cases of an evaluation"):
+        if not file.read_bytes().endswith(b"\n"):
+            raise ValueError("a table that is cut off in its last line")
+        table = pd.read_csv(
+            file,
+            dtype={"case": object},
+            na_values=[""],
+            keep_default_na=False,
+            encoding_errors="surrogateescape",
+        )
+        return table.astype({name: float for name in table if name != "case"})
 
 
 def _write_json(file: Path, content: Mapping[str, Any], indent: int | None = None) -> None:
     def plain(value: Any) -> Any:
-        return (
-            value.to_dict()
-            if isinstance(value, CalibrationBins | ThresholdCounts)
-            else value.tolist()
-        )
+        if isinstance(value, CalibrationBins | ThresholdCounts):
+            return value.to_dict()
+        return value.tolist()
 
     text = json.dumps({"schema_version": SCHEMA_VERSION, **content}, default=plain)
     without_nan = json.loads(text, parse_constant={"NaN": None}.__getitem__)
@@ -220,7 +213,7 @@ def replacing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
         (unfinished / "cases").mkdir(parents=True)
         yield unfinished
-        for name in reversed(FILES):
+        for name in (*reversed(FILES), *FORMER_FILES):
             (folder / name).unlink(missing_ok=True)
         (folder / "cases").mkdir(exist_ok=True)
         for name in FILES:
@@ -266,21 +259,20 @@ def draw_cases(
     from calib_components.figures import uncertainty_overlay  # training must not need matplotlib
 
     ordered = dsc.reset_index(drop=True).dropna().sort_values(kind="stable").index
-    # Two cases have no median, and one is the best alone: later names win.
-    places = (
-        {len(ordered) // 2: "median", 0: "worst", len(ordered) - 1: "best"} if len(ordered) else {}
-    )
+    places = {}  # of two cases there is no median, and one is the best alone: later names win
+    if len(ordered):
+        places = {len(ordered) // 2: "median", 0: "worst", len(ordered) - 1: "best"}
     for place, name in places.items():
         number = ordered[place]
-        drawn, case = dict(slices[number]), printable(dsc.index[number])
+        drawn = dict(slices[number])
         title = (
-            f"{case}\nDSC {dsc.iloc[number]:.3f} of the volume, {drawn.pop('dsc'):.3f} of this"
-            " slice"
+            f"{printable(dsc.index[number])}\nDSC {dsc.iloc[number]:.3f} of the volume,"
+            f" {drawn.pop('dsc'):.3f} of this slice"
         )
         if missed := drawn.pop("missed"):
             title += f"\nmissed in this slice: {', '.join(missed)}"
         maps: dict[str, Any] = {
-            key: None if each is None else each.numpy() for key, each in drawn.items()
+            key: None if values is None else values.numpy() for key, values in drawn.items()
         }
         figure = uncertainty_overlay(**maps, class_names=class_names, title=title)
         figure.savefig(folder / "cases" / f"{name}.png")

@@ -16,19 +16,17 @@ import torch
 
 from calib_components.metrics.bins import CalibrationBins, smooth_calibration_error
 from calib_components.metrics.measuring import measure_regions
-from calib_components.metrics.regions import REGIONS as KINDS
-from calib_components.metrics.regions import Region
+from calib_components.metrics.regions import REGIONS, Region
 from calib_components.metrics.segmentation import dice, hausdorff_distance_95, structure_masks
 from calib_components.metrics.selective import RiskCoverage, risk_coverage
 from calib_components.metrics.volumes import StructureMeasures, measure_structures
-from calib_components.quality.estimates import ScanEstimates, StructureEstimate
+from calib_components.quality.estimates import ESTIMATES, QualityEstimate, StructureScan
+from calib_components.quality.reference import Reference
 
-# A column without a region in its name, such as `ece`, is of the first one, that of the paper.
-REGIONS = tuple(KINDS)
-SMOOTH = REGIONS[:3]  # regions of the smooth ECE
-DRAWS = 20  # sets of labels drawn from the probabilities, for structures: they may be small
-NARROW = 1920  # bins of the smooth ECE
-SUFFIXES = ("_if_true", "_resampled")  # which follow the region in the name of a column
+PAPER_REGION = "foreground"  # columns without a region in their names, such as `ece`, are of it
+SMOOTH_REGIONS = (PAPER_REGION, "all", "predicted")  # of the smooth ECE
+SMOOTH_BINS = 1920
+IF_TRUE = "_if_true"  # follows the region in the name of a column
 
 Values = Mapping[str, float]  # by region or structure; of the whole case by ""
 
@@ -76,6 +74,13 @@ class Case:
         """Values `(1, structures)` by the name of the structure."""
         return dict(zip(self.structures, values[0].tolist(), strict=True))
 
+    @property
+    def counted(self) -> torch.Tensor:
+        """Mask of the voxels that are ignored in no channel, `(*S)`."""
+        if self.ignore_index is None:
+            return torch.ones_like(self.label[0], dtype=torch.bool)
+        return (self.label != self.ignore_index).all(0)
+
     @cached_property
     def masks(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Masks of the structures in the prediction and in the label, `(1, structures, *S)`."""
@@ -85,11 +90,9 @@ class Case:
             predicted, true = self.probabilities[channels] > 0.5, self.label[channels] == 1
         else:
             assert self.prediction is not None
-            predicted, true = (
-                structure_masks(of, classes) for of in (self.prediction[None], self.label)
-            )
-        kept = (self.label != (math.nan if self.ignore_index is None else self.ignore_index)).all(0)
-        return (predicted & kept)[None], (true & kept)[None]
+            predicted = structure_masks(self.prediction[None], classes)
+            true = structure_masks(self.label, classes)
+        return (predicted & self.counted)[None], (true & self.counted)[None]
 
     @cached_property
     def regions(self) -> dict[str, Region]:
@@ -97,29 +100,29 @@ class Case:
 
         Structures are no regions of sigmoids, whose labels are 0 and 1.
         """
-        structures = (
-            {}
-            if self.sigmoid
-            else {f"structure_{name}": list(of) for name, of in self.structures.items()}
-        )
-        return {
-            name: Region.parse(of)
-            for name, of in [*zip(REGIONS, REGIONS, strict=True), *structures.items()]
+        regions = {name: Region(name) for name in REGIONS}
+        if self.sigmoid:
+            return regions
+        structures = {
+            f"structure_{name}": Region.parse(list(classes))
+            for name, classes in self.structures.items()
         }
+        return regions | structures
 
     @cached_property
     def measured(self) -> dict[str, dict[str, Any]]:
         """Bins and scores of each region, see `Measured`, by name."""
-        more = {
-            "temperature": self.temperature,
-            "draws": DRAWS,
-            "lowest": self.lowest,
-            "highest": self.highest,
-        }
-        kinds = ["top_label", "classwise", "if_true", "nll", "brier"]
-        found = self.call(measure_regions, regions=[*self.regions.values()], measures=kinds, **more)
+        measured = self.call(
+            measure_regions,
+            regions=[*self.regions.values()],
+            measures=["top_label", "classwise", "if_true", "nll", "brier"],
+            temperature=self.temperature,
+            lowest=self.lowest,
+            highest=self.highest,
+        )
         return {
-            name: {**of.bins, **of.scores} for name, of in zip(self.regions, found, strict=True)
+            name: {**of_region.bins, **of_region.scores}
+            for name, of_region in zip(self.regions, measured, strict=True)
         }
 
     @cached_property
@@ -130,13 +133,11 @@ class Case:
         )
 
     @cached_property
-    def estimates(self) -> dict[str, StructureEstimate]:
-        """What the probabilities say of each structure."""
-        assert self.probabilities is not None
-        kept = (self.label != (math.nan if self.ignore_index is None else self.ignore_index)).all(0)
-        scan = ScanEstimates(self.structures, self.sigmoid or len(self.probabilities) == 1)
-        scan.update(self.probabilities[:, kept].unsqueeze(1))
-        return scan.compute()
+    def structure_scans(self) -> dict[str, StructureScan]:
+        """What estimates of quality without labels are functions of, by structure."""
+        (estimates,) = self.structure_measures.estimates
+        unknown = Reference.from_tensor(torch.empty(0), [*self.structures])
+        return {name: StructureScan(name, each, unknown) for name, each in estimates.items()}
 
     @cached_property
     def risk(self) -> RiskCoverage:
@@ -157,6 +158,9 @@ class Measure:
         function: Gives the values of a case by region or structure.
         bins: Kind of bins that it is the error of; those of all cases together have an error, too.
         masks: Whether a label map has it.
+        digits: Number of decimals in reports.
+        in_report: Whether the tables of reports show it.
+        report_regions: Regions in which they show it; none are all that reports show.
     """
 
     name: str
@@ -167,13 +171,17 @@ class Measure:
     function: Callable[[Case], Values]
     bins: str = ""
     masks: bool = False
+    digits: int = 3
+    in_report: bool = True
+    report_regions: tuple[str, ...] = ()
 
     def column(self, place: str) -> str:
         """Return the name of its column of a region or structure."""
-        if not place or (self.scope, place) == ("region", REGIONS[0]):
+        if not place or (self.scope, place) == ("region", PAPER_REGION):
             return self.name
-        suffix = next((suffix for suffix in SUFFIXES if self.name.endswith(suffix)), "")
-        return f"{self.name.removesuffix(suffix)}_{place}{suffix}"
+        if self.name.endswith(IF_TRUE):
+            return f"{self.name.removesuffix(IF_TRUE)}_{place}{IF_TRUE}"
+        return f"{self.name}_{place}"
 
 
 class Column(NamedTuple):
@@ -188,73 +196,145 @@ class Column(NamedTuple):
 def _region_values(kind: str, case: Case) -> Values:
     """Errors of bins, or scores, of the regions that have them; NaN where there is no voxel."""
     values = {}
-    for region, found in case.measured.items():
-        if (value := found.get(kind)) is not None:
-            error = value.expected_error() if isinstance(value, CalibrationBins) else value
-            values[region] = error.item() if found["top_label"].count.any() else math.nan
+    for region, measured in case.measured.items():
+        value = measured.get(kind)
+        if isinstance(value, CalibrationBins):
+            value = value.expected_error()
+        if value is not None:
+            is_empty = not measured["top_label"].count.any()
+            values[region] = math.nan if is_empty else value.item()
     return values
 
 
 def _smooth_ece(case: Case) -> Values:
-    regions = [case.regions[name] for name in SMOOTH]
-    found = case.call(measure_regions, regions=regions, measures=["top_label"], num_bins=NARROW)
+    regions = [case.regions[name] for name in SMOOTH_REGIONS]
+    measured = case.call(
+        measure_regions, regions=regions, measures=["top_label"], num_bins=SMOOTH_BINS
+    )
     return {
-        name: smooth_calibration_error(of.bins["top_label"]).item()
-        for name, of in zip(SMOOTH, found, strict=True)
+        name: smooth_calibration_error(of_region.bins["top_label"]).item()
+        for name, of_region in zip(SMOOTH_REGIONS, measured, strict=True)
     }
 
 
-def _structure(field: str) -> Callable[[Case], Values]:
-    return lambda case: case.by_structure(getattr(case.structure_measures, field))
+def _structure_values(field: str, case: Case) -> Values:
+    return case.by_structure(getattr(case.structure_measures, field))
 
 
-def _bins(kind: str) -> dict[str, Any]:
-    return {"function": partial(_region_values, kind), "bins": kind}
+def _estimate_values(estimate: QualityEstimate, case: Case) -> Values:
+    return {name: estimate.function(scan) for name, scan in case.structure_scans.items()}
+
+
+def _region_error(name: str, title: str, better: str, kind: str, **options: Any) -> Measure:
+    """Return the measure that is the error of a kind of bins."""
+    function = partial(_region_values, kind)
+    return Measure(name, title, better, "", "region", function, bins=kind, **options)
+
+
+def _score(name: str, title: str, *report_regions: str) -> Measure:
+    function = partial(_region_values, name)
+    return Measure(name, title, "lower", "", "region", function, report_regions=report_regions)
+
+
+def _volume(name: str, title: str, field: str) -> Measure:
+    function = partial(_structure_values, field)
+    return Measure(name, title, "", "volume_unit", "structure", function, in_report=False)
+
+
+def _estimate(estimate: QualityEstimate) -> Measure:
+    function = partial(_estimate_values, estimate)
+    return Measure(
+        estimate.name, estimate.title, estimate.better, "", "structure", function, in_report=False
+    )
 
 
 MEASURES = (
-    Measure("dsc", "DSC", "higher", "", "structure", lambda case: case.by_structure(dice(*case.masks)), masks=True),
-    Measure("hd95", "HD95", "lower", "unit", "structure",
-            lambda case: case.by_structure(hausdorff_distance_95(*case.masks, case.spacing)), masks=True),
-    Measure("ece", "ECE", "lower", "", "region", **_bins("top_label")),
-    Measure("cece", "CECE", "lower", "", "region", **_bins("classwise")),
-    Measure("nll", "NLL", "lower", "", "region", partial(_region_values, "nll")),
-    Measure("brier", "Brier", "lower", "", "region", partial(_region_values, "brier")),
-    Measure("ece_if_true", "ECE if true", "", "", "region", **_bins("top_label_if_true")),
-    Measure("cece_if_true", "CECE if true", "", "", "region", **_bins("classwise_if_true")),
-    Measure("ece_resampled", "ECE of drawn labels", "", "", "region", partial(_region_values, "resampled")),
-    Measure("smooth_ece", "smooth ECE", "lower", "", "region", _smooth_ece),
-    Measure("true_volume", "true volume", "", "volume_unit", "structure", _structure("true")),
-    Measure("segmented_volume", "segmented volume", "", "volume_unit", "structure", _structure("segmented")),
-    Measure("expected_volume", "expected volume", "", "volume_unit", "structure", _structure("expected")),
-    Measure("volume_low", "lowest volume", "", "volume_unit", "structure", _structure("low")),
-    Measure("volume_high", "highest volume", "", "volume_unit", "structure", _structure("high")),
-    Measure("expected_dsc", "expected DSC", "higher", "", "structure", _structure("expected_dsc")),
-    Measure("mean_entropy", "mean entropy", "lower", "", "structure",
-            lambda case: {name: found.mean_entropy for name, found in case.estimates.items()}),
-    Measure("aurc", "AURC", "lower", "", "case", lambda case: {"": case.risk.aurc.item()}),
-    Measure("error_share_5", "errors in 5 %", "higher", "", "case", lambda case: {"": case.risk.error_share.item()}),
-)  # fmt: skip
+    Measure(
+        "dsc",
+        "DSC",
+        "higher",
+        "",
+        "structure",
+        lambda case: case.by_structure(dice(*case.masks)),
+        masks=True,
+    ),
+    Measure(
+        "hd95",
+        "HD95",
+        "lower",
+        "unit",
+        "structure",
+        lambda case: case.by_structure(hausdorff_distance_95(*case.masks, case.spacing)),
+        masks=True,
+        digits=2,
+    ),
+    _region_error("ece", "ECE", "lower", "top_label"),
+    _region_error("cece", "CECE", "lower", "classwise", report_regions=(PAPER_REGION,)),
+    _score("nll", "NLL", "all", "predicted"),
+    _score("brier", "Brier", "all"),
+    _region_error("ece_if_true", "ECE if true", "", "top_label_if_true", in_report=False),
+    _region_error("cece_if_true", "CECE if true", "", "classwise_if_true", in_report=False),
+    Measure(
+        "smooth_ece",
+        "smooth ECE",
+        "lower",
+        "",
+        "region",
+        _smooth_ece,
+        report_regions=("all", "predicted"),
+    ),
+    _volume("true_volume", "true volume", "true"),
+    _volume("segmented_volume", "segmented volume", "segmented"),
+    _volume("expected_volume", "expected volume", "expected"),
+    _volume("volume_low", "lowest volume", "low"),
+    _volume("volume_high", "highest volume", "high"),
+    *(_estimate(estimate) for estimate in ESTIMATES if estimate.better),
+    Measure(
+        "aurc", "AURC", "lower", "", "case", lambda case: {"": case.risk.aurc.item()}, digits=5
+    ),
+    Measure(
+        "error_share_5",
+        "errors in 5 %",
+        "higher",
+        "",
+        "case",
+        lambda case: {"": case.risk.error_share.item()},
+    ),
+)
 
 
 def columns(structures: Sequence[str]) -> Iterator[tuple[str, Column]]:
     """Give the name of every column that an evaluation of these structures can have, in order, and
     what it is of.
     """
-    regions = [*REGIONS, *(f"structure_{name}" for name in structures)]
+    places = {
+        "region": [*REGIONS, *(f"structure_{name}" for name in structures)],
+        "structure": structures,
+        "case": [""],
+    }
     for measure in MEASURES:
-        for place in {"region": regions, "structure": structures, "case": [""]}[measure.scope]:
+        for place in places[measure.scope]:
             yield measure.column(place), Column(measure, place)
+
+
+def report_columns() -> list[str]:
+    """Return the columns, and means over structures, that the tables of a report show, in order."""
+    shown = []
+    regions = [name for name, kind in REGIONS.items() if kind.in_report]
+    for measure in MEASURES:
+        if measure.in_report and measure.scope == "region":
+            shown += [measure.column(region) for region in measure.report_regions or regions]
+        elif measure.in_report:
+            shown.append(measure.name)
+    return shown
 
 
 def find_column(name: str, structures: Sequence[str]) -> Column | None:
     """Return what a column is of, or a mean over structures, such as "dsc"; None if it is of no
     measure.
     """
-    return {
-        **{measure.name: Column(measure, "") for measure in MEASURES},
-        **dict(columns(structures)),
-    }.get(name)
+    means = {measure.name: Column(measure, "") for measure in MEASURES}
+    return {**means, **dict(columns(structures))}.get(name)
 
 
 def measure_case(case: Case) -> dict[str, float]:
@@ -263,7 +343,7 @@ def measure_case(case: Case) -> dict[str, float]:
     """
     measures = [measure for measure in MEASURES if measure.masks or case.probabilities is not None]
     return {
-        measure.column(place): each
+        measure.column(place): value
         for measure in measures
-        for place, each in measure.function(case).items()
+        for place, value in measure.function(case).items()
     }

@@ -1,18 +1,19 @@
 """One pass over the voxels of a batch for any number of regions and measures.
 
+In each chunk of voxels, the mask of a region chooses some; their counts, confidences, correct
+predictions and scores are summed; and the sums become bins and means.
+
 Next to each error, the pass gives the error that the probabilities would have if they were true, in
 closed form. A voxel with probabilities `p` has label `k` with probability `p_k`. If class `k` would
 put it into the region, it adds `p_k` to the count of its bin, `p_k` times its confidence to the sum
 of confidences, and `p_k` to the number correct if `k` is the event of the bin. So this is the error
-in the limit of many voxels. With few, such as those of a small structure, chance adds to it; the
-mean error over labels drawn from the probabilities (`draws`) includes that.
+in the limit of many voxels. With few, such as those of a small structure, chance adds to it.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,14 +21,12 @@ import torch
 
 from calib_components.errors import check_count
 from calib_components.metrics.bins import CalibrationBins
-from calib_components.metrics.regions import Region, choose_region
+from calib_components.metrics.regions import Region, choose_region, read_region
 from calib_components.metrics.voxels import Voxels, check_tensors, read_voxels
 
 SMALLEST = torch.finfo(torch.float32).tiny  # in place of a probability of 0 in a logarithm
 # In float16, half a step from 0, which others round to; bfloat16 goes as low as float32
 LOWEST_HALF = 2.0**-25
-KINDS = ("top_label", "classwise")  # of bins
-MANY_SETS = 4096  # of regions, before those without a voxel are left out
 
 
 class Measured(NamedTuple):
@@ -36,8 +35,7 @@ class Measured(NamedTuple):
     Attributes:
         bins: "top_label" and "classwise"; of a region with a closed form also "top_label_if_true",
             "classwise_if_true".
-        scores: "nll", "brier", and of a structure "resampled", the mean ECE over the drawn labels;
-            `(B,)` each.
+        scores: "nll" and "brier", `(B,)` each.
     """
 
     bins: dict[str, CalibrationBins]
@@ -53,7 +51,6 @@ def measure_regions(
     ignore_index: int | None = None,
     sigmoid: bool = False,
     temperature: float | None = None,
-    draws: int = 0,
     lowest: float = 0.0,
     highest: float = 1.0,
 ) -> list[Measured]:
@@ -65,207 +62,184 @@ def measure_regions(
             probabilities would give), "nll" and "brier".
         temperature: By which the logits of `y_pred` were divided; the region "plausible" is decided
             without it.
-        draws: How often labels are drawn from the probabilities, for structures.
         lowest: Takes the place of lower probabilities in the NLL, such as half a step of
             probabilities that were rounded to 8 bits, in which a 0 need not have been one.
         highest: Takes the place of higher probabilities of sigmoids in the NLL, likewise.
     """
     y_pred, y = check_tensors(y_pred, y, sigmoid)
     check_count("num_bins", num_bins, 1, 10_000)
-    sigmoid = sigmoid or y_pred.shape[1] == 1
+    floor = _probability_floor(y_pred, sigmoid, lowest, highest)
+    kinds = [kind for kind in EVENTS if kind in measures]
+    sums = [_RegionSums(region, measures, y_pred, num_bins) for region in regions]
+    for voxels in read_voxels(
+        y_pred, y, ignore_index=ignore_index, sigmoid=sigmoid, temperature=temperature
+    ):
+        events = {}
+        if any(of_region.if_true for of_region in sums):
+            events = {kind: _BinnedEvents(EVENTS[kind](voxels), num_bins) for kind in kinds}
+        for of_region in sums:
+            of_region.add(voxels, floor)
+            of_region.add_if_true(voxels, events)
+    return [of_region.reduce() for of_region in sums]
+
+
+def _probability_floor(
+    y_pred: torch.Tensor, sigmoid: bool, lowest: float, highest: float
+) -> torch.Tensor:
+    """Return the smallest probability of each class `(N,)` in a logarithm; of sigmoids `(2,)`."""
     if y_pred.dtype == torch.float16:
         lowest = max(lowest, LOWEST_HALF)
     if y_pred.dtype in (torch.float16, torch.bfloat16):
         highest = min(highest, 1 - torch.finfo(y_pred.dtype).eps / 4)  # half a step from 1
-    limits = [1 - highest, lowest] if sigmoid else [lowest] * y_pred.shape[1]
-    floor = y_pred.new_tensor(limits, dtype=torch.float64).clamp_min(SMALLEST)
-    batch, channels = y_pred.shape[:2]
-    zeros = functools.partial(y_pred.new_zeros, dtype=torch.float64)
-    rows = {"top_label": 1, "classwise": channels}
-    observed = {
-        kind: zeros(3, len(regions), batch, rows[kind], num_bins)
-        for kind in KINDS
-        if kind in measures
-    }
-    closed = [
-        i for i, region in enumerate(regions) if region.has_closed_form and "if_true" in measures
-    ]
-    expected = {kind: torch.zeros_like(total) for kind, total in observed.items() if closed}
-    structures = [i for i, region in enumerate(regions) if region.kind == "structure" and draws > 0]
-    drawn = zeros(len(regions), draws, batch, 3, num_bins) if structures else zeros(0)
-    scores = {name: zeros(len(regions), batch) for name in SCORES if name in ("voxels", *measures)}
-    for voxels in read_voxels(y_pred, y, None, ignore_index, sigmoid, temperature):
-        # A chunk is summed on its own first: one sum over millions of equal terms would drift, even
-        # in float64.
-        case, (members, sets) = voxels.case, _sets([region.mask(voxels) for region in regions])
-        for name, total in scores.items():
-            total[:, case] += members @ bincount(
-                sets, SCORES[name](voxels, floor), members.shape[1]
-            )
-        in_bins = {kind: _InBins(voxels, kind, num_bins) for kind in observed}
-        for kind, binned in in_bins.items():
-            sums = binned.observed(sets, members.shape[1])
-            observed[kind][:, :, case, binned.rows] += torch.einsum("rs,fskb->frkb", members, sums)
-        by_label = _drawn_sums(voxels, draws, num_bins) if structures else None
-        every_class = voxels.with_label(
-            torch.arange(len(voxels.p), device=voxels.p.device)[:, None]
-        )
-        for i in sorted({*closed, *structures}):
-            mask = regions[i].mask(every_class)
-            if i in closed:
-                weight = (
-                    (mask * voxels.p).sum(0) if mask.shape[1] > 1 else voxels.p[mask[:, 0]].sum(0)
-                )
-                for kind, binned in in_bins.items():
-                    expected[kind][:, i, case, binned.rows] += binned.if_true(mask, weight)
-            if by_label is not None and i in structures:
-                drawn[i, :, case] += torch.einsum("dfkb,k->dfb", by_label, mask[:, 0].double())
-    results = []
-    for i in range(len(regions)):
-        bins = {
-            kind: CalibrationBins(total[0, i].long(), *total[1:, i])
-            for kind, total in observed.items()
-        }
-        bins |= {
-            f"{kind}_if_true": CalibrationBins(*total[:, i])
-            for kind, total in expected.items()
-            if i in closed
-        }
-        bins |= {
-            kind: each.per_class()[0] for kind, each in bins.items() if kind.startswith("top_label")
-        }
-        means = {
-            name: total[i] / scores["voxels"][i]
-            for name, total in scores.items()
-            if name != "voxels"
-        }
-        if i in structures:
-            count, confidence_sum, num_correct = drawn[i].unbind(2)
-            means["resampled"] = (
-                (confidence_sum - num_correct).abs().sum(-1) / count.sum(-1)
-            ).nanmean(0)
-        results.append(Measured(bins, means))
-    return results
+    channels = y_pred.shape[1]
+    limits = [lowest] * channels
+    if sigmoid or channels == 1:
+        limits = [1 - highest, lowest]
+    return y_pred.new_tensor(limits, dtype=torch.float64).clamp_min(SMALLEST)
 
 
-# Of each voxel; None is 1
-SCORES: dict[str, Callable[[Voxels, torch.Tensor], torch.Tensor | None]] = {
-    "voxels": lambda voxels, floor: None,
+class Events(NamedTuple):
+    """What is binned of some voxels: one row for the top label, or a row for each class.
+
+    Attributes:
+        p: Probabilities of the events, `(rows, voxels)`.
+        classes: The class whose label makes an event true, `(rows, voxels)` or `(rows, 1)`.
+        rows: Which rows of the bins of a case these are: a sigmoid is one of several.
+    """
+
+    p: torch.Tensor
+    classes: torch.Tensor
+    rows: slice
+
+
+def _top_label(voxels: Voxels) -> Events:
+    return Events(voxels.confidence[None], voxels.predicted[None], slice(0, 1))
+
+
+def _classwise(voxels: Voxels) -> Events:
+    first = int(voxels.volume.sigmoid)
+    p, channel = voxels.p[first:], voxels.volume.channel
+    classes = torch.arange(first, len(voxels.p), device=p.device)[:, None]
+    return Events(p, classes, slice(channel, channel + len(p)))
+
+
+EVENTS = {"top_label": _top_label, "classwise": _classwise}
+# Of each voxel, from its probabilities and the smallest one of each class in a logarithm
+SCORES: dict[str, Callable[[Voxels, torch.Tensor], torch.Tensor]] = {
     "nll": lambda voxels, floor: -voxels.p_label.maximum(floor[voxels.label]).log(),
     "brier": lambda voxels, floor: voxels.p.square().sum(0) - 2 * voxels.p_label + 1,
 }
 
 
-def _sets(masks: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Number the sets of regions that voxels are in, so that one sum by set serves all regions.
+class _BinnedEvents:
+    """Events in bins, of which the expected numbers in several regions are summed.
 
-    Returns:
-        Which regions have which set, `(regions, sets)`, and the set of each voxel.
+    Of many classes, nearly all probabilities are in the first bin. Only those above it are summed
+    one by one; the first bin has what they leave of the sum of the row.
     """
-    sets, number = torch.zeros_like(masks[0], dtype=torch.int64), 1
-    for i, mask in enumerate(masks):
-        sets, number = 2 * sets + mask, 2 * number
-        if number > MANY_SETS or i == len(masks) - 1:  # keep those that some voxel is in
-            found = bincount(sets, None, number) > 0
-            sets, number = (found.cumsum(0) - 1)[sets], int(found.sum())
-    members = torch.stack([bincount(sets, mask.double(), number) for mask in masks])
-    return (members > 0).double(), sets
 
+    def __init__(self, events: Events, num_bins: int) -> None:
+        self.events, self.shape = events, (len(events.p), num_bins)
+        bins = bin_index(events.p, num_bins)
+        self.above = bins.flatten().nonzero().squeeze(1)
+        self.index = _index_by_row(bins, num_bins)[self.above]
+        self.has_first = (bins == 0).any(1)
 
-class _InBins:
-    """Probabilities of some voxels in bins: a row of the top label, or a row for each class."""
-
-    def __init__(self, voxels: Voxels, kind: str, num_bins: int) -> None:
-        volume, self.label = voxels.volume, voxels.label
-        if kind == "top_label":
-            self.p, self.event, self.rows = (
-                voxels.confidence[None],
-                voxels.predicted[None],
-                slice(0, 1),
-            )
-        else:
-            first = int(volume.sigmoid)
-            self.p = voxels.p[first:]
-            self.event = torch.arange(first, len(voxels.p), device=self.p.device)[:, None]
-            # Of a sigmoid, one of several
-            self.rows = slice(volume.channel, volume.channel + len(self.p))
-        self.size = len(self.p) * num_bins
-        bins = bin_index(self.p, num_bins)
-        self.index = bins + torch.arange(0, self.size, num_bins, device=self.p.device)[:, None]
-        above = bins.flatten().nonzero().squeeze(1)
-        few = 4 * len(above) < bins.numel()
-        self.above: torch.Tensor | slice = above if few else slice(None)
-        self.has_first = (bins == 0).any(1) if few else None
-
-    def observed(self, sets: torch.Tensor, number: int) -> torch.Tensor:
-        """Counts, sums of confidences and numbers correct in each of so many sets, `(3, number,
-        rows, num_bins)`.
+    def sum(self, weights: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Sum weights `(rows, voxels)`, of which the first is the largest: `(weights, rows,
+        num_bins)`.
         """
-        index, size = self.index + sets * self.size, number * self.size
-        counts, sums = (
-            bincount(index.flatten(), weights, size) for weights in (None, self.p.flatten())
-        )
-        correct = bincount(index[self.event == self.label], None, size)
-        return torch.stack([counts, sums, correct]).view(3, number, len(self.p), -1)
-
-    def if_true(self, mask: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """The same in a region if labels are true with their probability, from `RegionKind.mask`
-        and its probability.
-
-        Of many classes, nearly all probabilities are in the first bin. Then only those above it are
-        summed one by one; the first bin has what they leave of the sum of the row.
-        """
-        is_in = (
-            mask[self.event, 0]
-            if mask.shape[1] == 1
-            else mask.gather(0, self.event.expand_as(self.p))
-        )
-        weights = (weight.expand_as(self.p), weight * self.p, is_in * self.p)
-        sums = torch.stack(
-            [
-                bincount(self.index.flatten()[self.above], each.flatten()[self.above], self.size)
-                for each in weights
-            ]
-        )
-        sums = sums.view(3, len(self.p), -1)
-        if self.has_first is not None:
-            whole = torch.stack([each.sum(1) for each in weights])
-            sums[..., 0] = (whole - sums.sum(-1)).clamp_min(0).where(self.has_first, 0)
+        size = self.shape[0] * self.shape[1]
+        above = [bincount(self.index, each.flatten()[self.above], size) for each in weights]
+        sums = torch.stack(above).view(len(weights), *self.shape)
+        rest = torch.stack([each.sum(1) for each in weights]) - sums.sum(-1)
+        sums[..., 0] = rest.clamp_min(0).where(self.has_first, 0)
         return sums.minimum(sums[:1])  # as they are, up to rounding
 
 
-def _drawn_sums(voxels: Voxels, draws: int, num_bins: int) -> torch.Tensor:
-    """Draw labels from the probabilities of some voxels.
+class _RegionSums:
+    """Sums over the voxels of a region, float64, of each case.
+
+    A chunk is summed on its own first: one sum over millions of equal terms would drift, even in
+    float64.
+    """
+
+    def __init__(
+        self, region: Region, measures: Collection[str], y_pred: torch.Tensor, num_bins: int
+    ) -> None:
+        self.region, self.num_bins = region, num_bins
+        batch, channels = y_pred.shape[:2]
+        rows = {"top_label": 1, "classwise": channels}
+
+        def zeros(*shape: int) -> torch.Tensor:
+            return y_pred.new_zeros(shape, dtype=torch.float64)
+
+        # Counts, sums of confidences, and numbers correct
+        self.observed = {
+            kind: zeros(3, batch, rows[kind], num_bins) for kind in EVENTS if kind in measures
+        }
+        self.if_true: dict[str, torch.Tensor] = {}
+        if region.has_closed_form and "if_true" in measures:
+            self.if_true = {kind: total.clone() for kind, total in self.observed.items()}
+        self.count = zeros(batch)
+        self.scores = {name: zeros(batch) for name in SCORES if name in measures}
+
+    def add(self, voxels: Voxels, floor: torch.Tensor) -> None:
+        """Add a chunk of voxels, of which those in the region count."""
+        inside, case = self.region.select(voxels), voxels.case
+        self.count[case] += len(inside.label)
+        for name, total in self.scores.items():
+            total[case] += SCORES[name](inside, floor).sum()
+        for kind, total in self.observed.items():
+            events = EVENTS[kind](inside)
+            is_true = (events.classes == inside.label).double()
+            weights = (None, events.p, is_true)
+            total[:, case, events.rows] += sum_in_bins(events.p, weights, self.num_bins)
+
+    def add_if_true(self, voxels: Voxels, events: Mapping[str, _BinnedEvents]) -> None:
+        """Add all voxels with each label that would put them into the region, by its probability."""
+        if not self.if_true:
+            return
+        classes = torch.arange(len(voxels.p), device=voxels.p.device)[:, None]
+        weights = self.region.mask(voxels, classes) * voxels.p  # of each label
+        weight = weights.sum(0)
+        for kind, total in self.if_true.items():
+            p, classes, rows = events[kind].events
+            p_true = weights.gather(0, classes.expand_as(p))
+            sums = events[kind].sum([weight.expand_as(p), weight * p, p_true])
+            total[:, voxels.case, rows] += sums
+
+    def reduce(self) -> Measured:
+        """Return the bins and the mean scores."""
+        bins = {
+            kind: CalibrationBins(total[0].long(), *total[1:])
+            for kind, total in self.observed.items()
+        }
+        for kind, total in self.if_true.items():
+            bins[f"{kind}_if_true"] = CalibrationBins(*total)
+        for kind in bins:
+            if kind.startswith("top_label"):
+                (bins[kind],) = bins[kind].per_class()
+        return Measured(bins, {name: total / self.count for name, total in self.scores.items()})
+
+
+def sum_in_bins(
+    p: torch.Tensor, weights: Sequence[torch.Tensor | None], num_bins: int
+) -> torch.Tensor:
+    """Sum weights `(rows, voxels)`, None for 1, over the bins of probabilities `(rows, voxels)`.
 
     Returns:
-        Of the voxels with each label and in each bin of the top label: counts, sums of confidences
-        and numbers correct, `(draws, 3, N, num_bins)`.
+        Float64, `(weights, rows, num_bins)`.
     """
-    p, confidence, predicted, volume = voxels.p, voxels.confidence, voxels.predicted, voxels.volume
-    in_bin = bin_index(confidence, num_bins)
-    # The bins of a case up to here are the seed: other numbers for other cases, but the same ones
-    # for this case whichever come before it, since that depends on the number of processes.
-    volume.seed = hash((volume.seed, int(in_bin.sum())))
-    generator = torch.Generator(p.device).manual_seed(volume.seed)
+    rows = len(p)
+    index = _index_by_row(bin_index(p, num_bins), num_bins)
+    sums = [bincount(index, None if w is None else w.flatten(), rows * num_bins) for w in weights]
+    return torch.stack(sums).view(len(weights), rows, num_bins)
 
-    def sums(label: torch.Tensor, at: torch.Tensor | slice) -> torch.Tensor:
-        index = label * num_bins + in_bin[at]
-        weights = (None, confidence[at], (label == predicted[at]).double())
-        return torch.stack([bincount(index, each, len(p) * num_bins) for each in weights])
 
-    # Most labels are the predicted ones, which are summed once; then, in each draw, what differs.
-    usual, share, u = (
-        sums(predicted, slice(None)),
-        confidence / p.sum(0),
-        torch.empty_like(confidence),
-    )
-    drawn = []
-    for _ in range(draws):
-        at = (u.uniform_(generator=generator) >= share).nonzero().squeeze(1)
-        others = p[:, at].scatter(0, predicted[None, at], 0).clamp_min(0)
-        label = torch.multinomial(others.T, 1, generator=generator)[:, 0] if len(at) else at
-        drawn.append(usual + sums(label, at) - sums(predicted[at], at))
-    return torch.stack(drawn).view(draws, 3, len(p), num_bins)
+def _index_by_row(bins: torch.Tensor, num_bins: int) -> torch.Tensor:
+    """Number the bins `(rows, voxels)` of all rows, flattened."""
+    return (bins + torch.arange(len(bins), device=bins.device)[:, None] * num_bins).flatten()
 
 
 def bin_index(p: torch.Tensor, num_bins: int) -> torch.Tensor:
@@ -312,9 +286,8 @@ def calibration_bins(
     """
     kind = "classwise" if classwise else "top_label"
     regions = [choose_region(region, foreground_only)]
-    return measure_regions(y_pred, y, regions, [kind], num_bins, ignore_index, sigmoid)[0].bins[
-        kind
-    ]
+    (measured,) = measure_regions(y_pred, y, regions, [kind], num_bins, ignore_index, sigmoid)
+    return measured.bins[kind]
 
 
 def adaptive_calibration_error(
@@ -343,23 +316,18 @@ def adaptive_calibration_error(
     """
     y_pred, y = check_tensors(y_pred, y, sigmoid)
     check_count("num_bins", num_bins, 1)
+    chosen = choose_region(region, foreground_only)
+    voxels = read_region(y_pred, y, chosen, ignore_index, sigmoid)
     errors = torch.full((len(y_pred),), torch.nan, dtype=torch.float64, device=y_pred.device)
-    voxels = read_voxels(y_pred, y, choose_region(region, foreground_only), ignore_index, sigmoid)
     for case, parts in itertools.groupby(voxels, lambda part: part.case):
-        found = [
-            torch.stack(
-                [part.confidence, part.confidence - (part.predicted == part.label).double()]
-            )
-            for part in parts
-        ]
-        confidence, residual = torch.cat(found, 1).cpu().numpy()
-        number = len(confidence)
-        edges = np.interp(
-            np.arange(num_bins) * number / num_bins, np.arange(number), np.sort(confidence)
-        )
+        pairs = [(part.confidence, (part.predicted == part.label).double()) for part in parts]
+        confidence, correct = (torch.cat(each).cpu().numpy() for each in zip(*pairs, strict=True))
+        places = np.arange(num_bins) * len(confidence) / num_bins
+        edges = np.interp(places, np.arange(len(confidence)), np.sort(confidence))
+        residual = confidence - correct
         sums = np.bincount(np.searchsorted(edges[1:], confidence), residual, num_bins)
         sums[0] -= residual[confidence == edges[0]].mean()
-        errors[case] = np.abs(sums).sum() / number
+        errors[case] = np.abs(sums).sum() / len(confidence)
     return errors
 
 
@@ -389,7 +357,7 @@ def logit_magnitude_sums(
     batch, classes = logits.shape[:2]
     sums = logits.new_zeros(batch, classes, classes, dtype=torch.float64)
     count = logits.new_zeros(batch, classes, dtype=torch.int64)
-    for voxels in read_voxels(logits, y, None, ignore_index, logits=True):
+    for voxels in read_voxels(logits, y, ignore_index=ignore_index, logits=True):
         one_hot = (
             voxels.label == torch.arange(len(voxels.values), device=y.device)[:, None]
         ).double()

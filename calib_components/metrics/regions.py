@@ -35,44 +35,49 @@ image than the number of voxels suggests.
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch.nn import functional as F
 
 from calib_components.errors import InputError, check_choice
-
-if TYPE_CHECKING:
-    from calib_components.metrics.voxels import Voxels
-
-IGNORED = -1  # stands for the class of an ignored voxel in a map of classes
+from calib_components.metrics.voxels import Voxels, read_voxels
 
 
 class RegionKind(NamedTuple):
     """What chooses the voxels of a region.
 
     Attributes:
-        mask: Finds the voxels that are in the region, from some voxels and the region. If
-            `own_label`, it is also given labels `(N, 1)`, every class for each voxel, and returns a
-            mask that broadcasts to `(N, voxels)`: which class would put which voxel into the
-            region.
+        mask: Finds the voxels that are in the region, from some voxels, their labels `(voxels,)`
+            and the region.
         by_prediction: Whether the prediction alone decides.
-        own_label: Whether nothing but the prediction and the label of a voxel itself decide.
+        has_closed_form: Whether nothing but the prediction and the label of a voxel itself decide.
+            Then `mask` is also given labels `(N, 1)`, every class for each voxel, and returns a
+            mask that broadcasts to `(N, voxels)`: which class would put which voxel into the
+            region. The closed form of the error follows from it.
         parameter: Default of its parameter, which is at least 0; None without one.
+        in_report: Whether reports show it; evaluations measure every region.
     """
 
-    mask: Callable[[Voxels, Region], torch.Tensor]
+    mask: Callable[[Voxels, torch.Tensor, Region], torch.Tensor]
     by_prediction: bool = False
-    own_label: bool = False
+    has_closed_form: bool = False
     parameter: float | None = None
+    in_report: bool = True
 
 
-def _plausible(voxels: Voxels, region: Region) -> torch.Tensor:
+def _all(voxels: Voxels, label: torch.Tensor, region: Region) -> torch.Tensor:
+    return torch.ones_like(label, dtype=torch.bool)
+
+
+def _predicted(voxels: Voxels, label: torch.Tensor, region: Region) -> torch.Tensor:
+    return voxels.predicted != 0
+
+
+def _plausible(voxels: Voxels, label: torch.Tensor, region: Region) -> torch.Tensor:
     p, temperature = voxels.p, voxels.volume.temperature
     threshold = region.parameter or 0.0
     if temperature == 1:
@@ -82,34 +87,44 @@ def _plausible(voxels: Voxels, region: Region) -> torch.Tensor:
     return powers[1:].logsumexp(0) - powers[0] > torch.tensor(threshold).double().logit()
 
 
-def _structure(voxels: Voxels, region: Region) -> torch.Tensor:
+def _predicted_band(voxels: Voxels, label: torch.Tensor, region: Region) -> torch.Tensor:
+    return voxels.near_face("predicted", region.parameter or 0.0, region.spacing)
+
+
+def _foreground(voxels: Voxels, label: torch.Tensor, region: Region) -> torch.Tensor:
+    return label != 0
+
+
+def _union(voxels: Voxels, label: torch.Tensor, region: Region) -> torch.Tensor:
+    return (label != 0) | (voxels.predicted != 0)
+
+
+def _band(voxels: Voxels, label: torch.Tensor, region: Region) -> torch.Tensor:
+    return voxels.near_face("label", region.parameter or 0.0, region.spacing)
+
+
+def _structure(voxels: Voxels, label: torch.Tensor, region: Region) -> torch.Tensor:
     if region.classes[-1] >= len(voxels.values):
         raise InputError(
             f"region has class indices {list(region.classes)}, y_pred has 0 to"
             f" {len(voxels.values) - 1}."
         )
-    return functools.reduce(torch.logical_or, [voxels.label == k for k in region.classes])
+    return functools.reduce(torch.logical_or, [label == k for k in region.classes])
 
 
 # The regions of an evaluation, the paper's first. A new region is a new entry.
 REGIONS = {
-    "foreground": RegionKind(lambda voxels, _: voxels.label != 0, own_label=True),
-    "all": RegionKind(
-        lambda voxels, _: torch.ones_like(voxels.label, dtype=torch.bool), by_prediction=True
-    ),
-    "predicted": RegionKind(lambda voxels, _: voxels.predicted != 0, by_prediction=True),
+    "foreground": RegionKind(_foreground, has_closed_form=True),
+    "all": RegionKind(_all, by_prediction=True),
+    "predicted": RegionKind(_predicted, by_prediction=True),
     "plausible": RegionKind(_plausible, by_prediction=True, parameter=0.05),
     "predicted_band": RegionKind(
-        lambda voxels, region: voxels.near_face("predicted", region),
-        by_prediction=True,
-        parameter=2.0,
+        _predicted_band, by_prediction=True, parameter=2.0, in_report=False
     ),
-    "union": RegionKind(
-        lambda voxels, _: (voxels.label != 0) | (voxels.predicted != 0), own_label=True
-    ),
-    "band": RegionKind(lambda voxels, region: voxels.near_face("label", region), parameter=2.0),
+    "union": RegionKind(_union, has_closed_form=True, in_report=False),
+    "band": RegionKind(_band, parameter=2.0, in_report=False),
 }
-STRUCTURE = RegionKind(_structure, own_label=True)
+STRUCTURE = RegionKind(_structure, has_closed_form=True)
 
 
 @dataclass(frozen=True)
@@ -147,11 +162,7 @@ class Region:
 
     def __post_init__(self) -> None:
         check_choice("region", self.kind, [*REGIONS, "structure"])
-        default = self._kind.parameter
-        value = default if self.parameter is None else float(self.parameter)
-        if value is not None and (default is None or value < 0):
-            takes = "no parameter" if default is None else "a parameter from 0"
-            raise InputError(f"region {self.kind!r} takes {takes}, got {value}.")
+        parameter = self._checked_parameter()
         classes = tuple(sorted({int(k) for k in self.classes}))
         if bool(classes) != (self.kind == "structure"):
             raise InputError(
@@ -163,8 +174,20 @@ class Region:
             raise InputError(
                 f"spacing must hold a number above 0 for each spatial axis, got {spacing}."
             )
-        for name, field in (("parameter", value), ("classes", classes), ("spacing", spacing)):
+        for name, field in (("parameter", parameter), ("classes", classes), ("spacing", spacing)):
             object.__setattr__(self, name, field)
+
+    def _checked_parameter(self) -> float | None:
+        default = self._kind.parameter
+        if self.parameter is None:
+            return default
+        if default is None:
+            raise InputError(f"region {self.kind!r} takes no parameter, got {self.parameter}.")
+        if self.parameter < 0:
+            raise InputError(
+                f"region {self.kind!r} takes a parameter from 0, got {self.parameter}."
+            )
+        return float(self.parameter)
 
     @classmethod
     def parse(cls, value: Any) -> Region:
@@ -218,11 +241,11 @@ class Region:
         """Whether the prediction and label of a voxel itself decide: the error of true
         probabilities follows then.
         """
-        return self._kind.own_label
+        return self._kind.has_closed_form
 
-    def mask(self, voxels: Voxels) -> torch.Tensor:
-        """Return which voxels are in the region, see `RegionKind.mask`."""
-        return self._kind.mask(voxels, self)
+    def mask(self, voxels: Voxels, label: torch.Tensor | None = None) -> torch.Tensor:
+        """Return which voxels are in the region with their own or other labels, see `RegionKind`."""
+        return self._kind.mask(voxels, voxels.label if label is None else label, self)
 
     def select(self, voxels: Voxels) -> Voxels:
         """Return those of some voxels that are in the region."""
@@ -248,42 +271,18 @@ def choose_region(region: Any, foreground_only: bool | None, default: str = "for
     return same
 
 
-def band_mask(
-    classes: torch.Tensor, radius: float, spacing: Sequence[float] | None = None
-) -> torch.Tensor:
-    """Find the voxels `(*S)` at most `radius` from a face between voxels of different classes
-    `(*S)`.
-
-    Exact for any spacing: the distance is from the center of a voxel to the nearest point of the
-        face. A voxel of the
-    class `IGNORED` has no face.
+def read_region(
+    y_pred: torch.Tensor,
+    y: torch.Tensor,
+    region: Region,
+    ignore_index: int | None = None,
+    sigmoid: bool = False,
+    logits: bool = False,
+) -> Iterator[Voxels]:
+    """Yield the voxels of a region, chunk by chunk; all others are checked, too. See
+    `read_voxels`.
     """
-    sizes = (1.0,) * classes.ndim if spacing is None else spacing
-    if len(sizes) != classes.ndim:
-        raise InputError(
-            f"spacing must have one value for each of the {classes.ndim} spatial axes, got"
-            f" {spacing}."
-        )
-    reach = [
-        int(min(radius / size + 1, length))
-        for size, length in zip(sizes, classes.shape, strict=True)
-    ]
-    limit = radius**2 * (1 + 1e-9)  # so that rounding leaves out no voxel at exactly this distance
-    padded = F.pad(classes, [n for n in reversed(reach) for _ in range(2)], value=IGNORED)
-    # In which no step from a face leaves the padding
-    strides, flat = padded.stride(), padded.flatten()
-    mask = torch.zeros(flat.shape, dtype=torch.bool, device=flat.device)
-    for axis, stride in enumerate(strides):
-        low, high = flat[:-stride], flat[stride:]
-        faces = (low != high) & (low != IGNORED) & (high != IGNORED)  # each at the voxel below it
-        # From the voxel below the face
-        for offset in itertools.product(*(range(-n, n + 1) for n in reach)):
-            steps = [max(abs(n) - 0.5, 0) for n in offset]  # a face extends half a voxel
-            steps[axis] = abs(offset[axis] - 0.5)
-            if sum((n * size) ** 2 for n, size in zip(steps, sizes, strict=True)) <= limit:
-                shift = sum(n * each for n, each in zip(offset, strides, strict=True))
-                start, stop = max(shift, 0), min(len(flat), len(faces) + shift)
-                mask[start:stop] |= faces[start - shift : stop - shift]
-    return mask.view(padded.shape)[
-        tuple(slice(n, n + length) for n, length in zip(reach, classes.shape, strict=True))
-    ]
+    for voxels in read_voxels(y_pred, y, ignore_index=ignore_index, sigmoid=sigmoid, logits=logits):
+        selected = region.select(voxels)
+        if len(selected.label) > 0:
+            yield selected

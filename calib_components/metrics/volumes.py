@@ -8,7 +8,7 @@ channel.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,8 +17,13 @@ import torch
 from calib_components.errors import InputError, check_number
 from calib_components.metrics.base import CaseMetric, CaseTensors
 from calib_components.metrics.regions import Region
-from calib_components.metrics.voxels import check_tensors, read_voxels
-from calib_components.quality.estimates import expected_dice
+from calib_components.metrics.voxels import Voxels, check_tensors, read_voxels
+from calib_components.quality.estimates import (
+    TERMS,
+    StructureEstimate,
+    expected_dice,
+    structure_sums,
+)
 
 THRESHOLDS = torch.arange(1, 100, dtype=torch.float64) / 100
 LOW, HIGH = 94, 4  # positions of the thresholds 0.95 and 0.05, which bound the volume
@@ -85,6 +90,7 @@ class StructureMeasures(NamedTuple):
         expected_dsc: Expected DSC; 0 if the structure is predicted nowhere, NaN if its probability
             is 0 everywhere too.
         thresholds: Counts above thresholds.
+        estimates: What the probabilities say of each structure, of each case.
     """
 
     expected: torch.Tensor
@@ -94,11 +100,12 @@ class StructureMeasures(NamedTuple):
     segmented: torch.Tensor
     expected_dsc: torch.Tensor
     thresholds: ThresholdCounts
+    estimates: list[dict[str, StructureEstimate]]
 
 
 def measure_structures(
     y_pred: torch.Tensor,
-    y: torch.Tensor | None,
+    y: torch.Tensor,
     structures: Structures,
     ignore_index: int | None = None,
     sigmoid: bool = False,
@@ -123,8 +130,6 @@ def measure_structures(
     Other arguments and errors: see `calib_components.metrics`.
 
     Args:
-        y: Ground truth; None for what does not depend on it: volumes of the prediction and the
-            expected DSC.
         voxel_volume: Volume of one voxel, such as in ml; 1 gives numbers of voxels.
 
     Sources: Popordanoska et al., "On the Relationship Between Calibrated Predictors and Unbiased
@@ -148,53 +153,79 @@ def measure_structures(
         tensor([[0.9000]], dtype=torch.float64)
     """
     check_number("voxel_volume", voxel_volume, 0)
-    if y is None:
-        if ignore_index is not None:
-            raise InputError("ignore_index needs y, which says where it is.")
-        # Any valid label
-        y = torch.zeros_like(y_pred if sigmoid else y_pred[:, :1], dtype=torch.uint8)
     y_pred, y = check_tensors(y_pred, y, sigmoid)
-    shape, channels = (len(y_pred), len(structures)), y_pred.shape[1]
+    channels = y_pred.shape[1]
     sigmoid = sigmoid or channels == 1
     checked = check_structures(structures, sigmoid, channels)
-    thresholds = THRESHOLDS.to(y_pred.device, copy=True)
-    edges = thresholds.to(y_pred.dtype).double()
-    expected, overlap, segmented = torch.zeros(3, *shape, dtype=torch.float64, device=y_pred.device)
-    true, voxels = torch.zeros(2, *shape, dtype=torch.int64, device=y_pred.device)
-    # Number of voxels above exactly so many thresholds; those above none are most of an image, and
-    # not needed.
-    above, true_above = torch.zeros(
-        2, *shape, len(edges) + 1, dtype=torch.int64, device=y_pred.device
-    )
-    for part in read_voxels(y_pred, y, None, ignore_index, sigmoid):
-        for number, classes in enumerate(checked.values()):
-            if sigmoid and classes != [part.volume.channel]:
+    cases = [{name: _StructureCounts(y_pred) for name in checked} for _ in y_pred]
+    for voxels in read_voxels(y_pred, y, ignore_index=ignore_index, sigmoid=sigmoid):
+        for name, classes in checked.items():
+            if sigmoid and classes != [voxels.volume.channel]:
                 continue
-            at, rows = (part.case, number), [1] if sigmoid else classes
-            is_in = torch.zeros(len(part.p), dtype=torch.bool, device=y.device)
-            is_in[rows] = True
-            p, is_true, is_segmented = (
-                part.p[rows].sum(0),
-                is_in[part.label],
-                is_in[part.predicted].double(),
-            )
-            expected[at] += p.sum()
-            overlap[at] += p @ is_segmented
-            segmented[at] += is_segmented.sum()
-            true[at] += is_true.sum()
-            voxels[at] += len(p)
-            rounded = p.to(y_pred.dtype).double()
-            index = (rounded > edges[0]).nonzero().squeeze(1)
-            bins = torch.bucketize(rounded[index], edges)
-            above[at] += torch.bincount(bins, minlength=len(edges) + 1)
-            true_above[at] += torch.bincount(bins[is_true[index]], minlength=len(edges) + 1)
-    true_positive, predicted = (
-        count[..., 1:].flip(-1).cumsum(-1).flip(-1) for count in (true_above, above)
+            cases[voxels.case][name].add(voxels, [1] if sigmoid else classes)
+    thresholds = ThresholdCounts(
+        THRESHOLDS.to(y_pred.device, copy=True),
+        _stacked(cases, lambda counts: _number_above(counts.true_above)),
+        _stacked(cases, lambda counts: _number_above(counts.above)),
+        _stacked(cases, lambda counts: counts.true),
+        _stacked(cases, lambda counts: counts.voxels),
     )
-    numbers = (expected, true, predicted[..., LOW], predicted[..., HIGH], segmented)
-    volumes = (number.double() * float(voxel_volume) for number in numbers)
-    counts = ThresholdCounts(thresholds, true_positive, predicted, true, voxels)
-    return StructureMeasures(*volumes, expected_dice(overlap, segmented, expected), counts)  # type: ignore[call-arg]
+    volume = float(voxel_volume)
+    return StructureMeasures(
+        expected=volume * _stacked(cases, lambda counts: counts.sums["expected"]),
+        true=volume * thresholds.true.double(),
+        low=volume * thresholds.predicted[..., LOW].double(),
+        high=volume * thresholds.predicted[..., HIGH].double(),
+        segmented=volume * _stacked(cases, lambda counts: counts.sums["predicted"]),
+        expected_dsc=_stacked(cases, lambda counts: expected_dice(counts.sums)),
+        thresholds=thresholds,
+        estimates=[
+            {name: StructureEstimate(counts.sums) for name, counts in case.items()}
+            for case in cases
+        ],
+    )
+
+
+class _StructureCounts:
+    """Sums over the voxels of a structure in a case."""
+
+    def __init__(self, y_pred: torch.Tensor) -> None:
+        self.dtype = y_pred.dtype
+        self.edges = THRESHOLDS.to(y_pred.device).to(y_pred.dtype).double()
+        self.sums = dict.fromkeys(TERMS, y_pred.new_zeros((), dtype=torch.float64))
+        self.true = self.voxels = y_pred.new_zeros((), dtype=torch.int64)
+        # Number of voxels above exactly so many thresholds; those above none are most of an image,
+        # and not needed.
+        shape = (2, len(self.edges) + 1)
+        self.above, self.true_above = y_pred.new_zeros(shape, dtype=torch.int64)
+
+    def add(self, voxels: Voxels, classes: Sequence[int]) -> None:
+        """Add some voxels, of the classes of the structure."""
+        is_in = torch.zeros(len(voxels.p), dtype=torch.bool, device=voxels.p.device)
+        is_in[classes] = True
+        p, is_true = voxels.p[classes].sum(0), is_in[voxels.label]
+        for name, value in structure_sums(p, is_in[voxels.predicted]).items():
+            self.sums[name] = self.sums[name] + value
+        self.true = self.true + is_true.sum()
+        self.voxels = self.voxels + len(p)
+        rounded = p.to(self.dtype).double()
+        index = (rounded > self.edges[0]).nonzero().squeeze(1)
+        places = torch.bucketize(rounded[index], self.edges)
+        self.above += torch.bincount(places, minlength=len(self.above))
+        self.true_above += torch.bincount(places[is_true[index]], minlength=len(self.above))
+
+
+def _stacked(
+    cases: Sequence[Mapping[str, _StructureCounts]],
+    value: Callable[[_StructureCounts], torch.Tensor],
+) -> torch.Tensor:
+    """Return a value of each case and structure, `(B, structures, ...)`."""
+    return torch.stack([torch.stack([value(each) for each in case.values()]) for case in cases])
+
+
+def _number_above(count: torch.Tensor) -> torch.Tensor:
+    """Return how many voxels are above each threshold, from how many are above so many of them."""
+    return count[1:].flip(-1).cumsum(-1).flip(-1)
 
 
 def check_structures(

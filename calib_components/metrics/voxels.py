@@ -17,21 +17,22 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from calib_components.errors import InputError, warn_once
+from calib_components.metrics.bands import IGNORED, band_mask
 from calib_components.metrics.base import plain_tensor
-from calib_components.metrics.regions import IGNORED, Region, band_mask
 
 CPU_CHUNK, GPU_CHUNK = 2**18, 2**23  # probabilities per chunk
 RANGE_TOLERANCE = 1e-5
 SUM_TOLERANCE = 1e-2
 SUM_ROUNDING = 1e-5
 FEWEST_SUMS = 16  # below which sums of 1 may be chance
-MANY = 8  # more overlapping structures in one dimension are the rows of an image
+NO_BATCH_AXIS = "Items of lists have no batch axis, (N, *S)."
 INVALID_LABEL = torch.iinfo(torch.int64).min
 
 
@@ -53,28 +54,6 @@ class Voxels:
         self.values: torch.Tensor = values
         self.label: torch.Tensor = label
         self._index = index
-
-    def invalid(self) -> torch.Tensor:
-        """Numbers of values that are no probabilities or finite logits, of sums that are not 1, and
-        of wrong labels.
-
-        Sums that are 1 within the tolerance, but not up to rounding, become 1.
-        """
-        volume, given = self.volume, self.values[int(self.volume.sigmoid) :]
-        middle, reach = (
-            (0.0, torch.finfo(torch.float64).max) if volume.logits else (0.5, 0.5 + RANGE_TOLERANCE)
-        )
-        wrong_values = ~((given - middle).abs() <= reach)  # also NaN
-        wrong_labels = (self.label < 0) | (self.label >= len(self.values))
-        wrong_sums = torch.zeros_like(wrong_labels)
-        if not volume.logits:
-            sums = self.values.sum(0)
-            off = (sums - 1).abs()
-            wrong_sums = off > SUM_TOLERANCE
-            is_off = off > max(SUM_ROUNDING, torch.finfo(volume.values.dtype).eps)
-            if is_off.any():
-                self.values = self.values / sums.where(is_off, 1)
-        return torch.stack([each.sum() for each in (wrong_values, wrong_sums, wrong_labels)])
 
     @functools.cached_property
     def p(self) -> torch.Tensor:
@@ -98,23 +77,22 @@ class Voxels:
         """Probability of the label of each voxel."""
         return self.p.gather(0, self.label[None])[0]
 
-    def near_face(self, classes: str, region: Region) -> torch.Tensor:
-        """Mask of the voxels in a band around the faces between different classes, "label" or
+    def near_face(
+        self, classes: str, radius: float, spacing: Sequence[float] | None
+    ) -> torch.Tensor:
+        """Mask of the voxels at most `radius` from a face between different classes, "label" or
         "predicted".
         """
-        return self.volume.band(classes, region)[self._index]
+        return self.volume.band(classes, radius, spacing)[self._index]
 
     def select(self, mask: torch.Tensor) -> Voxels:
         """Return the voxels of a mask."""
         index = mask.nonzero().squeeze(1)
         at = index + self._index.start if isinstance(self._index, slice) else self._index[index]
-        return Voxels(self.volume, at, self.values.index_select(1, index), self.label[index])
-
-    def with_label(self, label: torch.Tensor) -> Voxels:
-        """Return the same voxels with another label, of any shape that broadcasts."""
-        other = Voxels(self.volume, self._index, self.values, label)
-        other.p, other.confidence, other.predicted = self.p, self.confidence, self.predicted
-        return other
+        selected = Voxels(self.volume, at, self.values.index_select(1, index), self.label[index])
+        for name in {"confidence", "predicted"} & vars(self).keys():  # not computed twice
+            vars(selected)[name] = vars(self)[name][index]
+        return selected
 
 
 @dataclass(eq=False)
@@ -135,15 +113,14 @@ class Volume:
     def __post_init__(self) -> None:
         self.spatial = self.values.shape[1:]
         self.values, self.y = self.values.flatten(1), self.y.flatten(1)
-        self.bands: dict[tuple[str, Region], torch.Tensor] = {}
-        self.seed = self.channel  # of labels that are drawn
+        self.bands: dict[Any, torch.Tensor] = {}
 
     def chunks(self) -> Iterator[Voxels]:
         """All voxels that are not ignored."""
         for voxels in self._all_voxels():
-            kept = None if self.ignore_index is None else voxels.label != self.ignore_index
-            if kept is not None and not kept.all():
-                voxels = voxels.select(kept)
+            ignored = self._is_ignored(voxels)
+            if ignored.any():
+                voxels = voxels.select(~ignored)
             if len(voxels.label) > 0:
                 yield voxels
 
@@ -154,25 +131,27 @@ class Volume:
             part = slice(start, start + step)
             values = self.values[:, part].double()
             if self.sigmoid:
-                values = torch.cat(
-                    [torch.zeros_like(values) if self.logits else 1 - values, values]
-                )
+                other = torch.zeros_like(values) if self.logits else 1 - values
+                values = torch.cat([other, values])
             yield Voxels(self, part, values, _class_index(self.y[:, part]))
 
-    def band(self, classes: str, region: Region) -> torch.Tensor:
-        """Mask `(voxels,)` of a band of the whole volume."""
-        if (classes, region) not in self.bands:
-            parts = []
-            for voxels in self._all_voxels():
-                found = getattr(voxels, classes)
-                if self.ignore_index is not None:
-                    found = found.masked_fill(voxels.label == self.ignore_index, IGNORED)
-                parts.append(found.to(torch.int8 if len(self.values) < 128 else torch.int32))
-            mask = band_mask(
-                torch.cat(parts).view(self.spatial), region.parameter or 0.0, region.spacing
-            )
-            self.bands[classes, region] = mask.flatten()
-        return self.bands[classes, region]
+    def _is_ignored(self, voxels: Voxels) -> torch.Tensor:
+        if self.ignore_index is None:
+            return torch.zeros_like(voxels.label, dtype=torch.bool)
+        return voxels.label == self.ignore_index
+
+    def band(self, classes: str, radius: float, spacing: Sequence[float] | None) -> torch.Tensor:
+        """Mask `(voxels,)` of a band of the whole volume, see `Voxels.near_face`."""
+        key = (classes, radius, spacing)
+        if key not in self.bands:
+            dtype = torch.int8 if len(self.values) < 128 else torch.int32
+            parts = [
+                getattr(voxels, classes).masked_fill(self._is_ignored(voxels), IGNORED).to(dtype)
+                for voxels in self._all_voxels()
+            ]
+            whole = torch.cat(parts).view(self.spatial)
+            self.bands[key] = band_mask(whole, radius, spacing).flatten()
+        return self.bands[key]
 
 
 def check_tensors(
@@ -197,45 +176,39 @@ def check_tensors(
         raise InputError(
             f"{name} must have shape (B, N, *S) and at least one voxel, got {tuple(y_pred.shape)}."
         )
-    batch, channels, *spatial = y_pred.shape
-    sigmoid = not masks and (sigmoid or channels == 1)
-    if y.shape != y_pred.shape and (sigmoid or y.shape != (batch, 1, *spatial)):
-        index = f"{(batch, 1, *spatial)} (class index) or "
-        shapes = (
-            f"{'' if sigmoid else index}{tuple(y_pred.shape)}"
-            f" ({'0 or 1 in each channel' if sigmoid else 'one-hot'})"
-        )
-        hint = " Items of lists have no batch axis, (N, *S)." if channels == 1 else ""
-        raise InputError(
-            f"y must have shape {shapes} to match {name}, (B, N, *S), got {tuple(y.shape)}.{hint}"
-        )
-    _check_axes(y_pred, y, sigmoid, name)
+    sigmoid = not masks and (sigmoid or y_pred.shape[1] == 1)
+    _check_shapes(y_pred, y, sigmoid, name)
+    _check_class_axis(y_pred, y, sigmoid, name)
     return y_pred, y
 
 
-def _check_axes(y_pred: torch.Tensor, y: torch.Tensor, sigmoid: bool, name: str) -> None:
+def _check_shapes(y_pred: torch.Tensor, y: torch.Tensor, sigmoid: bool, name: str) -> None:
+    batch, channels, *spatial = y_pred.shape
+    index_shape = (batch, 1, *spatial)
+    if y.shape == y_pred.shape or (y.shape == index_shape and not sigmoid):
+        return
+    expected = f"{index_shape} (class index) or {tuple(y_pred.shape)} (one-hot)"
+    if sigmoid:
+        expected = f"{tuple(y_pred.shape)} (0 or 1 in each channel)"
+    hint = f" {NO_BATCH_AXIS}" if channels == 1 else ""
+    raise InputError(
+        f"y must have shape {expected} to match {name}, (B, N, *S), got {tuple(y.shape)}.{hint}"
+    )
+
+
+def _check_class_axis(y_pred: torch.Tensor, y: torch.Tensor, sigmoid: bool, name: str) -> None:
     """Raise `InputError` if values sum to 1 along an axis that is not that of classes, or has a
     sigmoid for each.
     """
-    if not sigmoid and _is_1(y_pred[..., :1].float().sum(1)):
+    if not sigmoid and ((y_pred[..., :1].float().sum(1) - 1).abs() <= SUM_TOLERANCE).all():
         return
     if sigmoid and sum_to_1(y_pred, 1):
         raise InputError(
             f"{name} sums to 1 over its channels, as a softmax does. Set sigmoid=False."
         )
     if y_pred.ndim > 3 and sum_to_1(y_pred, 2):
-        raise InputError(
-            f"{name} has its classes along the third axis. Items of lists have no batch axis, (N,"
-            " *S)."
-        )
-    if (
-        y.shape == y_pred.shape
-        and (
-            (sum_to_1(y_pred, 0) and sum_to_1(y, 0))
-            # Rows of one structure
-            or (y.ndim == 3 and min(y.shape[1:]) > MANY and ((y == 1).sum(1) > 1).any())
-        )
-    ):
+        raise InputError(f"{name} has its classes along the third axis. {NO_BATCH_AXIS}")
+    if y.shape == y_pred.shape and sum_to_1(y_pred, 0) and sum_to_1(y, 0):
         raise InputError(
             f"{name} has no batch axis: its classes lie along the first one. Give {name}[None],"
             " y[None]."
@@ -246,20 +219,16 @@ def sum_to_1(values: torch.Tensor, axis: int) -> bool:
     """Whether values that differ along an axis sum to 1 along it everywhere."""
     if values.shape[axis] < 2 or values.numel() < FEWEST_SUMS * values.shape[axis]:
         return False
-    if not _is_1(values[..., :1].float().sum(axis)):  # a part suffices nearly always
-        return False
-    values = values.float()
-    return _is_1(values.sum(axis)) and bool((values.amax(axis) - values.amin(axis) > 0.1).any())
-
-
-def _is_1(sums: torch.Tensor) -> bool:
-    return bool(((sums - 1).abs() <= SUM_TOLERANCE).all())
+    for part in (values[..., :1].float(), values.float()):  # a part suffices nearly always
+        if not ((part.sum(axis) - 1).abs() <= SUM_TOLERANCE).all():  # also NaN
+            return False
+    return bool((values.amax(axis) - values.amin(axis) > 0.1).any())
 
 
 def read_voxels(
     y_pred: torch.Tensor,
     y: torch.Tensor,
-    region: Region | None = None,
+    *,
     ignore_index: int | None = None,
     sigmoid: bool = False,
     temperature: float | None = None,
@@ -273,7 +242,6 @@ def read_voxels(
     Args:
         y_pred: Prediction from `check_tensors`.
         y: Ground truth from `check_tensors`.
-        region: The voxels to yield; None is all of them. Others are checked, too.
         ignore_index: Label of voxels to leave out; their probabilities are not checked.
         sigmoid: Whether each channel is a binary problem of its own.
         temperature: By which the logits of `y_pred` were divided; None is 1.
@@ -286,56 +254,103 @@ def read_voxels(
     channels = y_pred.shape[1]
     sigmoid = sigmoid or channels == 1
     step = 1 if sigmoid else channels
-    any_voxel, only_0_and_1 = False, not logits
-    invalid = torch.zeros(3, dtype=torch.int64, device=y_pred.device)
+    checks = _Checks(y_pred, ignore_index, sigmoid, logits)
     for case, k in itertools.product(range(len(y_pred)), range(0, channels, step)):
-        values, label = y_pred[case, k : k + step], y[case, k : k + step]
-        for voxels in Volume(
-            case, k, values, label, sigmoid, ignore_index, temperature or 1, logits
-        ).chunks():
-            invalid += voxels.invalid()
-            if invalid.any():  # the rest is counted only
-                continue
-            only_0_and_1 = only_0_and_1 and bool(((voxels.p == 0) | (voxels.p == 1)).all())
-            any_voxel = True
-            if len((selected := voxels if region is None else region.select(voxels)).label) > 0:
-                yield selected
-    wrong_values, wrong_sums, wrong_labels = invalid.tolist()
-    among_values, among_voxels = (
-        f"of {y_pred.numel()} values",
-        f"of {y_pred.numel() // step} voxels",
-    )
-    ignored = "" if ignore_index is None else f" (or ignore_index={ignore_index})"
-    if wrong_values and logits:
-        raise InputError(
-            f"logits must be finite, got {wrong_values} {among_values} that are NaN or infinite."
+        volume = Volume(
+            case,
+            k,
+            y_pred[case, k : k + step],
+            y[case, k : k + step],
+            sigmoid,
+            ignore_index,
+            temperature or 1,
+            logits,
         )
-    if wrong_values:
-        remedy = f"Apply {'sigmoid' if sigmoid else 'softmax'} to logits."
-        raise InputError(
-            f"y_pred has {wrong_values} {among_values} that are NaN or outside [0, 1]. {remedy}"
-        )
-    if wrong_sums:
-        raise InputError(
-            f"y_pred does not sum to 1 over the classes in {wrong_sums} {among_voxels}. Apply"
-            " softmax to logits. If each channel is a structure of its own, set sigmoid=True."
-            " Where a crop was inverted, set the background to 1 outside"
-            " (calib_components.inference.maps.fill_background)."
-        )
-    if wrong_labels:
-        given = (
-            "0 or 1 in each channel"
-            if sigmoid
-            else f"class indices from 0 to {channels - 1} or one-hot"
-        )
-        raise InputError(
-            f"y must hold {given}{ignored}, got other values in {wrong_labels} {among_voxels}."
-        )
-    if any_voxel and only_0_and_1:
-        warn_once(
-            "y_pred holds only 0 and 1, like a one-hot segmentation, which says nothing of"
-            f" calibration. Give the output of {'sigmoid' if sigmoid else 'softmax'}."
-        )
+        for voxels in volume.chunks():
+            if checks.add(voxels):  # after an invalid value, the rest is counted only
+                yield voxels
+    checks.report()
+
+
+class _Checks:
+    """Whether the values and labels of a batch are valid. Arguments: see `read_voxels`."""
+
+    def __init__(
+        self, y_pred: torch.Tensor, ignore_index: int | None, sigmoid: bool, logits: bool
+    ) -> None:
+        self.y_pred, self.ignore_index = y_pred, ignore_index
+        self.sigmoid, self.logits = sigmoid, logits
+        self.invalid = torch.zeros(3, dtype=torch.int64, device=y_pred.device)
+        self.any_voxel, self.only_0_and_1 = False, not logits
+
+    def add(self, voxels: Voxels) -> bool:
+        """Check some voxels and return whether all so far are valid.
+
+        Sums of probabilities that are 1 within the tolerance, but not up to rounding, become 1.
+        """
+        given = voxels.values[int(self.sigmoid) :]
+        wrong_labels = (voxels.label < 0) | (voxels.label >= len(voxels.values))
+        wrong_sums = torch.zeros_like(wrong_labels)
+        if self.logits:
+            wrong_values = ~given.isfinite()
+        else:
+            wrong_values = ~((given - 0.5).abs() <= 0.5 + RANGE_TOLERANCE)  # also NaN
+            sums = voxels.values.sum(0)
+            off = (sums - 1).abs()
+            wrong_sums = off > SUM_TOLERANCE
+            is_off = off > max(SUM_ROUNDING, torch.finfo(self.y_pred.dtype).eps)
+            if is_off.any():
+                voxels.values = voxels.values / sums.where(is_off, 1)
+        self.invalid += torch.stack([w.sum() for w in (wrong_values, wrong_sums, wrong_labels)])
+        if self.invalid.any():
+            return False
+        if self.only_0_and_1:
+            self.only_0_and_1 = bool(((voxels.values == 0) | (voxels.values == 1)).all())
+        self.any_voxel = True
+        return True
+
+    def report(self) -> None:
+        """Raise `InputError` for what was invalid; warn if every probability was 0 or 1."""
+        values, sums, labels = self.invalid.tolist()
+        channels = self.y_pred.shape[1]
+        among_values = f"of {self.y_pred.numel()} values"
+        voxels = self.y_pred.numel() // (1 if self.sigmoid else channels)
+        activation = "sigmoid" if self.sigmoid else "softmax"
+        if values and self.logits:
+            raise InputError(
+                f"logits must be finite, got {values} {among_values} that are NaN or infinite."
+            )
+        if values:
+            raise InputError(
+                f"y_pred has {values} {among_values} that are NaN or outside [0, 1]. Apply"
+                f" {activation} to logits."
+            )
+        if sums:
+            raise InputError(
+                f"y_pred does not sum to 1 over the classes in {sums} of {voxels} voxels. Apply"
+                " softmax to logits. If each channel is a structure of its own, set sigmoid=True."
+                " Where a crop was inverted, set the background to 1 outside"
+                " (calib_components.inference.maps.fill_background)."
+            )
+        if labels:
+            raise InputError(
+                f"y must hold {self._valid_labels()}, got other values in {labels} of {voxels}"
+                " voxels."
+            )
+        if self.any_voxel and self.only_0_and_1:
+            warn_once(
+                "y_pred holds only 0 and 1, like a one-hot segmentation, which says nothing of"
+                f" calibration. Give the output of {activation}."
+            )
+
+    def _valid_labels(self) -> str:
+        last = self.y_pred.shape[1] - 1
+        labels = f"class indices from 0 to {last} or one-hot"
+        if self.sigmoid:
+            labels = "0 or 1 in each channel"
+        if self.ignore_index is None:
+            return labels
+        return f"{labels} (or ignore_index={self.ignore_index})"
 
 
 def _class_index(y: torch.Tensor) -> torch.Tensor:

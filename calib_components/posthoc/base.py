@@ -196,7 +196,9 @@ class Calibrator(torch.nn.Module):
                 f"All logits are between 0 and 1. If they are probabilities p, pass {remedy}."
             )
         sums: dict[int, torch.Tensor] = {}
-        for voxels in read_voxels(logits, y, None, self.ignore_index, self.sigmoid, logits=True):
+        for voxels in read_voxels(
+            logits, y, ignore_index=self.ignore_index, sigmoid=self.sigmoid, logits=True
+        ):
             selected = (region.select(voxels) for region in self.regions)
             rows = torch.stack([self.voxel_sums(each.values, each.label) for each in selected])
             sums[voxels.case] = sums.get(voxels.case, 0) + rows

@@ -54,7 +54,9 @@ class Costs:
             bins[name] = cases.pooled()
             nll[name] = float((region.scores["nll"] * cases.count.sum(-1)).nansum())
         expected = true = 0.0
-        for voxels in read_voxels(*check_tensors(p, y, sigmoid), None, ignore_index, sigmoid):
+        for voxels in read_voxels(
+            *check_tensors(p, y, sigmoid), ignore_index=ignore_index, sigmoid=sigmoid
+        ):
             expected += float((1 - voxels.p[0]).sum())
             true += float((voxels.label != 0).sum())
         return cls(bins, nll, expected, true)

@@ -1,39 +1,184 @@
 """How good the segmentation of one scan is likely to be, from its probabilities alone, a slab of
 slices at a time.
+
+`ESTIMATES` is the table of what is estimated. `quality.csv`, its page, the columns of an evaluation
+and the report follow it. A new estimate is one entry, and one of `TERMS` if it needs another sum.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from calib_components.errors import InputError
+from calib_components.quality.reference import Reference
 
 # Probabilities above which a voxel may be, and almost certainly is, in a structure
 POSSIBLE, CERTAIN = 0.05, 0.95
 Structures = Mapping[str, Sequence[int]]
+# What is summed over the voxels of a scan, from the probability of a structure and whether it is
+# predicted there. Where it is not possible, all but the first are 0.
+TERMS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "expected": lambda p, is_predicted: p,
+    "overlap": lambda p, is_predicted: p * is_predicted,
+    "predicted": lambda p, is_predicted: is_predicted,
+    "possible": lambda p, is_predicted: p > POSSIBLE,
+    "certain": lambda p, is_predicted: p > CERTAIN,
+    "entropy": lambda p, is_predicted: _entropy(p.clamp(0, 1)) * (p > POSSIBLE),
+}
 
 
-class StructureEstimate(NamedTuple):
+def structure_sums(p: torch.Tensor, is_predicted: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the sum of each of `TERMS`, float64, over voxels with a probability of a structure."""
+    return {name: term(p, is_predicted).sum(dtype=torch.float64) for name, term in TERMS.items()}
+
+
+def _entropy(p: torch.Tensor) -> torch.Tensor:
+    return torch.special.entr(p) + torch.special.entr(1 - p)
+
+
+def expected_dice(sums: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Return `2 sum_A p / (|A| + sum p)`, where `A` are the voxels predicted as a structure of
+    probability `p`.
+
+    It is 0 if there are none, and NaN if the probability is 0 everywhere, too.
+    """
+    return 2 * sums["overlap"] / (sums["predicted"] + sums["expected"])
+
+
+@dataclass(frozen=True)
+class StructureEstimate:
     """What the probabilities of one scan say of one structure, whose probability at a voxel is `p`.
 
     Attributes:
-        expected_dsc: See `expected_dice`.
-        expected_voxels: Expected volume, `sum p`.
-        predicted_voxels: Number of voxels predicted as the structure.
-        uncertain_share: Of the voxels with `p > 0.05`, the share with `p <= 0.95`; NaN without any,
-            as the next.
-        mean_entropy: Mean entropy of `p` over the voxels with `p > 0.05`, in bits.
+        sums: The sum of each of `TERMS` over the voxels.
     """
 
-    expected_dsc: float
-    expected_voxels: float
-    predicted_voxels: float
-    uncertain_share: float
-    mean_entropy: float
+    sums: Mapping[str, torch.Tensor]
+
+    @property
+    def expected_voxels(self) -> float:
+        """Expected volume, `sum p`."""
+        return float(self.sums["expected"])
+
+    @property
+    def predicted_voxels(self) -> float:
+        """Number of voxels predicted as the structure."""
+        return float(self.sums["predicted"])
+
+    @property
+    def expected_dsc(self) -> float:
+        """See `expected_dice`."""
+        return float(expected_dice(self.sums))
+
+    @property
+    def uncertain_share(self) -> float:
+        """Of the voxels with `p > 0.05`, the share with `p <= 0.95`; NaN without any."""
+        return float(1 - self.sums["certain"] / self.sums["possible"])
+
+    @property
+    def mean_entropy(self) -> float:
+        """Mean entropy of `p` over the voxels with `p > 0.05`, in bits; NaN without any."""
+        return float(self.sums["entropy"] / self.sums["possible"]) / math.log(2)
+
+
+@dataclass(frozen=True)
+class StructureScan:
+    """One structure of one scan: what an estimate is a function of.
+
+    Attributes:
+        name: Name of the structure.
+        estimate: What the probabilities say of it.
+        reference: The validation scans.
+        voxel_ml: Volume of a voxel in ml; NaN if it is not known.
+        pairwise_dsc: Mean DSC over pairs of segmentations; NaN without several.
+    """
+
+    name: str
+    estimate: StructureEstimate
+    reference: Reference
+    voxel_ml: float = math.nan
+    pairwise_dsc: float = math.nan
+
+    @property
+    def volume_range_ml(self) -> list[float]:
+        """Limits of the volume, in ml."""
+        voxels = self.reference.volume_range(self.name, self.estimate.expected_voxels)
+        return [self.voxel_ml * limit for limit in voxels]
+
+
+@dataclass(frozen=True)
+class QualityEstimate:
+    """An entry of the table of estimates.
+
+    Attributes:
+        name: Name of its column in `quality.csv`.
+        title: Heading on the page and in reports.
+        function: Gives its value; NaN where it is not defined.
+        format: Format of its values on the page; "" if the page does not show it.
+        limits: Names of two estimates that the page shows behind it, as a range.
+        better: "higher" or "lower" if it orders segmentations by their quality. Then evaluations
+            measure it, as `NAME_STRUCTURE` of `cases.csv`, and reports say how well it orders
+            scans.
+        of_prediction: Whether a structure that is predicted nowhere has none.
+        optional: Whether `quality.csv` has it only if some scan has a value.
+    """
+
+    name: str
+    title: str
+    function: Callable[[StructureScan], float]
+    format: str = ""
+    limits: tuple[str, ...] = ()
+    better: str = ""
+    of_prediction: bool = True
+    optional: bool = False
+
+
+ESTIMATES = (
+    QualityEstimate(
+        "expected_dsc", "expected DSC", lambda s: s.estimate.expected_dsc, ".2f", better="higher"
+    ),
+    QualityEstimate(
+        "dsc_lower_bound",
+        "at least",
+        lambda s: s.reference.lower_bound(s.name, s.estimate.expected_dsc),
+        ".2f",
+    ),
+    QualityEstimate(
+        "expected_volume_ml",
+        "volume, ml",
+        lambda s: s.voxel_ml * s.estimate.expected_voxels,
+        ".3g",
+        limits=("volume_low_ml", "volume_high_ml"),
+    ),
+    QualityEstimate("volume_low_ml", "lowest volume, ml", lambda s: s.volume_range_ml[0]),
+    QualityEstimate("volume_high_ml", "highest volume, ml", lambda s: s.volume_range_ml[1]),
+    QualityEstimate(
+        "uncertain_share",
+        "uncertain",
+        lambda s: s.estimate.uncertain_share,
+        ".0%",
+        of_prediction=False,
+    ),
+    QualityEstimate(
+        "mean_entropy",
+        "mean entropy",
+        lambda s: s.estimate.mean_entropy,
+        better="lower",
+        of_prediction=False,
+    ),
+    QualityEstimate(
+        "pairwise_dsc",
+        "pairwise DSC",
+        lambda s: s.pairwise_dsc,
+        ".2f",
+        of_prediction=False,
+        optional=True,
+    ),
+)
 
 
 class ScanEstimates:
@@ -55,7 +200,8 @@ class ScanEstimates:
 
     def __init__(self, structures: Structures, sigmoid: bool = False) -> None:
         self.structures, self.sigmoid = structures, sigmoid
-        self._sums = torch.zeros(6, len(structures), dtype=torch.float64)
+        zero = torch.zeros((), dtype=torch.float64)
+        self._sums = {name: dict.fromkeys(TERMS, zero) for name in structures}
         self._variances = [torch.zeros(0)]  # of the slices
 
     def update(self, probabilities: torch.Tensor) -> None:
@@ -75,16 +221,14 @@ class ScanEstimates:
         inside = values.amax(0) > POSSIBLE if self.sigmoid else values[0] < 1 - POSSIBLE
         index = inside.nonzero().squeeze(1)
         values = values[:, index]
-        variance, masks = torch.zeros_like(values[0]), self.masks(values)
-        for column, (classes, is_predicted) in enumerate(
-            zip(map(list, self.structures.values()), masks, strict=True)
-        ):
-            p = values[classes].sum(0).clamp(0, 1)
-            possible = p > POSSIBLE
-            entropy = torch.special.entr(p) + torch.special.entr(1 - p)
-            parts = (p * is_predicted, is_predicted, possible, p > CERTAIN, entropy * possible)
-            sums = [totals[classes].sum(), *(part.sum(dtype=torch.float64) for part in parts)]
-            self._sums[:, column] += torch.stack(sums).cpu()
+        variance = torch.zeros_like(values[0])
+        structures = zip(self.structures.items(), self.masks(values), strict=True)
+        for (name, classes), is_predicted in structures:
+            rows = list(classes)
+            p = values[rows].sum(0).clamp(0, 1)
+            added = {**structure_sums(p, is_predicted), "expected": totals[rows].sum()}
+            for term, value in added.items():
+                self._sums[name][term] = self._sums[name][term] + value.cpu()
             variance += p * (1 - p)
         self._variances.append(
             torch.bincount(index // (inside.numel() // slices), variance, minlength=slices).cpu()
@@ -100,15 +244,7 @@ class ScanEstimates:
 
     def compute(self) -> dict[str, StructureEstimate]:
         """Return the estimates of each structure, from all slices so far."""
-        expected, overlap, predicted, possible, certain, entropy = self._sums
-        shares = (1 - certain / possible, entropy / possible / math.log(2))
-        table = torch.stack(
-            [expected_dice(overlap, predicted, expected), expected, predicted, *shares], 1
-        )
-        return {
-            name: StructureEstimate(*row)
-            for name, row in zip(self.structures, table.tolist(), strict=True)
-        }
+        return {name: StructureEstimate(dict(sums)) for name, sums in self._sums.items()}
 
     @property
     def most_uncertain_slice(self) -> int:
@@ -134,45 +270,15 @@ class PairwiseDice:
         for name, classes in self.structures.items():
             masks = torch.isin(labels.flatten(1), labels.new_tensor(list(classes)))
             # Mixed precision would round a product
-            shared = torch.stack([(masks & own).sum(1) for own in masks])
+            shared = torch.stack([(masks & mask).sum(1) for mask in masks])
             self._shared[name] = self._shared[name] + shared.double().cpu()
 
     def compute(self) -> dict[str, float]:
         """Return the mean DSC over all pairs, for each structure; NaN if it is in none of the
         segmentations.
         """
-        found = {}
+        agreement = {}
         for name, shared in self._shared.items():
             dsc = 2 * shared / (shared.diagonal()[:, None] + shared.diagonal())
-            found[name] = float(dsc[torch.ones_like(dsc).triu(1) > 0].nanmean())
-        return found
-
-
-def expected_dice(
-    overlap: torch.Tensor, predicted: torch.Tensor, expected: torch.Tensor
-) -> torch.Tensor:
-    """Return `2 sum_A p / (|A| + sum p)`, where `A` are the voxels predicted as a structure of
-    probability `p`.
-
-    It is 0 if there are none, and NaN if the probability is 0 everywhere, too.
-
-    Args:
-        overlap: `sum_A p`.
-        predicted: `|A|`.
-        expected: `sum p`.
-    """
-    return 2 * overlap / (predicted + expected)
-
-
-def mean_estimate(expected_dsc: Mapping[str, float], always: Collection[str]) -> float:
-    """Return the estimate of a scan, the mean over its structures; NaN without any.
-
-    A structure that is not predicted, 0 or NaN, counts as 0 if it is among those that are `always`
-    there.
-    """
-    counted = [
-        value if value > 0 else 0.0
-        for name, value in expected_dsc.items()
-        if value > 0 or name in always
-    ]
-    return sum(counted) / len(counted) if counted else math.nan
+            agreement[name] = float(dsc[torch.ones_like(dsc).triu(1) > 0].nanmean())
+        return agreement

@@ -13,8 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from calib_components.quality.estimates import ESTIMATES, QualityEstimate
+
 SIDE = 256  # pixels of the longer side of a picture
 GREYS = 64  # levels; more make files larger, not clearer
+GREY_RANGE = (0.5, 99.5)  # percentiles of an image that are black and white
 COLORS = ("e69f00", "56b4e9", "cc79a7", "009e73", "f0e442", "d55e00", "0072b2")  # Okabe and Ito
 
 
@@ -30,62 +33,49 @@ def draw_slice(image: ArrayLike, masks: ArrayLike, affine: np.ndarray) -> bytes:
     """
     from PIL import Image  # comes with matplotlib, which metrics do not need
 
-    layers = np.concatenate(
-        [np.nan_to_num(np.asarray(image, float))[None], np.asarray(masks, float)]
+    layers = _on_paper(
+        np.concatenate([np.nan_to_num(np.asarray(image, float))[None], np.asarray(masks, float)]),
+        affine[:3, 1::-1],
     )
-    for axis in (1, 2):
-        # Margins of one grey value are left out
-        if (filled := np.ptp(layers, axis=3 - axis).any(0).nonzero()[0]).size:
-            layers = layers.take(np.arange(filled[0], filled[-1] + 1), axis)
-    axes = affine[:3, 1::-1]  # of rows and columns
-    # Towards right, front, up
-    turned = [axis for axis in (0, 1) if axes[np.abs(axes[:, axis]).argmax(), axis] > 0]
-    layers = np.flip(layers, tuple(1 + axis for axis in turned))
-    sizes = np.linalg.norm(axes, axis=0) * layers.shape[1:]
-    for axis, length in enumerate(np.maximum(1, sizes * SIDE / sizes.max()).astype(int), start=1):
-        layers = layers.take(
-            ((np.arange(length) + 0.5) * layers.shape[axis] / length).astype(int), axis
-        )
-    low, high = np.percentile(layers[0], [0.5, 99.5])
+    low, high = np.percentile(layers[0], GREY_RANGE)
     pixels = ((layers[0] - low) / max(high - low, 1e-12)).clip(0, 1) * (GREYS - 1)
     for number, mask in enumerate(layers[1:] > 0):
         padded = np.pad(mask, 1)
         inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
         pixels[mask & ~inside] = GREYS + number % len(COLORS)
     picture, content = Image.fromarray(pixels.astype(np.uint8)), io.BytesIO()
-    picture.putpalette(
-        np.linspace(0, 255, GREYS).astype(np.uint8).repeat(3).tobytes()
-        + bytes.fromhex("".join(COLORS))
-    )
+    greys = np.linspace(0, 255, GREYS).astype(np.uint8).repeat(3).tobytes()
+    picture.putpalette(greys + bytes.fromhex("".join(COLORS)))
     picture.save(content, "PNG")
     return content.getvalue()
 
 
-def _volume(row: Mapping[str, Any]) -> str:
-    low, high = row["volume_low_ml"], row["volume_high_ml"]
-    return f"{row['expected_volume_ml']:.3g}" + ("" if low is None else f" [{low:.3g}, {high:.3g}]")
+def _on_paper(layers: np.ndarray, axes: np.ndarray) -> np.ndarray:
+    """Return layers `(layers, Y, X)` without margins, turned and enlarged as readers expect.
 
-
-CELLS = {  # title, measure and text of each column
-    "expected DSC": ("expected_dsc", lambda row: f"{row['expected_dsc']:.2f}"),
-    "at least": ("dsc_lower_bound", lambda row: f"{row['dsc_lower_bound']:.2f}"),
-    "volume, ml": ("expected_volume_ml", _volume),
-    "uncertain": ("uncertain_share", lambda row: f"{row['uncertain_share']:.0%}"),
-    "pairwise DSC": ("pairwise_dsc", lambda row: f"{row['pairwise_dsc']:.2f}"),
-}
+    Args:
+        layers: The image and the masks.
+        axes: Steps along a row and a column in mm, `(3, 2)`.
+    """
+    for axis in (1, 2):
+        filled = np.ptp(layers, axis=3 - axis).any(0).nonzero()[0]
+        if filled.size:  # margins of one grey value are left out
+            layers = layers.take(np.arange(filled[0], filled[-1] + 1), axis)
+    # Towards right, front, up
+    turned = [axis for axis in (0, 1) if axes[np.abs(axes[:, axis]).argmax(), axis] > 0]
+    layers = np.flip(layers, tuple(1 + axis for axis in turned))
+    sizes = np.linalg.norm(axes, axis=0) * layers.shape[1:]
+    for axis, length in enumerate(np.maximum(1, sizes * SIDE / sizes.max()).astype(int), start=1):
+        places = (np.arange(length) + 0.5) * layers.shape[axis] / length
+        layers = layers.take(places.astype(int), axis)
+    return layers
 
 
 def quality_page(records: Sequence[Mapping[str, Any]]) -> str:
     """Return the page, in HTML, of what `calib_components.quality.table.choose` returned."""
     names = [escape(record["scan"]) for record in records if record["review"] == "yes"]
-    shown = {
-        measure
-        for record in records
-        for row in record["rows"]
-        for measure in row
-        if row[measure] is not None
-    }
-    columns = {title: cell for title, cell in CELLS.items() if cell[0] in shown}
+    defined = defined_estimates(records)
+    columns = [each for each in ESTIMATES if each.format and each.name in defined]
     links = ", ".join(f'<a href="#{name}">{name}</a>' for name in names)
     notes = " ".join(sorted({record["note"] for record in records}))
     cards = "\n".join(_card(record, columns) for record in records)
@@ -94,26 +84,42 @@ def quality_page(records: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _card(record: Mapping[str, Any], columns: Mapping[str, Any]) -> str:
-    lines = [f"<tr><th>{''.join(f'<th>{title}' for title in columns)}"]
+def defined_estimates(records: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Return the names of the estimates that some structure of the scans has."""
+    rows = [row for record in records for row in record["rows"]]
+    return {name for row in rows for name, value in row.items() if value is not None}
+
+
+def _card(record: Mapping[str, Any], columns: Sequence[QualityEstimate]) -> str:
+    """Return the part of the page about a scan."""
+    titles = "".join(f"<th>{estimate.title}" for estimate in columns)
+    lines = [f"<tr><th>{titles}"]
     for number, row in enumerate(record["rows"]):
-        cells = ("-" if row[measure] is None else text(row) for measure, text in columns.values())
+        cells = "".join(f"<td>{_cell(row, estimate)}" for estimate in columns)
         mark = f'<i style="background:#{COLORS[number % len(COLORS)]}"></i>'
-        lines.append(
-            f"<tr><th>{mark}{escape(row['structure'])}{''.join(f'<td>{cell}' for cell in cells)}"
-        )
-    name, estimate = escape(record["scan"]), record["estimate"]
-    picture = (
-        f'<img loading="lazy" src="data:image/png;base64,{record["picture"]}">'
-        if record["picture"]
-        else ""
-    )
-    text = "No structure" if estimate is None else f"Expected DSC <b>{estimate:.2f}</b>"
-    reasons = escape("; ".join(record["reasons"]))
-    text += f", {record['place']}" if record["place"] and record["place"] not in reasons else ""
-    why = f'<p class="why">Check: {reasons}.</p>' if reasons else ""
+        lines.append(f"<tr><th>{mark}{escape(row['structure'])}{cells}")
+    name, reasons = escape(record["scan"]), escape("; ".join(record["reasons"]))
+    picture, why, text = "", "", "No structure"
+    if record["picture"]:
+        source = f"data:image/png;base64,{record['picture']}"
+        picture = f'<img loading="lazy" src="{source}">'
+    if record["estimate"] is not None:
+        text = f"Expected DSC <b>{record['estimate']:.2f}</b>"
+    if record["place"] and record["place"] not in reasons:
+        text += f", {record['place']}"
+    if reasons:
+        why = f'<p class="why">Check: {reasons}.</p>'
     body = f"{picture}<div><h2>{name}</h2><p>{text}</p>{why}<table>{''.join(lines)}</table></div>"
     return f'<article id="{name}" class="{record["review"]}">{body}</article>'
+
+
+def _cell(row: Mapping[str, Any], estimate: QualityEstimate) -> str:
+    """Return an estimate of a structure as text, with its limits if it has any."""
+    values = [row.get(name) for name in (estimate.name, *estimate.limits)]
+    if values[0] is None:
+        return "-"
+    value, *limits = (format(each, estimate.format) for each in values if each is not None)
+    return f"{value} [{', '.join(limits)}]" if limits else value
 
 
 TEMPLATE = Template("""<!DOCTYPE html>

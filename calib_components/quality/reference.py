@@ -5,7 +5,7 @@ weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,12 +13,26 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from calib_components.errors import InputError
-from calib_components.quality.estimates import mean_estimate
 
 Array = NDArray[np.float64]
-LEVEL, FEWEST_PATIENTS = 0.9, 9  # of the limits; with fewer patients there are none
+LEVEL = 0.9  # of the limits
+MIN_PATIENTS = 9  # of the limits, LEVEL / (1 - LEVEL); with fewer there are none
 SMALLEST = 1e-12  # in place of 0, below a fraction
 UNDEFINED = -1.0  # in the weights, which hold finite numbers only
+
+
+def mean_estimate(expected_dsc: Mapping[str, float], always: Collection[str]) -> float:
+    """Return the estimate of a scan, the mean over its structures; NaN without any.
+
+    A structure that is not predicted, 0 or NaN, counts as 0 if it is among those that are `always`
+    there.
+    """
+    counted = [
+        value if value > 0 else 0.0
+        for name, value in expected_dsc.items()
+        if value > 0 or name in always
+    ]
+    return sum(counted) / len(counted) if counted else math.nan
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,8 +100,8 @@ class Reference:
     def note(self) -> str:
         """What a reader has to know of the limits."""
         patients = len(np.unique(self.values[:, 0, 0]))
-        if patients < FEWEST_PATIENTS:
-            count = f"{FEWEST_PATIENTS} validation patients: there are {patients}"
+        if patients < MIN_PATIENTS:
+            count = f"{MIN_PATIENTS} validation patients: there are {patients}"
             return f"DSC and volume have no limits, which need {count}."
         return (
             f"Limits hold with 90 % probability for a new patient like the {patients} validation"

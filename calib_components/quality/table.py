@@ -22,24 +22,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calib_components.errors import InputError, check_number, make_folder, reading, writing
-from calib_components.quality.estimates import StructureEstimate, mean_estimate
-from calib_components.quality.page import quality_page
-from calib_components.quality.reference import Reference
+from calib_components.quality.estimates import ESTIMATES, StructureEstimate, StructureScan
+from calib_components.quality.page import defined_estimates, quality_page
+from calib_components.quality.reference import Reference, mean_estimate
 
 FOLDER, PAGE = "quality", "quality.html"
 LOCK = f"{FOLDER}/.lock"  # stays where a table was written
 CUBIC_MM = 1000  # in a millilitre
-MEASURES = (
-    "expected_dsc", "dsc_lower_bound", "expected_volume_ml", "volume_low_ml", "volume_high_ml", "uncertain_share"
-)  # fmt: skip
-Estimates = Mapping[str, StructureEstimate]
-COLUMNS = ("scan", "structure", *MEASURES, "review", "reason")
-AGREEMENT, CENTER = "pairwise_dsc", "crop_center"  # more, where there are any
+CENTER = "crop_center"  # a further column, where a network of crops looked
 
 
 def describe_scan(
     name: str,
-    estimates: Estimates,
+    estimates: Mapping[str, StructureEstimate],
     reference: Reference,
     affine: NDArray | None = None,
     picture: bytes = b"",
@@ -56,48 +51,78 @@ def describe_scan(
         picture: A PNG, see `draw_slice`.
         agreement: Mean DSC over pairs of segmentations of each structure, see `PairwiseDice`.
     """
-    is_lost = affine is None or np.array_equal(affine, np.eye(4))
-    voxel_ml = (
-        math.nan if is_lost else float(abs(np.linalg.det(np.asarray(affine)[:3, :3])) / CUBIC_MM)
-    )
-    reasons: list[str] = []
-    rows: list[dict[str, Any]] = []
-    among = (
-        f", but is in all {len(reference.values)} validation scans" if len(reference.values) else ""
-    )
-    for structure, found in estimates.items():
-        values = [math.nan] * 5
-        if found.predicted_voxels > 0:
-            bound = reference.lower_bound(structure, found.expected_dsc)
-            volumes = (
-                found.expected_voxels,
-                *reference.volume_range(structure, found.expected_voxels),
+    pairwise = agreement or {}
+    rows = [
+        _structure_row(
+            StructureScan(
+                structure,
+                estimate,
+                reference,
+                _voxel_ml(affine),
+                pairwise.get(structure, math.nan),
             )
-            values = [found.expected_dsc, bound, *(voxel_ml * volume for volume in volumes)]
-        elif structure in reference.always:
-            values[0] = 0.0
-            reasons.append(f"{structure} is not found{among}")
-        cells = map(
-            _finite, [*values, found.uncertain_share, (agreement or {}).get(structure, math.nan)]
         )
-        rows.append(
-            {"structure": structure, **dict(zip((*MEASURES, AGREEMENT), cells, strict=True))}
-        )
-    estimate = mean_estimate(
-        {key: found.expected_dsc for key, found in estimates.items()}, reference.always
-    )
-    higher, scans = reference.place(estimate)
-    place = (
-        f"lower than {'all' if higher == scans else f'{higher} of'} {scans} validation scans"
-        if scans
-        else ""
-    )
-    if math.isnan(estimate):
-        place, reasons = "", ["nothing is found"]
-    elif 0 < higher == scans:
-        reasons.append(f"its estimate is {place}")
-    shown = {"place": place, "note": reference.note, "picture": base64.b64encode(picture).decode()}
-    return {"scan": name, "estimate": _finite(estimate), "reasons": reasons, "rows": rows, **shown}
+        for structure, estimate in estimates.items()
+    ]
+    expected_dsc = {structure: found.expected_dsc for structure, found in estimates.items()}
+    mean = mean_estimate(expected_dsc, reference.always)
+    place = _place(mean, reference)
+    return {
+        "scan": name,
+        "estimate": _finite(mean),
+        "reasons": _reasons(estimates, mean, reference),
+        "rows": rows,
+        "place": place,
+        "note": reference.note,
+        "picture": base64.b64encode(picture).decode(),
+    }
+
+
+def _structure_row(scan: StructureScan) -> dict[str, Any]:
+    """Return the value of each estimate of a structure by its name; None if it is not defined."""
+    row: dict[str, Any] = {"structure": scan.name}
+    is_predicted = scan.estimate.predicted_voxels > 0
+    for estimate in ESTIMATES:
+        is_defined = is_predicted or not estimate.of_prediction
+        row[estimate.name] = _finite(estimate.function(scan)) if is_defined else None
+    if not is_predicted and scan.name in scan.reference.always:
+        row["expected_dsc"] = 0.0
+    return row
+
+
+def _reasons(
+    estimates: Mapping[str, StructureEstimate], mean: float, reference: Reference
+) -> list[str]:
+    """Return why a scan is to be looked at in any case."""
+    if math.isnan(mean):
+        return ["nothing is found"]
+    scans = len(reference.values)
+    among = f", but is in all {scans} validation scans" if scans else ""
+    reasons = [
+        f"{structure} is not found{among}"
+        for structure, estimate in estimates.items()
+        if structure in reference.always and not estimate.predicted_voxels > 0
+    ]
+    if 0 < reference.place(mean)[0] == scans:
+        reasons.append(f"its estimate is {_place(mean, reference)}")
+    return reasons
+
+
+def _place(mean: float, reference: Reference) -> str:
+    """Say how many validation scans have a higher estimate."""
+    higher, scans = reference.place(mean)
+    if scans == 0 or math.isnan(mean):
+        return ""
+    if higher == scans:
+        return f"lower than all {scans} validation scans"
+    return f"lower than {higher} of {scans} validation scans"
+
+
+def _voxel_ml(affine: NDArray | None) -> float:
+    """Return the volume of a voxel in ml; NaN if the spacing is lost."""
+    if affine is None or np.array_equal(affine, np.eye(4)):
+        return math.nan
+    return float(abs(np.linalg.det(np.asarray(affine)[:3, :3])) / CUBIC_MM)
 
 
 def _finite(value: float) -> float | None:
@@ -131,15 +156,18 @@ def choose(
     if review_below is not None:
         check_number("review_below", review_below, 0, 1)
     ordered = sorted(records, key=lambda record: (record["estimate"] or 0.0, record["scan"]))
-    number, chosen = math.floor(float(share[1]) / 100 * len(ordered) + 0.5), []
+    number = math.floor(float(share[1]) / 100 * len(ordered) + 0.5)
+    chosen = []
     for place, record in enumerate(ordered):
         reasons = record["reasons"]
-        if not reasons and review_below is not None and (record["estimate"] or 0.0) < review_below:
-            reasons = [f"its estimate is below {review_below:g}"]
-        elif not reasons and review_below is None and place < number:
-            reasons = [
-                f"it is among the {number} of {len(ordered)} scans with the lowest estimates"
-            ]
+        if review_below is None:
+            is_low = place < number
+            why = f"it is among the {number} of {len(ordered)} scans with the lowest estimates"
+        else:
+            is_low = (record["estimate"] or 0.0) < review_below
+            why = f"its estimate is below {review_below:g}"
+        if is_low and not reasons:
+            reasons = [why]
         chosen.append({**record, "reasons": reasons, "review": "yes" if reasons else "no"})
     return chosen
 
@@ -152,28 +180,33 @@ def write_table(
     """
     from filelock import FileLock  # metrics must not need it
 
-    folder, records = Path(output_dir), []
+    folder = Path(output_dir)
     make_folder(folder / FOLDER)
     with FileLock(folder / LOCK):  # of several shards, the last one to write has all scans
+        records = []
         for file in sorted((folder / FOLDER).glob("[!.]*.json")):
             with reading(file, "the estimates of a scan"):
                 records.append(json.loads(file.read_text(encoding="utf-8")))
-        chosen, text = choose(records, review, review_below), io.StringIO()
-        columns = [*COLUMNS]
-        if any(row.get(AGREEMENT) is not None for record in chosen for row in record["rows"]):
-            columns.append(AGREEMENT)
-        if any(CENTER in record for record in chosen):
-            columns.append(CENTER)
-        table = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-        table.writeheader()
-        for record in chosen:
-            center = ",".join(map(str, record.get(CENTER, ())))
-            shown = {**record, "reason": "; ".join(record["reasons"]), CENTER: center}
-            table.writerows({**shown, **row} for row in record["rows"])
-        for name, content in (("quality.csv", text.getvalue()), (PAGE, quality_page(chosen))):
+        chosen = choose(records, review, review_below)
+        for name, content in (("quality.csv", _table(chosen)), (PAGE, quality_page(chosen))):
             with writing(folder / name) as unfinished:
                 unfinished.write_text(content, encoding="utf-8")
-    return (
-        f"{folder / PAGE}: {sum(scan['review'] == 'yes' for scan in chosen)} of {len(chosen)}"
-        " segmentations to check"
-    )
+    number = sum(scan["review"] == "yes" for scan in chosen)
+    return f"{folder / PAGE}: {number} of {len(chosen)} segmentations to check"
+
+
+def _table(chosen: Sequence[Mapping[str, Any]]) -> str:
+    """Return `quality.csv`: a line for each structure of each scan."""
+    defined = defined_estimates(chosen)
+    estimates = [each.name for each in ESTIMATES if not each.optional or each.name in defined]
+    columns = ["scan", "structure", *estimates, "review", "reason"]
+    if any(CENTER in record for record in chosen):
+        columns.append(CENTER)
+    text = io.StringIO()
+    table = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    table.writeheader()
+    for record in chosen:
+        center = ",".join(map(str, record.get(CENTER, ())))
+        shown = {**record, "reason": "; ".join(record["reasons"]), CENTER: center}
+        table.writerows({**shown, **row} for row in record["rows"])
+    return text.getvalue()

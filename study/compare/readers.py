@@ -99,8 +99,10 @@ def _read_cell(cell: Path, settings: CellSettings, tables: Tables) -> None:
             bins = pd.DataFrame({"case": cases.index, "region": region, **wide})
             tables.bins.append(_with_keys(bins, row))
         if place == cell:
-            if evaluation.magnitudes is not None:
-                tables.magnitudes.setdefault(settings.method, []).append(evaluation.magnitudes)
+            if (place / "logits.json").is_file():  # of evaluations before 0.4
+                content = json.loads((place / "logits.json").read_text(encoding="utf-8"))
+                magnitudes = np.array(content["magnitudes"], float)
+                tables.magnitudes.setdefault(settings.method, []).append(magnitudes)
             common = common_properties(place, evaluation)
             del common["structures"]
             tables.about = {**common, "class_names": list(evaluation.class_names)}

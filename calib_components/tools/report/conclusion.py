@@ -155,7 +155,7 @@ def _next_step(results: Results, name: str, verdict: str) -> tuple[str, str]:
     if not results.has("ece_predicted"):
         return "Evaluate probabilities.", EVALUATE.format("PROBABILITIES LABELS")
     evaluation = results.evaluations[name]
-    is_of_bundle = evaluation.magnitudes is not None  # saved predictions have no logits
+    is_of_bundle = evaluation.summary.get("source") == "bundle"
     if _mean_dsc(results, name) < LOW:
         better = EVALUATE.format("BETTER_PREDICTIONS LABELS")
         return LONGER, TRAIN_LONGER if is_of_bundle else better

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from calib_components.handlers.evaluation_files import Evaluation
-from calib_components.quality import Reference, mean_estimate
+from calib_components.quality import ESTIMATES, Reference, mean_estimate
 from calib_components.tools.report.data import Context, Results
 from calib_components.tools.report.page import Section
 from calib_components.tools.report.statistics import MIN_PATIENTS, SEED, Array, Estimate
@@ -33,11 +33,6 @@ ABOUT_BAD = "{bad} of {scans} scans have a DSC below {limit}. "
 ABOUT_BOUNDS = (
     "Patients for whom the lower bound of the DSC, at 90 %, holds in every scan: {held}. {note}"
 )
-ESTIMATES = {  # of each structure, by title
-    "expected DSC": "expected_dsc",
-    "mean confidence": "confidence",
-    "1 - mean entropy": "mean_entropy",
-}
 DSC = ("expected_dsc", "dsc")
 TOO_FEW = "There are too few patients for intervals. "
 NOT_SHOWN = (
@@ -174,14 +169,18 @@ def _about_interval(low: float) -> str:
 
 def _estimates(results: Results, name: str, known: Reference) -> dict[str, Array]:
     """Return the estimates of each scan by title: means over structures, `(scans,)`."""
+    directions = {each.name: (each.title, each.better) for each in ESTIMATES if each.better}
+    directions["confidence"] = ("mean confidence", "higher")
     estimates = {}
-    for title, measure in ESTIMATES.items():
-        if not results.has(*(f"{measure}_{structure}" for structure in results.structures)):
+    for measure, (title, better) in directions.items():
+        columns = {structure: f"{measure}_{structure}" for structure in results.structures}
+        if not results.has(*columns.values()):
             continue
-        values = {each: results.values(name, f"{measure}_{each}") for each in results.structures}
-        if measure == "mean_entropy":  # lower for better segmentations
-            values = {structure: 1 - entropy for structure, entropy in values.items()}
-        scans = pd.DataFrame(values).to_dict("records")
+        scores = {each: results.values(name, column) for each, column in columns.items()}
+        if better == "lower":
+            title = f"1 - {title}"
+            scores = {structure: 1 - values for structure, values in scores.items()}
+        scans = pd.DataFrame(scores).to_dict("records")
         estimates[title] = np.array([mean_estimate(scan, known.always) for scan in scans])
     return estimates
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from calib_components.metrics.measures import columns, find_column
+from calib_components.metrics.measures import columns, find_column, report_columns
 from calib_components.tools.report.statistics import Estimate
 
 Record = Mapping[Any, Any]
@@ -22,18 +22,7 @@ Record = Mapping[Any, Any]
 # voxels.
 DECIDING = ("nll_predicted", "ece_predicted", "ece_all")
 COMPARED = ("dsc", "hd95", "nll_all", *DECIDING, "ece", "cece")
-SHOWN = (
-    "dsc",
-    "hd95",
-    "ece_all",
-    "ece_predicted",
-    "ece_plausible",
-    "nll_all",
-    "nll_predicted",
-    "brier_all",
-    "ece",
-    "cece",
-)
+SHOWN = tuple(report_columns())
 SHOWN_REGIONS = ("", "all", "predicted")  # of measures that are not in SHOWN
 
 SIGNIFICANT = 0.05
@@ -44,7 +33,7 @@ NONE = "n/a"  # in place of a number
 MAX_DIGITS = 5
 VOLUMES = ("ml", "voxels")
 # Others have 3
-DIGITS = {"hd95": 2, "mean": 2, "ml": 2, "aurc": 5, "voxels": 0, "missed": 0, "spurious": 0}
+DIGITS = {"mean": 2, "ml": 2, "voxels": 0, "missed": 0, "spurious": 0}
 TITLES = {  # of what is no column of cases.csv
     "gap": "confidence minus accuracy",
     "optimism": "expected minus true DSC",
@@ -113,7 +102,7 @@ def _digits(value: float, measure: str) -> int:
     column = find_column(measure, [])
     if column is None:
         return DIGITS.get(measure, 3)
-    digits = DIGITS.get(column.measure.name.partition("_")[0], 3)
+    digits = column.measure.digits
     if column.measure.scope == "region" and 0 < abs(value) < 0.5 * 10**-digits:
         return min(MAX_DIGITS, -math.floor(math.log10(abs(value))))  # a small error is not 0
     return digits

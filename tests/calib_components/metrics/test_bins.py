@@ -368,7 +368,7 @@ def test_memory_does_not_grow_with_the_volume_or_the_regions(classes: int, size:
     ]
     measures = ["top_label", "classwise", "if_true", "nll", "brier"]
     with LargestTensor(y_pred, y) as largest:
-        measure_regions(y_pred, y, regions, measures, draws=1, temperature=1.5)
+        measure_regions(y_pred, y, regions, measures, temperature=1.5)
     assert largest.bytes <= 8 * voxels.CPU_CHUNK  # a chunk of float64
 
 

@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 
 from calib_components.errors import InputError
 from calib_components.metrics import (
-    ECEMetric,
     Region,
     calibration_bins,
     resampled_errors,
     voxels,
 )
+from calib_components.metrics.bands import IGNORED, band_mask
 from calib_components.metrics.measuring import Measured, measure_regions
-from calib_components.metrics.regions import IGNORED, band_mask
-from calib_components.metrics.voxels import check_tensors, read_voxels
+from calib_components.metrics.regions import read_region
+from calib_components.metrics.voxels import check_tensors
 from tests.calib_components.metrics import by_definition
 
 BY_PREDICTION = ["all", "predicted", "plausible", "predicted_band"]
@@ -74,11 +74,7 @@ def values_of(found: Measured) -> dict[str, float]:
         "ece": found.bins["top_label"].expected_error(),
         "cece": found.bins["classwise"].expected_error(),
     }
-    return {
-        name: value.item()
-        for name, value in {**values, **found.scores}.items()
-        if name != "resampled"
-    }
+    return {name: value.item() for name, value in {**values, **found.scores}.items()}
 
 
 def values_if_true(found: Measured) -> dict[str, float]:
@@ -178,7 +174,7 @@ HAND_Y = torch.tensor([[[0, 0, 1, 1, 0, 0]]])
     ],
 )
 def test_regions_by_hand(region: Any, members: list[int]) -> None:
-    (found,) = read_voxels(*check_tensors(HAND_P, HAND_Y), Region.parse(region))
+    (found,) = read_region(*check_tensors(HAND_P, HAND_Y), Region.parse(region))
     assert torch.equal(found.p, HAND_P[0][:, members])
     assert torch.equal(found.label, HAND_Y[0, 0, members])
     of_region = calibration_bins(HAND_P, HAND_Y, region=region)
@@ -258,8 +254,7 @@ def test_sums_of_half_precision(dtype: torch.dtype) -> None:
     assert_equals_definitions(half, draw_labels(p, 1), None, 1e-12)
 
 
-def test_many_regions_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("calib_components.metrics.measuring.MANY_SETS", 8)
+def test_many_regions_at_once() -> None:
     p, y = blobs((12, 11)), draw_labels(blobs((12, 11)), 1)
     regions = [*REGIONS, *(f"plausible(0.{i})" for i in range(1, 9))]
     for region, found in measured(p, y, regions).items():
@@ -284,38 +279,6 @@ def test_labels_drawn_from_the_predictions(shape: tuple[int, ...]) -> None:
                 assert error == pytest.approx(if_true, rel=0.1, abs=0.005), region
 
 
-def resampled(p: torch.Tensor, y: torch.Tensor, draws: int) -> torch.Tensor:
-    """Mean ECE of drawn labels in the structure 3."""
-    return measured(p, y, [3], draws=draws)[3].scores["resampled"]
-
-
-def test_small_structures_have_an_error_by_chance() -> None:
-    """Drawn in the pass, against labels drawn here; with a few dozen voxels it is well above the
-    closed form.
-    """
-    p = blobs((24, 24), sharpness=12)
-    simulated = ECEMetric(region=3)
-    for seed in range(300):
-        simulated(p, draw_labels(p, seed))
-    errors = simulated.aggregate("none")
-    drawn = resampled(p, draw_labels(p, 0), draws=300).item()
-    assert drawn == pytest.approx(errors.nanmean().item(), abs=5 * errors.std().item() / 300**0.5)
-    assert drawn > 1.05 * values_if_true(measured(p, draw_labels(p, 0), [3])[3])["ece"]
-
-
-def test_other_labels_are_drawn_for_another_case(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same for a case wherever it comes, others for another case: the mean over cases has less
-    of their chance.
-    """
-    monkeypatch.setattr(voxels, "CPU_CHUNK", 400)
-    p = blobs((12, 12), sharpness=12).repeat(20, 1, 1, 1)
-    for case in range(20):  # that differ in voxels far from the structure
-        p[case].flatten(1)[:, :case] = torch.tensor([[0.5], [0.5], [0], [0]])
-    values = resampled(p, draw_labels(p, 0), draws=4)
-    assert torch.equal(resampled(p.flip(0), draw_labels(p, 0).flip(0), draws=4).flip(0), values)
-    assert len(values.unique()) > 15
-
-
 # Sigmoids
 
 
@@ -334,7 +297,7 @@ def test_channels_of_sigmoids(chunk: int, monkeypatch: pytest.MonkeyPatch) -> No
     ignored = torch.rand(y.shape, generator=torch.Generator().manual_seed(2)) < 0.03
     y[ignored] = IGNORE
     regions = [*BY_PREDICTION, "foreground", "union", (1,), (0, 1), "band"]
-    options = {"sigmoid": True, "ignore_index": IGNORE, "temperature": 0.8, "draws": 2}
+    options = {"sigmoid": True, "ignore_index": IGNORE, "temperature": 0.8}
     channels = []
     for k in range(3):
         p = foreground[0, k].numpy()

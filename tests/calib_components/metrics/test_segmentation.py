@@ -154,7 +154,6 @@ MASKS = structure_masks(torch.tensor([[[0, 1, 2, 2]]]), [[1], [2], [1, 2]])[None
             ONE_HOT[1, :, None].expand(3, 5, 9, 12),
             "no batch axis",
         ),
-        (ONE_HOT[0, 1:2], ONE_HOT[1, 1:2], "no batch axis"),
         ([ONE_HOT[:1]], [ONE_HOT[1:]], "Items of lists have no batch axis"),
     ],
 )

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from calib_components.quality import Reference, StructureEstimate
 
 NO_REFERENCE = Reference(["a", "b"], np.empty((0, 2, 5)))
 
 
-def estimate(dsc: float, volume: float = 1000, predicted: float = 1000) -> StructureEstimate:
-    return StructureEstimate(dsc, volume, predicted, 0.25, 0.5)
+def estimate(
+    dsc: float, volume: float = 1000, predicted: float = 1000, possible: float = 4
+) -> StructureEstimate:
+    """Sums that give this expected DSC, an uncertain share of 0.25 and an entropy of 0.5 bits."""
+    sums = {
+        "expected": volume,
+        "predicted": predicted,
+        "overlap": dsc * (volume + predicted) / 2,
+        "possible": possible,
+        "certain": 0.75 * possible,
+        "entropy": 0.5 * np.log(2) * possible,
+    }
+    return StructureEstimate(
+        {name: torch.tensor(value, dtype=torch.float64) for name, value in sums.items()}
+    )
 
 
 def reference(patients: int, scans: int = 1, seed: int = 0) -> Reference:

@@ -14,7 +14,18 @@ import pytest
 from PIL import Image
 
 from calib_components.errors import InputError
-from calib_components.quality import Reference, describe_scan, draw_slice, write_record, write_table
+from calib_components.metrics.measures import MEASURES
+from calib_components.quality import (
+    ESTIMATES,
+    Reference,
+    describe_scan,
+    draw_slice,
+    page,
+    table,
+    write_record,
+    write_table,
+)
+from calib_components.quality.estimates import QualityEstimate
 from calib_components.quality.table import choose
 from tests.calib_components.quality.made_up import NO_REFERENCE, estimate, reference
 
@@ -30,20 +41,47 @@ def test_the_table_has_the_columns_and_numbers_of_each_structure(tmp_path: Path)
     write_record(record("one", 0.7, known, affine=np.diag([1.0, -1.0, 2.0, 1.0])), tmp_path)
     write_record(record("two", 0.8, known, affine=np.eye(4)), tmp_path)  # its spacing is lost
     write_table(tmp_path)
-    table = pd.read_csv(tmp_path / "quality.csv")
-    columns = "scan structure expected_dsc dsc_lower_bound expected_volume_ml volume_low_ml"
-    columns += " volume_high_ml uncertain_share review reason"
-    assert " ".join(table.columns) == columns
-    assert table[["scan", "structure"]].to_numpy().tolist() == [
+    found = pd.read_csv(tmp_path / "quality.csv")
+    assert {"review", "reason"} < set(found)
+    assert "pairwise_dsc" not in found  # of one segmentation
+    assert found[["scan", "structure"]].to_numpy().tolist() == [
         ["one", "a"],
         ["one", "b"],
         ["two", "a"],
         ["two", "b"],
     ]
     low, high = known.volume_range("b", 1000)
-    expected = [0.7, known.lower_bound("b", 0.7), 2, low * 0.002, high * 0.002, 0.25]
-    np.testing.assert_allclose(table.iloc[1, 2:8].to_numpy(float), expected, rtol=1e-12)
-    assert table.iloc[3, 4:7].isna().all()
+    expected = {
+        "expected_dsc": 0.7,
+        "dsc_lower_bound": known.lower_bound("b", 0.7),
+        "expected_volume_ml": 2,
+        "volume_low_ml": low * 0.002,
+        "volume_high_ml": high * 0.002,
+        "uncertain_share": 0.25,
+        "mean_entropy": 0.5,
+    }
+    values = found.loc[1, [*expected]].to_numpy(float)
+    np.testing.assert_allclose(values, [*expected.values()], rtol=1e-12)
+    assert found.loc[3, ["expected_volume_ml", "volume_low_ml", "volume_high_ml"]].isna().all()
+
+
+def test_a_new_estimate_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is in the table, on the page, in evaluations and so in reports."""
+    new = QualityEstimate(
+        "made_up", "made-up title", lambda scan: 2 * scan.estimate.mean_entropy, ".1f"
+    )
+    for module in (table, page):
+        monkeypatch.setattr(module, "ESTIMATES", (*ESTIMATES, new))
+    write_record(record("one", 0.7), tmp_path)
+    write_table(tmp_path)
+    assert pd.read_csv(tmp_path / "quality.csv")["made_up"].tolist() == pytest.approx([1, 1])
+    html = (tmp_path / "quality.html").read_text()
+    assert "<th>made-up title" in html
+    assert "<td>1.0" in html
+    measured = {measure.name: measure for measure in MEASURES}
+    ordering = [entry for entry in ESTIMATES if entry.better]
+    assert {entry.name for entry in ordering} >= {"expected_dsc", "mean_entropy"}
+    assert all(measured[entry.name].better == entry.better for entry in ordering)
 
 
 def test_missing_structures_and_scans_unlike_the_validation_scans_are_always_reviewed() -> None:
@@ -60,7 +98,7 @@ def test_missing_structures_and_scans_unlike_the_validation_scans_are_always_rev
     assert (found["estimate"], found["rows"][1]["expected_dsc"]) == (0.9, None)
     nothing = {
         "a": estimate(0, 3, 0),
-        "b": estimate(math.nan, 0, 0)._replace(uncertain_share=math.nan),
+        "b": estimate(math.nan, 0, 0, possible=0),
     }
     assert describe_scan("empty", nothing, optional)["reasons"] == ["nothing is found"]
     assert describe_scan("empty", nothing, NO_REFERENCE)["reasons"] == [
@@ -112,13 +150,13 @@ def test_the_page_is_complete_by_itself_and_shows_names_literally(tmp_path: Path
         )
     said = write_table(tmp_path, review_below=0.6)
     assert said == f"{tmp_path / 'quality.html'}: 1 of 2 segmentations to check"
-    page = (tmp_path / "quality.html").read_text()
-    assert "1 of 2 segmentations to check" in page
-    assert "&lt;b&gt;&amp;" in page
-    assert page.index("&lt;b&gt;&amp;") < page.index("$scan")
-    assert "optimistic" in page
-    assert "Check: its estimate is lower than all 12 validation scans.<" in page
-    assert not re.search(r"(src|href)=.(?!#|data:)", page)
+    html = (tmp_path / "quality.html").read_text()
+    assert "1 of 2 segmentations to check" in html
+    assert "&lt;b&gt;&amp;" in html
+    assert html.index("&lt;b&gt;&amp;") < html.index("$scan")
+    assert "optimistic" in html
+    assert "Check: its estimate is lower than all 12 validation scans.<" in html
+    assert not re.search(r"(src|href)=.(?!#|data:)", html)
 
 
 def test_a_picture_is_a_png_with_contours_turned_as_readers_expect() -> None:

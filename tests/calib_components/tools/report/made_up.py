@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,6 @@ def write_evaluation(
         parts |= {
             "regions": regions,
             "per_case": dict.fromkeys(kinds, bins),
-            "magnitudes": rng.uniform(0, 9, (4, 4)),
         }
         thresholds, whole = torch.arange(1, 20) / 20, torch.full((n, len(STRUCTURES)), 1000)
         predicted = (1500 * (1.2 - thresholds)).long().expand(*whole.shape, -1)
@@ -96,8 +96,12 @@ def write_evaluation(
         "missed": [],
         "spurious": [],
         "patients": dict(patient_of),
+        "source": "bundle",
         "unit": "mm",
         "volume_unit": "ml",
     }
     Evaluation(table, known | summary, CLASSES, structures=STRUCTURES, **parts).write(folder)
+    if with_probabilities:  # as releases before 0.4 wrote it
+        magnitudes = rng.uniform(0, 9, (4, 4)).tolist()
+        (folder / "logits.json").write_text(json.dumps({"magnitudes": magnitudes}))
     return folder

@@ -120,7 +120,7 @@ def test_answer_about_one_network(name: str, tmp_path: Path) -> None:
     assert [pattern for pattern in expected if not re.search(pattern, text)] == []
     assert len(answer.sentences) <= 3
     assert command in answer.command
-    (tmp_path / "logits.json").unlink(missing_ok=True)  # saved predictions have none
+    write_evaluation(tmp_path, **options, source="predictions")
     assert conclude_one(read_evaluations([tmp_path])).command.startswith("calib-components ")
     if "gap" in options and np.isscalar(options["gap"]) and options["gap"] < 1:
         confidence, accuracy = map(
