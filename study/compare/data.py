@@ -116,7 +116,7 @@ class Comparison:
         """The patient of each case, by test set."""
         table = self.cases[["test_set", "case", "patient"]].drop_duplicates()
         by_set = table.groupby("test_set", sort=False)
-        return {name: of_set.set_index("case")["patient"] for name, of_set in by_set}
+        return {name: group.set_index("case")["patient"] for name, group in by_set}
 
     def seeds(self, row: Row) -> int:
         """Return the number of seeds of a row."""

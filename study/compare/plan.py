@@ -193,7 +193,8 @@ class Protocol:
             folds=self.folds,
             calibration=self._calibration(options.fit, split),
             evaluate_on={
-                name: self._test_set(evaluate, of_set) for name, of_set in options.further.items()
+                name: self._test_set(evaluate, set_options)
+                for name, set_options in options.further.items()
             },
             cases=fingerprint_of_cases(datalist, self.dataset_dir),
         )
@@ -211,8 +212,8 @@ class Protocol:
             options,
             evaluation={"load_path": work / CALIBRATED, **options.evaluation},
             further={
-                name: {"load_path": work / CALIBRATED, **of_set}
-                for name, of_set in options.further.items()
+                name: {"load_path": work / CALIBRATED, **set_options}
+                for name, set_options in options.further.items()
             },
         )
         return steps + self._evaluations(settings, "evaluate_temperature", SCALED, scaled)
@@ -239,9 +240,9 @@ class Protocol:
         is_late = settings.fold is not None and folder == SCALED
         output = str(Path(folder, "summary.json"))
         steps = [self._step(settings, name, "evaluate", output, options.evaluation, is_late)]
-        for test_set, of_set in options.further.items():
+        for test_set, set_options in options.further.items():
             output = str(Path(f"on_{test_set}", folder, "summary.json"))
-            given = {**of_set, "split": "testing"}
+            given = {**set_options, "split": "testing"}
             step = f"{name}_on_{test_set}"
             steps.append(self._step(settings, step, "evaluate", output, given, is_late))
         return steps

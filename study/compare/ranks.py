@@ -120,10 +120,10 @@ def rank_methods(
     """Return the ranks of methods from `costs_of` each test set."""
     labels = pd.Index([comparison.labels[method] for method in methods], name="label")
     table = pd.DataFrame(index=labels)
-    for test_set, of_set in costs.items():
-        ranks = ranks_of(means_over_common_cases(of_set))
+    for test_set, set_costs in costs.items():
+        ranks = ranks_of(means_over_common_cases(set_costs))
         table[f"sum-rank {test_set}".strip()] = ranks.sum(1)
     if len(costs) > 1:
         table["sum-rank of all"] = table.sum(axis=1)
-    by_case = np.hstack([case_ranks(of_set) for of_set in costs.values()])
+    by_case = np.hstack([case_ranks(set_costs) for set_costs in costs.values()])
     return table.assign(**{"mean-case-rank": np.nanmean(by_case, axis=(1, 2))})

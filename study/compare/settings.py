@@ -82,15 +82,15 @@ def choose_settings(names: Sequence[str], bundle: Path) -> list[Setting]:
     """
     folder = bundle / "configs" / "losses"
     overlays = {file.stem: [_overlay(file.stem)] for file in sorted(folder.glob("*.yaml"))}
-    of_paper = {
+    paper_settings = {
         setting.name: [setting]
         for preset in PRESETS.values()
         for setting in preset
         if setting.overrides
     } | PRESETS
-    known = of_paper | overlays
+    known = paper_settings | overlays
     for name in names:
-        if name in of_paper and name in overlays:
+        if name in paper_settings and name in overlays:
             file = folder / f"{name}.yaml"
             raise InputError(
                 f"--losses: {name} is a setting of the paper and {file}. Rename the file."

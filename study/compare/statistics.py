@@ -94,9 +94,9 @@ def seeds_and_patients(mean: float, tables: Sequence[ArrayLike]) -> tuple[float,
         degrees.append(seeds - 1)
         left = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
         residual += (left**2).sum() / ((seeds - 1) * (patients - 1)) / (seeds * patients)
-    of_patients = arrays[0].mean(0) - (arrays[1].mean(0) if len(arrays) == 2 else 0)
-    parts.append(of_patients.var(ddof=1) / len(of_patients))
-    degrees.append(len(of_patients) - 1)
+    patient_means = arrays[0].mean(0) - (arrays[1].mean(0) if len(arrays) == 2 else 0)
+    parts.append(patient_means.var(ddof=1) / len(patient_means))
+    degrees.append(len(patient_means) - 1)
     variance = max(sum(parts) - residual, parts[-1], sum(parts[:-1]))
     if variance == 0:
         return mean, mean, float(mean == 0)

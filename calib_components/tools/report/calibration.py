@@ -66,12 +66,12 @@ def judge(regions: Sequence[Array]) -> list[Judgement]:
     both in all regions.
     """
     gaps = [calibration_gap(*shares[1:].sum(2)) for shares in regions]
-    of_bins = []
+    bin_p_values = []
     for shares, gap in zip(regions, gaps, strict=True):
         is_testable = smallest_p_value(gap.cases, 2 * len(gaps)) < SIGNIFICANT
-        of_bins.append(bins_p_value(shares) if is_testable else 1.0)
-    p_values = holm([*(gap.p_value for gap in gaps), *of_bins]).reshape(2, -1).T
-    return [_judge(*of_region) for of_region in zip(regions, gaps, p_values, strict=True)]
+        bin_p_values.append(bins_p_value(shares) if is_testable else 1.0)
+    p_values = holm([*(gap.p_value for gap in gaps), *bin_p_values]).reshape(2, -1).T
+    return [_judge(*region) for region in zip(regions, gaps, p_values, strict=True)]
 
 
 def _judge(shares: Array, gap: Estimate, p_values: Array) -> Judgement:
@@ -108,11 +108,11 @@ def patient_shares(results: Results, name: str, region: str) -> tuple[Array, int
 def judge_regions(results: Results, name: str) -> dict[str, Judgement]:
     """Return the judgement of each region that has a voxel: a network may predict no foreground."""
     shares = [patient_shares(results, name, region) for region in REGIONS]
-    judgements = judge([of_region for of_region, _ in shares])
+    judgements = judge([region_shares for region_shares, _ in shares])
     by_region = {}
-    for region, (of_region, cases), judgement in zip(REGIONS, shares, judgements, strict=True):
+    for region, (region_shares, cases), judgement in zip(REGIONS, shares, judgements, strict=True):
         if cases:
-            confidence, accuracy = of_region[1:].sum(2).mean(1).tolist()
+            confidence, accuracy = region_shares[1:].sum(2).mean(1).tolist()
             by_region[region] = judgement._replace(
                 confidence=confidence, accuracy=accuracy, cases=cases
             )

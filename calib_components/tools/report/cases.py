@@ -71,8 +71,8 @@ def cases_section(context: Context) -> Section | None:
 
 def _columns(results: Results, name: str) -> dict[str, tuple[str, str]]:
     """Return the measures of one evaluation by their headings."""
-    of_structures = [f"dsc_{structure}" for structure in results.structures]
-    measures = ["dsc", "expected_dsc", "optimism", *of_structures, *FURTHER]
+    structure_measures = [f"dsc_{structure}" for structure in results.structures]
+    measures = ["dsc", "expected_dsc", "optimism", *structure_measures, *FURTHER]
     shown = [measure for measure in measures if results.has(measure)]
     return {heading(measure, results.structures): (name, measure) for measure in shown}
 

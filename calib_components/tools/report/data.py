@@ -179,7 +179,7 @@ def derive(cases: pd.DataFrame, structures: Sequence[str]) -> pd.DataFrame:
         twice = 2 * np.where(segmented > 0, segmented, np.nan)
         is_in_range = (low <= true) & (true <= high)
         is_present = (true > 0) & ~np.isnan(expected)
-        of_structures = {
+        structure_measures = {
             "optimism": optimism,
             "confidence": expected_dsc * (segmented + expected) / twice,
             "accuracy": dsc * (segmented + true) / twice,
@@ -187,6 +187,6 @@ def derive(cases: pd.DataFrame, structures: Sequence[str]) -> pd.DataFrame:
             "expected_volume_error": expected - true,
             "in_range": np.where(is_present, 100.0 * is_in_range, np.nan),
         }
-        for measure, values in of_structures.items():
+        for measure, values in structure_measures.items():
             derived |= {f"{measure}_{name}": values[:, i] for i, name in enumerate(structures)}
     return pd.concat([cases, pd.DataFrame(derived, index=cases.index)], axis=1)

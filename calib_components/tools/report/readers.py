@@ -90,8 +90,8 @@ def case_bins(evaluation: Evaluation) -> dict[str, Array]:
     """Return the bins of each case, `(3, cases, bins)`, of the regions that have them."""
     bins = {}
     for region, kinds in evaluation.regions.items():
-        if of_cases := kinds.get("top_label_per_case"):
-            sums = (of_cases.count, of_cases.confidence_sum, of_cases.num_correct)
+        if case_sums := kinds.get("top_label_per_case"):
+            sums = (case_sums.count, case_sums.confidence_sum, case_sums.num_correct)
             bins[region] = np.stack([part.double().numpy() for part in sums])
     return bins
 
@@ -119,7 +119,7 @@ def name_folders(folders: Sequence[Path]) -> list[str]:
     """Return what tells the folders apart: the last parts of their paths, as few as suffice."""
     parts = [folder.resolve().parts for folder in folders]
     for count in range(1, max(map(len, parts)) + 1):
-        labels = [printable("/".join(of_folder[-count:])) for of_folder in parts]
+        labels = [printable("/".join(folder_parts[-count:])) for folder_parts in parts]
         if len({label.replace("/", "_") for label in labels}) == len(labels):
             return labels
     raise InputError(f"A folder is given twice: {', '.join(map(str, folders))}.")

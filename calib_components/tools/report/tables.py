@@ -180,11 +180,11 @@ def tabulate(records: Sequence[Record], index: Sequence[str], marked: bool = Fal
         by_column.setdefault(column, []).append(record)
     lines = list(dict.fromkeys(tuple(str(record[name]) for name in index) for record in records))
     table = pd.DataFrame(lines, columns=[*index])
-    for column, of_column in by_column.items():
-        best = _best(of_column) if marked else [False] * len(of_column)
+    for column, column_records in by_column.items():
+        best = _best(column_records) if marked else [False] * len(column_records)
         cells = {
             tuple(str(record[name]) for name in index): to_cell(record, is_best)
-            for record, is_best in zip(of_column, best, strict=True)
+            for record, is_best in zip(column_records, best, strict=True)
         }
         table[column] = [cells.get(line, Cell("")) for line in lines]
     return table.set_index([*index])
