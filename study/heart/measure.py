@@ -1,0 +1,277 @@
+"""Measure one network of the heart, or the mean of several, on all test sets of the fifth round.
+
+    python -m study.heart.measure DATA OUT WEIGHTS [WEIGHTS ...]
+
+DATA has the prepared sets of the protocol. The network finds the heart in whole slices and is measured over these: as
+trained, with a temperature of the odd validation patients (T), and with one of their images as another scanner might
+have changed them (T of changed images). Of several networks, the probabilities are averaged before the temperature.
+OUT gets one row for each scan and temperature.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from monai.bundle import ConfigParser
+from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt
+from tqdm import tqdm
+
+from calib_components.data.cases import load_sample, read_lists
+from calib_components.handlers.weights import load_weights
+from calib_components.inference.crops import crop_of
+from calib_components.inference.inferers import volume_inferer
+from calib_components.inference.maps import normalized_entropy
+from calib_components.metrics import dice, structure_masks
+from calib_components.metrics.segmentation import hausdorff_distance_95
+from calib_components.posthoc import TemperatureScaling, set_calibrator
+from calib_components.quality import ScanEstimates
+
+BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "acdc_mri_nacl_segmentation"
+STRUCTURES = {"RV": [1], "MYO": [2], "LV": [3]}
+NEAR = 5  # pixels from a true structure, in a slice
+FAR = 20  # pixels from the true heart, in a slice
+SHIFT = 40  # pixels
+SHIFTS = ((-SHIFT, 0), (SHIFT, 0), (0, -SHIFT), (0, SHIFT))  # up, down, left, right in turn
+FLOOR = -20.0  # log of the lowest probability: that of a structure outside of the crop
+SETS = {  # folder of the prepared data, and split
+    "bssfp": ("bssfp", "testing"),
+    "lge": ("lge", "testing"),
+    "vendor_b": ("vendor_b", "testing"),
+    "vendor_a_192": ("vendor_a_192", "testing"),
+    "vendor_a_300": ("vendor_a_300", "testing"),
+    "vendor_b_192": ("vendor_b_192", "testing"),
+    "vendor_b_300": ("vendor_b_300", "testing"),
+}
+HOME = "cardiac"  # ACDC and vendor A in one list, whose cases begin with the name of the set
+Predict = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A scan of a set: `image` and `label` are `(1, H, W, D)`, on the network's grid."""
+
+    set: str
+    case: str
+    patient: str
+    image: torch.Tensor
+    label: torch.Tensor
+
+
+def read_scans(items: Sequence[Any], name: str) -> Iterator[Scan]:
+    """Read the scans of a split."""
+    for item in items:
+        volumes = load_sample(item["image"]), load_sample(item["label"])
+        yield Scan(name, item["case"], item["patient"], *volumes)
+
+
+def home_patients(data: Path, split: str) -> dict[str, list[Any]]:
+    """Return the items of ACDC and of vendor A in a split of the data that networks are trained on."""
+    items = read_lists(data / HOME / "datalist.json", data / HOME)[split]
+    return {
+        name: [item for item in items if item["case"].startswith(name)]
+        for name in ("acdc", "vendor_a")
+    }
+
+
+def validation_half(data: Path, remainder: int) -> list[Any]:
+    """Return the items of the odd (0) or even (1) validation patients of each data set, counted from one."""
+    chosen = []
+    for items in home_patients(data, "validation").values():
+        patients = list(dict.fromkeys(item["patient"] for item in items))[remainder::2]
+        chosen += [item for item in items if item["patient"] in patients]
+    return chosen
+
+
+def shifted(scan: Scan, shift: tuple[int, int]) -> Scan | None:
+    """Return a scan moved by so many rows and columns, filled with its minimum; None if the heart leaves the slices."""
+    image, label = (move(volume, shift) for volume in (scan.image, scan.label))
+    if (label > 0).sum() != (scan.label > 0).sum():
+        return None
+    return replace(scan, set="acdc_shifted", image=image, label=label)
+
+
+def move(volume: torch.Tensor, shift: tuple[int, int]) -> torch.Tensor:
+    """Move `(C, H, W, D)` by rows and columns, filled with its minimum."""
+    moved = volume.roll(shift, (1, 2))
+    for axis, step in enumerate(shift, start=1):
+        if step > 0:
+            moved.narrow(axis, 0, step).fill_(volume.min())
+        elif step < 0:
+            moved.narrow(axis, moved.shape[axis] + step, -step).fill_(volume.min())
+    return moved
+
+
+def all_scans(data: Path) -> Iterator[Scan]:
+    """Give the scans of all sets, and those of the even validation patients, which choose what is shipped."""
+    yield from read_scans(validation_half(data, 1), "validation")
+    for name, items in home_patients(data, "testing").items():
+        yield from read_scans(items, name)
+    for name, (folder, split) in SETS.items():
+        yield from read_scans(
+            read_lists(data / folder / "datalist.json", data / folder)[split], name
+        )
+    for number, scan in enumerate(read_scans(home_patients(data, "testing")["acdc"], "acdc")):
+        moved = shifted(scan, SHIFTS[number % len(SHIFTS)])
+        if moved is not None:
+            yield moved
+
+
+def load_network(weights: Path) -> torch.nn.Module:
+    """Return the bundle's network with weights, as trained: without a temperature."""
+    config = ConfigParser(ConfigParser.load_config_file(BUNDLE / "configs" / "train.yaml"))
+    config.update({"bundle_root": str(BUNDLE), "device": "cpu"})
+    network = config.get_parsed_content("network")
+    load_weights(network, weights)
+    set_calibrator(network, TemperatureScaling())
+    return network.eval()
+
+
+class Networks:
+    """One network or several, whose probabilities are averaged.
+
+    Args:
+        weights: Files of the networks.
+    """
+
+    def __init__(self, weights: Sequence[Path]) -> None:
+        self.networks = [load_network(file) for file in weights]
+        self.inferer = volume_inferer((144, 144), 16, image_size=(224, 224))
+
+    @torch.inference_mode()
+    def __call__(self, image: torch.Tensor) -> tuple[torch.Tensor, list[Any]]:
+        """Return the logits `(4, H, W, D)` of an image, of several networks the logarithm of their mean
+        probabilities, and the crops that they saw.
+        """
+        logits = [self.inferer(image[None], network)[0] for network in self.networks]
+        crops = [crop_of(own) for own in logits]
+        if len(logits) == 1:
+            return torch.as_tensor(logits[0]), crops
+        mean = sum(torch.as_tensor(own).softmax(0) for own in logits) / len(logits)
+        return mean.log().clamp(min=FLOOR), crops
+
+
+def fit_temperature(networks: Networks, items: Sequence[Any], changed: bool) -> float:
+    """Return the temperature of validation patients, of images as they are or in four changed copies each."""
+    fit, perturbation = TemperatureScaling(region="all"), None
+    if changed:
+        config = ConfigParser()
+        names = ("train.yaml", "calibrate.yaml", "perturb.yaml")
+        config.read_config([str(BUNDLE / "configs" / name) for name in names])
+        perturbation, draws = (
+            config.get_parsed_content("calibration::perturbation"),
+            config["draws"],
+        )
+        perturbation.restart()
+    for _ in fit.passes():
+        for _ in range(draws if changed else 1):
+            for scan in read_scans(items, "validation"):
+                image = scan.image if perturbation is None else perturbation(scan.image)
+                logits, crops = networks(torch.as_tensor(image))
+                # As in calibrate.yaml: outside of the crop, no temperature changes anything.
+                seen, label = (crops[0].cut(volume)[None] for volume in (logits, scan.label))
+                fit.update(seen, label, scan.patient)
+    return fit.compute().temperature
+
+
+def apply_temperature(
+    logits: torch.Tensor, crops: Sequence[Any], temperature: float
+) -> torch.Tensor:
+    """Return the probabilities of logits at a temperature; outside of all crops they stay as they are."""
+    seen = torch.zeros(logits.shape[1:], dtype=torch.bool)
+    for crop in crops:
+        crop.cut(seen).fill_(True)
+    return torch.where(seen, logits / temperature, logits).softmax(0)
+
+
+def near_mask(label: NDArray[Any], distance: float) -> NDArray[np.bool_]:
+    """Return the voxels of `(H, W, D)` that lie at most so far from a structure in the same slice."""
+    near = np.zeros(label.shape, bool)
+    for index in np.flatnonzero(label.any((0, 1))):
+        near[..., index] = distance_transform_edt(label[..., index] == 0) <= distance
+    return near
+
+
+def describe_labels(scan: Scan, predicted: torch.Tensor, crops: Sequence[Any]) -> dict[str, Any]:
+    """Return what follows from the label maps alone: overlaps, distances, and where the network looked."""
+    masks = [
+        structure_masks(labels, [*STRUCTURES.values()]) for labels in (predicted[None], scan.label)
+    ]
+    pair = [each[None] for each in masks]
+    row: dict[str, Any] = {}
+    for name, dsc, distance in zip(
+        STRUCTURES, dice(*pair)[0].tolist(), hausdorff_distance_95(*pair)[0].tolist(), strict=True
+    ):
+        row |= {f"dsc_{name}": dsc, f"hd95_{name}": distance}
+    heart = scan.label[0].numpy() > 0
+    around = near_mask(np.broadcast_to(heart.any(-1, keepdims=True), heart.shape), FAR)
+    row["far_voxels"] = int(((predicted.numpy() > 0) & ~around).sum())
+    row["is_whole"] = all((crop.cut(scan.label) > 0).sum() == heart.sum() for crop in crops)
+    row["crop_row"], row["crop_column"] = crops[0].center(scan.label.shape[1:3])
+    return row
+
+
+def describe_probabilities(scan: Scan, p: torch.Tensor) -> dict[str, Any]:
+    """Return errors of probabilities `(4, H, W, D)`, and what they say of the scan's quality."""
+    label, predicted = scan.label[0].long(), p.argmax(0)
+    nll = -p.gather(0, label[None])[0].double().log().clamp(min=FLOOR)
+    near = torch.from_numpy(near_mask(label.numpy(), NEAR))
+    entropy = normalized_entropy(p)[0]
+    estimates = ScanEstimates(STRUCTURES)
+    estimates.update(p)
+    row = {
+        "nll_all": nll.mean().item(),
+        "nll_near": nll[near].mean().item(),
+        "near_share": near.double().mean().item(),
+        "entropy_image": entropy.mean().item(),
+        "entropy_predicted": entropy[predicted > 0].mean().item(),
+    }
+    for (name, (index,)), estimate in zip(
+        STRUCTURES.items(), estimates.compute().values(), strict=True
+    ):
+        inside = predicted == index
+        row |= {
+            f"predicted_{name}": int(inside.sum()),
+            f"confidence_{name}": p[index][inside].double().mean().item(),
+            f"accuracy_{name}": (label[inside] == index).double().mean().item(),
+            f"expected_dsc_{name}": estimate.expected_dsc,
+            f"expected_volume_{name}": estimate.expected_voxels,
+            f"true_volume_{name}": int((label == index).sum()),
+        }
+    return row
+
+
+def measure_networks(data: Path, out: Path, weights: Sequence[Path]) -> None:
+    """Fit both temperatures and write a row for each scan and temperature."""
+    networks, rows = Networks(weights), []
+    odd = validation_half(data, 0)
+    temperatures = {"": 1.0, "T": fit_temperature(networks, odd, False)}
+    temperatures["T changed"] = fit_temperature(networks, odd, True)
+    print(temperatures, flush=True)
+    for scan in tqdm(all_scans(data), desc=out.stem, disable=None):
+        logits, crops = networks(scan.image)
+        known = {"set": scan.set, "case": scan.case, "patient": scan.patient}
+        known |= describe_labels(scan, logits.argmax(0), crops)
+        for name, temperature in temperatures.items():
+            p = apply_temperature(logits, crops, temperature)
+            rows.append(
+                {
+                    **known,
+                    "calibrator": name,
+                    "temperature": temperature,
+                    **describe_probabilities(scan, p),
+                }
+            )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).to_csv(out, index=False, float_format="%.6g")
+
+
+if __name__ == "__main__":
+    measure_networks(Path(sys.argv[1]), Path(sys.argv[2]), [Path(name) for name in sys.argv[3:]])
