@@ -333,7 +333,7 @@ class Calibration:
         from calib_components.figures import reliability_diagram
 
         for name, cost in costs.items():
-            log.info("%s: %s", name.capitalize(), cost.describe())
+            log.info("%s, of what the network sees: %s", name.capitalize(), cost.describe())
         panels: dict[str, CalibrationBins] = {}
         for region in REGIONS:
             before, after = costs["before"].bins[region], costs["after"].bins[region]

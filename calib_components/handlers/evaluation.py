@@ -490,7 +490,7 @@ class EvaluationWriter:
             if crop is not None:
                 log.info("%s: %s", Path(name).name, crop.describe(image.shape[1:3]))
                 record["crop_center"] = crop.center(image.shape[1:3])
-                record["is_crop_found"] = crop.is_found
+                record["is_crop_found"] = crop.percent_found > 0
             self.records.write(Path(name).name, record)
 
     def _write(self, engine: Engine) -> None:

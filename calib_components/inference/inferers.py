@@ -186,7 +186,7 @@ class CropsInferer(SlicesInferer):
             foreground += (logits.argmax(1) > 0).sum(0).cpu()
         crop = find_crop(foreground, self.size)
         if crop is None:
-            return crop_at((0.5, 0.5), self.size, sides)._replace(is_found=False)
+            return crop_at((0.5, 0.5), self.size, sides)._replace(percent_found=0)
         return crop
 
 
@@ -254,7 +254,7 @@ def volume_inferer(
     """
     is_crop = len(crop_size) == 2 and image_size is not None and list(crop_size) != list(image_size)
     if crop_center is not None and not is_crop:
-        raise InputError("crop_center: the network sees the whole image. Leave the option out.")
+        raise InputError("crop_center: this network sees no crop of slices. Leave the option out.")
     if len(crop_size) == 3:
         return PatchesInferer(crop_size, batch_size, average)
     if is_crop:

@@ -25,7 +25,7 @@ from nibabel import Nifti1Header
 
 from calib_components.data.transforms import file_name
 from calib_components.errors import InputError, check_choice, make_folder, writing
-from calib_components.inference.crops import NOTHING_FOUND, crop_of
+from calib_components.inference.crops import crop_of
 from calib_components.inference.grid import ImageGrid
 from calib_components.inference.images import MAPS, result_name
 from calib_components.inference.inferers import agreement_of
@@ -186,8 +186,8 @@ class PredictionMapsd(MapTransform):
         if crop is not None:
             log.info("%s: %s", name, crop.describe(image.shape[1:3]))
             record[CENTER] = crop.center(image.shape[1:3])
-            if not crop.is_found:
-                record["reasons"].append(NOTHING_FOUND)
+            if crop.doubt:
+                record["reasons"].append(crop.doubt)
         return record
 
     def _maps(

@@ -17,6 +17,7 @@ from calib_components.handlers.weights import with_calibrator
 from calib_components.posthoc import Calibrator, ClassBias, TemperatureScaling
 from tests.helpers import (
     ACDC,
+    SHARED,
     SIZE,
     made_up,
     make_weights,
@@ -227,3 +228,23 @@ def test_the_crop_lies_around_the_heart(tmp_path: Path) -> None:
         for folder in ("maps", "given")
     )
     np.testing.assert_array_equal(first, again)
+
+
+@pytest.mark.skipif(not (SHARED / "data" / "acdc").is_dir(), reason="no real images here")
+def test_a_shifted_heart_is_segmented_as_the_heart_is(tmp_path: Path) -> None:
+    file = SHARED / "data" / "acdc" / "training" / "patient042" / "patient042_frame01.nii.gz"
+    scan, shift = nib.load(file).get_fdata().astype(np.int16), (40, -40)
+    padding = [(40, 40), (40, 40), (0, 0)]
+    moved = np.pad(scan, padding, "constant", constant_values=scan.min())
+    moved = np.roll(moved, shift, (0, 1))[40:-40, 40:-40]
+    for name, array in (("stored", scan), ("moved", moved)):
+        save(tmp_path / "images" / f"{name}.nii.gz", array, AFFINE)
+    places = {"dataset_dir": str(tmp_path / "images"), "output_dir": str(tmp_path / "maps")}
+    run_bundle(ACDC, "inference.yaml", **places)
+    stored, moved = (
+        nib.load(tmp_path / "maps" / f"{name}_seg.nii.gz").get_fdata()
+        for name in ("stored", "moved")
+    )
+    heart, other = (np.roll(stored, shift, (0, 1)) > 0, moved > 0)
+    overlap = 2 * (heart & other).sum() / (heart.sum() + other.sum())
+    assert overlap > 0.98  # the crop may lie a pixel off

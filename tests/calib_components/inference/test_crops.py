@@ -36,10 +36,29 @@ def test_crop_of_a_turned_map_is_the_turned_crop(
     )
     crop = find_crop(foreground, size)
     assert crop is not None
-    top, bottom, left, right, _ = crop
-    assert find_crop(foreground.flip(0), size) == Crop(rows - bottom, rows - top, left, right)
-    assert find_crop(foreground.flip(1), size) == Crop(top, bottom, columns - right, columns - left)
-    assert find_crop(foreground.T, size[::-1]) == Crop(left, right, top, bottom)
+    top, bottom, left, right, percent = crop
+    for turned, turned_size, expected in (
+        (foreground.flip(0), size, (rows - bottom, rows - top, left, right)),
+        (foreground.flip(1), size, (top, bottom, columns - right, columns - left)),
+        (foreground.T, size[::-1], (left, right, top, bottom)),
+    ):
+        assert find_crop(turned, turned_size) == Crop(*expected, percent)
+
+
+@given(
+    blobs=st.lists(
+        st.tuples(*[st.integers(10, 213)] * 2, st.integers(1, 40)), min_size=1, max_size=3
+    )
+)
+@settings(deadline=None, max_examples=30)
+def test_so_it_is_of_a_heart_and_other_findings(blobs: list[tuple[int, int, int]]) -> None:
+    foreground = counts(224, 224, *blobs)
+    crop = find_crop(foreground, (144, 144))
+    assert crop is not None
+    top, bottom, left, right, percent = crop
+    assert find_crop(foreground.flip(0), (144, 144)) == Crop(
+        224 - bottom, 224 - top, left, right, percent
+    )
 
 
 @given(
@@ -73,14 +92,28 @@ def test_foreground_that_fills_the_crop_is_in_it_whole() -> None:
 
 def test_much_foreground_counts_and_far_voxels_do_not() -> None:
     foreground = 3 * counts(224, 200, (150, 60, 20)) + 9 * counts(224, 200, (10, 190, 2))
-    assert find_crop(foreground, (101, 101)) == Crop(100, 201, 10, 111)
+    crop = find_crop(foreground, (101, 101))
+    assert crop is not None
+    assert crop[:4] == (100, 201, 10, 111)
+    assert crop.percent_found == 97  # of 3 * 1257 + 9 * 13
     # Moved inside
     assert find_crop(counts(224, 200, (5, 199, 9)), (101, 101)) == Crop(0, 101, 99, 200)
     assert find_crop(torch.zeros(224, 200), (101, 101)) is None
 
 
 @pytest.mark.parametrize(
-    "center", [(0.5,), (0.5, 1.5), (0.5, float("nan")), (112, 112), 0.5, True, "ab", ["a", "b"]]
+    "center",
+    [
+        (0.5,),
+        (0.5, 1.5),
+        (0.5, float("nan")),
+        (112, 112),
+        0.5,
+        True,
+        (True, False),
+        "ab",
+        ["a", "b"],
+    ],
 )
 def test_a_centre_is_two_shares(center: Any) -> None:
     with pytest.raises(InputError, match="crop_center must be two shares"):
@@ -89,8 +122,11 @@ def test_a_centre_is_two_shares(center: Any) -> None:
 
 def test_where_the_network_looked_in_words() -> None:
     assert Crop(0, 112, 56, 168).describe((224, 224)) == "crop_center 0.25,0.5"
-    nothing = Crop(56, 168, 56, 168, is_found=False).describe((224, 224))
+    nothing = Crop(56, 168, 56, 168, percent_found=0).describe((224, 224))
     assert nothing.startswith("crop_center 0.5,0.5. Nothing was found in the whole slices")
+    cut = Crop(56, 168, 56, 168, percent_found=89)
+    assert cut.doubt == "11 % of what was found in the whole slices lies outside of the crop"
+    assert not Crop(56, 168, 56, 168, percent_found=99).doubt
 
 
 def test_a_crop_larger_than_the_slices_is_refused() -> None:

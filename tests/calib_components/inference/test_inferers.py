@@ -120,7 +120,7 @@ class TestCrops:
         assert torch.equal(logits.roll((-20, 20), (2, 3)), shifted)
         assert (logits.argmax(1) > 0).sum() == 12 * 12 * 3
         crop = crop_of(logits[0])
-        assert crop == (40, 72, 22, 70, True)
+        assert crop == (40, 72, 22, 70, 100)
         outside = torch.ones(100, 90, dtype=torch.bool)
         outside[40:72, 22:70] = False
         expected = torch.tensor([20.0, 0.0])[:, None, None].expand(2, int(outside.sum()), 3)
@@ -133,12 +133,12 @@ class TestCrops:
         both = torch.cat([self.make_volume(50, 40), self.make_volume(10, 5)])
         logits = self.infer(both)
         crops = [crop_of(own) for own in decollate_batch(logits)]
-        assert crops == [(40, 72, 22, 70, True), (0, 32, 0, 48, True)]
+        assert crops == [(40, 72, 22, 70, 100), (0, 32, 0, 48, 100)]
         assert torch.equal(logits.as_tensor()[1:], self.infer(both[1:]).as_tensor())
 
     def test_where_nothing_is_found_the_centre_is_segmented(self) -> None:
         logits = self.infer(self.make_volume(50, 40, 0))
-        assert crop_of(logits[0]) == (34, 66, 21, 69, False)
+        assert crop_of(logits[0]) == (34, 66, 21, 69, 0)
         assert (logits.argmax(1) == 0).all()
 
     def test_a_given_centre_needs_one_pass(self) -> None:
@@ -149,7 +149,7 @@ class TestCrops:
             return bright(slices)
 
         logits = self.infer(self.make_volume(50, 40), network, crop_center=(0.5, 0.5))
-        assert crop_of(logits[0]) == (34, 66, 21, 69, True)
+        assert crop_of(logits[0]) == (34, 66, 21, 69, 100)
         assert set(sizes) == {self.SIZE}
         sizes.clear()
         self.infer(self.make_volume(50, 40), network)
@@ -159,7 +159,7 @@ class TestCrops:
         "options", [{"crop_size": (8, 16, 16)}, {"crop_size": (16, 16), "image_size": (16, 16)}]
     )
     def test_a_centre_without_a_crop_is_refused(self, options: dict[str, Any]) -> None:
-        with pytest.raises(InputError, match="crop_center: the network sees the whole image"):
+        with pytest.raises(InputError, match="crop_center: this network sees no crop of slices"):
             volume_inferer(batch_size=2, crop_center=(0.5, 0.5), **options)
 
     @pytest.mark.parametrize("turn", TURNS)
