@@ -332,8 +332,9 @@ class Calibration:
         # Training must not need matplotlib
         from calib_components.figures import reliability_diagram
 
+        log.info("Errors in what the network sees, of the images as they are:")
         for name, cost in costs.items():
-            log.info("%s, of what the network sees: %s", name.capitalize(), cost.describe())
+            log.info("%s: %s", name.capitalize(), cost.describe())
         panels: dict[str, CalibrationBins] = {}
         for region in REGIONS:
             before, after = costs["before"].bins[region], costs["after"].bins[region]
