@@ -9,17 +9,25 @@ from __future__ import annotations
 import gzip
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
 from calib_components.errors import InputError, check_count, reading, writing, writing_folder
 from calib_components.tools.prepare.acdc import LAYOUT, find_cases
-from calib_components.tools.prepare.case import require_cases
+from calib_components.tools.prepare.case import SourceCase, require_cases
 from calib_components.tools.prepare.split import divide
 
 FOLDS = 5  # of nnU-Net's cross-validation
 SPLITS = "splits_final.json"  # where nnU-Net looks for the folds
+DESCRIPTION = {
+    "channel_names": {"0": "cineMRI"},
+    "labels": {"background": 0, "RV": 1, "MYO": 2, "LV": 3},
+    "file_ending": ".nii.gz",
+    "reference": "Bernard et al., IEEE TMI 2018",
+    "licence": "CC BY-NC-SA 4.0",
+}
 
 
 def folder_of(variable: str) -> Path:
@@ -52,57 +60,72 @@ def make_acdc(src: Path, *, dataset_id: int = 27, seed: int = 0) -> None:
     check_count("dataset_id", dataset_id, 1, 999)
     raw, preprocessed = folder_of("nnUNet_raw"), folder_of("nnUNet_preprocessed")
     name = f"Dataset{dataset_id:03d}_ACDC"
-    for place in (raw, preprocessed):
+    _check_number_is_free(dataset_id, raw, preprocessed)
+    training, testing = _read_cases(src)
+    splits = preprocessed / name / SPLITS
+    with writing_folder(raw / name) as folder:
+        _copy_cases(training, folder, "Tr")
+        _copy_cases(testing, folder, "Ts")
+        description = {**DESCRIPTION, "numTraining": len(training)}
+        (folder / "dataset.json").write_text(json.dumps(description, indent=1))
+        splits.parent.mkdir()
+        with writing(splits) as file:
+            file.write_text(json.dumps(_make_folds(training, seed), indent=1))
+    patients = len({case.patient for case in training})
+    print(
+        f"{raw / name}: {len(training)} cases of {patients} patients to train on, {len(testing)}"
+        " to test on"
+    )
+    print(f"{splits}: {FOLDS} folds by patient")
+
+
+def _check_number_is_free(dataset_id: int, *places: Path) -> None:
+    for place in places:
         if present := sorted(place.glob(f"Dataset{dataset_id:03d}_*")):
             raise InputError(
                 f"dataset_id {dataset_id} is taken by {present[0]}. Choose another number."
             )
-    training = require_cases(find_cases, src, LAYOUT)
-    testing = find_cases(src / "testing") if (src / "training").is_dir() else []
-    groups = {case.patient: case.group for case in training}
-    check_count(f"{src}: the number of patients", len(groups), FOLDS)
-    if both := sorted(groups.keys() & {case.patient for case in testing}):
+
+
+def _read_cases(src: Path) -> tuple[list[SourceCase], list[SourceCase]]:
+    """Return the cases to train on and those to test on, which are complete and of other patients."""
+    training = list(require_cases(find_cases, src, LAYOUT))
+    testing = list(find_cases(src / "testing")) if (src / "training").is_dir() else []
+    patients = {case.patient for case in training}
+    check_count(f"{src}: the number of patients", len(patients), FOLDS)
+    if both := sorted(patients & {case.patient for case in testing}):
         raise InputError(f"{src}: patient {both[0]} is in training and in testing.")
     for case in (*training, *testing):
-        if case.problem or not all(file.is_file() for file in (*case.images, case.label)):
-            raise InputError(case.problem or f"{src}: {case.name} lacks its image or label.")
+        if case.problem:
+            raise InputError(case.problem)
+        if not all(file.is_file() for file in (*case.images, case.label)):
+            raise InputError(f"{src}: {case.name} lacks its image or label.")
+    return training, testing
 
-    folds = [
-        {
-            "train": sorted(case.name for case in training if case.patient not in part),
-            "val": sorted(case.name for case in training if case.patient in part),
-        }
-        for part in divide(groups, [1 / FOLDS] * FOLDS, seed)
-    ]
-    description = {
-        "channel_names": {"0": "cineMRI"},
-        "labels": {"background": 0, "RV": 1, "MYO": 2, "LV": 3},
-        "numTraining": len(training),
-        "file_ending": ".nii.gz",
-        "reference": "Bernard et al., IEEE TMI 2018",
-        "licence": "CC BY-NC-SA 4.0",
-    }
-    splits = preprocessed / name / SPLITS
-    with writing_folder(raw / name) as folder:
-        copies = {}
-        for part, cases in (("Tr", training), ("Ts", testing)):
-            for kind, suffix in (("images", "_0000"), ("labels", "")):
-                (folder / f"{kind}{part}").mkdir()
-                for case in cases:
-                    source = case.images[0] if kind == "images" else case.label
-                    copies[folder / f"{kind}{part}" / f"{case.name}{suffix}.nii.gz"] = source
-        for target, source in tqdm(copies.items(), "copy", leave=False, disable=None):
-            with reading(source):
-                content = source.read_bytes()
-            target.write_bytes(
-                content if source.suffix.lower() == ".gz" else gzip.compress(content)
-            )
-        (folder / "dataset.json").write_text(json.dumps(description, indent=1))
-        splits.parent.mkdir()
-        with writing(splits) as file:
-            file.write_text(json.dumps(folds, indent=1))
-    print(
-        f"{raw / name}: {len(training)} cases of {len(groups)} patients to train on, {len(testing)}"
-        " to test on"
-    )
-    print(f"{splits}: {FOLDS} folds by patient")
+
+def _make_folds(cases: Sequence[SourceCase], seed: int) -> list[dict[str, list[str]]]:
+    """Return the folds as nnU-Net reads them, stratified by diagnosis."""
+    groups = {case.patient: case.group for case in cases}
+    folds = []
+    for patients in divide(groups, [1 / FOLDS] * FOLDS, seed):
+        validation = sorted(case.name for case in cases if case.patient in patients)
+        training = sorted(case.name for case in cases if case.patient not in patients)
+        folds.append({"train": training, "val": validation})
+    return folds
+
+
+def _copy_cases(cases: Sequence[SourceCase], folder: Path, part: str) -> None:
+    """Copy images and labels into `imagesPART` and `labelsPART`, compressed."""
+    images, labels = folder / f"images{part}", folder / f"labels{part}"
+    images.mkdir()
+    labels.mkdir()
+    for case in tqdm(cases, f"copy {part}", leave=False, disable=None):
+        _compress(case.images[0], images / f"{case.name}_0000.nii.gz")
+        _compress(case.label, labels / f"{case.name}.nii.gz")
+
+
+def _compress(source: Path, target: Path) -> None:
+    with reading(source):
+        content = source.read_bytes()
+    is_compressed = source.suffix.lower() == ".gz"
+    target.write_bytes(content if is_compressed else gzip.compress(content))

@@ -196,7 +196,7 @@ def test_a_patient_or_an_image_on_both_sides_of_a_fold(
         calibrate_model(model, patient_pattern=r"p\d", workers=1)
 
 
-def break_model(how: str, model: Path, folders: Path) -> None:
+def break_model(how: str, model: Path, folders: Path) -> None:  # noqa: C901
     validation = model / "fold_1" / "validation"
     splits = folders / "preprocessed" / NAME / "splits_final.json"
     if how == "not finished":
