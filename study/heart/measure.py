@@ -2,10 +2,11 @@
 
     python -m study.heart.measure DATA OUT WEIGHTS [WEIGHTS ...]
 
-DATA has the prepared sets of the protocol. The network finds the heart in whole slices and is measured over these: as
-trained, with a temperature of the odd validation patients (T), and with one of their images as another scanner might
-have changed them (T of changed images). Of several networks, the probabilities are averaged before the temperature.
-OUT gets one row for each scan and temperature.
+DATA has the prepared sets of the protocol. The network finds the heart in whole slices and is
+measured over these: as trained, with a temperature of the odd validation patients (T), and with one
+of their images as another scanner might have changed them (T of changed images). Of several
+networks, the probabilities are averaged before the temperature. OUT gets one row for each scan and
+temperature.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def read_scans(items: Sequence[Any], name: str) -> Iterator[Scan]:
 
 
 def home_patients(data: Path, split: str) -> dict[str, list[Any]]:
-    """Return the items of ACDC and of vendor A in a split of the data that networks are trained on."""
+    """Return the items of ACDC and of vendor A in a split of the data of the training."""
     items = read_lists(data / HOME / "datalist.json", data / HOME)[split]
     return {
         name: [item for item in items if item["case"].startswith(name)]
@@ -82,7 +83,7 @@ def home_patients(data: Path, split: str) -> dict[str, list[Any]]:
 
 
 def validation_half(data: Path, remainder: int) -> list[Any]:
-    """Return the items of the odd (0) or even (1) validation patients of each data set, counted from one."""
+    """Return the items of the odd (0) or even (1) validation patients of each data set."""
     chosen = []
     for items in home_patients(data, "validation").values():
         patients = list(dict.fromkeys(item["patient"] for item in items))[remainder::2]
@@ -91,7 +92,7 @@ def validation_half(data: Path, remainder: int) -> list[Any]:
 
 
 def shifted(scan: Scan, shift: tuple[int, int]) -> Scan | None:
-    """Return a scan moved by so many rows and columns, filled with its minimum; None if the heart leaves the slices."""
+    """Return a scan moved by rows and columns; None if its heart leaves the slices."""
     image, label = (move(volume, shift) for volume in (scan.image, scan.label))
     if (label > 0).sum() != (scan.label > 0).sum():
         return None
@@ -110,7 +111,7 @@ def move(volume: torch.Tensor, shift: tuple[int, int]) -> torch.Tensor:
 
 
 def all_scans(data: Path) -> Iterator[Scan]:
-    """Give the scans of all sets, and those of the even validation patients, which choose what is shipped."""
+    """Give the scans of the even validation patients, who choose what is shipped, and all sets."""
     yield from read_scans(validation_half(data, 1), "validation")
     for name, items in home_patients(data, "testing").items():
         yield from read_scans(items, name)
@@ -147,8 +148,9 @@ class Networks:
 
     @torch.inference_mode()
     def __call__(self, image: torch.Tensor) -> tuple[torch.Tensor, list[Any]]:
-        """Return the logits `(4, H, W, D)` of an image, of several networks the logarithm of their mean
-        probabilities, and the crops that they saw.
+        """Return the logits `(4, H, W, D)` of an image and the crops that networks saw.
+
+        Of several networks, it is the logarithm of their mean probabilities.
         """
         logits = [self.inferer(image[None], network)[0] for network in self.networks]
         crops = [crop_of(own) for own in logits]
@@ -159,7 +161,7 @@ class Networks:
 
 
 def fit_temperature(networks: Networks, items: Sequence[Any], changed: bool) -> float:
-    """Return the temperature of validation patients, of images as they are or in four changed copies each."""
+    """Return the temperature of validation patients, of images as they are or of changed copies."""
     fit, perturbation = TemperatureScaling(region="all"), None
     if changed:
         config = ConfigParser()
@@ -184,7 +186,7 @@ def fit_temperature(networks: Networks, items: Sequence[Any], changed: bool) -> 
 def apply_temperature(
     logits: torch.Tensor, crops: Sequence[Any], temperature: float
 ) -> torch.Tensor:
-    """Return the probabilities of logits at a temperature; outside of all crops they stay as they are."""
+    """Return the probabilities at a temperature, which changes nothing outside of the crops."""
     seen = torch.zeros(logits.shape[1:], dtype=torch.bool)
     for crop in crops:
         crop.cut(seen).fill_(True)
@@ -192,7 +194,7 @@ def apply_temperature(
 
 
 def near_mask(label: NDArray[Any], distance: float) -> NDArray[np.bool_]:
-    """Return the voxels of `(H, W, D)` that lie at most so far from a structure in the same slice."""
+    """Return the voxels of `(H, W, D)` that are so near to a structure in the same slice."""
     near = np.zeros(label.shape, bool)
     for index in np.flatnonzero(label.any((0, 1))):
         near[..., index] = distance_transform_edt(label[..., index] == 0) <= distance
@@ -200,7 +202,7 @@ def near_mask(label: NDArray[Any], distance: float) -> NDArray[np.bool_]:
 
 
 def describe_labels(scan: Scan, predicted: torch.Tensor, crops: Sequence[Any]) -> dict[str, Any]:
-    """Return what follows from the label maps alone: overlaps, distances, and where the network looked."""
+    """Return what follows from label maps: overlaps, distances, where the network looked."""
     masks = [
         structure_masks(labels, [*STRUCTURES.values()]) for labels in (predicted[None], scan.label)
     ]
