@@ -90,6 +90,12 @@ def test_foreground_that_fills_the_crop_is_in_it_whole() -> None:
     assert crop.cut(foreground[..., None]).sum() == foreground.sum()
 
 
+def test_the_maximum_is_the_centre_where_all_fits() -> None:
+    """A few voxels beside the heart would pull the centre of mass."""
+    foreground = 2 * counts(224, 224, (100, 100, 30)) + 2 * counts(224, 224, (100, 158, 9))
+    assert find_crop(foreground, (144, 144)) == Crop(28, 172, 28, 172)
+
+
 def test_much_foreground_counts_and_far_voxels_do_not() -> None:
     foreground = 3 * counts(224, 200, (150, 60, 20)) + 9 * counts(224, 200, (10, 190, 2))
     crop = find_crop(foreground, (101, 101))
