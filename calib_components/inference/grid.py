@@ -2,45 +2,81 @@
 
 All that brings an image to the network's grid moves its axes one by one: reorientation, cropping,
 padding, resizing. MONAI's `Invertd` undoes it with whole volumes in memory. Here each axis of the
-image has its own steps back, so that a slab needs no more of the network's volume than the slices
-that its own follow from.
+image knows where its voxels lie on the network's grid, so that a slab needs no more of the
+network's volume than the slices that its own follow from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from monai.data import MetaTensor
+from nibabel.affines import voxel_sizes
 
 from calib_components.data.nifti import axes_onto
 from calib_components.errors import InputError
 
-Step = Callable[[torch.Tensor, int], torch.Tensor]  # of images `(*, *, H, W)`, along -2 or -1
+LINEAR = ("linear", "bilinear", "trilinear")
 
 
-class _Axis(NamedTuple):
-    """An axis of the image: the axis of the network's grid that it lies along, and the steps back
-    from there.
+@dataclass(frozen=True)
+class Axis:
+    """An axis of the image.
+
+    Attributes:
+        source: Axis of the network's grid that it lies along.
+        voxels: Where each of its voxels lies along that axis, in voxels of the network's grid; and
+            1 if the network saw it, else 0, between them if that was interpolated: `(2, n)`.
     """
 
     source: int
-    steps: tuple[Step, ...] = ()
+    voxels: np.ndarray
 
-    def then(self, step: Step) -> _Axis:
-        return _Axis(self.source, (*self.steps, step))
+    def take(self, part: slice) -> Axis:
+        """Return a part of the axis."""
+        return Axis(self.source, self.voxels[:, part].copy())
 
-    def apply(self, images: torch.Tensor, dim: int) -> torch.Tensor:
-        for step in self.steps:
-            images = step(images, dim)
-        return images
+    def crop(self, before: int, after: int) -> Axis:
+        """Return the axis without its ends."""
+        return self.take(slice(before, self.voxels.shape[1] - after))
 
+    def pad(self, before: int, after: int) -> Axis:
+        """Return the axis with further voxels at its ends, which the network did not see."""
+        padded = np.pad(self.voxels, ((0, 0), (before, after)), "edge")
+        padded[1] = np.pad(self.voxels[1], (before, after))
+        return Axis(self.source, padded)
 
-Axes = list[_Axis]
-LINEAR = ("linear", "bilinear", "trilinear")
+    def interpolate(self, places: np.ndarray) -> Axis:
+        """Return the axis at places between its voxels; beyond, its end counts."""
+        known = np.arange(self.voxels.shape[1])
+        return Axis(self.source, np.stack([np.interp(places, known, row) for row in self.voxels]))
+
+    def resize(self, length: int) -> Axis:
+        """Return the axis with so many voxels in the same field of view."""
+        return self.interpolate(
+            (np.arange(length) + 0.5) * self.voxels.shape[1] / int(length) - 0.5
+        )
+
+    def resample(self, length: int, ratio: float) -> Axis:
+        """Return the axis with so many voxels, one every `ratio` voxels from the first."""
+        return self.interpolate(np.arange(length) * ratio)
+
+    def sample(self, volume: torch.Tensor, dim: int) -> torch.Tensor:
+        """Return a volume with the voxels of this axis along `dim`, which is its source."""
+        places, seen = torch.from_numpy(self.voxels)
+        length = volume.shape[dim]
+        if torch.equal(places, torch.arange(length, dtype=places.dtype)) and seen.all():
+            return volume
+        first = places.long()
+        column = [-1] + [1] * (volume.ndim - 1 - dim)
+        share, seen = ((places - first).to(volume).view(column), seen.to(volume).view(column))
+        low = volume.index_select(dim, first)
+        high = volume.index_select(dim, (first + 1).clamp(max=length - 1))
+        return low.lerp_(high, share).mul_(seen)
 
 
 class ImageGrid:
@@ -59,19 +95,15 @@ class ImageGrid:
     """
 
     def __init__(self, image: MetaTensor) -> None:
-        self._axes = [_Axis(0), _Axis(1), _Axis(2)]
+        self._axes = [
+            Axis(source, np.stack([np.arange(length, dtype=float), np.ones(length)]))
+            for source, length in enumerate(image.shape[1:])
+        ]
         affine = image.affine.numpy()
         for operation in reversed(image.applied_operations):
             self._axes, affine = _undo(operation, self._axes, affine)
         self.affine = np.asarray(image.meta["original_affine"])
-        # Weights `(own, network)` of the network's slices in each slice.
-        lengths = [image.shape[1 + axis.source] for axis in self._axes]
-        weights = [
-            axis.apply(torch.eye(n)[None, None], -2)[0, 0]
-            for axis, n in zip(self._axes, lengths, strict=True)
-        ]
-        self.shape = tuple(map(len, weights))
-        self._weights = weights[2]
+        self.shape = tuple(axis.voxels.shape[1] for axis in self._axes)
 
     def slab(
         self,
@@ -92,120 +124,51 @@ class ImageGrid:
             `(N, stop - start, Y, X)`, the order of a NIfTI file; 0 where the network saw nothing.
         """
         x, y, z = self._axes
-        weights = self._weights[start:stop]
-        used = weights.any(0).nonzero().flatten().tolist() or [0]
-        first, last = used[0], used[-1] + 1
-        part = volume.narrow(1 + z.source, first, last - first)
+        z = z.take(slice(start, stop))
+        first, last = int(z.voxels[0].min()), int(np.ceil(z.voxels[0].max()))
+        part = volume.narrow(1 + z.source, first, last + 1 - first)
         part = function(part.permute(0, *(1 + axis.source for axis in (z, y, x))).contiguous())
-        weights = weights[:, first:last].to(part)
-        if not torch.equal(weights, torch.eye(len(weights)).to(weights)):
-            part = torch.einsum("ij,njhw->nihw", weights, part)
-        return x.apply(y.apply(part, -2), -1)
+        part = Axis(z.source, z.voxels - [[first], [0]]).sample(part, 1)
+        return x.sample(y.sample(part, 2), 3)
 
 
-def _undo(operation: Mapping[str, Any], axes: Axes, affine: np.ndarray) -> tuple[Axes, np.ndarray]:
+def _undo(
+    operation: Mapping[str, Any], axes: list[Axis], affine: np.ndarray
+) -> tuple[list[Axis], np.ndarray]:
     """Return the axes before an operation was done, and an affine whose axes point where theirs do."""
     name, info = operation["class"], operation["extra_info"]
     if "pad_info" in info:  # of a crop that also padded
         axes, affine = _undo(info["pad_info"], axes, affine)
     if "cropped" in info:
-        return _then(axes, _pad, np.reshape(info["cropped"], (-1, 2)).tolist()), affine
+        margins = np.reshape(info["cropped"], (-1, 2))
+        return [*map(Axis.pad, axes, *margins.T)], affine
     if "padded" in info:  # those of channels come first
-        return _then(axes, _crop, np.reshape(info["padded"], (-1, 2))[1:].tolist()), affine
-    if name in UNDO and info.get("mode", LINEAR[0]) in LINEAR:
-        return UNDO[name](operation, axes, affine)
+        margins = np.reshape(info["padded"], (-1, 2))[1:]
+        return [*map(Axis.crop, axes, *margins.T)], affine
+    if name == "SlicesLastd":
+        order = [0, 1]
+        order.insert(info["axis"], 2)
+        return [axes[axis] for axis in order], affine[:, [*order, 3]]
+    if name == "Orientation":
+        before = np.asarray(info["original_affine"])
+        places, flips = axes_onto(affine, before).T.astype(int)
+        turned = [axis.take(slice(None, None, flip)) for axis, flip in zip(axes, flips, strict=True)]
+        return [turned[axis] for axis in places.argsort()], before
+    return _undo_interpolation(operation, axes, affine)
+
+
+def _undo_interpolation(
+    operation: Mapping[str, Any], axes: list[Axis], affine: np.ndarray
+) -> tuple[list[Axis], np.ndarray]:
+    name, info = operation["class"], operation["extra_info"]
+    is_linear = info.get("mode") in LINEAR and info.get("align_corners") is not True
+    if name == "Resize" and is_linear:
+        return [*map(Axis.resize, axes, operation["orig_size"])], affine
+    if name == "SpatialResample" and is_linear:
+        before = np.asarray(info["src_affine"])
+        ratios = voxel_sizes(before) / voxel_sizes(affine)
+        return [*map(Axis.resample, axes, operation["orig_size"], ratios)], before
     known = "reorientation, crops, padding, linear resizing and resampling"
     raise InputError(
         f"volume_transforms: {name} cannot be undone along the axes of an image. Use {known}."
     )
-
-
-def _then(axes: Axes, step: Callable[..., Step], arguments: Sequence[Sequence[Any]]) -> Axes:
-    """Return the axes with a further step each, where one of its arguments is not 0."""
-    return [
-        axis.then(step(*values)) if any(values) else axis
-        for axis, values in zip(axes, arguments, strict=True)
-    ]
-
-
-def _undo_resize(
-    operation: Mapping[str, Any], axes: Axes, affine: np.ndarray
-) -> tuple[Axes, np.ndarray]:
-    is_aligned = operation["extra_info"]["align_corners"] is True
-    lengths = [(int(length), is_aligned) for length in operation["orig_size"]]
-    return _then(axes, _resize, lengths), affine
-
-
-def _undo_resampling(
-    operation: Mapping[str, Any], axes: Axes, affine: np.ndarray
-) -> tuple[Axes, np.ndarray]:
-    before = np.asarray(operation["extra_info"]["src_affine"])
-    ratios = (np.linalg.norm(before, axis=0) / np.linalg.norm(affine, axis=0))[:3].tolist()
-    lengths = [int(length) for length in operation["orig_size"]]
-    return _then(axes, _sample, [*zip(lengths, ratios, strict=True)]), before
-
-
-def _undo_slices_last(
-    operation: Mapping[str, Any], axes: Axes, affine: np.ndarray
-) -> tuple[Axes, np.ndarray]:
-    order = [0, 1]
-    order.insert(operation["extra_info"]["axis"], 2)
-    return [axes[axis] for axis in order], affine[:, [*order, 3]]
-
-
-def _undo_orientation(
-    operation: Mapping[str, Any], axes: Axes, affine: np.ndarray
-) -> tuple[Axes, np.ndarray]:
-    before = np.asarray(operation["extra_info"]["original_affine"])
-    places, flips = axes_onto(affine, before).T.tolist()
-    turned = [
-        axis if flip == 1 else axis.then(torch.Tensor.flip)
-        for axis, flip in zip(axes, flips, strict=True)
-    ]
-    return [turned[places.index(axis)] for axis in range(3)], before
-
-
-# By the class of the transform
-UNDO = {
-    "Resize": _undo_resize,
-    "SpatialResample": _undo_resampling,
-    "SlicesLastd": _undo_slices_last,
-    "Orientation": _undo_orientation,
-}
-
-
-def _pad(before: int, after: int) -> Step:
-    margins = {-1: (before, after), -2: (0, 0, before, after)}
-    return lambda images, dim: F.pad(images, margins[dim])
-
-
-def _crop(before: int, after: int) -> Step:
-    return lambda images, dim: images.narrow(dim, before, images.shape[dim] - before - after)
-
-
-def _resize(length: int, align_corners: bool) -> Step:
-    def step(images: torch.Tensor, dim: int) -> torch.Tensor:
-        size = list(images.shape[-2:])
-        if size[dim] == length:
-            return images
-        size[dim] = length
-        return F.interpolate(images, size, mode="bilinear", align_corners=align_corners)
-
-    return step
-
-
-def _sample(length: int, ratio: float) -> Step:
-    """Interpolate at so many positions, one every `ratio` voxels from the first."""
-
-    def step(images: torch.Tensor, dim: int) -> torch.Tensor:
-        last = images.shape[dim] - 1
-        places = (torch.arange(length, dtype=torch.float64) * ratio).clamp(max=last)
-        first = places.floor().long()
-        share = (places - first).to(images)
-        if dim == -2:
-            share = share[:, None]
-        low = images.index_select(dim, first)
-        high = images.index_select(dim, (first + 1).clamp(max=last))
-        return low.lerp(high, share)
-
-    return step
