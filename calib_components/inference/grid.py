@@ -44,6 +44,10 @@ class Axis:
         """Return the axis without its ends."""
         return self.take(slice(before, self.voxels.shape[1] - after))
 
+    def turn(self, direction: int) -> Axis:
+        """Return the axis in its direction, 1, or the other one, -1."""
+        return self.take(slice(None, None, direction))
+
     def pad(self, before: int, after: int) -> Axis:
         """Return the axis with further voxels at its ends, which the network did not see."""
         padded = np.pad(self.voxels, ((0, 0), (before, after)), "edge")
@@ -145,22 +149,11 @@ def _undo(
     if "padded" in info:  # those of channels come first
         margins = np.reshape(info["padded"], (-1, 2))[1:]
         return [*map(Axis.crop, axes, *margins.T)], affine
-    if name == "SlicesLastd":
-        order = [0, 1]
-        order.insert(info["axis"], 2)
-        return [axes[axis] for axis in order], affine[:, [*order, 3]]
     if name == "Orientation":
         before = np.asarray(info["original_affine"])
         places, flips = axes_onto(affine, before).T.astype(int)
-        turned = [axis.take(slice(None, None, flip)) for axis, flip in zip(axes, flips, strict=True)]
+        turned = [*map(Axis.turn, axes, flips)]
         return [turned[axis] for axis in places.argsort()], before
-    return _undo_interpolation(operation, axes, affine)
-
-
-def _undo_interpolation(
-    operation: Mapping[str, Any], axes: list[Axis], affine: np.ndarray
-) -> tuple[list[Axis], np.ndarray]:
-    name, info = operation["class"], operation["extra_info"]
     is_linear = info.get("mode") in LINEAR and info.get("align_corners") is not True
     if name == "Resize" and is_linear:
         return [*map(Axis.resize, axes, operation["orig_size"])], affine
