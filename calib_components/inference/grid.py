@@ -2,18 +2,18 @@
 
 All that brings an image to the network's grid moves its axes one by one: reorientation, cropping,
 padding, resizing. MONAI's `Invertd` undoes it with whole volumes in memory. Here each axis of the
-image knows where its voxels lie on the network's grid, so that a slab needs no more of the
+image has the weights of the network's voxels in its own, so that a slab needs no more of the
 network's volume than the slices that its own follow from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from monai.data import MetaTensor
 from nibabel.affines import voxel_sizes
 
@@ -23,64 +23,39 @@ from calib_components.errors import InputError
 LINEAR = ("linear", "bilinear", "trilinear")
 
 
-@dataclass(frozen=True)
-class Axis:
-    """An axis of the image.
-
-    Attributes:
-        source: Axis of the network's grid that it lies along.
-        voxels: Where each of its voxels lies along that axis, in voxels of the network's grid; and
-            1 if the network saw it, else 0, between them if that was interpolated: `(2, n)`.
+class Axis(NamedTuple):
+    """An axis of the image: the axis of the network's grid that it lies along, `source`, and the
+    weights of the network's voxels in each of its own, `(own, network)`, 0 where it saw nothing.
     """
 
     source: int
-    voxels: np.ndarray
-
-    def take(self, part: slice) -> Axis:
-        """Return a part of the axis."""
-        return Axis(self.source, self.voxels[:, part].copy())
+    weights: torch.Tensor
 
     def crop(self, before: int, after: int) -> Axis:
         """Return the axis without its ends."""
-        return self.take(slice(before, self.voxels.shape[1] - after))
-
-    def turn(self, direction: int) -> Axis:
-        """Return the axis in its direction, 1, or the other one, -1."""
-        return self.take(slice(None, None, direction))
+        return Axis(self.source, self.weights[before : len(self.weights) - after])
 
     def pad(self, before: int, after: int) -> Axis:
         """Return the axis with further voxels at its ends, which the network did not see."""
-        padded = np.pad(self.voxels, ((0, 0), (before, after)), "edge")
-        padded[1] = np.pad(self.voxels[1], (before, after))
-        return Axis(self.source, padded)
+        return Axis(self.source, F.pad(self.weights, (0, 0, before, after)))
 
-    def interpolate(self, places: np.ndarray) -> Axis:
-        """Return the axis at places between its voxels; beyond, its end counts."""
-        known = np.arange(self.voxels.shape[1])
-        return Axis(self.source, np.stack([np.interp(places, known, row) for row in self.voxels]))
+    def turn(self, direction: int) -> Axis:
+        """Return the axis in its direction, 1, or the other one, -1."""
+        return Axis(self.source, self.weights.flip(0) if direction < 0 else self.weights)
 
-    def resize(self, length: int) -> Axis:
+    def resize(self, length: int, align_corners: bool) -> Axis:
         """Return the axis with so many voxels in the same field of view."""
-        return self.interpolate(
-            (np.arange(length) + 0.5) * self.voxels.shape[1] / int(length) - 0.5
-        )
+        columns = self.weights.T[None]
+        resized = F.interpolate(columns, int(length), mode="linear", align_corners=align_corners)
+        return Axis(self.source, resized[0].T)
 
     def resample(self, length: int, ratio: float) -> Axis:
         """Return the axis with so many voxels, one every `ratio` voxels from the first."""
-        return self.interpolate(np.arange(length) * ratio)
-
-    def sample(self, volume: torch.Tensor, dim: int) -> torch.Tensor:
-        """Return a volume with the voxels of this axis along `dim`, which is its source."""
-        places, seen = torch.from_numpy(self.voxels)
-        length = volume.shape[dim]
-        if torch.equal(places, torch.arange(length, dtype=places.dtype)) and seen.all():
-            return volume
-        first = places.long()
-        column = [-1] + [1] * (volume.ndim - 1 - dim)
-        share, seen = ((places - first).to(volume).view(column), seen.to(volume).view(column))
-        low = volume.index_select(dim, first)
-        high = volume.index_select(dim, (first + 1).clamp(max=length - 1))
-        return low.lerp_(high, share).mul_(seen)
+        last = len(self.weights) - 1
+        places = (torch.arange(length, dtype=torch.float64) * ratio).clamp(max=last)
+        low, share = places.long(), places.frac()[:, None].to(self.weights)
+        high = (low + 1).clamp(max=last)
+        return Axis(self.source, self.weights[low].lerp(self.weights[high], share))
 
 
 class ImageGrid:
@@ -99,15 +74,13 @@ class ImageGrid:
     """
 
     def __init__(self, image: MetaTensor) -> None:
-        self._axes = [
-            Axis(source, np.stack([np.arange(length, dtype=float), np.ones(length)]))
-            for source, length in enumerate(image.shape[1:])
-        ]
+        lengths = image.shape[1:]
+        self._axes = [Axis(source, torch.eye(length)) for source, length in enumerate(lengths)]
         affine = image.affine.numpy()
         for operation in reversed(image.applied_operations):
             self._axes, affine = _undo(operation, self._axes, affine)
         self.affine = np.asarray(image.meta["original_affine"])
-        self.shape = tuple(axis.voxels.shape[1] for axis in self._axes)
+        self.shape = tuple(len(axis.weights) for axis in self._axes)
 
     def slab(
         self,
@@ -128,12 +101,13 @@ class ImageGrid:
             `(N, stop - start, Y, X)`, the order of a NIfTI file; 0 where the network saw nothing.
         """
         x, y, z = self._axes
-        z = z.take(slice(start, stop))
-        first, last = int(z.voxels[0].min()), int(np.ceil(z.voxels[0].max()))
-        part = volume.narrow(1 + z.source, first, last + 1 - first)
+        weights = z.weights[start:stop]
+        used = weights.any(0).nonzero().flatten().tolist() or [0]
+        first, last = used[0], used[-1] + 1
+        part = volume.narrow(1 + z.source, first, last - first)
         part = function(part.permute(0, *(1 + axis.source for axis in (z, y, x))).contiguous())
-        part = Axis(z.source, z.voxels - [[first], [0]]).sample(part, 1)
-        return x.sample(y.sample(part, 2), 3)
+        part = torch.einsum("ij,njhw->nihw", weights[:, first:last].to(part), part)
+        return y.weights.to(part) @ part @ x.weights.T.to(part)
 
 
 def _undo(
@@ -154,9 +128,11 @@ def _undo(
         places, flips = axes_onto(affine, before).T.astype(int)
         turned = [*map(Axis.turn, axes, flips)]
         return [turned[axis] for axis in places.argsort()], before
-    is_linear = info.get("mode") in LINEAR and info.get("align_corners") is not True
+    is_linear = info.get("mode") in LINEAR
     if name == "Resize" and is_linear:
-        return [*map(Axis.resize, axes, operation["orig_size"])], affine
+        is_aligned = info["align_corners"] is True
+        lengths = zip(axes, operation["orig_size"], strict=True)
+        return [axis.resize(length, is_aligned) for axis, length in lengths], affine
     if name == "SpatialResample" and is_linear:
         before = np.asarray(info["src_affine"])
         ratios = voxel_sizes(before) / voxel_sizes(affine)
