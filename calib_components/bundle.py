@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from monai.bundle import ConfigExpression, ConfigParser, ConfigWorkflow, ReferenceResolver
-from monai.utils import ensure_tuple
 
 from calib_components.data.facts import FACTS, Facts, facts_beside
 from calib_components.errors import InputError, check_writable, error_line, nearest
@@ -54,7 +53,7 @@ def start_run(folders: Sequence[str] = ()) -> None:
         folders: Ids of the folders that the run writes to; with `ckpt_dir`, it is a training.
 
     Raises:
-        InputError: Files are missing or in another order, an id is misspelt or has an unsuitable
+        InputError: Files are missing, an id is misspelt or has an unsuitable
             value, a folder cannot be written to, a training would replace weights unasked, or its
             loss takes logits for probabilities.
     """
@@ -81,39 +80,25 @@ def config_of_run() -> ConfigParser | None:
 
 
 def check_files() -> ConfigWorkflow | None:
-    """Check that the files of a run are complete and in order, see `start_run`; return its
-    workflow, None without.
+    """Check that the files of a run are complete, see `start_run`; return its workflow, None
+    without.
     """
     sys.excepthook = _show
     for handler in logging.root.handlers:
         handler.addFilter(_is_no_mistake)
-    workflow, files = running_config()
+    workflow = running_workflow()
     if workflow is None:
         return None
-    for file in files[1:]:
-        if {"facts", "run"} <= ConfigParser.load_config_file(file).keys():
-            raise InputError(
-                f"config_file: {file} is complete and replaces what is before it. Give it first."
-            )
-    config = workflow.parser
-    ids = (workflow.run_id, *_references(config.get()))
-    needed = {name.partition(ReferenceResolver.sep)[0] for name in ids}
+    ids = (workflow.run_id, *_references(workflow.parser.get()))
     # An operator @ looks like an empty name
-    missing = {name for name in needed if name and name not in config}
+    needed = {name.partition(ReferenceResolver.sep)[0] for name in ids} - {""}
+    missing = sorted(name for name in needed if name not in workflow.parser)
     if missing:
-        _check_base(missing, workflow.config_root_path)
-    return workflow
-
-
-def _check_base(missing: set[str], folder: str | os.PathLike) -> None:
-    """Name the file that has all ids that are missing, the one with the most ids."""
-    ids_by_file = _ids_by_file(folder)
-    bases = [file for file, ids in ids_by_file.items() if missing <= ids]
-    if bases:
-        base = max(bases, key=lambda file: len(ids_by_file[file]))
         raise InputError(
-            f"config_file: {min(missing)} is in none of the files. Give {base} before them."
+            f"config_file: {missing[0]} is in none of the files. Give configs/train.yaml, or for"
+            " inference configs/inference.yaml, before them."
         )
+    return workflow
 
 
 def _check_processes(config: ConfigParser) -> None:
@@ -177,21 +162,14 @@ def _is_no_mistake(record: logging.LogRecord) -> bool:
     return not (record.levelno >= logging.ERROR and error_line(sys.exc_info()[1]))
 
 
-def running_config() -> tuple[ConfigWorkflow | None, Sequence[str]]:
+def running_workflow() -> ConfigWorkflow | None:
     """Return the workflow of the configuration that is being run, None if none is.
 
     MONAI does not hand the configuration to the components, so it is taken from the workflow among
-    the callers. With it come the files that it is made of, if a function of MONAI was given them.
+    the callers.
     """
-    workflow, frame = None, inspect.currentframe()
-    while frame is not None:
-        caller = frame.f_locals.get("self")
-        if workflow is None and isinstance(caller, ConfigWorkflow):
-            workflow = caller
-        elif workflow is not None and frame.f_globals.get("__name__") == "monai.bundle.scripts":
-            return workflow, ensure_tuple(frame.f_locals.get("config_file") or ())
-        frame = frame.f_back
-    return workflow, ()
+    callers = (frame.frame.f_locals.get("self") for frame in inspect.stack(0))
+    return next((caller for caller in callers if isinstance(caller, ConfigWorkflow)), None)
 
 
 def check_values(config: ConfigParser) -> None:
@@ -207,11 +185,22 @@ def check_values(config: ConfigParser) -> None:
             raise InputError(f"{name} must be true or false, got {value!r}.")
     _check_orientations(config)
     if "facts" in config:  # options such as --num_classes may not fit the other facts
-        facts = config.get_parsed_content("facts")
-        _check_dimensions(config, facts)
-        facts_in_use(config)
+        _check_facts(config, config.get_parsed_content("facts"))
         _check_facts_file(config)
-        _check_slice_axis(config, facts)
+
+
+def _check_facts(config: ConfigParser, facts: Facts) -> None:
+    """Refuse options that contradict the facts."""
+    if facts.spatial_dims > config.get_parsed_content("spatial_dims", default=3):
+        raise InputError(
+            "config_file: network, data or weights are 3D. Give configs/volumes.yaml, too."
+        )
+    options = facts_in_use(config)
+    if "datalist" in config and options.slice_axis != facts.slice_axis:
+        raise InputError(
+            "slice_axis: cases are prepared, and later inference would take this axis. Leave the"
+            " option out."
+        )
 
 
 def _check_orientations(config: ConfigParser) -> None:
@@ -230,15 +219,6 @@ def _check_orientations(config: ConfigParser) -> None:
         )
 
 
-def _check_dimensions(config: ConfigParser, facts: Facts) -> None:
-    ids = ("network_def::spatial_dims", "network_def::network::spatial_dims")
-    dimensions = {facts.spatial_dims, *(config.get(name) for name in ids)}
-    if 3 in dimensions and config.get_parsed_content("spatial_dims", default=3) == 2:
-        raise InputError(
-            "config_file: network, data or weights are 3D. Give configs/volumes.yaml, too."
-        )
-
-
 def _check_facts_file(config: ConfigParser) -> None:
     """Refuse a file of facts that is not there: others would be taken."""
     file, folder = (
@@ -247,14 +227,6 @@ def _check_facts_file(config: ConfigParser) -> None:
     exists = file.name == FACTS and (file.parent == folder or file.is_file())
     if file.suffix in (".yaml", ".yml") and not exists:
         raise InputError(f"facts_file: {file} is missing, or not called {FACTS}.")
-
-
-def _check_slice_axis(config: ConfigParser, facts: Facts) -> None:
-    """Refuse an axis that nothing uses: after a training it would mislead inference."""
-    axis = config.get_parsed_content("slice_axis", default=facts.slice_axis)
-    is_used = "datalist" not in config and "slice_axis" in _references(config["volume_transforms"])
-    if axis != facts.slice_axis and not is_used:
-        raise InputError(f"slice_axis: {axis} has no effect here. Leave the option out.")
 
 
 def facts_in_use(config: ConfigParser) -> Facts:
@@ -294,25 +266,17 @@ def check_ids(config: ConfigParser, folder: str | os.PathLike, entries: Iterable
 
     An id has an effect if another one refers to it or to a part of it, if it is an argument of a
     component, or if MONAI runs it, as it does its usual ones and `entries`. Those of the bundle's
-    files, in `folder`, need not: what referred to them may have been overridden. Those of a file
-    that is not a part of the configuration are warned of.
+    files, in `folder`, need not: what referred to them may have been overridden.
     """
-    content = config.get()
-    used = {*ENTRIES, *entries, *_with_parents(_references(content))}
-    unused = [name for name in _names(content) if name not in used]
-    if not unused:
-        return
-    ids_of_files = [*_ids_by_file(folder).values()]
-    known = set().union(*ids_of_files)
-    loaded = [ids for ids in ids_of_files if all(name in config for name in ids)]
-    for name in unused:
+    known = {*ENTRIES, *entries, *_with_parents(_references(config.get()))}
+    for file in (*Path(folder).glob("*.yaml"), *Path(folder).glob("*.json")):
+        content = ConfigParser.load_config_file(file)
+        if isinstance(content, Mapping):
+            known |= _with_parents(name.lstrip("+") for name in _names(content))
+    for name in _names(config.get()):
         if name not in known:
-            hint = nearest(name, sorted({*used, *known}))
+            hint = nearest(name, sorted(known))
             raise InputError(f"{name}: no such option, it would have no effect{hint}")
-        if not any(name in ids for ids in loaded):
-            logging.getLogger(__name__).warning(
-                "%s: no effect here, it is an id of another configuration", name
-            )
 
 
 def _names(content: Mapping[str, Any]) -> Iterator[str]:
@@ -321,19 +285,6 @@ def _names(content: Mapping[str, Any]) -> Iterator[str]:
         yield name
         if name in GROUPS and isinstance(value, Mapping):
             yield from (f"{name}::{part}" for part in value)
-
-
-def _ids_by_file(folder: str | os.PathLike) -> dict[Path, set[str]]:
-    """The ids in each configuration file of a folder.
-
-    A configuration made from a file has all of them.
-    """
-    ids_by_file = {}
-    for file in [*Path(folder).glob("*.yaml"), *Path(folder).glob("*.json")]:
-        content = ConfigParser.load_config_file(file)
-        if isinstance(content, Mapping):
-            ids_by_file[file] = _with_parents(name.lstrip("+") for name in _names(content))
-    return ids_by_file
 
 
 def _references(value: Any) -> Iterator[str]:

@@ -176,8 +176,8 @@ def _check_real(
         raise InputError(f"{name} must be {noun} {bounds}, got {value!r}.")
 
 
-def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
-    """Raise `InputError` unless an argument is one of several strings."""
+def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
+    """Raise `InputError` unless an argument is one of several values."""
     if value not in (known := list(choices)):
         raise InputError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}.")
 

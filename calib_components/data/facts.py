@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import operator
 import os
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from calib_components.errors import InputError, reading, writing
+from calib_components.errors import InputError, check_choice, reading, writing
 
 FACTS, DATALIST = "facts.yaml", "datalist.json"  # in a folder of prepared cases
 # Of the sides that a network sees, which it halves four times, or three times in 3D
@@ -103,49 +102,34 @@ class Facts:
                 raise InputError(
                     f"{name}: {key} must hold {len(classes)} different values, got {values}."
                 )
-        for holds, rule in (
-            (
-                {*itertools.chain.from_iterable(self.structures.values())} <= {*classes},
-                f"structures have class indices beyond the {len(classes)} classes",
-            ),
-            (
-                self.slice_axis in (None, 0, 1, 2),
-                f"slice_axis must be 0, 1 or 2, got {self.slice_axis!r}",
-            ),
-            (
-                self.spacing is None or (len(self.spacing) == 3 and min(self.spacing) > 0),
-                f"spacing must be three sizes of voxels in mm, such as 1,1,1.5, got {self.spacing}",
-            ),
-            (
-                self.spatial_dims in MULTIPLES,
-                f"spatial_dims must be 2 or 3, got {self.spatial_dims!r}",
-            ),
-        ):
-            if not holds:
-                raise InputError(f"{name}: {rule}.")
+        if not {*itertools.chain.from_iterable(self.structures.values())} <= {*classes}:
+            raise InputError(
+                f"{name}: structures have class indices beyond the {len(classes)} classes."
+            )
+        if self.spacing is not None and not (len(self.spacing) == 3 and min(self.spacing) > 0):
+            raise InputError(
+                f"{name}: spacing must be three sizes of voxels in mm, such as 1,1,1.5, got"
+                f" {self.spacing}."
+            )
+        check_choice(f"{name}: slice_axis", self.slice_axis, (None, 0, 1, 2))
+        check_choice(f"{name}: spatial_dims", self.spatial_dims, MULTIPLES)
         self._check_sizes(name)
 
     def _check_sizes(self, name: str) -> None:
         if self.image_size is not None or self.spatial_dims == 2:
-            check_size(f"{name}: image_size", self.image_size)
-        check_size(f"{name}: crop_size", self.crop_size, self.spatial_dims)
+            _check_size(f"{name}: image_size", self.image_size, 2)
+        _check_size(f"{name}: crop_size", self.crop_size, self.spatial_dims)
         if self.spatial_dims == 2 and any(map(operator.gt, self.crop_size, self.image_size or ())):
             raise InputError(
                 f"{name}: crop_size {self.crop_size} is larger than image_size {self.image_size}."
             )
 
 
-def check_size(name: str, size: Any, number: int = 2) -> None:
-    """Raise `InputError` unless a size of so many dimensions, given by the argument `name`, suits
-    the networks.
-    """
-    multiple = MULTIPLES[number]
-    if not (
-        isinstance(size, list)
-        and len(size) == number
-        and all(side > 0 == side % multiple for side in size)
-    ):
-        raise InputError(f"{name} must be {EXAMPLES[number]}, got {size}.")
+def _check_size(name: str, size: Any, dims: int) -> None:
+    """Raise `InputError` unless a size suits networks of so many dimensions."""
+    is_list = isinstance(size, list) and len(size) == dims
+    if not is_list or any(side <= 0 or side % MULTIPLES[dims] for side in size):
+        raise InputError(f"{name} must be {EXAMPLES[dims]}, got {size}.")
 
 
 def read_facts(file: str | os.PathLike, **bundle: Any) -> Facts:
@@ -157,34 +141,18 @@ def read_facts(file: str | os.PathLike, **bundle: Any) -> Facts:
         **bundle: The facts of the bundle.
 
     Raises:
-        InputError: The file is broken or of a data set with another geometry than the bundle's; or
-            there is none beside a list of cases with other classes.
+        InputError: The file is broken, or of a data set with another geometry than the bundle's.
     """
     default, facts = Facts.parse(bundle, "facts"), facts_beside(file)
-    place = Path(str(file)).with_name(FACTS)
     if facts is None:
-        _check_classes_of_list(place, default)
         return default
     if facts.dataset != default.dataset:
+        place = Path(str(file)).with_name(FACTS)
         raise InputError(
             f"{place}: prepared like {facts.dataset}, the bundle is for {default.dataset}. Use the"
             f" bundle of {facts.dataset}, or prepare the data again."
         )
     return facts
-
-
-def _check_classes_of_list(place: Path, default: Facts) -> None:
-    """Raise `InputError` if the list of cases where facts are missing has other classes."""
-    datalist = place.with_name(DATALIST)
-    if not datalist.is_file():
-        return
-    with reading(datalist):
-        labels = json.loads(datalist.read_bytes()).get("labels", {})
-    if labels and [*labels.values()] != default.class_names:
-        raise InputError(
-            f"{place}: no such file, and {DATALIST} names other classes than the bundle:"
-            f" {', '.join(labels.values())}. Copy the file as well, or prepare the data again."
-        )
 
 
 def facts_beside(file: str | os.PathLike) -> Facts | None:

@@ -9,16 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
-# Bytes before the voxels of an uncompressed NIfTI file, which may state another position
-HEADER = 352
-SAMPLE = 512  # bytes from the middle of a file that are compared first
-SLAB = 16  # slices that are converted at once
+SAMPLE = 2**16  # bytes from the middle of an uncompressed file, which tell volumes apart
 Items = Sequence[Mapping[str, Any]]
 
 
@@ -41,20 +37,15 @@ class Shared(NamedTuple):
 
 
 def find_shared(one: Items, other: Items) -> list[Shared]:
-    """Find the cases of one set that share a volume or a patient with the other; few files are read
-    as a whole.
-    """
+    """Find the cases of one set that share a volume or a patient with the other."""
     patients = {item["patient"]: item for item in reversed(other)}
-    alike = defaultdict(list)
-    for item in other:
-        alike[_outline(item)].append(item)
-    alike.pop(None, None)
+    volumes = {_content(item): item for item in reversed(other)}
+    volumes.pop(None, None)
     shared = []
     for item in one:
-        candidates = alike.get(_outline(item), [])
-        same = [each for each in candidates if _content(each) == _content(item)]
-        if same:
-            shared.append(Shared(item, same[0], True))
+        content = _content(item)
+        if content in volumes:
+            shared.append(Shared(item, volumes[content], True))
         elif item["patient"] in patients:
             shared.append(Shared(item, patients[item["patient"]], False))
     return shared
@@ -66,43 +57,32 @@ def content_of(label: torch.Tensor) -> str:
 
     It is the same for copies whose axes are in another order or flipped.
     """
-    axes = range(label.ndim - 1)
-    slabs = [slab.long() * (slab.long() + 7) for slab in label[0].cpu().split(SLAB, -1)]
-    profiles = []
-    for axis in axes:
-        parts = [slab.sum([other for other in axes if other != axis]) for slab in slabs]
-        profile = torch.cat(parts) if axis == axes[-1] else torch.stack(parts).sum(0)
-        profiles.append(profile.tolist())
+    values = label[0].cpu().int()
+    values = values * (values + 7)
+    axes = range(values.ndim)
+    profiles = [
+        values.sum([other for other in axes if other != axis], dtype=torch.int64).tolist()
+        for axis in axes
+    ]
     if not any(profiles[0]):
         return ""
     turned = sorted(min(profile, profile[::-1]) for profile in profiles)
     return hashlib.sha256(repr(turned).encode()).hexdigest()
 
 
-def _outline(item: Mapping[str, Any]) -> Any:
-    """Return what equal volumes have in common, and few others; None for one that is not known."""
+def _content(item: Mapping[str, Any]) -> Any:
+    """Return what only equal volumes have in common, without reading all of a file; None for a case
+    of which it is not known.
+    """
     if "image" not in item:
         return item.get("content") or None
     try:
         with open(item["image"], "rb") as file:
             size = file.seek(0, os.SEEK_END)
-            if _is_compressed(item):  # ends with a checksum and the size of its content
+            if str(item["image"]).lower().endswith(".gz"):  # the checksum and size of its content
                 file.seek(max(size - 8, 0))
                 return file.read()
             file.seek(size // 2)
             return size, file.read(SAMPLE)
     except OSError:
         return None
-
-
-def _content(item: Mapping[str, Any]) -> Any:
-    """Return what only equal volumes have in common, if their outlines are equal."""
-    if "image" not in item or _is_compressed(item):
-        return _outline(item)
-    with open(item["image"], "rb") as file:
-        file.seek(HEADER)
-        return hashlib.sha256(file.read()).digest()
-
-
-def _is_compressed(item: Mapping[str, Any]) -> bool:
-    return str(item["image"]).lower().endswith(".gz")

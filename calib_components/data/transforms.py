@@ -15,13 +15,14 @@ from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
 from monai.transforms import (
     Compose,
-    InvertibleTransform,
     LoadImaged,
     MapLabelValue,
     MapTransform,
+    Orientation,
     Spacing,
 )
 from monai.utils import ensure_tuple
+from nibabel.orientations import aff2axcodes
 
 from calib_components.data.nifti import NiftiReader
 from calib_components.errors import InputError, root_cause
@@ -63,12 +64,12 @@ def slice_axis(spacing: Sequence[float], shape: Sequence[int]) -> int:
     return min(widest, key=lambda axis: (shape[axis], -axis))
 
 
-class SlicesLastd(MapTransform, InvertibleTransform):
+class SlicesLastd(MapTransform):
     """Move the axis along which the slices of a volume lie to the last position.
 
     The other two axes keep their order, and nothing is flipped, so that a volume gives the same
-    array wherever its file has the slices. The affine of a `MetaTensor` follows; without one, the
-    spacing counts as equal.
+    array wherever its file has the slices. The affine of a `MetaTensor` follows, and its record has
+    an `Orientation`; without an affine, the spacing counts as equal.
 
     Args:
         keys: Volumes `(C, H, W, D)` on one grid. The first one decides on the axis.
@@ -81,52 +82,36 @@ class SlicesLastd(MapTransform, InvertibleTransform):
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.slice_axis = slice_axis
-        self._has_warned = False
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item with each volume as `(C, H, W, D)`, contiguous in memory, D counting the
         slices.
 
-        Warn once if the axis that was found is not that of the fewest voxels: a header may have
-        lost its spacing.
+        Warn if the axis that was found is not that of the fewest voxels: a header may have lost its
+        spacing.
         """
         item = dict(data)
         axis = self.slice_axis
         for key in self.key_iterator(item):
-            volume = item[key]
-            axis = self._find_axis(volume) if axis is None else axis
-            item[key] = _permute(volume, [other for other in range(3) if other != axis] + [axis])
-            self.push_transform(item[key], orig_size=volume.shape[1:], extra_info={"axis": axis})
-        return item
-
-    def _find_axis(self, volume: torch.Tensor) -> int:
-        affine = volume.affine if isinstance(volume, MetaTensor) else torch.eye(4)
-        shape = tuple(volume.shape[1:])
-        axis = slice_axis(affine_to_spacing(affine, dtype=float).tolist(), shape)
-        if not self._has_warned and shape[axis] > min(shape):
-            self._has_warned = True
-            logging.getLogger(__name__).warning(
-                "%s: slices are taken along axis %d of the file, which has the largest spacing, though another axis of "
-                "%s has fewer voxels. Set --slice_axis if that is wrong.", file_name(volume), axis, shape,
-            )  # fmt: skip
-        return axis
-
-    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the item with the axes of each volume where they were."""
-        item = dict(data)
-        for key in self.key_iterator(item):
-            order = [0, 1]
-            order.insert(int(self.pop_transform(item[key])["extra_info"]["axis"]), 2)
-            item[key] = _permute(item[key], order)
+            affine = item[key].affine if isinstance(item[key], MetaTensor) else np.eye(4)
+            if axis is None:
+                axis = _find_axis(affine, item[key])
+            codes = aff2axcodes(np.asarray(affine))
+            order = [*codes[:axis], *codes[axis + 1 :], codes[axis]]
+            item[key] = Orientation("".join(order), labels=None)(item[key]).contiguous()
         return item
 
 
-def _permute(volume: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
-    """The axes of `(C, H, W, D)` in another order, and the columns of the affine with them."""
-    moved = volume.permute(0, *(axis + 1 for axis in order)).contiguous()
-    if isinstance(moved, MetaTensor):
-        moved.affine = moved.affine[:, [*order, 3]]
-    return moved
+def _find_axis(affine: Any, volume: torch.Tensor) -> int:
+    shape = tuple(volume.shape[1:])
+    axis = slice_axis(affine_to_spacing(affine, dtype=float).tolist(), shape)
+    if shape[axis] > min(shape):
+        text = (
+            "%s: slices are taken along axis %d of the file, which has the largest spacing, though"
+            " another axis of %s has fewer voxels. Set --slice_axis if that is wrong."
+        )
+        logging.getLogger(__name__).warning(text, file_name(volume), axis, shape)
+    return axis
 
 
 class LoadVolumed(LoadImaged):

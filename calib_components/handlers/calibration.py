@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import glob
 import io
 import json
 import logging
@@ -34,7 +33,6 @@ from calib_components.errors import (
     writing,
 )
 from calib_components.handlers.weights import (
-    EXPORT_ENDINGS,
     WeightsCheckpointLoader,
     check_beside,
     with_calibrator,
@@ -54,7 +52,6 @@ UseCase = Callable[[str, torch.Tensor, torch.Tensor, Crop | None], None]
 ScanRow = list[tuple[float, ...]]
 # Files of a calibrator, by its name: the estimate, what the fit keeps of patients, and the figure
 FILES = REPORT, FIT, FIGURE = "{}.json", "{}_fit.json", "reliability_{}.png"
-COPIES = "changed_copies"  # of each case, in the file of what a fit keeps
 SPLITS = {  # what to know of a fit on a split
     "training": (
         "The network is more confident on cases that it was trained on: the temperature is too low"
@@ -143,17 +140,11 @@ class Calibration:
 
     def __post_init__(self) -> None:
         check_choice("split", self.split, SPLITS)
-        given = [name for name in ("temperature", "pool") if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise InputError("temperature: give either a temperature or a pool of fits.")
-        if given and "temperature" not in self.calibrator.state():
+        is_given = self.temperature is not None or self.pool is not None
+        if is_given and (self.perturbation or "temperature" not in self.calibrator.state()):
             raise InputError(
-                f"{given[0]}: it is of temperatures, not of a {self.calibrator.name}. Leave out"
-                " one."
-            )
-        if given and self.perturbation is not None:
-            raise InputError(
-                f"{given[0]}: nothing is fitted to changed images then. Leave out perturb.yaml."
+                "temperature and pool go neither with perturb.yaml nor with a calibrator other than"
+                " a temperature. Leave out one."
             )
         for name in ("load_path", "calibrated_path", "output_dir"):
             setattr(self, name, Path(getattr(self, name)))
@@ -163,16 +154,13 @@ class Calibration:
         set_calibrator(self.network, type(self.calibrator)())
         self._check_places()
         if self.temperature is not None:
-            self._take_temperature()
+            self.calibrator.set_state({"temperature": self.temperature})
+            self._write({})
         elif self.pool is not None:
             self._fit_to_pool(self.pool)
         else:
             self._fit_to_cases()
         set_calibrator(self.network, self.calibrator)
-
-    def _take_temperature(self) -> None:
-        self.calibrator.set_state({"temperature": self.temperature})
-        self._write({})
 
     def _fit_to_pool(self, folders: Sequence[str | os.PathLike]) -> None:
         if idist.get_rank() == 0:  # `compute` puts together what all processes have
@@ -193,17 +181,10 @@ class Calibration:
         costs, scans = self._measure(candidates)
         files = {
             REPORT: _encoded(estimate.to_dict(), indent=2),
-            FIT: _encoded({**self.calibrator.to_dict(), COPIES: self._copies}),
+            FIT: _encoded(self.calibrator.to_dict()),
             FIGURE: self._compare(costs),
         }
         self._write(files, scans)
-
-    @property
-    def _copies(self) -> int:
-        """Number of changed copies of each case that the calibrator is fitted to; 0 if it is fitted
-        to the cases.
-        """
-        return 0 if self.perturbation is None else self.draws
 
     def _check_places(self) -> None:
         """Find out before the work what would keep the files from being written."""
@@ -258,11 +239,8 @@ class Calibration:
         if idist.get_rank() != 0:
             return estimate
         region = self.calibrator.region
-        if self._copies:
-            log.info(
-                "Fitted on %d changed copies of each case, which the next lines are about.",
-                self._copies,
-            )
+        if self.perturbation is not None:
+            log.info("Fitted on %d changed copies of each case:", self.draws)
         log.info("%s %s", self.calibrator.name.capitalize(), estimate.summary())
         log.info(
             "NLL %.4f -> %.4f (region %s, of what the network sees)",
@@ -313,17 +291,12 @@ class Calibration:
         scan.update(p)
         cut(crop, predicted)[:] = p.argmax(0)
         classes = [*self.structures.values()]
-        predicted_masks, masks = (
-            structure_masks(predicted, classes),
-            structure_masks(label, classes),
-        )
-        dsc = dice(predicted_masks[None], masks[None])[0].tolist()
-        volumes = masks.flatten(1).sum(1).tolist()
+        masks = structure_masks(label, classes)
+        dsc = dice(structure_masks(predicted, classes)[None], masks[None])[0].tolist()
+        measured = zip(scan.compute().values(), dsc, masks.flatten(1).sum(1).tolist(), strict=True)
         return [
             (estimate.expected_dsc, true_dsc, estimate.expected_voxels, volume)
-            for estimate, true_dsc, volume in zip(
-                scan.compute().values(), dsc, volumes, strict=True
-            )
+            for estimate, true_dsc, volume in measured
         ]
 
     @idist.one_rank_only()
@@ -335,10 +308,11 @@ class Calibration:
         log.info("Errors in what the network sees, of the images as they are:")
         for name, cost in costs.items():
             log.info("%s: %s", name.capitalize(), cost.describe())
-        panels: dict[str, CalibrationBins] = {}
-        for region in REGIONS:
-            before, after = costs["before"].bins[region], costs["after"].bins[region]
-            panels |= {f"{region}, before": before, f"{region}, after": after}
+        panels: dict[str, CalibrationBins] = {
+            f"{region}, {when}": costs[when].bins[region]
+            for region in REGIONS
+            for when in ("before", "after")
+        }
         log.info("%s", SPLITS[self.split])
         content = io.BytesIO()
         reliability_diagram(panels, bands=True).savefig(content, format="png")
@@ -356,11 +330,14 @@ class Calibration:
         Files of calibrators that are neither among these nor `kept` are removed.
         """
         name, file = self.calibrator.name, self.calibrated_path
-        content = with_calibrator(self.load_path, self.calibrator, self._reference(scans))
-        is_new = not file.is_file() or file.read_bytes() != content
+        reference = None
+        if scans:
+            patients, values = zip(*sorted(scans, key=operator.itemgetter(0)), strict=True)
+            reference = Reference.from_scans([*self.structures], patients, values).to_tensor()
+        content = with_calibrator(self.load_path, self.calibrator, reference)
         with ExitStack() as stack:
+            make_folder(self.output_dir)
             for template, report in files.items():
-                make_folder(self.output_dir)
                 place = stack.enter_context(writing(self.output_dir / template.format(name)))
                 place.write_bytes(report)
             write_weights(file, content, facts_beside(self.load_path), "calibrated_path")
@@ -368,18 +345,10 @@ class Calibration:
         for old in {template.format(kind) for kind in KINDS for template in FILES} - valid:
             (self.output_dir / old).unlink(missing_ok=True)
         log.info("Wrote the %s and %d scans for comparison into %s", name, len(scans), file)
-        for export in sorted(file.parent.glob(f"{glob.escape(file.stem)}.*")):
-            if is_new and export.suffix in EXPORT_ENDINGS:
-                log.warning(
-                    "%s was made from the weights before calibration. Export it again.", export
-                )
-
-    def _reference(self, scans: Sequence[tuple[str, ScanRow]]) -> torch.Tensor | None:
-        """Return the reference of scans, in the order of their patients; None without any."""
-        if not scans:
-            return None
-        patients, values = zip(*sorted(scans, key=operator.itemgetter(0)), strict=True)
-        return Reference.from_scans([*self.structures], patients, values).to_tensor()
+        exports = [file.with_suffix(ending) for ending in (".ts", ".onnx")]
+        for export in (*exports, Path(f"{file}.plan")):
+            if export.exists():
+                log.warning("%s may have the weights before calibration. Export it again.", export)
 
 
 def _encoded(content: Any, **options: Any) -> bytes:
@@ -389,18 +358,11 @@ def _encoded(content: Any, **options: Any) -> bytes:
 def _add_fits(folders: Sequence[str | os.PathLike], whole: Calibrator) -> None:
     """Add earlier fits of the same kind to a calibrator."""
     files_by_patient: dict[str, Path] = {}
-    copies = set()
     for folder in folders:
         file = Path(folder) / FIT.format(whole.name)
         with reading(file, "a fit of calibrate.yaml"):
             content = json.loads(file.read_bytes())
             whole.add(type(whole).from_dict(content))
-        copies.add(content.get(COPIES, 0))
-        if len(copies) > 1:
-            raise InputError(
-                f"{file}: fitted on other copies of each case than the fits before. Fit all the"
-                " same way."
-            )
         for patient in content["patients"]:
             other = files_by_patient.setdefault(patient, file)
             if other is not file:

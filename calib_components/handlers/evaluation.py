@@ -8,9 +8,10 @@ anybody's.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ from calib_components.handlers.weights import save
 from calib_components.inference.crops import crop_of
 from calib_components.inference.images import shard_of
 from calib_components.inference.maps import normalized_entropy
-from calib_components.metrics import CalibrationBins, ThresholdCounts, dice
+from calib_components.metrics import CalibrationBins, ThresholdCounts
 from calib_components.metrics.measures import MEASURES, PAPER_REGION, Case, measure_case
 
 log = logging.getLogger(__name__)
@@ -92,20 +93,24 @@ def record_case(
 
     Returns:
         The record: the `values` of columns, the structures that only the ground truth (`missed`) or
-            only the prediction
-        (`spurious`) has, the `slice` to draw, the `content_of` the label, and of probabilities also
-        `bins`, `thresholds` and `risk`.
+            only the prediction (`spurious`) has, the `slice` to draw, the `content_of` the label,
+            and of probabilities also `bins`, `thresholds` and `risk`.
     """
     predicted, true = (masks[0].flatten(1).any(1) for masks in case.masks)
     record: dict[str, Any] = {
         "values": measure_case(case),
-        "missed": _names(case, true & ~predicted),
-        "spurious": _names(case, predicted & ~true),
+        "missed": [*itertools.compress(case.structures, true & ~predicted)],
+        "spurious": [*itertools.compress(case.structures, predicted & ~true)],
         "slice": _slice(case, prediction, label, image),
         "content": content_of(case.label),
     }
     if case.probabilities is not None:
-        record["bins"] = {region: _bins(measured) for region, measured in case.measured.items()}
+        record["bins"] = {
+            region: {
+                kind: each for kind, each in kinds.items() if isinstance(each, CalibrationBins)
+            }
+            for region, kinds in case.measured.items()
+        }
         record["thresholds"] = case.structure_measures.thresholds
         record["risk"] = case.risk.coverage, case.risk.risk
         record["temperature"] = 1.0 if case.temperature is None else float(case.temperature)
@@ -113,36 +118,18 @@ def record_case(
     return record
 
 
-def _names(case: Case, chosen: torch.Tensor) -> list[str]:
-    """Return the names of the structures that are chosen, `(structures,)`."""
-    return [name for name, is_chosen in zip(case.structures, chosen, strict=True) if is_chosen]
-
-
-def _bins(measured: Mapping[str, Any]) -> dict[str, CalibrationBins]:
-    return {kind: each for kind, each in measured.items() if isinstance(each, CalibrationBins)}
-
-
 def _slice(
     case: Case, prediction: torch.Tensor, label: torch.Tensor, image: torch.Tensor | None
 ) -> dict[str, Any]:
-    """Maps of the slice with the most foreground, its DSC, and the structures that are missed in
-    it.
-    """
-    foreground = label > 0
-    if not foreground.any():
-        foreground = prediction > 0
+    """Return maps of the slice with the most foreground."""
+    foreground = label > 0 if (label > 0).any() else prediction > 0
     index = int(foreground.flatten(0, -2).sum(0).argmax())
-    predicted, true = (masks[..., index] for masks in case.masks)
-    is_missed = true.flatten(2).any(2)[0] & ~predicted.flatten(2).any(2)[0]
-    return {
-        # Of a view, the whole volume would be saved
-        "image": None if image is None else image[..., index].clone(),
-        "label": label[..., index].int().clone(),
-        "prediction": prediction[..., index].int().clone(),
-        "uncertainty": _uncertainty(case, index),
-        "dsc": dice(predicted, true).nanmean().item(),
-        "missed": _names(case, is_missed),
+    maps = {"image": image, "label": label.int(), "prediction": prediction.int()}
+    # Of a view, the whole volume would be saved
+    drawn = {
+        key: None if values is None else values[..., index].clone() for key, values in maps.items()
     }
+    return {**drawn, "uncertainty": _uncertainty(case, index)}
 
 
 def _uncertainty(case: Case, index: int) -> torch.Tensor | None:
@@ -150,8 +137,9 @@ def _uncertainty(case: Case, index: int) -> torch.Tensor | None:
     if case.probabilities is None:
         return None
     p = case.probabilities[..., index]
-    channels = [torch.stack([1 - q, q]) for q in p] if case.sigmoid else [p]
-    return torch.stack([normalized_entropy(each)[0] for each in channels]).amax(0)
+    if case.sigmoid:
+        return normalized_entropy(torch.stack([1 - p, p]))[0].amax(0)
+    return normalized_entropy(p)[0]
 
 
 class EvaluationRecords:
@@ -320,30 +308,21 @@ def join_records(
 ) -> Evaluation:
     """Put the records of all cases, by their names, together."""
     table = pd.DataFrame([record["values"] for record in records.values()])
-    first = next(iter(records.values()))
-    summary: dict[str, Any] = {
-        "cases": len(records),
-        **_statistics(table, structures),
-        "temperature": first.get("temperature", 1.0),
-        "missed": _listed(records, "missed"),
-        "spurious": _listed(records, "spurious"),
-        "patients": dict(patients),
-        **_crops(records),
-        "labels": {case: record["content"] for case, record in records.items()},
-    }
-    _warn_of_same_labels(summary["labels"])
+    summary = {**_statistics(table, structures), **_lists(records), "patients": dict(patients)}
     # Names may hold any bytes, pandas' strings may not
     table.insert(0, "case", pd.Series([*records], dtype=object))
+    first = next(iter(records.values()))
+    summary["temperature"] = first.get("temperature", 1.0)
     if "bins" not in first:
         return Evaluation(table, summary, class_names)
     bins = _joined_bins([record["bins"] for record in records.values()])
-    summary |= {"channels": len(class_names), "sigmoid": first["sigmoid"]}
-    summary |= _pooled_errors(bins)
+    regions = {region: _pooled(region, kinds) for region, kinds in bins.items()}
+    summary |= {"channels": len(class_names), "sigmoid": first["sigmoid"], **_errors(regions)}
     return Evaluation(
         table,
         summary,
         class_names,
-        regions={region: _pooled(region, kinds) for region, kinds in bins.items()},
+        regions=regions,
         per_case={kind: bins[PAPER_REGION][kind] for kind in ("top_label", "classwise")},
         structures=structures,
         thresholds=ThresholdCounts.joined([record["thresholds"] for record in records.values()]),
@@ -352,52 +331,20 @@ def join_records(
     )
 
 
-def _statistics(table: pd.DataFrame, structures: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Mean, standard deviation and number of cases of each column and each mean over structures."""
-    means: dict[str, pd.Series] = {}
-    for measure in MEASURES:
-        names = [measure.column(name) for name in structures]
-        if measure.scope == "structure" and names[0] in table:
-            means[measure.name] = table[names].mean(axis=1)
-    return {
-        str(name): {
-            "mean": float(values.mean()),
-            "std": float(values.std()),
-            "n": int(values.count()),
-        }
-        for name, values in (*means.items(), *table.items())
-    }
-
-
-def _listed(records: Mapping[str, Mapping[str, Any]], kind: str) -> list[dict[str, str]]:
-    """Structures of all cases that only the ground truth or only the prediction has."""
-    return [
-        {"case": case, "structure": name}
-        for case, record in records.items()
-        for name in record[kind]
-    ]
-
-
-def _crops(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Where the network saw a crop of the slices; nothing if it saw all of them."""
-    cropped = {case: record for case, record in records.items() if "crop_center" in record}
-    if not cropped:
-        return {}
-    return {
-        "crop_center": {case: record["crop_center"] for case, record in cropped.items()},
-        "crop_not_found": [case for case, record in cropped.items() if not record["is_crop_found"]],
-    }
-
-
-def _warn_of_same_labels(labels: Mapping[str, str]) -> None:
-    cases = defaultdict(list)
-    for case, content in labels.items():
-        cases[content].append(case)
-    for content, same in cases.items():
-        if content and len(same) > 1:
-            log.warning(
-                "%d cases have the same label, and each counts: %s.", len(same), ", ".join(same)
-            )
+def _lists(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What the summary says of single cases."""
+    lists: dict[str, Any] = {"cases": len(records)}
+    for kind in ("missed", "spurious"):
+        lists[kind] = [
+            {"case": case, "structure": name}
+            for case, record in records.items()
+            for name in record[kind]
+        ]
+    crops = {case: record["crop"] for case, record in records.items() if "crop" in record}
+    if crops:
+        lists["crop_center"] = {case: center for case, (center, _) in crops.items()}
+        lists["crop_not_found"] = [case for case, (_, is_found) in crops.items() if not is_found]
+    return {**lists, "labels": {case: record["content"] for case, record in records.items()}}
 
 
 def _joined_bins(
@@ -413,6 +360,23 @@ def _joined_bins(
     }
 
 
+def _statistics(table: pd.DataFrame, structures: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Mean, standard deviation and number of cases of each column and each mean over structures."""
+    means: dict[Hashable, pd.Series] = {}
+    for measure in MEASURES:
+        names = [measure.column(name) for name in structures]
+        if measure.scope == "structure" and names[0] in table:
+            means[measure.name] = table[names].mean(axis=1)
+    return {
+        str(name): {
+            "mean": float(values.mean()),
+            "std": float(values.std()),
+            "n": int(values.count()),
+        }
+        for name, values in (*means.items(), *table.items())
+    }
+
+
 def _pooled(region: str, kinds: Mapping[str, CalibrationBins]) -> dict[str, CalibrationBins]:
     """Bins of a region pooled over cases, with those of each case where they are kept."""
     pooled = {kind: bins.pooled() for kind, bins in kinds.items()}
@@ -421,12 +385,12 @@ def _pooled(region: str, kinds: Mapping[str, CalibrationBins]) -> dict[str, Cali
     return pooled
 
 
-def _pooled_errors(bins: Mapping[str, Mapping[str, CalibrationBins]]) -> dict[str, float]:
+def _errors(regions: Mapping[str, Mapping[str, CalibrationBins]]) -> dict[str, float]:
     """Errors of all voxels of all cases, by the names of their columns and `_pooled`."""
     return {
-        f"{measure.column(region)}_pooled": kinds[measure.bins].pooled().expected_error().item()
+        f"{measure.column(region)}_pooled": kinds[measure.bins].expected_error().item()
         for measure in MEASURES
-        for region, kinds in bins.items()
+        for region, kinds in regions.items()
         if measure.bins in kinds
     }
 
@@ -476,11 +440,6 @@ class EvaluationWriter:
             image, probabilities, label = (
                 convert_to_tensor(volume, track_meta=False) for volume in volumes[:3]
             )
-            if len(probabilities) != len(self.class_names):
-                raise InputError(
-                    f"class_names has {len(self.class_names)} names for {len(probabilities)}"
-                    " channels."
-                )
             # What argmax(0) gives, in a fraction of its time
             prediction = probabilities.max(0).indices
             temperature = None if self.temperature is None else float(self.temperature)
@@ -489,8 +448,7 @@ class EvaluationWriter:
             crop = crop_of(volumes[-1])
             if crop is not None:
                 log.info("%s: %s", Path(name).name, crop.describe(image.shape[1:3]))
-                record["crop_center"] = crop.center(image.shape[1:3])
-                record["is_crop_found"] = crop.percent_found > 0
+                record["crop"] = crop.center(image.shape[1:3]), crop.percent_found > 0
             self.records.write(Path(name).name, record)
 
     def _write(self, engine: Engine) -> None:

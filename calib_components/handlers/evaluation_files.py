@@ -264,15 +264,10 @@ def draw_cases(
         places = {len(ordered) // 2: "median", 0: "worst", len(ordered) - 1: "best"}
     for place, name in places.items():
         number = ordered[place]
-        drawn = dict(slices[number])
-        title = (
-            f"{printable(dsc.index[number])}\nDSC {dsc.iloc[number]:.3f} of the volume,"
-            f" {drawn.pop('dsc'):.3f} of this slice"
-        )
-        if missed := drawn.pop("missed"):
-            title += f"\nmissed in this slice: {', '.join(missed)}"
         maps: dict[str, Any] = {
-            key: None if values is None else values.numpy() for key, values in drawn.items()
+            key: None if values is None else values.numpy()
+            for key, values in slices[number].items()
         }
+        title = f"{printable(dsc.index[number])}\nDSC {dsc.iloc[number]:.3f} of the volume"
         figure = uncertainty_overlay(**maps, class_names=class_names, title=title)
         figure.savefig(folder / "cases" / f"{name}.png")

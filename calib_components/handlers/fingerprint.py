@@ -19,9 +19,8 @@ from typing import Any
 
 from monai.bundle import ConfigExpression, ConfigParser, ReferenceResolver
 
-from calib_components.data.cases import CONTENT, SOURCE
+from calib_components.data.cases import CONTENT, SOURCE, read_lists
 
-INERT = ("_desc_", "_requires_")
 LOADING = (
     "num_workers",
     "pin_memory",
@@ -125,7 +124,7 @@ def _plain(value: Any, parser: ConfigParser, ids: Ids, left_out: tuple[str, ...]
     place.
     """
     if isinstance(value, Mapping):
-        kept = [key for key in value if key not in INERT + left_out]
+        kept = [key for key in value if key not in ("_desc_", "_requires_", *left_out)]
         return {key: _plain(value[key], parser, ids) for key in kept}
     if isinstance(value, list | tuple):
         return [_plain(part, parser, ids) for part in value]
@@ -175,14 +174,11 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Describe what differs between two runs, such as `learning_rate (0.001, now 0.01)`."""
-    return [
-        f"{name} ({_shortened(before.get(name))}, now {_shortened(now.get(name))})"
-        for name in differing(before, now)
-    ]
-
-
-def _shortened(value: Any) -> str:
-    return textwrap.shorten(json.dumps(value), 80)
+    lines = []
+    for name in differing(before, now):
+        values = (textwrap.shorten(json.dumps(run.get(name)), 80) for run in (before, now))
+        lines.append("{} ({}, now {})".format(name, *values))
+    return lines
 
 
 def fingerprint_of_cases(datalist: Path, folder: Path) -> str | None:
@@ -193,18 +189,13 @@ def fingerprint_of_cases(datalist: Path, folder: Path) -> str | None:
     case without such a record. Paths in the list are relative to `folder`.
     """
     try:
-        splits = json.loads(datalist.read_bytes())
-        images = {
-            item["image"]
-            for name in ("training", "validation", "testing")
-            for item in splits.get(name, ())
-        }
-        sources = [
-            json.loads((folder / image).with_name(SOURCE).read_text()) for image in sorted(images)
-        ]
-        return hashlib.sha256("".join(source[CONTENT] for source in sources).encode()).hexdigest()
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        listed = read_lists(datalist, folder).values()
+        images = {item["image"] for items in listed for item in items}
+        sources = [Path(image).with_name(SOURCE).read_text() for image in sorted(images)]
+        contents = [json.loads(source)[CONTENT] for source in sources]
+    except (OSError, ValueError, LookupError, TypeError):
         return None
+    return hashlib.sha256("".join(contents).encode()).hexdigest()
 
 
 def fingerprint_of_list(datalist: Path) -> str:

@@ -12,7 +12,6 @@ import pickle
 import textwrap
 import zipfile
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,14 +150,11 @@ def check_beside(file: Path, facts: Facts | None, name: str) -> None:
     """Raise `InputError` if beside a file to write are weights or cases of other data; `name` is
     the id of the file.
     """
-    existing, folder = facts_beside(file), file.parent
-    # Not known: written before
-    if existing is not None and facts is not None and existing.any_orientation is None:
-        existing = replace(existing, any_orientation=facts.any_orientation)
-    if existing == facts:
+    folder = file.parent
+    if facts_beside(file) == facts:
         return
-    weights = [path for path in folder.glob("[!.]*") if path.suffix in (".pt", *EXPORT_ENDINGS)]
-    if facts is None or {*weights} - {file} or (folder / DATALIST).exists():
+    weights = {path for path in folder.glob("[!.]*") if path.suffix in (".pt", *EXPORT_ENDINGS)}
+    if facts is None or weights - {file} or (folder / DATALIST).exists():
         raise InputError(
             f"{name}: {folder} has weights or cases of other data. Choose another folder."
         )
@@ -263,20 +259,16 @@ def _compare_facts(trained_on: Facts, data: Facts, file: Path) -> None:
     """Refuse data that the weights give no right answer on, and warn of data unlike those that they
     were trained on.
     """
-    for name in ("dataset", "in_channels", "class_names"):
+    for name in ("dataset", "in_channels", "class_names", "label_codes", "image_size", "crop_size"):
         before, now = getattr(trained_on, name), getattr(data, name)
-        if before != now:
-            raise InputError(
-                f"{file} was trained on data with {name} {before}, these have {now}. Use other"
-                " weights."
-            )
-    for name in ("label_codes", "image_size", "crop_size"):
-        before, now = getattr(trained_on, name), getattr(data, name)
-        if before != now:
-            text = "%s was trained on data with %s %s, these have %s. Compare with care."
-            log.warning(text, file, name, before, now)
+        if before == now:
+            continue
+        text = f"{file} was trained on data with {name} {before}, these have {now}."
+        if name in ("dataset", "in_channels", "class_names"):
+            raise InputError(f"{text} Use other weights.")
+        log.warning("%s Compare with care.", text)
     before, now = trained_on.pixel_size, data.pixel_size
-    if before is not None and now is not None and has_other_pixels((now[0], now[1]), before):
+    if before and now and has_other_pixels(now, before):
         text = (
             "%s was trained on pixels of %.3g to %.3g mm, these have %.3g to %.3g mm. Do not rely"
             " on the results."

@@ -2,45 +2,60 @@
 
 All that brings an image to the network's grid moves its axes one by one: reorientation, cropping,
 padding, resizing. MONAI's `Invertd` undoes it with whole volumes in memory. Here each axis of the
-image has its own steps back, so that a slab needs no more of the network's volume than the slices
-that its own follow from.
+image has the weights of the network's voxels in its own, so that a slab needs no more of the
+network's volume than the slices that its own follow from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
+from nibabel.affines import voxel_sizes
 
 from calib_components.data.nifti import axes_onto
 from calib_components.errors import InputError
 
-Step = Callable[[torch.Tensor, int], torch.Tensor]  # of images `(*, *, H, W)`, along -2 or -1
+LINEAR = ("linear", "bilinear", "trilinear")
 
 
-class _Axis(NamedTuple):
-    """An axis of the image: the axis of the network's grid that it lies along, and the steps back
-    from there.
+class Axis(NamedTuple):
+    """An axis of the image: the axis of the network's grid that it lies along, `source`, and the
+    weights of the network's voxels in each of its own, `(own, network)`, 0 where it saw nothing.
     """
 
     source: int
-    steps: tuple[Step, ...] = ()
+    weights: torch.Tensor
 
-    def then(self, step: Step) -> _Axis:
-        return _Axis(self.source, (*self.steps, step))
+    def crop(self, before: int, after: int) -> Axis:
+        """Return the axis without its ends."""
+        return Axis(self.source, self.weights[before : len(self.weights) - after])
 
-    def apply(self, images: torch.Tensor, dim: int) -> torch.Tensor:
-        for step in self.steps:
-            images = step(images, dim)
-        return images
+    def pad(self, before: int, after: int) -> Axis:
+        """Return the axis with further voxels at its ends, which the network did not see."""
+        return Axis(self.source, F.pad(self.weights, (0, 0, before, after)))
 
+    def turn(self, direction: int) -> Axis:
+        """Return the axis in its direction, 1, or the other one, -1."""
+        return Axis(self.source, self.weights.flip(0) if direction < 0 else self.weights)
 
-Axes = list[_Axis]
-LINEAR = ("linear", "bilinear", "trilinear")
+    def resize(self, length: int, align_corners: bool) -> Axis:
+        """Return the axis with so many voxels in the same field of view."""
+        columns = self.weights.T[None]
+        resized = F.interpolate(columns, int(length), mode="linear", align_corners=align_corners)
+        return Axis(self.source, resized[0].T)
+
+    def resample(self, length: int, ratio: float) -> Axis:
+        """Return the axis with so many voxels, one every `ratio` voxels from the first."""
+        last = len(self.weights) - 1
+        places = (torch.arange(length, dtype=torch.float64) * ratio).clamp(max=last)
+        low, share = places.long(), places.frac()[:, None].to(self.weights)
+        high = (low + 1).clamp(max=last)
+        return Axis(self.source, self.weights[low].lerp(self.weights[high], share))
 
 
 class ImageGrid:
@@ -59,19 +74,13 @@ class ImageGrid:
     """
 
     def __init__(self, image: MetaTensor) -> None:
-        self._axes = [_Axis(0), _Axis(1), _Axis(2)]
+        lengths = image.shape[1:]
+        self._axes = [Axis(source, torch.eye(length)) for source, length in enumerate(lengths)]
         affine = image.affine.numpy()
         for operation in reversed(image.applied_operations):
             self._axes, affine = _undo(operation, self._axes, affine)
         self.affine = np.asarray(image.meta["original_affine"])
-        # Weights `(own, network)` of the network's slices in each slice.
-        lengths = [image.shape[1 + axis.source] for axis in self._axes]
-        weights = [
-            axis.apply(torch.eye(n)[None, None], -2)[0, 0]
-            for axis, n in zip(self._axes, lengths, strict=True)
-        ]
-        self.shape = tuple(map(len, weights))
-        self._weights = weights[2]
+        self.shape = tuple(len(axis.weights) for axis in self._axes)
 
     def slab(
         self,
@@ -92,120 +101,43 @@ class ImageGrid:
             `(N, stop - start, Y, X)`, the order of a NIfTI file; 0 where the network saw nothing.
         """
         x, y, z = self._axes
-        weights = self._weights[start:stop]
+        weights = z.weights[start:stop]
         used = weights.any(0).nonzero().flatten().tolist() or [0]
         first, last = used[0], used[-1] + 1
         part = volume.narrow(1 + z.source, first, last - first)
         part = function(part.permute(0, *(1 + axis.source for axis in (z, y, x))).contiguous())
-        weights = weights[:, first:last].to(part)
-        if not torch.equal(weights, torch.eye(len(weights)).to(weights)):
-            part = torch.einsum("ij,njhw->nihw", weights, part)
-        return x.apply(y.apply(part, -2), -1)
+        part = torch.einsum("ij,njhw->nihw", weights[:, first:last].to(part), part)
+        return y.weights.to(part) @ part @ x.weights.T.to(part)
 
 
-def _undo(operation: Mapping[str, Any], axes: Axes, affine: np.ndarray) -> tuple[Axes, np.ndarray]:
+def _undo(
+    operation: Mapping[str, Any], axes: list[Axis], affine: np.ndarray
+) -> tuple[list[Axis], np.ndarray]:
     """Return the axes before an operation was done, and an affine whose axes point where theirs do."""
     name, info = operation["class"], operation["extra_info"]
     if "pad_info" in info:  # of a crop that also padded
         axes, affine = _undo(info["pad_info"], axes, affine)
     if "cropped" in info:
-        return _then(axes, _pad, np.reshape(info["cropped"], (-1, 2)).tolist()), affine
+        margins = np.reshape(info["cropped"], (-1, 2))
+        return [*map(Axis.pad, axes, *margins.T)], affine
     if "padded" in info:  # those of channels come first
-        return _then(axes, _crop, np.reshape(info["padded"], (-1, 2))[1:].tolist()), affine
-    if name in UNDO and info.get("mode", LINEAR[0]) in LINEAR:
-        return UNDO[name](operation, axes, affine)
+        margins = np.reshape(info["padded"], (-1, 2))[1:]
+        return [*map(Axis.crop, axes, *margins.T)], affine
+    if name == "Orientation":
+        before = np.asarray(info["original_affine"])
+        places, flips = axes_onto(affine, before).T.astype(int)
+        turned = [*map(Axis.turn, axes, flips)]
+        return [turned[axis] for axis in places.argsort()], before
+    is_linear = info.get("mode") in LINEAR
+    if name == "Resize" and is_linear:
+        is_aligned = info["align_corners"] is True
+        lengths = zip(axes, operation["orig_size"], strict=True)
+        return [axis.resize(length, is_aligned) for axis, length in lengths], affine
+    if name == "SpatialResample" and is_linear:
+        before = np.asarray(info["src_affine"])
+        ratios = voxel_sizes(before) / voxel_sizes(affine)
+        return [*map(Axis.resample, axes, operation["orig_size"], ratios)], before
     known = "reorientation, crops, padding, linear resizing and resampling"
     raise InputError(
         f"volume_transforms: {name} cannot be undone along the axes of an image. Use {known}."
     )
-
-
-def _then(axes: Axes, step: Callable[..., Step], arguments: Sequence[Sequence[Any]]) -> Axes:
-    """Return the axes with a further step each, where one of its arguments is not 0."""
-    return [
-        axis.then(step(*values)) if any(values) else axis
-        for axis, values in zip(axes, arguments, strict=True)
-    ]
-
-
-def _undo_resize(
-    operation: Mapping[str, Any], axes: Axes, affine: np.ndarray
-) -> tuple[Axes, np.ndarray]:
-    is_aligned = operation["extra_info"]["align_corners"] is True
-    lengths = [(int(length), is_aligned) for length in operation["orig_size"]]
-    return _then(axes, _resize, lengths), affine
-
-
-def _undo_resampling(
-    operation: Mapping[str, Any], axes: Axes, affine: np.ndarray
-) -> tuple[Axes, np.ndarray]:
-    before = np.asarray(operation["extra_info"]["src_affine"])
-    ratios = (np.linalg.norm(before, axis=0) / np.linalg.norm(affine, axis=0))[:3].tolist()
-    lengths = [int(length) for length in operation["orig_size"]]
-    return _then(axes, _sample, [*zip(lengths, ratios, strict=True)]), before
-
-
-def _undo_slices_last(
-    operation: Mapping[str, Any], axes: Axes, affine: np.ndarray
-) -> tuple[Axes, np.ndarray]:
-    order = [0, 1]
-    order.insert(operation["extra_info"]["axis"], 2)
-    return [axes[axis] for axis in order], affine[:, [*order, 3]]
-
-
-def _undo_orientation(
-    operation: Mapping[str, Any], axes: Axes, affine: np.ndarray
-) -> tuple[Axes, np.ndarray]:
-    before = np.asarray(operation["extra_info"]["original_affine"])
-    places, flips = axes_onto(affine, before).T.tolist()
-    turned = [
-        axis if flip == 1 else axis.then(torch.Tensor.flip)
-        for axis, flip in zip(axes, flips, strict=True)
-    ]
-    return [turned[places.index(axis)] for axis in range(3)], before
-
-
-# By the class of the transform
-UNDO = {
-    "Resize": _undo_resize,
-    "SpatialResample": _undo_resampling,
-    "SlicesLastd": _undo_slices_last,
-    "Orientation": _undo_orientation,
-}
-
-
-def _pad(before: int, after: int) -> Step:
-    margins = {-1: (before, after), -2: (0, 0, before, after)}
-    return lambda images, dim: F.pad(images, margins[dim])
-
-
-def _crop(before: int, after: int) -> Step:
-    return lambda images, dim: images.narrow(dim, before, images.shape[dim] - before - after)
-
-
-def _resize(length: int, align_corners: bool) -> Step:
-    def step(images: torch.Tensor, dim: int) -> torch.Tensor:
-        size = list(images.shape[-2:])
-        if size[dim] == length:
-            return images
-        size[dim] = length
-        return F.interpolate(images, size, mode="bilinear", align_corners=align_corners)
-
-    return step
-
-
-def _sample(length: int, ratio: float) -> Step:
-    """Interpolate at so many positions, one every `ratio` voxels from the first."""
-
-    def step(images: torch.Tensor, dim: int) -> torch.Tensor:
-        last = images.shape[dim] - 1
-        places = (torch.arange(length, dtype=torch.float64) * ratio).clamp(max=last)
-        first = places.floor().long()
-        share = (places - first).to(images)
-        if dim == -2:
-            share = share[:, None]
-        low = images.index_select(dim, first)
-        high = images.index_select(dim, (first + 1).clamp(max=last))
-        return low.lerp(high, share)
-
-    return step

@@ -199,14 +199,10 @@ class ImageFolder:
         if items:
             files = [tuple(map(Path, ensure_tuple(item["image"]))) for item in items]
             images = [Image(result_name(each[0], self.file_suffixes), each) for each in files]
-        elif self.path.exists():
-            images = self._find_all()
         else:
-            raise InputError(
-                f"dataset_dir does not exist: {self.path}. Give a NIfTI file or a folder."
-            )
+            images = self._find_all()
         if not images:
-            raise InputError(f"dataset_dir holds no .nii or .nii.gz images: {self.path}.")
+            raise InputError(f"dataset_dir is or holds no .nii or .nii.gz image: {self.path}.")
         _check_names(images)
         for image in images:
             self._check_image(image)
@@ -248,10 +244,9 @@ class ImageFolder:
     def _check_folder(self, images: Sequence[Image]) -> None:
         """Refuse a folder that holds images, or where they are kept that are links here."""
         files = [file for image in images for file in image.files]
-        folders = {file.parent.resolve() for file in files} | {
-            file.resolve().parent for file in files
-        }
-        if self.output_dir.resolve() in folders:
+        if self.output_dir.resolve() in {
+            folder for file in files for folder in (file.parent.resolve(), file.resolve().parent)
+        }:
             raise InputError(
                 f"output_dir holds the images: {self.output_dir}. Give another folder."
             )
@@ -278,12 +273,11 @@ class ImageFolder:
         return [self.output_dir / f"{image.name}_{MAPS[name]}.nii.gz" for name in self.save]
 
     def _is_finished(self, image: Image) -> bool:
-        record = self.output_dir / FOLDER / f"{image.name}.json"
-        maps, files = [*self._maps(image), record], [file for file in image.files if file.exists()]
-        if not all(file.exists() for file in maps):
+        results = [*self._maps(image), self.output_dir / FOLDER / f"{image.name}.json"]
+        if not all(file.exists() for file in results):
             return False
-        newest = max((file.stat().st_mtime for file in files), default=0)
-        return min(file.stat().st_mtime for file in maps) >= newest
+        times = [file.stat().st_mtime for file in image.files if file.exists()]
+        return min(file.stat().st_mtime for file in results) >= max(times, default=0)
 
 
 def _stamp_of(file: Path) -> str:

@@ -21,7 +21,7 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 from monai.transforms import MapTransform, SaveImaged
 from monai.utils import ensure_tuple
-from nibabel import Nifti1Header
+from nibabel import Nifti1Image
 
 from calib_components.data.transforms import file_name
 from calib_components.errors import InputError, check_choice, make_folder, writing
@@ -137,7 +137,9 @@ class PredictionMapsd(MapTransform):
             check_choice("save", name, MAPS)
         if bits not in INTEGERS:
             raise InputError(f"bits must be 8 or 16, got {bits!r}.")
-        self.structures, self.network, self.label_codes = structures, network, label_codes
+        self.structures, self.network = structures, network
+        fits_a_byte = min(label_codes) >= 0 and max(label_codes) <= 255
+        self.codes = torch.tensor(label_codes, dtype=torch.uint8 if fits_a_byte else torch.int32)
         self.dtype, self.largest = INTEGERS[bits], 2**bits - 1
         self.show_uncertainty = show_uncertainty
 
@@ -146,10 +148,10 @@ class PredictionMapsd(MapTransform):
         image = item["image"]
         grid = ImageGrid(image)
         for key in self.key_iterator(item):
-            if len(self.label_codes) != len(item[key]):
+            if len(self.codes) != len(item[key]):
                 raise InputError(
-                    f"label_codes: {self.label_codes} are not {len(item[key])} values, one for each"
-                    " class."
+                    f"label_codes: {self.codes.tolist()} are not {len(item[key])} values, one for"
+                    " each class."
                 )
             scan = ScanEstimates(self.structures)
             maps = self._maps(item[key], grid, file_name(image), scan)
@@ -174,9 +176,10 @@ class PredictionMapsd(MapTransform):
         """Return the quality of a scan, whose label map is `(1, X, Y, Z)`, with a picture."""
         index, name = scan.most_uncertain_slice, file_name(image)
         grey = grid.slab(image.as_tensor(), index, index + 1, lambda part: part.float())[0, 0]
-        codes = torch.tensor(self.label_codes)
         shown = label[0, :, :, index].T
-        masks = [torch.isin(shown, codes[list(classes)]) for classes in self.structures.values()]
+        masks = [
+            torch.isin(shown, self.codes[list(classes)]) for classes in self.structures.values()
+        ]
         picture = draw_slice(grey, torch.stack(masks), grid.affine)
         stored = torch.empty(0) if self.network is None else find_reference(self.network)
         reference = Reference.from_tensor(stored, [*self.structures])
@@ -208,34 +211,30 @@ class PredictionMapsd(MapTransform):
                 )
             p = fill_background(p)
             scan.update(p)
-            self._fill({name: values[:, start:stop] for name, values in maps.items()}, p)
+            for name, values in maps.items():
+                values[:, start:stop] = self._values(name, p)
             for values in (*maps.values(), logits):
                 release(values)
         return {name: values.permute(0, 3, 2, 1) for name, values in maps.items()}
 
     def _empty_maps(self, grid: ImageGrid) -> dict[str, torch.Tensor]:
         """Return the maps to fill, `(C, Z, Y, X)`."""
-        fits_a_byte = min(self.label_codes) >= 0 and max(self.label_codes) <= 255
         shape = tuple(reversed(grid.shape))
-        maps = {"label": scratch((1, *shape), torch.uint8 if fits_a_byte else torch.int32)}
+        maps = {"label": scratch((1, *shape), self.codes.dtype)}
         if "uncertainty" in self.save or self.show_uncertainty:
             maps["uncertainty"] = scratch((1, *shape), self.dtype)
         if "probability" in self.save:
             maps["probability"] = scratch((1 + len(self.structures), *shape), self.dtype)
         return maps
 
-    def _fill(self, maps: Mapping[str, torch.Tensor], p: torch.Tensor) -> None:
-        """Fill the slab of the maps that has these probabilities, `(N, Z, Y, X)`."""
-        codes = torch.tensor(self.label_codes, dtype=maps["label"].dtype)
-        # Faster than argmax
-        maps["label"][:] = codes[p.max(0, keepdim=True).indices]
-        if "uncertainty" in maps:
-            maps["uncertainty"][:] = self._rounded(normalized_entropy(p))
-        if "probability" in maps:
-            structure_probabilities = torch.stack(
-                [p[list(classes)].sum(0) for classes in [[0], *self.structures.values()]]
-            )
-            maps["probability"][:] = self._rounded(structure_probabilities)
+    def _values(self, name: str, p: torch.Tensor) -> torch.Tensor:
+        """Return the values of a map, `(C, Z, Y, X)`, from the probabilities `(N, Z, Y, X)`."""
+        if name == "label":
+            return self.codes[p.max(0, keepdim=True).indices]  # faster than argmax
+        if name == "uncertainty":
+            return self._rounded(normalized_entropy(p))
+        structures = ([0], *self.structures.values())
+        return self._rounded(torch.stack([p[list(classes)].sum(0) for classes in structures]))
 
     def _rounded(self, values: torch.Tensor) -> torch.Tensor:
         return (values.clamp(0, 1) * self.largest).round_().int().to(self.dtype)
@@ -303,15 +302,11 @@ def write_map(
     becomes float32.
     """
     values = volume.cpu().float() if volume.is_floating_point() else volume.cpu()
-    header = Nifti1Header()
-    header.set_data_dtype(values[:0].numpy().dtype)
-    header.set_data_shape(
-        values.shape[1:] if len(values) == 1 else (*values.shape[1:], len(values))
-    )
+    array = values[0].numpy() if len(values) == 1 else values.movedim(0, -1).numpy()
+    header = Nifti1Image(array, affine).header
     header.set_sform(affine, code=1)
     header.set_qform(affine, code=1)
     header.set_xyzt_units("mm")
-    header.set_data_offset(header.single_vox_offset)
     header["scl_slope"], header["scl_inter"] = slope, 0.0
     header["descrip"] = stamp.encode()
     with open(file, "wb") as raw, gzip.GzipFile("", "wb", COMPRESSION, raw, mtime=0) as packed:

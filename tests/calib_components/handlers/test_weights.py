@@ -216,7 +216,10 @@ class TestFactsOfTheData:
         for case in "ab":
             (tmp_path / case).mkdir()
             (tmp_path / case / "source.json").write_text(json.dumps({"content": case}))
-        a, b = ({"image": f"{case}/image.nii"} for case in "ab")
+        a, b = (
+            {"case": case, "image": f"{case}/image.nii", "label": f"{case}/label.nii"}
+            for case in "ab"
+        )
         datalist.write_text(json.dumps({"training": [a], "testing": [b]}))
         settings = {
             "data": fingerprint_of_list(datalist),
@@ -242,10 +245,6 @@ def test_facts_go_with_the_weights(tmp_path: Path) -> None:
     write_weights(file, b"others", other, "out")  # weights that are replaced
     assert facts_beside(file) == other
     write_weights(file.with_name("more.pt"), b"weights", other, "out")
-    # Was not known of the others, by an earlier version
-    other = replace(other, any_orientation=False)
-    write_weights(file, b"others", other, "out")
-    assert facts_beside(file) == other
     # They would be taken for others
     for name, facts in (("model.pt", DATA), ("third.pt", DATA), ("model.pt", None)):
         with pytest.raises(InputError, match=r"out: .*other data"):
