@@ -39,12 +39,22 @@ from calib_components.tools.nnunet.checkpoint import (
     read_checkpoint,
     scale_checkpoint,
 )
-from calib_components.tools.nnunet.dataset import SPLITS, folder_of
 from calib_components.tools.parallel import map_cases
 
+SPLITS = "splits_final.json"  # where nnU-Net looks for the folds
 TRAINED, CALIBRATED = "checkpoint_final.pth", "checkpoint_calibrated.pth"
 AGAIN = "Run nnUNetv2_train for this fold again, with --val --npz."
 ROUNDING = 1e-6  # of probabilities that nnU-Net saved in float32
+
+
+def folder_of(variable: str) -> Path:
+    """Return the folder that an environment variable of nnU-Net names."""
+    value = os.environ.get(variable, "")
+    if not (value and Path(value).is_dir()):
+        raise InputError(
+            f"{variable} must name a folder, as nnU-Net's environment variable, got {value!r}."
+        )
+    return Path(value)
 
 
 @dataclass(frozen=True)
