@@ -84,7 +84,7 @@ class TestAgain:
     ) -> None:
         prepare(fractions=(0, 0, 1))
         shutil.rmtree(src / "training" / "patient002")
-        note = "2 prepared case(s), such as patient002_frame01, not in the data set any more"
+        note = "2 case(s), such as patient002_frame01: prepared, but not in the data set any more"
         assert note in prepare(fractions=(0, 0, 1))
         assert listed(out) == ["patient001_frame01", "patient001_frame09"]
 
@@ -203,11 +203,8 @@ def test_what_is_odd_is_noted(src: Path, out: Path, prepare: Prepare) -> None:
     for _ in ("made", "kept"):  # what was found is remembered
         shown = prepare()
         for note in (
-            (
-                "1 case(s), such as patient002_frame01, with slices along axis 0 of the file, most"
-                " others along 2"
-            ),
-            "1 case(s), such as patient002_frame09, without any structure in the label",
+            "1 case(s), such as patient002_frame01: slices not along axis 2 of the file",
+            "1 case(s), such as patient002_frame09: no structure in the label",
             "in no label of any case: myocardium",
         ):
             assert f"\n{note}" in shown
@@ -226,10 +223,7 @@ def test_structures_outside_the_crop_are_not_in_no_label(
     for file in src.rglob("*_gt.nii.gz"):
         save(file, label)
     shown = prepare(image_size=(224, 224))
-    assert (
-        "with structures outside of what training sees, or too small for the grid: left ventricle"
-        in shown
-    )
+    assert "4 case(s), such as patient001_frame01: structures outside of what training" in shown
     assert "in no label of any case: right ventricle\n" in shown
 
 
