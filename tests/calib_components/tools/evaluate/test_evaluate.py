@@ -179,31 +179,6 @@ def test_voxels_to_leave_out(tmp_path: Path) -> None:
     )
 
 
-def test_shards_give_the_cases_of_one_run(
-    predictions: Path, labels: Path, tmp_path: Path, measured: list[str]
-) -> None:
-    for shard in ("2/2", "1/2"):
-        assert not (tmp_path / "shards" / "summary.json").exists()
-        run(predictions, labels, tmp_path / "shards", shard=shard)
-    assert measured == ["p1_es", "p1_ed", "p2_ed"]
-    run(predictions, labels, tmp_path / "one")
-    assert (tmp_path / "shards" / "cases.csv").read_bytes() == (
-        tmp_path / "one" / "cases.csv"
-    ).read_bytes()
-
-
-def test_files_of_other_names_are_paired_by_a_table(
-    predictions: Path, labels: Path, tmp_path: Path
-) -> None:
-    table = tmp_path / "pairs.csv"
-    table.write_text("case,prediction,label\nx,p1_ed.nii.gz,p1_es_gt.nii.gz\n")
-    cases, columns = run(predictions, labels, tmp_path / "out", pairs=table)
-    assert cases == ["x"]
-    assert columns["dsc_a"] == pytest.approx(dsc(softmax_of(0).argmax(0) == 1, label_of(1) == 1))
-    with pytest.raises(InputError, match="--pairs needs"):
-        evaluate_predictions(predictions, out=tmp_path / "new", pairs=table)
-
-
 @pytest.mark.parametrize("change", ["prediction", "image", "calibration", "structures"])
 def test_what_has_not_changed_after_an_interruption_is_kept(
     change: str,
@@ -328,13 +303,10 @@ def test_quality_without_labels_is_that_of_numpy(
     again = pd.read_csv(tmp_path / "new" / "quality.csv")
     assert again["expected_volume_ml"].notna().all()
     assert again["dsc_lower_bound"].isna().all()
-    for shard in ("1/2", "2/2"):
-        evaluate_predictions(predictions, out=tmp_path / "shards", shard=shard, **options)
     # Without the scans of an earlier run
-    evaluate_predictions(predictions, out=tmp_path / "new", **options)
-    assert (tmp_path / "new" / "quality.csv").read_bytes() == (
-        tmp_path / "shards" / "quality.csv"
-    ).read_bytes()
+    save_channels_last(tmp_path / "other scan" / "x.nii.gz", softmax_of(0))
+    evaluate_predictions(tmp_path / "other scan", out=tmp_path / "new", **options)
+    assert {*pd.read_csv(tmp_path / "new" / "quality.csv")["scan"]} == {"x"}
     (tmp_path / "mine" / "quality").mkdir(parents=True)
     with pytest.raises(InputError, match="--overwrite"):
         evaluate_predictions(predictions, out=tmp_path / "mine", **options)
@@ -369,7 +341,6 @@ def test_places_and_options_that_do_not_fit(
         (tmp_path / "mine", {}, "--overwrite"),
         (predictions, {}, "--out"),
         (tmp_path / "out", {"images": tmp_path / "images"}, "p1_es"),
-        (tmp_path / "out", {"shard": "4/4"}, "shard"),
         (tmp_path / "out", {"validation": tmp_path / "validation"}, "--validation"),
     ):
         with pytest.raises(InputError, match=expected):

@@ -71,12 +71,8 @@ class TestAgain:
         file = src / "training" / "patient001" / "patient001_frame09_gt.nii.gz"
         save(file, read(file)[::-1])
         assert f"{out}: 3 case(s) kept, 1 made\n" in prepare()
-        changed = [
-            name
-            for name, content in files(out).items()
-            if content != before[name] and name.endswith(".nii")
-        ]
-        assert changed == ["patient001_frame09/label.nii"]
+        changed = {name for name, content in files(out).items() if content != before[name]}
+        assert {name for name in changed if "nii" in name} == {"patient001_frame09/label.nii"}
         assert fingerprint_of_cases(out / "datalist.json", out) not in (None, first)
 
     def test_cases_that_the_source_lost_are_named(
@@ -156,14 +152,9 @@ def test_first_bad_case_by_name_ends_the_run_or_all_are_left_out(
     with pytest.raises(InputError, match=rf"^{bad[0]}"):
         prepare(workers=2)
     assert not (out / "datalist.json").exists()
-    skipped = [
-        line
-        for line in prepare(skip_bad=True, fractions=(0, 0, 1)).splitlines()
-        if "skipped" in line
-    ]
-    assert [
-        line.startswith(f"skipped: {file}") for line, file in zip(skipped, bad, strict=True)
-    ] == [True] * 3
+    shown = prepare(skip_bad=True, fractions=(0, 0, 1))
+    assert shown.count("skipped: ") == 3
+    assert all(f"skipped: {file}" in shown for file in bad)
     assert listed(out) == ["patient001_frame01", "patient002_frame01"]
 
 
