@@ -303,8 +303,8 @@ def _write_lists_and_facts(
     if facts.spatial_dims == 3:
         if fit_patch:
             largest = np.max([header.get_data_shape()[:3] for header in headers], axis=0)
-            sides = np.ceil(largest / MULTIPLES[3]).astype(int) * MULTIPLES[3]
-            facts = replace(facts, crop_size=np.minimum(LARGEST_PATCH, sides).tolist())
+            patch = np.ceil(largest / MULTIPLES[3]).astype(int) * MULTIPLES[3]
+            facts = replace(facts, crop_size=np.minimum(LARGEST_PATCH, patch).tolist())
         print(f"patches of {' x '.join(map(str, facts.crop_size))} voxels (crop_size)")
     sides = [float(side) for header in headers for side in header.get_zooms()[:2]]
     pixel_size = [round(min(sides), 4), round(max(sides), 4)]
