@@ -178,7 +178,7 @@ def load_case(case: SourceCase, facts: Facts, options: Options = DEFAULTS) -> di
     first = check_image(read_volume(case.images[0], options))
     others = [check_image(read_volume(path, options, first)) for path in case.images[1:]]
     label = read_volume(case.label, options, first)
-    image = torch.cat([first.as_tensor(), *others])
+    image = torch.cat([volume.as_tensor() for volume in (first, *others)])
     item: dict[Any, Any] = {"image": MetaTensor(image, meta=first.meta), "label": label}
     for key, num_channels in (("image", facts.in_channels), ("label", 1)):
         if len(item[key]) != num_channels:
