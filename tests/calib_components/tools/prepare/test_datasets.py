@@ -306,7 +306,7 @@ class TestDecathlon:
     @pytest.mark.parametrize(
         ("dataset", "options", "message"),
         [
-            ("generic", {}, "layout of the Medical Segmentation Decathlon. Name it msd"),
+            ("generic", {}, "no cases found. The layout is images/NAME.nii.gz"),
             ("msd", {}, "labels: give the names"),
             ("msd", {"labels": ["a", "b"], "image_size": (32, 32)}, "image_size is of no use"),
             ("msd", {"labels": ["a", "b"], "spacing": (1, 1)}, "spacing must be three"),
