@@ -131,9 +131,7 @@ def prepare_data(
         print("classes:", ", ".join(names))
         options = Options(ignore_headers, ignore_intensity, nan_to_num)
         sources = _prepare_cases(cases, facts, out, workers, skip_bad, options)
-        prepared = {file.parent.name for file in out.glob(f"*/{IMAGE}")}
-        unlisted = sorted(prepared - {case.name for case in cases})
-        _print_notes(sources, facts.class_names, unlisted)
+        _print_notes(sources, facts.class_names, _unlisted(cases, out))
         good = [case for case in cases if case.name in sources]
         _write_lists_and_facts(good, facts, out, split, dataset in OWN)
     if dataset in OWN and patient is None:
@@ -260,6 +258,12 @@ def _prepare_cases(
     num_kept = len(cases) - len(missing)
     print(f"{out}: {num_kept} case(s) kept, {len(good) - num_kept} made")
     return good
+
+
+def _unlisted(cases: Sequence[SourceCase], out: Path) -> list[str]:
+    """Return the names of prepared cases that the data set has not any more."""
+    prepared = {file.parent.name for file in out.glob(f"*/{IMAGE}")}
+    return sorted(prepared - {case.name for case in cases})
 
 
 def _print_notes(
