@@ -22,7 +22,6 @@ COMMANDS: dict[str, Any] = {
     "run_cases": "calib_components.tools.run_cases:run_cases",
     "nnunet": {
         "trainers": print_trainers,
-        "acdc": "calib_components.tools.nnunet.dataset:make_acdc",
         "calibrate": "calib_components.tools.nnunet.calibrate:calibrate_model",
     },
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import statistics
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 
 from calib_components.metrics.measures import Case, measure_case
 from scripts.benchmarks import published
-from scripts.benchmarks.timing import interleaved_seconds, peak_resident_mib, set_up
+from scripts.benchmarks.timing import peak_resident_mib, print_ratios, set_up
 
 STRUCTURES = {"RV": [1], "MYO": [2], "LV": [3]}
 
@@ -111,26 +110,12 @@ def evaluation(
             name: partial(row, *(on_device if row is measure else case))
             for name, row in rows.items()
         }
-        seconds = interleaved_seconds(steps, rounds, device)
-        print(
-            f"\nevaluation of 4x{size}x{size}x{slices} ({device}, {threads} threads, median of"
-            f" {rounds} rounds)"
-        )
-        print(f"{'':46}   ratio        ms  peak MiB")
-        baseline = next(iter(seconds.values()))
+        peaks = {}
         for name, row in rows.items():
             with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-                mib = pool.submit(
-                    _peak_mib, row, size, slices, device if row is measure else "cpu"
-                ).result()
-            ratio = statistics.median(
-                own / base for own, base in zip(seconds[name], baseline, strict=True)
-            )
-            print(
-                f"{name:46}  {ratio:6.2f}  {1e3 * statistics.median(seconds[name]):8.1f} "
-                f" {mib:8.1f}",
-                flush=True,
-            )
+                where = device if row is measure else "cpu"
+                peaks[name] = pool.submit(_peak_mib, row, size, slices, where).result()
+        print_ratios(f"evaluation of 4x{size}x{size}x{slices}", steps, rounds, device, peaks)
 
 
 def _peak_mib(row: Callable[..., Any], size: int, slices: int, device: str) -> float:

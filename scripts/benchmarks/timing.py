@@ -87,13 +87,20 @@ def _status(name: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
-def print_ratios(title: str, steps: dict[str, Step], rounds: int, device: str) -> None:
-    """Print one row a step: its time (median over rounds) and its peak memory, also over those of
-    the first step.
+def print_ratios(
+    title: str,
+    steps: Mapping[str, Step],
+    rounds: int,
+    device: str,
+    memory: Mapping[str, float] | None = None,
+) -> None:
+    """Print one row a step: its time (median over rounds) and its peak memory in MiB, also over
+    those of the first step; by default, the memory of PyTorch's tensors.
     """
     seconds = interleaved_seconds(steps, rounds, device)
     baseline = seconds[next(iter(steps))]
-    memory = {name: peak_memory_mib(step, device) for name, step in steps.items()}
+    if memory is None:
+        memory = {name: peak_memory_mib(step, device) for name, step in steps.items()}
     baseline_memory = memory[next(iter(steps))]
     width = max(map(len, steps))
     print(f"\n{title} ({device}, {torch.get_num_threads()} threads, median of {rounds} rounds)")

@@ -84,6 +84,7 @@ def run_page(folder: Path, acdc: Path) -> str:
         r"(nnUNetv2_plan_and_preprocess .*)": (
             r"\1 -np 1 -npfp 1; python shrink.py $nnUNet_preprocessed"
         ),
+        "study/tables": f"{ROOT}/study/tables",
         r"(nnunet trainers\))": rf"\1:{folder / 'trainers'}",
         r"(?<=/)nnUNetTrainer(?=__)": SHORT,
         rf" -tr {DOCUMENTED}": "",

@@ -37,7 +37,6 @@ class Setting:
         patients: Patient of each case.
         images: File of the image of each case, for pictures; empty without images.
         workers: Number of processes.
-        shard: Share of the cases to measure, such as 2/8; None for all.
         overwrite: Whether the folder may hold other files.
     """
 
@@ -46,7 +45,6 @@ class Setting:
     patients: Mapping[str, str]
     images: Mapping[str, Path]
     workers: int | None
-    shard: str | None
     overwrite: bool
 
     def items(self) -> list[dict[str, str]]:

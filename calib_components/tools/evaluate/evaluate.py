@@ -59,7 +59,6 @@ def evaluate_predictions(
     review: str = "20%",
     review_below: float | None = None,
     workers: int | None = None,
-    shard: str | None = None,
     skip_existing: bool = False,
     overwrite: bool = False,
 ) -> None:
@@ -97,8 +96,6 @@ def evaluate_predictions(
         review_below: Expected DSC below which predictions without labels are listed, in place of a
             share.
         workers: Number of processes, each with a case in memory. Default: one per core, at most 8.
-        shard: Measure one of several shares of the cases, such as 2/8 in the second of eight jobs.
-            The job that measures the last case writes the files.
         skip_existing: Keep what an evaluation that was interrupted has measured, of files that have
             not changed since.
         overwrite: Whether `out` may hold other files.
@@ -124,7 +121,6 @@ def evaluate_predictions(
         patients=patients_of([*readers], patient_pattern),
         images={} if images is None else find_case_images(images, readers),
         workers=workers,
-        shard=shard,
         overwrite=overwrite,
     )
     fitted = None
@@ -158,7 +154,7 @@ def _evaluate_labelled(
     validation: Path | None,
     skip_existing: bool,
 ) -> None:
-    """Measure the cases of this run, and write files and page if all cases are measured."""
+    """Measure the cases, and write files and page."""
     out, classes = setting.out, setting.classes
     items = [
         {**item, "files": pair.files, "image": setting.images.get(pair.name, [])}
@@ -169,12 +165,15 @@ def _evaluate_labelled(
     check_output(out, marker, overwrite=setting.overwrite)
     if not setting.overwrite:
         check_output_dir(out)
-    names = {item["case"] for item in records.to_measure(setting.shard, skip_existing)}
+    names = {item["case"] for item in records.to_measure(None, skip_existing)}
     temperature = getattr(calibration, "temperature", None)  # other calibrators have none
     measure = functools.partial(_measure, setting=setting, records=records, temperature=temperature)
     chosen = [pair for pair in pairs if pair.name in names]
     map_cases(measure, chosen, setting.workers, "evaluate")
-    check = functools.partial(_check_records, file=pairs[0].prediction.files[0])
+
+    def check(measured: Sequence[Mapping[str, Any]]) -> None:
+        check_background([record["agreement"] for record in measured], pairs[0].prediction.files[0])
+
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing from")  # figures show a box for each
         if write_evaluation(records, [*classes.structures], classes.names, "mm", "ml", check):
@@ -200,7 +199,3 @@ def _measure(
     with reading(pair.prediction.files[0], "a prediction that can be measured"):
         record = record_case(case, case.prediction, torch.from_numpy(drawn), image)
     records.write(pair.name, {**record, "agreement": count_agreement(case)})
-
-
-def _check_records(records: Sequence[Mapping[str, Any]], file: Path) -> None:
-    check_background([record["agreement"] for record in records], file)

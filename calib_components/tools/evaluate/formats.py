@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+from nibabel.affines import from_matvec
 
 from calib_components.data.nifti import (
     check_affine,
@@ -48,13 +49,10 @@ PLAIN = {
     ("__builtin__", "bytes"),
     ("numpy", "dtype"),
     ("numpy", "ndarray"),
-    *(
-        (f"numpy.{core}.multiarray", name)
-        for core in ("core", "_core")
-        for name in ("_reconstruct", "scalar")
-    ),
-    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
 }
+for core in ("numpy.core", "numpy._core"):  # of NumPy 1 and 2
+    PLAIN |= {(f"{core}.multiarray", name) for name in ("_reconstruct", "scalar")}
+    PLAIN |= {(f"{core}.numeric", "_frombuffer")}
 
 
 class Header(NamedTuple):
@@ -291,18 +289,14 @@ def _affine_of_properties(file: Path) -> np.ndarray | None:
     with reading(file, "the properties of an image that nnU-Net saves") as path:
         properties = _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
         if "nibabel_stuff" in properties:
-            # The array has the axes that the image had for the network
             stuff = properties["nibabel_stuff"]
-            affine = np.array(
-                stuff.get("reoriented_affine", stuff["original_affine"]), float
-            ).reshape(4, 4)
+            # The array has the axes that the image had for the network
+            stored = stuff.get("reoriented_affine", stuff["original_affine"])
+            affine = np.array(stored, float).reshape(4, 4)
         elif "sitk_stuff" in properties:
             stuff = properties["sitk_stuff"]
-            affine = np.eye(4)
-            affine[:3, :3] = np.reshape(stuff["direction"], (3, 3)) * np.asarray(
-                stuff["spacing"], float
-            )
-            affine[:3, 3] = stuff["origin"]
+            matrix = np.reshape(stuff["direction"], (3, 3)) * np.array(stuff["spacing"], float)
+            affine = from_matvec(matrix, stuff["origin"])
             # ITK's axes point left and back, NIfTI's right and front
             affine = np.diag([-1.0, -1, 1, 1]) @ affine
         else:

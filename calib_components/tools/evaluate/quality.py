@@ -10,7 +10,6 @@ import torch
 
 from calib_components.data.nifti import Grid, open_nifti
 from calib_components.errors import InputError, check_output, make_folder, printable
-from calib_components.inference.images import shard_of
 from calib_components.quality import (
     Reference,
     ScanEstimates,
@@ -49,12 +48,10 @@ def estimate_quality(
     if reference is None:
         reference = Reference.from_tensor(torch.empty(0), [*setting.classes.structures])
     estimate = functools.partial(_estimate_scan, setting=setting, reference=reference)
-    scans = shard_of([*predictions.items()], setting.shard)
-    map_cases(estimate, scans, setting.workers, "estimate")
-    if setting.shard is None:
-        for file in (out / FOLDER).glob("*.json"):
-            if file.stem not in predictions:  # of an earlier run
-                file.unlink()
+    map_cases(estimate, [*predictions.items()], setting.workers, "estimate")
+    for file in (out / FOLDER).glob("*.json"):
+        if file.stem not in predictions:  # of an earlier run
+            file.unlink()
     print(printable(write_table(out, review, review_below)))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,12 +38,22 @@ from calib_components.tools.nnunet.checkpoint import (
     read_checkpoint,
     scale_checkpoint,
 )
-from calib_components.tools.nnunet.dataset import SPLITS, folder_of
 from calib_components.tools.parallel import map_cases
 
+SPLITS = "splits_final.json"  # where nnU-Net looks for the folds
 TRAINED, CALIBRATED = "checkpoint_final.pth", "checkpoint_calibrated.pth"
 AGAIN = "Run nnUNetv2_train for this fold again, with --val --npz."
 ROUNDING = 1e-6  # of probabilities that nnU-Net saved in float32
+
+
+def folder_of(variable: str) -> Path:
+    """Return the folder that an environment variable of nnU-Net names."""
+    value = os.environ.get(variable, "")
+    if not (value and Path(value).is_dir()):
+        raise InputError(
+            f"{variable} must name a folder, as nnU-Net's environment variable, got {value!r}."
+        )
+    return Path(value)
 
 
 @dataclass(frozen=True)
@@ -52,10 +61,9 @@ class _Model:
     """A trained model as nnU-Net's files describe it, and its folds.
 
     Attributes:
-        folder: Its folder.
+        folder: Its folder, which is called TRAINER__PLANS__CONFIGURATION.
         folds: Folders of the trained folds by their numbers.
         dataset: Name of its data set.
-        trainer, plans, configuration: The parts of the folder's name.
         structures: Label codes of the structures, such as `liver=1`.
         has_regions: Whether each channel has a sigmoid.
         ignore_label: Label code of voxels to leave out.
@@ -65,9 +73,6 @@ class _Model:
     folder: Path
     folds: Mapping[int, Path]
     dataset: str
-    trainer: str
-    plans: str
-    configuration: str
     structures: Sequence[str]
     has_regions: bool
     ignore_label: int | None
@@ -77,7 +82,6 @@ class _Model:
 def calibrate_model(
     model: Path,
     *,
-    labels: Path | None = None,
     region: Any = "all",
     calibrator: str = "temperature",
     patient_pattern: str | None = None,
@@ -90,12 +94,11 @@ def calibrate_model(
     `fold_N/validation/*.npz`, on the grid of the images: after mirroring, tiles and resampling, all
     of which average logits, so that dividing the network's logits by T divides these by T too. Each
     fold gets a `checkpoint_calibrated.pth`, with which nnU-Net predicts without this package, and
-    the model's folder a `temperature.json`.
+    the model's folder a `temperature.json`. The labels are those in
+    `$nnUNet_preprocessed/DATASET/gt_segmentations`, the folds those of `splits_final.json` there.
 
     Args:
         model: Folder of the trained model, `$nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION`.
-        labels: Folder of the labels of the training cases. Default:
-            `$nnUNet_preprocessed/DATASET/gt_segmentations`.
         region: Voxels to fit the temperature on, such as predicted, see
             `calib_components.metrics.regions`. Fitted to a region chosen by the ground truth,
             probabilities are not calibrated.
@@ -111,27 +114,23 @@ def calibrate_model(
     """
     fitted_on = Region.parse(region)
     trained = _read_model(model)
-    if labels is None:
-        labels = folder_of("nnUNet_preprocessed") / trained.dataset / "gt_segmentations"
-    for number, fold in trained.folds.items():
-        _check_fold(fold, number, trained.configuration)
-    splits = _read_splits(trained.dataset, labels)
-    label_readers = find_labels(labels)
+    preprocessed = folder_of("nnUNet_preprocessed") / trained.dataset
+    labels = find_labels(preprocessed / "gt_segmentations")
     pairs: dict[str, LabelledPrediction] = {}
     for number, fold in trained.folds.items():
-        split = splits[number] if number < len(splits) else {}
-        predictions = _find_validation(fold, split, trained.file_ending)
-        in_training = split.get("train", label_readers.keys() - predictions.keys())
-        _check_patients(fold, predictions, in_training, trained, patient_pattern)
-        for pair in pair_by_name(predictions, label_readers):
-            if pairs.setdefault(pair.name, pair) is not pair:
-                raise InputError(f"{model}: {pair.name} is in the validation of several folds.")
+        check_trainer(fold / TRAINED, read_checkpoint(fold / TRAINED)["trainer_name"])
+        with reading(preprocessed / SPLITS, f"the split of {fold.name}") as file:
+            split = json.loads(file.read_bytes())[number]
+            training, validation = split["train"], split["val"]
+        _check_patients(fold, validation, training, trained, patient_pattern)
+        readers = {name: _read_validation(fold, name) for name in sorted(validation)}
+        pairs |= {pair.name: pair for pair in pair_by_name(readers, labels)}
     check_grids([*pairs.values()])
-    readers = [pair.prediction for pair in pairs.values()]
-    classes = classes_of(readers, trained.structures, trained.has_regions, trained.ignore_label)
+    predictions = [pair.prediction for pair in pairs.values()]
+    classes = classes_of(predictions, trained.structures, trained.has_regions, trained.ignore_label)
     if not classes.sigmoid:
         check = functools.partial(_check_label_map, classes=classes, ending=trained.file_ending)
-        map_cases(check, readers, workers, "check")
+        map_cases(check, predictions, workers, "check")
     patients = patients_of([*pairs], patient_pattern)
     folds = ", ".join(fold.name for fold in trained.folds.values())
     print(f"{model}: {folds}, {len(pairs)} validation cases")
@@ -154,12 +153,10 @@ def _read_model(model: Path) -> _Model:
             f"{model} has no fold_N/{TRAINED}. fold_all does not count, it validates on no other"
             " cases."
         )
-    parts = model.absolute().name.split("__")
-    if len(parts) != 3:
+    if model.absolute().name.count("__") != 2:
         raise InputError(
             f"{model} must be called TRAINER__PLANS__CONFIGURATION, as nnU-Net calls it."
         )
-    trainer, plans_name, configuration = parts
     check_writable("model", model)
     with reading(model / "plans.json", "the plans of nnU-Net") as file:
         plans = json.loads(file.read_bytes())
@@ -177,9 +174,6 @@ def _read_model(model: Path) -> _Model:
         model,
         dict(sorted(folds.items())),
         dataset_name,
-        trainer,
-        plans_name,
-        configuration,
         structures,
         manager.has_regions,
         manager.ignore_label,
@@ -192,61 +186,12 @@ def _structure(name: str, codes: int | Sequence[int]) -> str:
     return f"{name}={'+'.join(map(str, several))}"
 
 
-def _check_fold(fold: Path, number: int, configuration: str) -> None:
-    """Check that a checkpoint is of the fold and the configuration that its folder says."""
-    checkpoint = read_checkpoint(fold / TRAINED)
-    check_trainer(fold / TRAINED, checkpoint["trainer_name"])
-    arguments = checkpoint["init_args"]
-    if (arguments.get("fold"), arguments.get("configuration")) != (number, configuration):
-        raise InputError(
-            f"{fold / TRAINED} is the network of fold_{arguments.get('fold')} of"
-            f" {arguments.get('configuration')}, which may have been trained on the validation"
-            " cases here."
-        )
-
-
-def _read_splits(dataset_name: str, labels: Path) -> list[dict[str, list[str]]]:
-    """Return the splits of nnU-Net, from beside the labels where no environment variable names a
-    folder.
-    """
-    folder = labels.parent
-    if "nnUNet_preprocessed" in os.environ:
-        folder = folder_of("nnUNet_preprocessed") / dataset_name
-    if (folder / SPLITS).is_file():
-        with reading(folder / SPLITS, "the splits of nnU-Net") as file:
-            return json.loads(file.read_bytes())
-    logging.getLogger(__name__).warning(
-        "%s: no such file, so whether a fold was trained on its validation cases is not checked",
-        folder / SPLITS,
-    )
-    return []
-
-
-def _find_validation(
-    fold: Path, split: Mapping[str, Sequence[str]], ending: str
-) -> dict[str, Reader]:
-    """Find the probabilities that a fold saved of its validation cases, which must be all there and
-    no others; nnU-Net draws a split of its own where there is none.
-    """
-    folder = fold / "validation"
-    files = {file.stem: file for file in sorted(folder.glob("[!.]*.npz"))}
-    label_maps = {file.name.removesuffix(ending) for file in folder.glob(f"[!.]*{ending}")}
-    if not (folder / "summary.json").is_file() or not files:
-        raise InputError(
-            f"{folder}: the validation is not finished, or saved no probabilities. {AGAIN}"
-        )
-    unpaired = sorted(label_maps ^ files.keys())
-    if unpaired:
-        raise InputError(f"{folder}: {unpaired[0]} lacks its .npz or its {ending} file. {AGAIN}")
-    expected = set(split.get("val", files))
-    unexpected, missing = sorted(files.keys() - expected), sorted(expected - files.keys())
-    if unexpected:
-        raise InputError(
-            f"{files[unexpected[0]]}: {SPLITS} does not validate {fold.name} on it. Move it away."
-        )
-    if missing:
-        raise InputError(f"{folder}: {missing[0]}.npz is missing, which is in {SPLITS}. {AGAIN}")
-    return {name: NnUNetArray((file,)) for name, file in files.items()}
+def _read_validation(fold: Path, name: str) -> Reader:
+    """Return the reader of the probabilities that a fold saved of a validation case."""
+    file = fold / "validation" / f"{name}.npz"
+    if not file.is_file():
+        raise InputError(f"{file} is missing: {SPLITS} has it in this validation. {AGAIN}")
+    return NnUNetArray((file,))
 
 
 def _check_patients(
@@ -301,9 +246,10 @@ def _write_checkpoints(model: _Model, fitted: Calibrator) -> None:
 
 
 def _print_next(model: _Model) -> None:
+    trainer, plans, configuration = model.folder.absolute().name.split("__")
     print(
-        f"Predict with: nnUNetv2_predict -d {model.dataset} -tr {model.trainer} -p {model.plans} -c"
-        f" {model.configuration} -f {min(model.folds)} -chk {CALIBRATED} -i IMAGES -o PREDICTIONS"
+        f"Predict with: nnUNetv2_predict -d {model.dataset} -tr {trainer} -p {plans} -c"
+        f" {configuration} -f {min(model.folds)} -chk {CALIBRATED} -i IMAGES -o PREDICTIONS"
     )
     if len(model.folds) > 1:
         print(

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import CenterSpatialCrop, LoadImage
+from monai.transforms import CenterSpatialCrop
 from nibabel.orientations import apply_orientation
 
 from calib_components.data.cases import IMAGE, LABEL, SOURCE
 from calib_components.data.facts import Facts
-from calib_components.data.nifti import LABEL_SUFFIXES, Grid, NiftiReader, open_nifti, turn_onto
+from calib_components.data.nifti import LABEL_SUFFIXES, Grid, open_nifti, read_values, turn_onto
 from calib_components.data.transforms import ClassIndicesd, SlicesLastd, check_image, file_name
 from calib_components.errors import InputError
 from calib_components.tools.prepare.facts import volume_transforms
@@ -159,17 +159,13 @@ def transform_case(case: SourceCase, facts: Facts, options: Options = DEFAULTS) 
     classes = data["label"].as_tensor().unique().int().tolist()
     data = volume_transforms(facts, options.ignore_intensity)(data)
     image = check_image(data["image"])
-    axes = [
-        done["extra_info"]["axis"]
-        for done in image.applied_operations
-        if done["class"] == SlicesLastd.__name__
-    ]
+    done = {each["class"]: each["extra_info"] for each in image.applied_operations}
     seen = data["label"].as_tensor()
     if facts.spatial_dims == 2:
         seen = CenterSpatialCrop([*facts.crop_size, -1])(seen)
     lost = [index for index in classes if not (seen == index).any()]
-    source |= {"classes": classes, "lost": lost, "slice_axis": next(iter(axes), None)}
-    return {**data, "source": source}
+    axis = done.get(SlicesLastd.__name__, {}).get("axis")
+    return {**data, "source": {**source, "classes": classes, "lost": lost, "slice_axis": axis}}
 
 
 def load_case(case: SourceCase, facts: Facts, options: Options = DEFAULTS) -> dict[Any, Any]:
@@ -179,52 +175,38 @@ def load_case(case: SourceCase, facts: Facts, options: Options = DEFAULTS) -> di
         `image` `(C, H, W, D)` and `label` `(1, H, W, D)` with class indices, float32, both on the
         voxels of the first image.
     """
-    reader = NiftiReader(nan_to_num=options.nan_to_num)
-    first = check_image(_load_volume(case.images[0], reader))
-    reader = NiftiReader(options.ignore_headers, options.nan_to_num)
-    volumes = {
-        path: on_grid_of(first, _load_volume(path, reader), options.ignore_headers)
-        for path in (*case.images[1:], case.label)
-    }
-    label = volumes.pop(case.label)
-    image = torch.cat([first.as_tensor(), *(check_image(each) for each in volumes.values())])
-    item: dict[Any, Any] = {
-        "image": _with_channels(image, first, case.images[0], facts.in_channels),
-        "label": _with_channels(label, first, case.label, 1),
-    }
+    first = check_image(read_volume(case.images[0], options))
+    others = [check_image(read_volume(path, options, first)) for path in case.images[1:]]
+    label = read_volume(case.label, options, first)
+    image = torch.cat([volume.as_tensor() for volume in (first, *others)])
+    item: dict[Any, Any] = {"image": MetaTensor(image, meta=first.meta), "label": label}
+    for key, num_channels in (("image", facts.in_channels), ("label", 1)):
+        if len(item[key]) != num_channels:
+            raise InputError(
+                f"{file_name(item[key])}: {len(item[key])} channel(s) in place of {num_channels}."
+            )
     return ClassIndicesd("label", facts.label_codes)(item)
 
 
-def _with_channels(
-    volume: torch.Tensor, image: MetaTensor, path: Path, num_channels: int
+def read_volume(
+    path: Path, options: Options = DEFAULTS, target: MetaTensor | None = None
 ) -> MetaTensor:
-    if len(volume) != num_channels:
-        raise InputError(f"{path}: {len(volume)} channel(s) in place of {num_channels}.")
-    return MetaTensor(torch.as_tensor(volume), image.affine, meta={"filename_or_obj": str(path)})
+    """Read a volume `(C, H, W, D)`, float32.
 
-
-def on_grid_of(image: MetaTensor, volume: MetaTensor, ignore_headers: bool = False) -> MetaTensor:
-    """Return a volume `(C, H, W, D)` with its axes reordered and flipped so that its voxels are
-    those of an image `(C, H, W, D)`.
-
-    With `ignore_headers`, the voxels are taken for those of the image as they are stored.
+    Its axes are reordered and flipped so that its voxels are those of a `target`, if there is one.
+    With `options.ignore_headers`, they are taken for those of the target as they are stored.
     """
-    name, target = file_name(volume), np.asarray(image.affine)
-    affine = target if ignore_headers else np.asarray(volume.affine)
-    turn = turn_onto(
-        Grid(affine, tuple(volume.shape[1:]), name),
-        Grid(target, tuple(image.shape[1:]), file_name(image)),
-        ", or pass --ignore_headers if the header is wrong",
-    )
-    array = volume.as_tensor()
-    if turn is not None:
-        turned = np.moveaxis(apply_orientation(array.movedim(0, -1).numpy(), turn), -1, 0)
-        array = torch.from_numpy(np.ascontiguousarray(turned))
-    return MetaTensor(array, image.affine, meta={"filename_or_obj": name})
-
-
-def _load_volume(path: Path, reader: NiftiReader) -> MetaTensor:
-    volume = LoadImage(ensure_channel_first=True)(path, reader=reader)
-    if volume.ndim != 4:
-        raise InputError(f"{path}: shape {tuple(volume.shape[1:])} is not that of a 3D volume.")
-    return volume
+    is_ignored = options.ignore_headers and target is not None
+    image = open_nifti(path, any_affine=is_ignored)
+    if len(image.shape) not in (3, 4):
+        raise InputError(f"{path}: shape {image.shape} is not that of a 3D volume.")
+    affine, shape = np.asarray(image.affine), image.shape[:3]
+    values = read_values(image, path, options.nan_to_num).reshape(*shape, -1)
+    if target is not None:
+        grid = Grid(np.asarray(target.affine), tuple(target.shape[1:]), file_name(target))
+        stored = Grid(grid.affine if is_ignored else affine, shape, path)
+        turn = turn_onto(stored, grid, ", or pass --ignore_headers if the header is wrong")
+        values = values if turn is None else apply_orientation(values, turn)
+        affine = grid.affine
+    channels = torch.from_numpy(np.ascontiguousarray(np.moveaxis(values, -1, 0)))
+    return MetaTensor(channels, torch.from_numpy(affine), meta={"filename_or_obj": str(path)})

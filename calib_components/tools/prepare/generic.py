@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from calib_components.errors import InputError
 from calib_components.tools.prepare.case import SourceCase, find_pairs, nifti_files
 
 FIRST_CHANNEL = "_0000"  # at the end of the names of images, as nnU-Net has them
@@ -15,11 +14,6 @@ LAYOUT = "images/NAME.nii.gz and labels/NAME.nii.gz"
 
 def find_cases(src: Path) -> list[SourceCase]:
     """List every name that has an image in `images` or a label in `labels`, see `find_pairs`."""
-    if (src / "imagesTr").is_dir():
-        raise InputError(
-            f"{src}: has the layout of the Medical Segmentation Decathlon. Name it msd in place of"
-            " generic."
-        )
     names = nifti_files(src / "images")
     is_named_as_in_nnunet = bool(names) and all(name.endswith(FIRST_CHANNEL) for name in names)
     suffix = FIRST_CHANNEL if is_named_as_in_nnunet else ""

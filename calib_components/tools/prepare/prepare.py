@@ -4,15 +4,15 @@ ended.
 
 from __future__ import annotations
 
-import math
 import statistics
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from tqdm.contrib.concurrent import thread_map
@@ -131,8 +131,7 @@ def prepare_data(
         print("classes:", ", ".join(names))
         options = Options(ignore_headers, ignore_intensity, nan_to_num)
         sources = _prepare_cases(cases, facts, out, workers, skip_bad, options)
-        _print_notes(sources, facts.class_names)
-        _note_unlisted(cases, out)
+        _print_notes(sources, facts.class_names, _unlisted(cases, out))
         good = [case for case in cases if case.name in sources]
         _write_lists_and_facts(good, facts, out, split, dataset in OWN)
     if dataset in OWN and patient is None:
@@ -161,10 +160,9 @@ def _with_own_classes(
             "labels: give the names of the structures, such as --labels liver,spleen for 1 and 2,"
             " or with their values, --structures liver=6,spleen=1."
         )
-    if labels:
-        numbered = [f"{name}={value}" for value, name in enumerate(labels, start=1)]
-        return with_structures(facts, parse_structures(numbered, "--labels"), in_channels)
-    return with_structures(facts, parse_structures(structures or []), in_channels)
+    numbered = [f"{name}={value}" for value, name in enumerate(labels or [], start=1)]
+    option = "--labels" if labels else "--structures"
+    return with_structures(facts, parse_structures(structures or numbered, option), in_channels)
 
 
 def _list_cases(dataset: str, src: Path, patient: str | None) -> list[SourceCase]:
@@ -262,46 +260,39 @@ def _prepare_cases(
     return good
 
 
-def _print_notes(sources: Mapping[str, Mapping[str, Any]], class_names: Sequence[str]) -> None:
-    """Print a line for each kind of what is odd in the prepared cases."""
-    axes = {name: source["slice_axis"] for name, source in sources.items()}
-    usual = statistics.mode(axes.values())
-    others = [name for name, axis in axes.items() if axis != usual]
-    if others:
-        print(
-            f"{_such_as(others, 'case')} with slices along axis {axes[others[0]]} of the file, most"
-            f" others along {usual}; if they show another plane, --slice_axis sets one axis for all"
-        )
-    empty = [name for name, source in sources.items() if source["classes"] == [0]]
-    if empty:
-        print(f"{_such_as(empty, 'case')} without any structure in the label")
-    _print_notes_of_classes(sources, class_names)
+def _unlisted(cases: Sequence[SourceCase], out: Path) -> list[str]:
+    """Return the names of prepared cases that the data set has not any more."""
+    prepared = {file.parent.name for file in out.glob(f"*/{IMAGE}")}
+    return sorted(prepared - {case.name for case in cases})
 
 
-def _print_notes_of_classes(
-    sources: Mapping[str, Mapping[str, Any]], class_names: Sequence[str]
+def _print_notes(
+    sources: Mapping[str, Mapping[str, Any]], class_names: Sequence[str], unlisted: Sequence[str]
 ) -> None:
-    lost = {name: source["lost"] for name, source in sources.items() if source["lost"]}
-    if lost:
-        names = [class_names[index] for index in sorted(set().union(*lost.values()))]
-        print(
-            f"{_such_as([*lost], 'case')} with structures outside of what training sees, or too"
-            f" small for the grid: {', '.join(names)}"
-        )
+    """Print a line for each kind of what is odd in the prepared cases."""
+    usual_axis = statistics.mode(source["slice_axis"] for source in sources.values())
+    notes: dict[str, Callable[[Mapping[str, Any]], bool]] = {
+        f"slices not along axis {usual_axis} of the file, as most others; if they show another"
+        " plane, --slice_axis sets one axis for all": (
+            lambda source: source["slice_axis"] != usual_axis
+        ),
+        "no structure in the label": lambda source: source["classes"] == [0],
+        "structures outside of what training sees, or too small for the grid": (
+            lambda source: bool(source["lost"])
+        ),
+    }
+    odd_cases = {
+        text: [name for name, source in sources.items() if is_odd(source)]
+        for text, is_odd in notes.items()
+    }
+    odd_cases["prepared, but not in the data set any more, and not listed"] = [*unlisted]
+    for text, names in odd_cases.items():
+        if names:
+            print(f"{len(names)} case(s), such as {names[0]}: {text}")
     present = set().union(*(source["classes"] for source in sources.values()))
     absent = [name for index, name in enumerate(class_names) if index not in present]
     if absent:
         print(f"in no label of any case: {', '.join(absent)}")
-
-
-def _note_unlisted(cases: Sequence[SourceCase], out: Path) -> None:
-    prepared = {file.parent.name for file in out.glob(f"*/{IMAGE}")}
-    unlisted = sorted(prepared - {case.name for case in cases})
-    if unlisted:
-        print(
-            f"{out}: {_such_as(unlisted, 'prepared case')} not in the data set any more, and not"
-            " listed"
-        )
 
 
 def _write_lists_and_facts(
@@ -315,19 +306,10 @@ def _write_lists_and_facts(
     headers = [open_nifti(out / name / IMAGE).header for name in names]
     if facts.spatial_dims == 3:
         if fit_patch:
-            facts = replace(facts, crop_size=_patch([h.get_data_shape()[:3] for h in headers]))
+            largest = np.max([header.get_data_shape()[:3] for header in headers], axis=0)
+            patch = np.ceil(largest / MULTIPLES[3]).astype(int) * MULTIPLES[3]
+            facts = replace(facts, crop_size=np.minimum(LARGEST_PATCH, patch).tolist())
         print(f"patches of {' x '.join(map(str, facts.crop_size))} voxels (crop_size)")
     sides = [float(side) for header in headers for side in header.get_zooms()[:2]]
     pixel_size = [round(min(sides), 4), round(max(sides), 4)]
     write_facts(replace(facts, pixel_size=pixel_size), out)
-
-
-def _patch(shapes: Sequence[Sequence[int]]) -> list[int]:
-    """Size of a patch that holds each of these volumes, as far as memory allows."""
-    multiple = MULTIPLES[3]
-    largest = [max(sides) for sides in zip(*shapes, strict=True)]
-    return [min(LARGEST_PATCH, math.ceil(side / multiple) * multiple) for side in largest]
-
-
-def _such_as(names: Sequence[str], kind: str) -> str:
-    return f"{len(names)} {kind}(s), such as {names[0]},"

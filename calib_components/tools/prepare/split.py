@@ -104,19 +104,18 @@ def write_datalists(
     patients. A case that would change the split that it has in a present list is an error.
     """
     groups = {case.patient: case.group for case in cases}
-    patients = split_patients(groups, options.fractions, options.seed)
-    lists = {DATALIST: _list_cases(cases, patients)}
+    splits = {DATALIST: split_patients(groups, options.fractions, options.seed)}
     if options.folds:
-        for fold, split in enumerate(split_folds(groups, options.folds, options.seed)):
-            lists[FOLD.format(fold)] = _list_cases(cases, split)
-    for name, listed in lists.items():
-        _check_unchanged(out / name, listed)
-    for listed in lists.values():
+        folds = split_folds(groups, options.folds, options.seed)
+        splits |= {FOLD.format(fold): split for fold, split in enumerate(folds)}
+    lists = {out / name: _list_cases(cases, split) for name, split in splits.items()}
+    for file, listed in lists.items():
+        _check_unchanged(file, listed)
         _check_volumes(listed, out)
-    for name, listed in lists.items():
-        _write_list(out / name, listed, facts, options)
-    _print_splits(lists[DATALIST], out, options)
-    return lists[DATALIST]
+    for file, listed in lists.items():
+        _write_list(file, listed, facts, options)
+    _print_splits(lists[out / DATALIST], out, options)
+    return lists[out / DATALIST]
 
 
 def _list_cases(cases: Sequence[SourceCase], split: Mapping[str, str]) -> Listed:
@@ -166,20 +165,15 @@ def _check_volumes(listed: Listed, out: Path) -> None:
 
 
 def _write_list(file: Path, listed: Listed, facts: Facts, options: SplitOptions) -> None:
-    method = (
-        {"fractions": list(options.fractions)}
-        if file.name == DATALIST
-        else {"folds": options.folds}
-    )
+    method: dict[str, object] = {"folds": options.folds}
+    if file.name == DATALIST:
+        method = {"fractions": list(options.fractions)}
     datalist = {
         "name": file.parent.name,
         "labels": {str(index): label for index, label in enumerate(facts.class_names)},
         "image_size": facts.image_size,
         "seed": options.seed,
         **method,
-        "numTraining": len(listed["training"]),
-        "numValidation": len(listed["validation"]),
-        "numTest": len(listed["testing"]),
         **listed,
     }
     with writing(file) as unfinished:
@@ -190,7 +184,7 @@ def _print_splits(listed: Listed, out: Path, options: SplitOptions) -> None:
     count = {split: len({item["patient"] for item in listed[split]}) for split in SPLITS}
     counts = ", ".join(f"{split} {count[split]} ({len(listed[split])} cases)" for split in SPLITS)
     print(f"{out}: patients for {counts}")
-    if listed["training"] and not listed["validation"]:
+    if count["training"] and not count["validation"]:
         print(
             "No patient for validation: training will keep the weights of its last epoch. See"
             " --fractions."
@@ -199,9 +193,4 @@ def _print_splits(listed: Listed, out: Path, options: SplitOptions) -> None:
         print(
             f"{out}: {options.folds} folds, {FOLD.format(0)} to"
             f" {FOLD.format(options.folds - 1)}, each patient tested in one of them"
-        )
-    elif present := sorted(out.glob(FOLD.format("*"))):
-        print(
-            f"{present[0]} and {len(present) - 1} more are kept. Give --folds to list the folds"
-            " again."
         )

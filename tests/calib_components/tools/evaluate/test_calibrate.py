@@ -87,10 +87,8 @@ def test_the_temperature_is_that_of_the_logits_in_a_region(
     printed = capsys.readouterr().out
     assert f"T = {estimate.summary()}" in printed
     before, after = re.findall("^(?:before|after): (all NLL.*)$", printed, re.MULTILINE)
-    logits = torch.stack([torch.from_numpy(logits_of(case)) for case in CASES])
-    labels = torch.stack(
-        [torch.from_numpy(label_of_case(folders[1], case))[None] for case in CASES]
-    )
+    logits = torch.from_numpy(np.stack([logits_of(case) for case in CASES]))
+    labels = torch.from_numpy(np.stack([label_of_case(folders[1], case)[None] for case in CASES]))
     for line, temperature in ((before, 1), (after, estimate.temperature)):
         assert line == Costs.measure((logits / temperature).softmax(1), labels).describe()
     assert "14 of the 14 predictions to scale belong to patients of the fit" in printed
@@ -160,11 +158,9 @@ def test_the_plausible_foreground_of_calibrated_maps_is_that_of_before(
         monkeypatch.setattr(figures, name, lambda *_, **__: Figure(figsize=(1, 1), dpi=30))
     predictions, labels, scaled = tmp_path / "predictions", tmp_path / "labels", tmp_path / "scaled"
     for case in CASES[:8:2]:
-        p = (
-            softmax_of(CASES.index(case), 2, scale=6.0)[:1]
-            if sigmoid
-            else softmax(logits_of(case), axis=0)
-        )
+        p = softmax(logits_of(case), axis=0)
+        if sigmoid:
+            p = softmax_of(CASES.index(case), 2, scale=6.0)[:1]
         save_channels_last(predictions / f"{case}.nii", p.astype(np.float32))
         save_label(labels, case, p, sigmoid)
     estimate = calibrate((predictions, labels), scaled, sigmoid=sigmoid)
@@ -175,12 +171,9 @@ def test_the_plausible_foreground_of_calibrated_maps_is_that_of_before(
         assert Evaluation.read(out).summary["temperature"] == pytest.approx(temperature)
         return int(Evaluation.read(out).regions["plausible"]["top_label"].count.sum())
 
-    before, after = (
-        plausible_voxels(predictions, 1.0),
-        plausible_voxels(scaled, estimate.temperature),
-    )
+    before = plausible_voxels(predictions, 1.0)
     # A voxel at the threshold may be rounded to its other side
-    assert before == pytest.approx(after, abs=1)
+    assert plausible_voxels(scaled, estimate.temperature) == pytest.approx(before, abs=1)
     with pytest.raises(InputError, match=r"temperature\.json"):
         calibrate((scaled, labels), tmp_path / "twice", sigmoid=sigmoid)
 
@@ -192,16 +185,15 @@ def test_places_and_files_that_do_not_fit(folders: Folders, tmp_path: Path) -> N
     save_channels_last(tmp_path / "two" / "x.nii", softmax_of(0, 2))
     save_channels_last(tmp_path / "mine" / "other_probability.nii.gz", softmax_of(0))
     (tmp_path / "mine" / "temperature.json").touch()  # of calibrate.yaml
-    save_channels_last(
-        tmp_path / "maps of another network" / f"{CASES[0]}_probability.nii.gz", softmax_of(0)
-    )
+    other = tmp_path / "maps of another network"
+    save_channels_last(other / f"{CASES[0]}_probability.nii.gz", softmax_of(0))
     for used, options, expected in (
         ((tmp_path / "maps", labels), {"structures": ["a=1"]}, "label map"),
         (folders, {"apply_to": tmp_path / "two"}, "has 2 channels"),
         (folders, {"apply_to": tmp_path / "maps"}, "has 0 channels"),
         (folders, {"out": predictions / "in"}, "--out"),
         (folders, {"out": tmp_path / "mine"}, "--overwrite"),
-        (folders, {"out": tmp_path / "maps of another network"}, "--overwrite"),
+        (folders, {"out": other}, "--overwrite"),
         (folders, {"out": tmp_path / "mine", "overwrite": True}, "another prediction"),
         (folders, {"structures": ["b=1", "a=2+3"], "region": [2]}, "--region"),
     ):

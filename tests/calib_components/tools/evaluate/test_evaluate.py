@@ -107,10 +107,7 @@ def test_measures_are_those_of_numpy_and_scipy(
         ):
             suffix = "" if region == "foreground" else f"_{region}"
             for measure, value in case.measures(label, inside(region, p, label)).items():
-                assert columns[f"{measure}{suffix}"][i] == pytest.approx(value, abs=1e-6), (
-                    measure,
-                    region,
-                )
+                assert columns[measure + suffix][i] == pytest.approx(value, abs=1e-6), region
         assert columns["ece_if_true"][i] == pytest.approx(
             case.errors_if_true("foreground")["ece"], abs=1e-6
         )
@@ -123,10 +120,8 @@ def test_measures_are_those_of_numpy_and_scipy(
                 "true_volume": true.sum() * millilitres,
                 "expected_volume": p[classes].sum() * millilitres,
             }
-            for measure, value in expected.items():
-                assert columns[f"{measure}_{structure}"][i] == pytest.approx(value, abs=1e-6), (
-                    measure
-                )
+            measured = {measure: columns[f"{measure}_{structure}"][i] for measure in expected}
+            assert measured == pytest.approx(expected, abs=1e-6)
     summary = Evaluation.read(tmp_path / "out").summary
     assert summary["patients"] == {"p1_ed": "p1", "p1_es": "p1", "p2_ed": "p2"}
     assert len({*summary["labels"].values()}) == 3
@@ -179,27 +174,12 @@ def test_voxels_to_leave_out(tmp_path: Path) -> None:
     )
 
 
-def test_shards_give_the_cases_of_one_run(
-    predictions: Path, labels: Path, tmp_path: Path, measured: list[str]
-) -> None:
-    for shard in ("2/2", "1/2"):
-        assert not (tmp_path / "shards" / "summary.json").exists()
-        run(predictions, labels, tmp_path / "shards", shard=shard)
-    assert measured == ["p1_es", "p1_ed", "p2_ed"]
-    run(predictions, labels, tmp_path / "one")
-    assert (tmp_path / "shards" / "cases.csv").read_bytes() == (
-        tmp_path / "one" / "cases.csv"
-    ).read_bytes()
-
-
 def test_files_of_other_names_are_paired_by_a_table(
     predictions: Path, labels: Path, tmp_path: Path
 ) -> None:
     table = tmp_path / "pairs.csv"
     table.write_text("case,prediction,label\nx,p1_ed.nii.gz,p1_es_gt.nii.gz\n")
-    cases, columns = run(predictions, labels, tmp_path / "out", pairs=table)
-    assert cases == ["x"]
-    assert columns["dsc_a"] == pytest.approx(dsc(softmax_of(0).argmax(0) == 1, label_of(1) == 1))
+    assert run(predictions, labels, tmp_path / "out", pairs=table)[0] == ["x"]
     with pytest.raises(InputError, match="--pairs needs"):
         evaluate_predictions(predictions, out=tmp_path / "new", pairs=table)
 
@@ -251,19 +231,13 @@ def test_background_as_the_last_channel_is_refused_and_a_bad_network_is_not(
     options = {"structures": ["a=1", "b=2"][: channels - 1], "workers": 1}
     good = np.moveaxis(0.7 * np.eye(channels)[label] + 0.3 / channels, -1, 0).astype(np.float32)
     good[:, :2] = softmax_of(0, channels)[:, :2]  # a third at random
+    folders = tmp_path / "p", tmp_path / "labels"
     save_channels_last(tmp_path / "p" / "x.nii.gz", np.roll(good, -1, axis=0))
-    with pytest.raises(
-        InputError, match=r"x\.nii\.gz: the background seems to be the last channel: .* if it were"
-    ):
-        run(tmp_path / "p", tmp_path / "labels", tmp_path / "out", **options)
-    with pytest.raises(InputError, match="the background seems to be the last channel"):
-        calibrate_predictions(
-            tmp_path / "p",
-            tmp_path / "labels",
-            apply_to=tmp_path / "p",
-            out=tmp_path / "T",
-            **options,
-        )
+    message = r"x\.nii\.gz: the background seems to be the last channel: .* if it were"
+    with pytest.raises(InputError, match=message):
+        run(*folders, tmp_path / "out", **options)
+    with pytest.raises(InputError, match=message):
+        calibrate_predictions(*folders, apply_to=folders[0], out=tmp_path / "T", **options)
     for bad in (
         good,
         softmax_of(1, channels),
@@ -272,7 +246,7 @@ def test_background_as_the_last_channel_is_refused_and_a_bad_network_is_not(
     ):
         save_channels_last(tmp_path / "p" / "x.nii.gz", np.ascontiguousarray(bad))
         # Random, mirrored, of one class
-        run(tmp_path / "p", tmp_path / "labels", tmp_path / "bad", **options)
+        run(*folders, tmp_path / "bad", **options)
 
 
 def test_images_of_pictures_are_called_like_a_case_or_its_first_channel(tmp_path: Path) -> None:
@@ -328,13 +302,10 @@ def test_quality_without_labels_is_that_of_numpy(
     again = pd.read_csv(tmp_path / "new" / "quality.csv")
     assert again["expected_volume_ml"].notna().all()
     assert again["dsc_lower_bound"].isna().all()
-    for shard in ("1/2", "2/2"):
-        evaluate_predictions(predictions, out=tmp_path / "shards", shard=shard, **options)
     # Without the scans of an earlier run
-    evaluate_predictions(predictions, out=tmp_path / "new", **options)
-    assert (tmp_path / "new" / "quality.csv").read_bytes() == (
-        tmp_path / "shards" / "quality.csv"
-    ).read_bytes()
+    save_channels_last(tmp_path / "other scan" / "x.nii.gz", softmax_of(0))
+    evaluate_predictions(tmp_path / "other scan", out=tmp_path / "new", **options)
+    assert {*pd.read_csv(tmp_path / "new" / "quality.csv")["scan"]} == {"x"}
     (tmp_path / "mine" / "quality").mkdir(parents=True)
     with pytest.raises(InputError, match="--overwrite"):
         evaluate_predictions(predictions, out=tmp_path / "mine", **options)
@@ -369,7 +340,6 @@ def test_places_and_options_that_do_not_fit(
         (tmp_path / "mine", {}, "--overwrite"),
         (predictions, {}, "--out"),
         (tmp_path / "out", {"images": tmp_path / "images"}, "p1_es"),
-        (tmp_path / "out", {"shard": "4/4"}, "shard"),
         (tmp_path / "out", {"validation": tmp_path / "validation"}, "--validation"),
     ):
         with pytest.raises(InputError, match=expected):

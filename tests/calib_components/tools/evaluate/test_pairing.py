@@ -17,7 +17,7 @@ from calib_components.tools.evaluate import formats
 from calib_components.tools.evaluate.cases import read_case
 from calib_components.tools.evaluate.classes import IGNORED, classes_of
 from calib_components.tools.evaluate.formats import Header, Reader
-from calib_components.tools.evaluate.pairing import find_pairs, find_predictions
+from calib_components.tools.evaluate.pairing import case_name, find_pairs, find_predictions
 from tests.calib_components.tools.evaluate.made_up import (
     AFFINE,
     SHAPE,
@@ -73,6 +73,8 @@ def test_a_folder_of_our_inference_and_one_of_images_and_labels(
     save_nifti(tmp_path / "labels" / "patient" / "case.nii.gz", P[0])  # the image
     save_nifti(tmp_path / "labels" / ".hidden" / "other_gt.nii.gz", LABEL)
     check_softmax(read_one(tmp_path))
+    names = [case_name(f"a_{ending}") for ending in ("gt", "Seg", "label", "b")]
+    assert names == ["a", "a", "a", "a_b"]
 
 
 class TextReader(Reader):
@@ -166,22 +168,9 @@ def test_names_that_end_in_a_number_are_names_where_labels_have_them(
     for index in range(2):
         save_nifti(predictions / f"patient_{index}.nii.gz", P[index])
         save_nifti(tmp_path / "labels" / f"patient_{index}.nii.gz", LABEL)
-    assert [case.name for case in find_pairs(predictions, tmp_path / "labels")] == [
-        "patient_0",
-        "patient_1",
-    ]
+    names = [case.name for case in find_pairs(predictions, tmp_path / "labels")]
+    assert names == ["patient_0", "patient_1"]
     assert list(find_predictions(predictions)) == ["patient"]
-
-
-@pytest.mark.parametrize("suffix", ["gt", "seg", "label"])
-def test_predictions_that_are_called_like_labels_with_a_suffix(
-    suffix: str, predictions: Path, tmp_path: Path
-) -> None:
-    save_channels_last(predictions / f"a_{suffix}.nii.gz", P)
-    save_nifti(tmp_path / "labels" / f"a_{suffix}.nii.gz", LABEL)
-    save_nifti(tmp_path / "labels" / "a.nii.gz", P[0])  # the image
-    (case,) = find_pairs(predictions, tmp_path / "labels")
-    assert case.label.stem + ".nii.gz" == f"a_{suffix}.nii.gz"
 
 
 def test_sigmoid_regions_also_after_the_background(predictions: Path, tmp_path: Path) -> None:

@@ -108,6 +108,15 @@ def make_trainer(
     return made
 
 
+def save_checkpoint(trainer: nnUNetTrainer, file: Path) -> None:
+    """Save a checkpoint with NumPy's numbers, which nnU-Net's logger puts there."""
+    losses = {"train_losses": np.float32(0.5), "val_losses": np.float64(0.25), "lrs": 0.01}
+    for key, value in losses.items():
+        trainer.logger.log(key, value, 0)
+    trainer._best_ema = np.float64(0.75)
+    trainer.save_checkpoint(str(file))
+
+
 def validation_of(
     case: str, labels: Mapping[str, Any]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -133,6 +142,11 @@ def validation_of(
     return p, p.argmax(0).astype(np.uint8), label
 
 
+def write_splits(preprocessed: Path, folds: Sequence[int] = (0, 1)) -> None:
+    splits = [{"train": CASES[1 - fold], "val": CASES[fold]} for fold in folds]
+    (preprocessed / NAME / "splits_final.json").write_text(json.dumps(splits))
+
+
 def make_model(
     results: Path,
     preprocessed: Path,
@@ -151,21 +165,15 @@ def make_model(
         with torch.no_grad():
             for parameter in made.network.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
-        for key, value in (
-            ("train_losses", np.float32(0.5)),
-            ("val_losses", np.float64(0.25)),
-            ("lrs", 0.01),
-        ):
-            made.logger.log(key, value, 0)
-        made._best_ema = np.float64(0.75)
         made.my_init_kwargs["fold"] = fold
-        made.save_checkpoint(str(model / f"fold_{fold}" / "checkpoint_final.pth"))
+        save_checkpoint(made, model / f"fold_{fold}" / "checkpoint_final.pth")
         for case in CASES[fold]:
             p, predicted, label = validation_of(case, labels)
             save_nnunet(validation, case, p, sitk_properties(), dtype=np.float32)
             save_nifti(validation / f"{case}.nii.gz", predicted)
             save_nifti(preprocessed / NAME / "gt_segmentations" / f"{case}.nii.gz", label)
         (validation / "summary.json").write_text("{}")
+    write_splits(preprocessed)
     (model / "plans.json").write_text(json.dumps(plans_of()))
     (model / "dataset.json").write_text(json.dumps(dataset_of(labels)))
     return model

@@ -4,7 +4,6 @@ its checkpoints.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -33,6 +32,7 @@ from tests.calib_components.tools.nnunet.made_up import (
     changed,
     make_model,
     validation_of,
+    write_splits,
 )
 from tests.helpers import snapshot
 
@@ -116,17 +116,10 @@ def test_the_temperature_is_fitted_on_all_folds_and_divides_the_logits_of_each(
     torch.testing.assert_close(logits[1], expected, atol=5e-3 * float(expected.abs().max()), rtol=0)
 
 
-def test_labels_elsewhere_patients_and_a_region(
-    model: Path, folders: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    (folders / "preprocessed" / NAME / "gt_segmentations").rename(folders / "labels")
-    monkeypatch.delenv("nnUNet_preprocessed")
+def test_patients_and_a_region(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(model)
-    calibrate_model(
-        Path(), labels=folders / "labels", region="predicted", patient_pattern=r"p\d", workers=1
-    )
+    calibrate_model(Path(), region="predicted", patient_pattern=r"p\d", workers=1)
     assert found(model) == fitted(ALL, LABELS, "predicted", r"p\d")
-    assert "whether a fold was trained on its validation cases is not checked" in caplog.text
 
 
 def test_one_fold_beside_folders_that_are_none(
@@ -170,22 +163,13 @@ def test_voxels_outside_of_the_crop_are_left_out(model: Path, folders: Path) -> 
     assert read_estimate(model) == before
 
 
-# Without splits, a fold is trained on all other cases
-@pytest.mark.parametrize("known", ["splits", "labels"])
 def test_a_patient_or_an_image_on_both_sides_of_a_fold(
-    known: str, model: Path, folders: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    splits, images = (
-        folders / "preprocessed" / NAME / "splits_final.json",
-        folders / "raw" / NAME / "imagesTr",
-    )
+    images = folders / "raw" / NAME / "imagesTr"
     monkeypatch.setenv("nnUNet_raw", str(folders / "raw"))
     for index, case in enumerate(ALL):
         save_nifti(images / f"{case}_0000.nii.gz", np.random.default_rng(index).random((4, 4, 3)))
-    if known == "splits":
-        splits.write_text(
-            json.dumps([{"train": CASES[1 - fold], "val": CASES[fold]} for fold in (0, 1)])
-        )
     with pytest.raises(
         InputError,
         match=r"fold_0 is trained on its validation: patient a is on both sides \(p1_a and p3",
@@ -196,26 +180,16 @@ def test_a_patient_or_an_image_on_both_sides_of_a_fold(
         calibrate_model(model, patient_pattern=r"p\d", workers=1)
 
 
-def break_model(how: str, model: Path, folders: Path) -> None:  # noqa: C901
+def break_model(how: str, model: Path, folders: Path) -> None:
     validation = model / "fold_1" / "validation"
-    splits = folders / "preprocessed" / NAME / "splits_final.json"
-    if how == "not finished":
-        (validation / "summary.json").unlink()
-    elif how == "lacks its .npz":
+    if how == "is missing":
         (validation / "p3_a.npz").unlink()
     elif how == "earlier training":
         _, predicted, _ = validation_of("p3_b", LABELS)
         predicted[3, 2, 1] = (predicted[3, 2, 1] + 1) % 3
         save_nifti(validation / "p3_b.nii.gz", predicted)
-    elif how == "Move it away":
-        splits.write_text(json.dumps([{"val": CASES[0]}, {"val": CASES[1][:-1]}]))
-    elif how == "is missing":
-        splits.write_text(json.dumps([{"val": CASES[0]}, {"val": [*CASES[1], "p9_a"]}]))
-    elif how == "several folds":
-        for file in (model / "fold_0" / "validation").glob("p1_a.*"):
-            shutil.copy(file, validation)
-    elif how == "network of fold_0":
-        shutil.copy(model / "fold_0" / "checkpoint_final.pth", model / "fold_1")
+    elif how == "the split of fold_1":
+        write_splits(folders / "preprocessed", [0])
     elif how == "TRAINER__PLANS__CONFIGURATION":
         shutil.move(model, model.with_name("mine"))
     elif how == "no fold_N":
@@ -225,10 +199,7 @@ def break_model(how: str, model: Path, folders: Path) -> None:  # noqa: C901
 
 @pytest.mark.parametrize(
     "how",
-    [
-        "not finished", "lacks its .npz", "earlier training", "Move it away", "is missing", "several folds",
-        "network of fold_0", "TRAINER__PLANS__CONFIGURATION", "no fold_N",
-    ],
+    ["is missing", "earlier training", "the split of fold_1", "TRAINER__PLANS__CONFIGURATION", "no fold_N"],
 )  # fmt: skip
 def test_what_is_refused(how: str, model: Path, folders: Path) -> None:
     break_model(how, model, folders)

@@ -7,7 +7,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -19,22 +18,13 @@ from calib_components.tools.nnunet.checkpoint import (
     scale_checkpoint,
 )
 from tests.calib_components.tools.evaluate.made_up import Harmful
-from tests.calib_components.tools.nnunet.made_up import make_trainer, plans_of
+from tests.calib_components.tools.nnunet.made_up import make_trainer, plans_of, save_checkpoint
 from tests.helpers import made_up
 
 
 def save_trained(file: Path, **options: Any) -> Any:
-    """A checkpoint as nnU-Net writes it, with NumPy's numbers from its logger."""
     trainer = make_trainer(**options)
-    for key, value in (
-        ("train_losses", np.float32(0.5)),
-        ("mean_fg_dice", np.float64(0.75)),
-        ("lrs", 0.01),
-    ):
-        trainer.logger.log(key, value, 0)
-    trainer._best_ema = np.float64(0.75)
-    trainer.inference_allowed_mirroring_axes = (0, 1)
-    trainer.save_checkpoint(str(file))
+    save_checkpoint(trainer, file)
     return trainer
 
 

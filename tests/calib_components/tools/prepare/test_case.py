@@ -13,13 +13,17 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
-from monai.data import MetaTensor
 from nibabel.affines import from_matvec
 from nibabel.eulerangles import euler2mat
 
 from calib_components.errors import InputError
-from calib_components.tools.prepare.case import SourceCase, load_case, on_grid_of, transform_case
+from calib_components.tools.prepare.case import (
+    Options,
+    SourceCase,
+    load_case,
+    read_volume,
+    transform_case,
+)
 from calib_components.tools.prepare.facts import facts_of_dataset
 from tests.helpers import SPACING, blocks, save
 
@@ -28,26 +32,30 @@ BETWEEN = from_matvec(euler2mat(z=np.pi / 4) @ np.diag([1.5, 1.25, 8.0]))  # bet
 TILT = from_matvec(euler2mat(0.3, 0.2, 0.1) @ np.diag([1.5, 1.25, 8.0]), [-90, 30, 700])
 
 
-def volume(
-    affine: np.ndarray, shape: tuple[int, ...] = SHAPE, name: str = "label.nii"
-) -> MetaTensor:
-    values = torch.arange(float(np.prod(shape))).reshape(1, *shape)
-    return MetaTensor(values, torch.from_numpy(np.array(affine)), meta={"filename_or_obj": name})
+VALUES = np.arange(60, dtype=np.float32).reshape(SHAPE)
 
 
-class TestOnGridOf:
+def read_beside(
+    image: nib.Nifti1Image, label: nib.Nifti1Image, folder: Path, **options: bool
+) -> np.ndarray:
+    """The voxels of a label as they are read beside an image."""
+    for name, volume in (("image", image), ("label", label)):
+        volume.to_filename(folder / f"{name}.nii")
+    target = read_volume(folder / "image.nii")
+    read = read_volume(folder / "label.nii", Options(**options), target)
+    np.testing.assert_array_equal(read.affine, target.affine)
+    return read.numpy()[0]
+
+
+class TestLabelOnTheVoxelsOfTheImage:
     @pytest.mark.parametrize("affine", [TILT, BETWEEN], ids=["tilted", "between"])
-    def test_all_48_orientations_are_brought_back(self, affine: np.ndarray) -> None:
-        image = nib.Nifti1Image(np.arange(60, dtype=np.uint8).reshape(SHAPE), affine)
+    def test_all_48_orientations_are_brought_back(self, affine: np.ndarray, tmp_path: Path) -> None:
+        image = nib.Nifti1Image(VALUES, affine)
         for order, signs in itertools.product(
             itertools.permutations(range(3)), itertools.product((1, -1), repeat=3)
         ):
-            stored = image.as_reoriented(
-                np.array([[order.index(axis), signs[axis]] for axis in range(3)])
-            )
-            values = torch.from_numpy(np.array(stored.dataobj, np.float32))[None]
-            label = on_grid_of(volume(affine), MetaTensor(values, torch.from_numpy(stored.affine)))
-            assert torch.equal(label.as_tensor(), volume(TILT).as_tensor())
+            turned = image.as_reoriented(np.array([*zip(order, signs, strict=True)]))
+            np.testing.assert_array_equal(read_beside(image, turned, tmp_path), VALUES)
 
     @pytest.mark.parametrize(
         "change",
@@ -57,20 +65,21 @@ class TestOnGridOf:
         ],
         ids=["0.2 mm", "voxel size", "turned", "mirrored"],
     )  # fmt: skip
-    def test_other_places_are_refused_unless_headers_are_ignored(self, change: np.ndarray) -> None:
-        label, image = volume(change @ TILT), volume(TILT, name="image.nii")
-        with pytest.raises(
-            InputError,
-            match=r"label\.nii: affine differs from that of image\.nii .*--ignore_headers",
-        ):
-            on_grid_of(image, label)
-        kept = on_grid_of(image, label, ignore_headers=True)
-        assert torch.equal(kept.as_tensor(), image.as_tensor())
+    def test_other_places_are_refused_unless_headers_are_ignored(
+        self, change: np.ndarray, tmp_path: Path
+    ) -> None:
+        image, label = (nib.Nifti1Image(VALUES, affine) for affine in (TILT, change @ TILT))
+        differs = r"label\.nii: affine differs from that of .*image\.nii .*--ignore_headers"
+        with pytest.raises(InputError, match=differs):
+            read_beside(image, label, tmp_path)
+        kept = read_beside(image, label, tmp_path, ignore_headers=True)
+        np.testing.assert_array_equal(kept, VALUES)
 
     @pytest.mark.parametrize("ignore_headers", [False, True])
-    def test_other_shape_is_refused(self, ignore_headers: bool) -> None:
+    def test_other_shape_is_refused(self, ignore_headers: bool, tmp_path: Path) -> None:
+        image, label = (nib.Nifti1Image(values, TILT) for values in (VALUES, VALUES[1:]))
         with pytest.raises(InputError, match="shape"):
-            on_grid_of(volume(TILT), volume(TILT, (5, 4, 3)), ignore_headers)
+            read_beside(image, label, tmp_path, ignore_headers=ignore_headers)
 
 
 @pytest.fixture

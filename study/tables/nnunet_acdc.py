@@ -1,4 +1,6 @@
-"""ACDC as a data set of nnU-Net, with folds by patient.
+"""Write ACDC as a data set of nnU-Net, with folds by patient.
+
+    python study/tables/nnunet_acdc.py ACDC --dataset_id 27
 
 nnU-Net has a converter of its own, `nnunetv2.dataset_conversion.Dataset027_ACDC`. In version 2.8.1
 it ends with an error: it calls `nnUNet_raw.replace`, but `nnUNet_raw` is no longer a string.
@@ -8,19 +10,22 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for a clone that is not installed
+
 from calib_components.errors import InputError, check_count, reading, writing, writing_folder
+from calib_components.tools import cli
+from calib_components.tools.nnunet.calibrate import SPLITS, folder_of
 from calib_components.tools.prepare.acdc import LAYOUT, find_cases
 from calib_components.tools.prepare.case import SourceCase, require_cases
-from calib_components.tools.prepare.split import divide
+from calib_components.tools.prepare.split import split_folds
 
 FOLDS = 5  # of nnU-Net's cross-validation
-SPLITS = "splits_final.json"  # where nnU-Net looks for the folds
 DESCRIPTION = {
     "channel_names": {"0": "cineMRI"},
     "labels": {"background": 0, "RV": 1, "MYO": 2, "LV": 3},
@@ -28,16 +33,6 @@ DESCRIPTION = {
     "reference": "Bernard et al., IEEE TMI 2018",
     "licence": "CC BY-NC-SA 4.0",
 }
-
-
-def folder_of(variable: str) -> Path:
-    """Return the folder that an environment variable of nnU-Net names."""
-    value = os.environ.get(variable, "")
-    if not (value and Path(value).is_dir()):
-        raise InputError(
-            f"{variable} must name a folder, as nnU-Net's environment variable, got {value!r}."
-        )
-    return Path(value)
 
 
 def make_acdc(src: Path, *, dataset_id: int = 27, seed: int = 0) -> None:
@@ -105,11 +100,10 @@ def _read_cases(src: Path) -> tuple[list[SourceCase], list[SourceCase]]:
 
 def _make_folds(cases: Sequence[SourceCase], seed: int) -> list[dict[str, list[str]]]:
     """Return the folds as nnU-Net reads them, stratified by diagnosis."""
-    groups = {case.patient: case.group for case in cases}
     folds = []
-    for patients in divide(groups, [1 / FOLDS] * FOLDS, seed):
-        validation = sorted(case.name for case in cases if case.patient in patients)
-        training = sorted(case.name for case in cases if case.patient not in patients)
+    for split in split_folds({case.patient: case.group for case in cases}, FOLDS, seed):
+        validation = sorted(case.name for case in cases if split[case.patient] == "testing")
+        training = sorted(case.name for case in cases if split[case.patient] != "testing")
         folds.append({"train": training, "val": validation})
     return folds
 
@@ -129,3 +123,7 @@ def _compress(source: Path, target: Path) -> None:
         content = source.read_bytes()
     is_compressed = source.suffix.lower() == ".gz"
     target.write_bytes(content if is_compressed else gzip.compress(content))
+
+
+if __name__ == "__main__":
+    cli.run("nnunet_acdc", make_acdc)

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a clone that is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for a clone that is not installed
 
 from calib_components.errors import writing
 from calib_components.metrics import CalibrationMetric
 from calib_components.tools.cli import run
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 REGIONS = {"all": "tab:gray", "predicted": "tab:blue", "foreground": "tab:red"}
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.draw_regions import draw_regions
+from study.tables.draw_regions import draw_regions
 
 
 @pytest.mark.slow

@@ -10,10 +10,19 @@ from pathlib import Path
 import pytest
 
 from calib_components.errors import InputError
-from calib_components.tools.nnunet.dataset import make_acdc
+from study.tables.nnunet_acdc import make_acdc
 from tests.helpers import make_acdc as make_download
 
 CASES = [f"patient{patient:03d}_frame{frame}" for patient in range(1, 8) for frame in ("01", "09")]
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folders of nnU-Net, which environment variables name."""
+    for name in ("raw", "preprocessed"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    return tmp_path
 
 
 @pytest.fixture
