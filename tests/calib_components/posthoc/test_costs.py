@@ -34,8 +34,8 @@ def test_sums_of_cases_are_those_of_all() -> None:
 def test_channels_of_sigmoids() -> None:
     p, y = P[:, :2], (Y % 2).expand(-1, 2, -1, -1).masked_fill(Y == 255, 255)
     costs, kept = Costs.measure(p, y, 255, sigmoid=True), y != 255
-    assert costs.expected_volume == pytest.approx(p[kept].sum().item(), rel=1e-6)
-    assert costs.true_volume == (y[kept] == 1).sum().item()
+    volumes = p[kept].sum().item(), (y[kept] == 1).sum().item()
+    assert (costs.expected_volume, costs.true_volume) == pytest.approx(volumes, rel=1e-6)
 
 
 def test_no_voxel_is_predicted() -> None:
