@@ -184,8 +184,8 @@ class Region:
         if isinstance(value, Region):
             return value
         if isinstance(value, str):
-            if found := re.fullmatch(r"(\w+)(?:\((\d*\.?\d+(?:e[+-]?\d+)?)\))?", value):
-                return cls(found[1], None if found[2] is None else float(found[2]))
+            if match := re.fullmatch(r"(\w+)(?:\((\d*\.?\d+(?:e[+-]?\d+)?)\))?", value):
+                return cls(match[1], None if match[2] is None else float(match[2]))
         else:
             classes = value if isinstance(value, Sequence) else [value]
             if classes and all(

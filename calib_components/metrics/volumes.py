@@ -146,10 +146,10 @@ def measure_structures(
         >>> from calib_components.metrics import measure_structures
         >>> p = torch.tensor([0.01, 0.3, 0.9, 0.99])  # of class 1
         >>> y_pred, y = torch.stack([1 - p, p]).unsqueeze(0), torch.tensor([[[0, 0, 1, 1]]])
-        >>> found = measure_structures(y_pred, y, {"tumour": [1]}, voxel_volume=0.5)
-        >>> [round(volume.item(), 4) for volume in found[:5]]  # expected: 0.5 * (0.01 + 0.3 + 0.9 + 0.99)
+        >>> measures = measure_structures(y_pred, y, {"tumour": [1]}, voxel_volume=0.5)
+        >>> [round(volume.item(), 4) for volume in measures[:5]]  # expected: 0.5 * (0.01 + 0.3 + 0.9 + 0.99)
         [1.1, 1.0, 0.5, 1.5, 1.0]
-        >>> found.expected_dsc  # 2 * (0.9 + 0.99) / (2 + 2.2)
+        >>> measures.expected_dsc  # 2 * (0.9 + 0.99) / (2 + 2.2)
         tensor([[0.9000]], dtype=torch.float64)
     """
     check_number("voxel_volume", voxel_volume, 0)
@@ -265,10 +265,10 @@ class VolumeMetric(_StructureMetric):
     def measure(
         self, y_pred: torch.Tensor, y: torch.Tensor, voxel_volume: float = 1.0
     ) -> list[torch.Tensor]:
-        found = measure_structures(
+        measures = measure_structures(
             y_pred, y, self.structures, self.ignore_index, self.sigmoid, voxel_volume
         )
-        return [getattr(found, name) for name in self.names]
+        return [*measures[: len(self.names)]]
 
     def get_buffer(self) -> torch.Tensor:
         return self.expected - self.true

@@ -180,16 +180,14 @@ def check_tensors(
 
 
 def _check_shapes(y_pred: torch.Tensor, y: torch.Tensor, sigmoid: bool, name: str) -> None:
-    batch, channels, *spatial = y_pred.shape
-    index_shape = (batch, 1, *spatial)
+    index_shape = (len(y_pred), 1, *y_pred.shape[2:])
     if y.shape == y_pred.shape or (y.shape == index_shape and not sigmoid):
         return
     expected = f"{index_shape} (class index) or {tuple(y_pred.shape)} (one-hot)"
     if sigmoid:
         expected = f"{tuple(y_pred.shape)} (0 or 1 in each channel)"
-    hint = f" {NO_BATCH_AXIS}" if channels == 1 else ""
     raise InputError(
-        f"y must have shape {expected} to match {name}, (B, N, *S), got {tuple(y.shape)}.{hint}"
+        f"y must have shape {expected} to match {name}, (B, N, *S), got {tuple(y.shape)}."
     )
 
 

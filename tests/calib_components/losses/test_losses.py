@@ -187,25 +187,14 @@ def test_all_forms_of_logits_and_class_indices_are_equivalent(
     logits, target = example(shape)
     loss = FORMULAS[name][0]()
     expected = loss(logits, target)
-    assert (expected.shape, type(loss(MetaTensor(logits), MetaTensor(target)))) == (
-        (),
-        torch.Tensor,
-    )
-    transposed = target.transpose(-1, -2).contiguous().transpose(-1, -2)
+    assert expected.shape == ()
+    assert type(loss(MetaTensor(logits), MetaTensor(target))) is torch.Tensor
     types = torch.uint8, torch.int16, torch.float64, torch.float16
-    for form in (
-        target[:, 0],
-        *(target.to(dtype) for dtype in types),
-        MetaTensor(target),
-        transposed,
-    ):
+    forms = [target[:, 0], MetaTensor(target), target.mT.contiguous().mT]
+    for form in (*forms, *(target.to(dtype) for dtype in types)):
         torch.testing.assert_close(loss(logits, form), expected)
     layout = torch.channels_last if logits.ndim == 4 else torch.channels_last_3d
-    for form in (
-        MetaTensor(logits),
-        logits.to(memory_format=layout),
-        logits.transpose(-1, -2).clone().mT,
-    ):
+    for form in (logits.to(memory_format=layout), logits.mT.clone().mT):
         torch.testing.assert_close(loss(form, target), expected)
 
 
@@ -306,11 +295,9 @@ def test_nacl_is_smallest_at_a_confidence_of_one_less_the_weight_by_the_classes(
     logits = torch.zeros(1, num_classes, 3, 3, dtype=torch.float64)
     logits[:, 1] = math.log(confidence * (num_classes - 1) / (1 - confidence))
     loss, label = NACLLoss(prior, penalty_weight=weight), torch.ones(1, 1, 3, 3)
-    smallest, gradient = value_and_gradient(loss, logits, label)
-    assert gradient[:, 1].abs().max() < 1e-15
-    generator = torch.Generator().manual_seed(0)
-    steps = 0.01 * torch.randn(20, 1, num_classes, 1, 1, generator=generator).double()
-    assert min(loss(logits + step, label) for step in steps) > smallest
+    assert value_and_gradient(loss, logits, label)[1][:, 1].abs().max() < 1e-15
+    logits[:, 0], worse = 0.01, logits.clone()  # the others are best at 0
+    assert loss(logits, label) > loss(worse, label)
 
 
 def test_defaults_are_those_of_the_papers() -> None:

@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from monai.data import MetaTensor
 from scipy import stats
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -100,12 +99,11 @@ def test_classwise_bins_by_hand() -> None:
     assert bins.count.tolist() == [[[2, 2, 1, 1], [2, 1, 1, 2]]]
     assert bins.confidence_sum.tolist() == [[[0.125, 0.875, 0.75, 1.0], [0.25, 0.5, 0.625, 1.875]]]
     assert bins.num_correct.tolist() == [[[1, 0, 0, 1], [1, 1, 1, 1]]]
-    class_errors = ((0.875 + 0.875 + 0.75 + 0) / 6, (0.75 + 0.5 + 0.375 + 0.875) / 6)
+    class_errors = [(0.875 + 0.875 + 0.75 + 0) / 6, (0.75 + 0.5 + 0.375 + 0.875) / 6]
+    assert bins.expected_error(mean=False)[0].tolist() == pytest.approx(class_errors)
     assert bins.expected_error().item() == pytest.approx(sum(class_errors) / 2)
     assert bins.maximum_error().item() == pytest.approx((0.75 + 0.5) / 2)
-    assert [of_class.expected_error().item() for of_class in bins.per_class()] == pytest.approx(
-        class_errors
-    )
+    assert bins.per_class()[1].count.tolist() == [[2, 1, 1, 2]]
 
 
 def test_foreground_and_ignored_voxels_by_hand() -> None:
@@ -120,12 +118,13 @@ def test_foreground_and_ignored_voxels_by_hand() -> None:
 @pytest.mark.parametrize("num_bins", [1, 3, 10, 15, 20, 25, 49, 100])
 def test_float64_edges_belong_to_the_lower_bin(num_bins: int) -> None:
     for edges in (np.arange(num_bins + 1) / num_bins, np.linspace(0, 1, num_bins + 1)):
-        p = torch.from_numpy(edges)
-        y = torch.zeros(1, 1, num_bins + 1)
-        bins = calibration_bins(
-            torch.stack([p, 1 - p])[None], y, num_bins, foreground_only=False, classwise=True
-        )
-        assert bins.count[0, 0].tolist() == [2] + [1] * (num_bins - 1)
+        bins = bins_of_class_0(torch.from_numpy(edges), num_bins)
+        assert bins.count[0].tolist() == [2] + [1] * (num_bins - 1)
+
+
+def bins_of_class_0(p: torch.Tensor, num_bins: int) -> CalibrationBins:
+    y_pred, y = torch.stack([p, 1 - p])[None], torch.zeros(1, 1, len(p))
+    return calibration_bins(y_pred, y, num_bins, region="all", classwise=True).per_class()[0]
 
 
 @only_0_and_1
@@ -133,12 +132,9 @@ def test_float64_edges_belong_to_the_lower_bin(num_bins: int) -> None:
 def test_bin_of_a_float32_is_exact(num_bins: int, p: float, near_an_edge: bool) -> None:
     if near_an_edge:
         p = float(np.float32(round(p * num_bins) / num_bins))
-    y_pred = torch.tensor([p, 1 - p], dtype=torch.float32).view(1, 2, 1)
-    bins = calibration_bins(
-        y_pred, torch.zeros(1, 1, 1), num_bins, foreground_only=False, classwise=True
-    )
-    exact = -(-Fraction(p) * num_bins // 1) - 1  # ceil(p * num_bins) - 1
-    assert bins.count[0, 0].argmax().item() == max(exact, 0)
+    bins = bins_of_class_0(torch.tensor([p]), num_bins)
+    exact = math.ceil(Fraction(p) * num_bins) - 1
+    assert bins.count[0].argmax().item() == max(exact, 0)
 
 
 @settings(max_examples=20)
@@ -185,16 +181,6 @@ def test_labels_of_any_type_as_index_or_one_hot(dtype: torch.dtype) -> None:
         assert_same_bins(calibration_bins(y_pred, given_y.to(dtype)), calibration_bins(y_pred, y))
 
 
-def test_gradients_metadata_and_memory_layout() -> None:
-    y_pred, y = random_case(6)
-    expected = calibration_bins(y_pred, y)
-    tracked = calibration_bins(MetaTensor(y_pred).requires_grad_(), MetaTensor(y))
-    assert_same_bins(tracked, expected)
-    assert type(tracked.count) is torch.Tensor
-    strided = y_pred.to(memory_format=torch.channels_last_3d)
-    assert_same_bins(calibration_bins(strided, y.mT.contiguous().mT), expected)
-
-
 def test_case_without_foreground_is_nan() -> None:
     y_pred, y = random_case(8, (2, 3, 5, 5))
     y[1] = 0
@@ -206,13 +192,8 @@ def test_case_without_foreground_is_nan() -> None:
 
 
 def test_rounding_errors_are_accepted() -> None:
-    y_pred, y = random_case(10, (2, 4, 5, 6))
-    assert calibration_bins(y_pred + 5e-6, y).count.sum() == (y > 0).sum()
-    one_too_much = torch.tensor([1.000001, 0.0]).view(1, 2, 1)
-    bins = calibration_bins(
-        one_too_much, torch.zeros(1, 1, 1), foreground_only=False, classwise=True
-    )
-    assert bins.count[0, :, [0, -1]].tolist() == [[0, 1], [1, 0]]
+    bins = bins_of_class_0(torch.tensor([1.000001, -1e-6]), 15)
+    assert bins.count[0, [0, -1]].tolist() == [1, 1]
 
 
 def test_only_bins_of_the_same_shape_are_added() -> None:
@@ -288,14 +269,6 @@ def test_calibrated_predictor_on_a_whole_brain(voxels: int) -> None:
     assert error_of_second_class(p, hit) == pytest.approx(expected, abs=1e-9)
 
 
-@pytest.mark.slow
-def test_forty_million_voxels_in_one_bin() -> None:
-    p = torch.full((40_000_000,), 0.925)
-    hit = torch.arange(len(p)) % 100 < 85
-    expected = abs(p[0].double().item() - 0.85)
-    assert error_of_second_class(p, hit) == pytest.approx(expected, abs=1e-9)
-
-
 class LargestTensor(TorchDispatchMode):
     """Records the size in bytes of the largest tensor that is created, views excluded."""
 
@@ -328,17 +301,11 @@ def test_memory_does_not_grow_with_the_volume_or_the_regions(classes: int, size:
     assert largest.bytes <= 8 * voxels.CPU_CHUNK  # a chunk of float64
 
 
-def test_more_classes_than_a_byte_holds() -> None:
-    rng = np.random.default_rng(0)
-    labels = torch.from_numpy(rng.permutation(np.arange(500) % 300))
-    logits = torch.from_numpy(rng.normal(size=(300, 500)))
-    logits[labels[:200], torch.arange(200)] += 8
-    y_pred, y = logits.softmax(0)[None], labels.view(1, 1, -1)
-    p, label = y_pred[0].numpy(), y[0, 0].numpy()
+@pytest.mark.parametrize("dtype", [torch.int16, torch.uint16, torch.uint32, torch.uint64])
+def test_more_classes_than_a_byte_holds(dtype: torch.dtype) -> None:
+    y_pred, y = random_case(0, (1, 300, 500))
+    p, label = y_pred[0].double().numpy(), y[0, 0].numpy()
     expected = by_definition.Case(p, label >= 0).measures(label, label >= 0)
-    assert calibration_bins(y_pred, y, region="all").expected_error().item() == pytest.approx(
-        expected["ece"]
-    )
-    for dtype in (torch.int16, torch.uint16, torch.uint32, torch.uint64):
-        bins = calibration_bins(y_pred, y.to(dtype), region="all", classwise=True)
-        assert bins.expected_error().item() == pytest.approx(expected["cece"])
+    for measure, classwise in (("ece", False), ("cece", True)):
+        bins = calibration_bins(y_pred, y.to(dtype), region="all", classwise=classwise)
+        assert bins.expected_error().item() == pytest.approx(expected[measure])

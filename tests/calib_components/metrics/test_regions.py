@@ -271,15 +271,11 @@ def test_channels_of_sigmoids_are_cases_of_two_classes() -> None:
     ]
     for region, found in measured(foreground, y, regions, sigmoid=True, **options).items():
         alone = [channel[region] for channel in channels]
-        for kind, bins in found.bins.items():
-            expected = [each.bins[kind] for each in alone]
-            if kind.startswith("top_label"):
-                torch.testing.assert_close(
-                    vars(bins), vars(expected[0] + expected[1] + expected[2])
-                )
-            else:
-                for one, other in zip(bins.per_class(), expected, strict=True):
-                    torch.testing.assert_close(vars(one), vars(other.per_class()[1]))
+        for kind in {"top_label", "top_label_if_true"} & found.bins.keys():
+            first, second, third = (each.bins[kind] for each in alone)
+            torch.testing.assert_close(vars(found.bins[kind]), vars(first + second + third))
+        of_class = [each.bins["classwise"].expected_error(mean=False)[0, 1] for each in alone]
+        assert values_of(found)["cece"] == pytest.approx(np.mean(of_class))
         counts = torch.cat([each.bins["top_label"].count.sum(-1) for each in alone])
         for name, score in found.scores.items():
             expected_scores = torch.cat([each.scores[name] for each in alone])

@@ -52,18 +52,13 @@ ONE_HOT = F.one_hot(Y[:, 0], 4).movedim(-1, 1)
             r"y must have shape \(2, 1, 5, 6\) .* to match y_pred, \(B, N, \*S\), got \(2, 5, 6\)",
         ),
         (P, Y[..., :5], r"got \(2, 1, 5, 5\)"),
-        (P, Y[:1], r"got \(1, 1, 5, 6\)"),
         (spoil(P, torch.nan, 3), Y, "y_pred has 3 of 240 values that are NaN or outside"),
-        (spoil(P, torch.inf, 2), Y, "has 2 of 240"),
         (spoil(P, -0.1, 4), Y, r"4 of 240 values .* outside \[0, 1\]. Apply softmax"),
-        (P.log(), Y, r"outside \[0, 1\]. Apply softmax"),
         (P * (torch.arange(6) > 1), Y, "does not sum to 1 .* in 20 of 60 voxels.*fill_background"),
         (P / 2, Y, "sum to 1 .* in 60 of 60 voxels. Apply softmax .* sigmoid=True"),
         (P, spoil(Y, 4, 7), "y must hold class indices from 0 to 3 .* in 7 of 60"),
         (P, spoil(Y, -1, 2), "in 2 of 60"),
         (P, spoil(Y.float(), 1.5, 6), "in 6 of 60"),
-        (P, spoil(Y.float(), torch.nan, 6), "in 6 of 60"),
-        (P, torch.zeros_like(ONE_HOT), "in 60 of 60"),
         (P, torch.ones_like(ONE_HOT), "in 60 of 60"),
         (P, ONE_HOT.float() * 0.8 + 0.05, "in 60 of 60"),
     ],
@@ -169,7 +164,6 @@ LIST_ITEM = "tems of lists have no batch axis"
     [
         ([*P[:, None]], [*ONE_HOT[:, None]], False, LIST_ITEM),
         ([*P[:, None]], [*ONE_HOT[:, None]], True, LIST_ITEM),
-        ([*P[:, None]], [*Y[:, None]], False, LIST_ITEM),
         ([torch.rand(1, 3, 4, 5, 6)], [torch.ones(1, 3, 4, 5, 6)], True, LIST_ITEM),
         (P, ONE_HOT, True, "sums to 1 over its channels, as a softmax does. Set sigmoid=False"),
         (P.half(), ONE_HOT, True, "sums to 1 over its channels"),
@@ -187,16 +181,17 @@ def test_classes_along_another_axis_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("y_pred", "y"),
+    "y_pred",
     [
-        (SIGMOIDS, (SIGMOIDS > 0.3).int()),
-        (REGIONS, (REGIONS > 0.5).int()),
-        (SIGMOIDS[:, :1], (SIGMOIDS[:, :1] > 0.3).int()),
-        (torch.full((2, 2, 8, 8), 0.5), torch.ones(2, 2, 8, 8)),
-        (torch.stack([REGIONS[0], 1 - REGIONS[0]]), torch.stack([REGIONS[0], REGIONS[0]]).round()),
+        SIGMOIDS,
+        REGIONS,
+        SIGMOIDS[:, :1],
+        torch.full((2, 2, 8, 8), 0.5),
+        torch.stack([REGIONS[0], 1 - REGIONS[0]]),
     ],
 )
-def test_sigmoids_of_structures_pass(y_pred: torch.Tensor, y: torch.Tensor) -> None:
+def test_sigmoids_of_structures_pass(y_pred: torch.Tensor) -> None:
+    y = (y_pred > 0.3).int()
     for given in ((y_pred, y), ([*y_pred], [*y])):
         assert ECEMetric(sigmoid=True, region="all")(*given) is not None
 
