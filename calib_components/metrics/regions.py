@@ -159,6 +159,7 @@ class Region:
             if self._kind.parameter is None:
                 raise InputError(f"region {self.kind!r} takes no parameter, got {parameter}.")
             check_number(f"parameter of region {self.kind!r}", parameter, 0)
+            parameter = float(parameter)
         classes = tuple(sorted({int(k) for k in self.classes}))
         if bool(classes) != (self.kind == "structure"):
             raise InputError(

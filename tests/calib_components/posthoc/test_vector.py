@@ -78,7 +78,7 @@ def test_agrees_with_scipy(
         logits[:, :, ::3] = torch.nan
     if ignore_index == 3:
         logits = logits[:, :3]
-    mask = y.flatten() != ignore_index
+    mask = y.flatten() != (-1 if ignore_index is None else ignore_index)
     if region == "predicted":
         mask &= logits.argmax(1).flatten() > 0
     calibrator, estimate = fit(kind, logits, y, region=region, ignore_index=ignore_index)
