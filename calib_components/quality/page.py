@@ -99,19 +99,18 @@ def _card(record: Mapping[str, Any], columns: Sequence[QualityEstimate]) -> str:
         mark = f'<i style="background:#{COLORS[number % len(COLORS)]}"></i>'
         lines.append(f"<tr><th>{mark}{escape(row['structure'])}{cells}")
     name, reasons = escape(record["scan"]), escape("; ".join(record["reasons"]))
-    parts = []
+    picture, why, text = "", "", "No structure"
     if record["picture"]:
-        parts.append(f'<img loading="lazy" src="data:image/png;base64,{record["picture"]}">')
-    text = "No structure"
+        source = f"data:image/png;base64,{record['picture']}"
+        picture = f'<img loading="lazy" src="{source}">'
     if record["estimate"] is not None:
         text = f"Expected DSC <b>{record['estimate']:.2f}</b>"
     if record["place"] and record["place"] not in reasons:
         text += f", {record['place']}"
-    parts.append(f"<div><h2>{name}</h2><p>{text}</p>")
     if reasons:
-        parts.append(f'<p class="why">Check: {reasons}.</p>')
-    parts.append(f"<table>{''.join(lines)}</table></div>")
-    return f'<article id="{name}" class="{record["review"]}">{"".join(parts)}</article>'
+        why = f'<p class="why">Check: {reasons}.</p>'
+    body = f"{picture}<div><h2>{name}</h2><p>{text}</p>{why}<table>{''.join(lines)}</table></div>"
+    return f'<article id="{name}" class="{record["review"]}">{body}</article>'
 
 
 def _cell(row: Mapping[str, Any], estimate: QualityEstimate) -> str:

@@ -51,19 +51,28 @@ def describe_scan(
         picture: A PNG, see `draw_slice`.
         agreement: Mean DSC over pairs of segmentations of each structure, see `PairwiseDice`.
     """
-    voxel_ml, agreement = _voxel_ml(affine), agreement or {}
-    scans = [
-        StructureScan(structure, estimate, reference, voxel_ml, agreement.get(structure, math.nan))
+    pairwise = agreement or {}
+    rows = [
+        _structure_row(
+            StructureScan(
+                structure,
+                estimate,
+                reference,
+                _voxel_ml(affine),
+                pairwise.get(structure, math.nan),
+            )
+        )
         for structure, estimate in estimates.items()
     ]
-    expected_dsc = {scan.name: scan.estimate.expected_dsc for scan in scans}
+    expected_dsc = {structure: found.expected_dsc for structure, found in estimates.items()}
     mean = mean_estimate(expected_dsc, reference.always)
+    place = _place(mean, reference)
     return {
         "scan": name,
         "estimate": _finite(mean),
         "reasons": _reasons(estimates, mean, reference),
-        "rows": [_structure_row(scan) for scan in scans],
-        "place": _place(mean, reference),
+        "rows": rows,
+        "place": place,
         "note": reference.note,
         "picture": base64.b64encode(picture).decode(),
     }
@@ -127,14 +136,6 @@ def write_record(record: Mapping[str, Any], output_dir: str | os.PathLike) -> No
         unfinished.write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
 
 
-def _share(review: str) -> float:
-    """Return the share that a percentage says."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) *%", str(review))
-    if match is None or float(match[1]) > 100:
-        raise InputError(f"review must be a percentage of the scans, such as 20%, got {review!r}.")
-    return float(match[1]) / 100
-
-
 def choose(
     records: Sequence[Mapping[str, Any]], review: str = "20%", review_below: float | None = None
 ) -> list[dict[str, Any]]:
@@ -149,17 +150,23 @@ def choose(
         review: Share of the scans to look at, those with the lowest estimates.
         review_below: Estimate below which scans are looked at, in place of a share.
     """
-    ordered = sorted(records, key=lambda record: (record["estimate"] or 0.0, record["scan"]))
-    number = math.floor(_share(review) * len(ordered) + 0.5)
-    why = f"it is among the {number} of {len(ordered)} scans with the lowest estimates"
+    share = re.fullmatch(r"(\d+(?:\.\d+)?) *%", str(review))
+    if share is None or float(share[1]) > 100:
+        raise InputError(f"review must be a percentage of the scans, such as 20%, got {review!r}.")
     if review_below is not None:
         check_number("review_below", review_below, 0, 1)
-        number = sum((record["estimate"] or 0.0) < review_below for record in ordered)
-        why = f"its estimate is below {review_below:g}"
+    ordered = sorted(records, key=lambda record: (record["estimate"] or 0.0, record["scan"]))
+    number = math.floor(float(share[1]) / 100 * len(ordered) + 0.5)
     chosen = []
     for place, record in enumerate(ordered):
         reasons = record["reasons"]
-        if place < number and not reasons:
+        if review_below is None:
+            is_low = place < number
+            why = f"it is among the {number} of {len(ordered)} scans with the lowest estimates"
+        else:
+            is_low = (record["estimate"] or 0.0) < review_below
+            why = f"its estimate is below {review_below:g}"
+        if is_low and not reasons:
             reasons = [why]
         chosen.append({**record, "reasons": reasons, "review": "yes" if reasons else "no"})
     return chosen
