@@ -40,9 +40,9 @@ class RegionMetric(CaseMetric):
         options = self.num_bins, self.ignore_index, self.sigmoid
         return self.stored(*measure_regions(y_pred, y, [self.region], self.measures, *options))
 
-    def stored(self, found: Measured) -> list[torch.Tensor]:
+    def stored(self, measured: Measured) -> list[torch.Tensor]:
         """Return what this metric stores of the measures of its region."""
-        return [found.scores[self.measures[0]]]
+        return [measured.scores[self.measures[0]]]
 
 
 class NLLMetric(RegionMetric):
@@ -115,10 +115,9 @@ class ECEMetric(RegionMetric):
         super().__init__(foreground_only, ignore_index, region, sigmoid)
         self.num_bins, self.measures = num_bins, (self.kind, "if_true")
 
-    def stored(self, found: Measured) -> list[torch.Tensor]:
-        bins = (
-            found.bins[name] for name in (self.kind, f"{self.kind}_if_true") if name in found.bins
-        )
+    def stored(self, measured: Measured) -> list[torch.Tensor]:
+        kinds = [self.kind, f"{self.kind}_if_true"]
+        bins = [measured.bins[kind] for kind in kinds if kind in measured.bins]
         return [field for each in bins for field in vars(each).values()]
 
     @property
@@ -165,12 +164,13 @@ class ECEMetric(RegionMetric):
         more than the probabilities, and for a case without voxels in the region. With few voxels,
         chance adds to them.
         """
-        bins, observed = self.case_bins_if_true, self.case_bins.expected_error(mean=False)
-        errors = observed * torch.nan if bins is None else bins.expected_error(mean=False)
-        errors = errors.where(~observed.isnan(), torch.nan)
-        return self.reduce(
-            errors if reduction == "mean_batch" else mean_over_classes(errors), reduction
-        )
+        observed, bins = self.case_bins.expected_error(mean=False), self.case_bins_if_true
+        errors = torch.full_like(observed, torch.nan)
+        if bins is not None:
+            errors = bins.expected_error(mean=False).where(~observed.isnan(), torch.nan)
+        if reduction != "mean_batch":
+            errors = mean_over_classes(errors)
+        return self.reduce(errors, reduction)
 
 
 class CECEMetric(ECEMetric):
@@ -260,10 +260,10 @@ class CalibrationMetric(ECEMetric):
         measured = measure_regions(
             y_pred, y, regions, self.measures, self.num_bins, self.ignore_index, self.sigmoid
         )
-        found = dict(zip(regions, measured, strict=True))
-        values = self.stored(found[self.region])
+        by_region = dict(zip(regions, measured, strict=True))
+        values = self.stored(by_region[self.region])
         for part in self.parts:
-            stored, start = part.stored(found[part.region]), len(values)
+            stored, start = part.stored(by_region[part.region]), len(values)
             part.place = start if len(stored) == 1 else slice(start, start + len(stored))
             values += stored
         return values

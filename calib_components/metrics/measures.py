@@ -121,8 +121,8 @@ class Case:
             highest=self.highest,
         )
         return {
-            name: {**of_region.bins, **of_region.scores}
-            for name, of_region in zip(self.regions, measured, strict=True)
+            name: {**each.bins, **each.scores}
+            for name, each in zip(self.regions, measured, strict=True)
         }
 
     @cached_property
@@ -156,7 +156,8 @@ class Measure:
         unit: Entry of `summary.json` that has its unit, "unit" or "volume_unit"; "" without one.
         scope: "region", "structure" or "case": what a column is of.
         function: Gives the values of a case by region or structure.
-        bins: Kind of bins that it is the error of; those of all cases together have an error, too.
+        bins: Kind of bins that it is the error of, or score; bins of all cases together have an error,
+            too.
         masks: Whether a label map has it.
         digits: Number of decimals in reports.
         in_report: Whether the tables of reports show it.
@@ -225,15 +226,10 @@ def _estimate_values(estimate: QualityEstimate, case: Case) -> Values:
     return {name: estimate.function(scan) for name, scan in case.structure_scans.items()}
 
 
-def _region_error(name: str, title: str, better: str, kind: str, **options: Any) -> Measure:
-    """Return the measure that is the error of a kind of bins."""
+def _of_region(name: str, title: str, kind: str, better: str = "lower", **options: Any) -> Measure:
+    """Return the measure that is the error of a kind of bins, or a score."""
     function = partial(_region_values, kind)
     return Measure(name, title, better, "", "region", function, bins=kind, **options)
-
-
-def _score(name: str, title: str, *report_regions: str) -> Measure:
-    function = partial(_region_values, name)
-    return Measure(name, title, "lower", "", "region", function, report_regions=report_regions)
 
 
 def _volume(name: str, title: str, field: str) -> Measure:
@@ -241,10 +237,10 @@ def _volume(name: str, title: str, field: str) -> Measure:
     return Measure(name, title, "", "volume_unit", "structure", function, in_report=False)
 
 
-def _estimate(estimate: QualityEstimate) -> Measure:
-    function = partial(_estimate_values, estimate)
+def _estimate(entry: QualityEstimate) -> Measure:
+    function = partial(_estimate_values, entry)
     return Measure(
-        estimate.name, estimate.title, estimate.better, "", "structure", function, in_report=False
+        entry.name, entry.title, entry.better, "", "structure", function, in_report=False
     )
 
 
@@ -268,12 +264,12 @@ MEASURES = (
         masks=True,
         digits=2,
     ),
-    _region_error("ece", "ECE", "lower", "top_label"),
-    _region_error("cece", "CECE", "lower", "classwise", report_regions=(PAPER_REGION,)),
-    _score("nll", "NLL", "all", "predicted"),
-    _score("brier", "Brier", "all"),
-    _region_error("ece_if_true", "ECE if true", "", "top_label_if_true", in_report=False),
-    _region_error("cece_if_true", "CECE if true", "", "classwise_if_true", in_report=False),
+    _of_region("ece", "ECE", "top_label"),
+    _of_region("cece", "CECE", "classwise", report_regions=(PAPER_REGION,)),
+    _of_region("nll", "NLL", "nll", report_regions=("all", "predicted")),
+    _of_region("brier", "Brier", "brier", report_regions=("all",)),
+    _of_region("ece_if_true", "ECE if true", "top_label_if_true", "", in_report=False),
+    _of_region("cece_if_true", "CECE if true", "classwise_if_true", "", in_report=False),
     Measure(
         "smooth_ece",
         "smooth ECE",

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,18 +71,17 @@ def measure_regions(
     y_pred, y = check_tensors(y_pred, y, sigmoid)
     check_count("num_bins", num_bins, 1, 10_000)
     floor = _probability_floor(y_pred, sigmoid, lowest, highest)
-    kinds = [kind for kind in EVENTS if kind in measures]
     sums = [_RegionSums(region, measures, y_pred, num_bins) for region in regions]
     for voxels in read_voxels(
         y_pred, y, ignore_index=ignore_index, sigmoid=sigmoid, temperature=temperature
     ):
         events = {}
-        if any(of_region.if_true for of_region in sums):
-            events = {kind: _BinnedEvents(EVENTS[kind](voxels), num_bins) for kind in kinds}
-        for of_region in sums:
-            of_region.add(voxels, floor)
-            of_region.add_if_true(voxels, events)
-    return [of_region.reduce() for of_region in sums]
+        if any(region_sums.if_true for region_sums in sums):
+            events = {kind: EVENTS[kind](voxels, num_bins) for kind in EVENTS if kind in measures}
+        for region_sums in sums:
+            region_sums.add(voxels, floor)
+            region_sums.add_if_true(voxels, events)
+    return [region_sums.reduce() for region_sums in sums]
 
 
 def _probability_floor(
@@ -98,7 +99,8 @@ def _probability_floor(
     return y_pred.new_tensor(limits, dtype=torch.float64).clamp_min(SMALLEST)
 
 
-class Events(NamedTuple):
+@dataclass(eq=False)
+class Events:
     """What is binned of some voxels: one row for the top label, or a row for each class.
 
     Attributes:
@@ -110,17 +112,32 @@ class Events(NamedTuple):
     p: torch.Tensor
     classes: torch.Tensor
     rows: slice
+    num_bins: int
+
+    @cached_property
+    def index(self) -> torch.Tensor:
+        """Number of the bin of each event, those of all rows in turn, `(rows * voxels,)`."""
+        bins = bin_index(self.p, self.num_bins)
+        first = torch.arange(len(bins), device=bins.device) * self.num_bins
+        return (bins + first[:, None]).flatten()
+
+    def sums(self, *weights: torch.Tensor | None) -> torch.Tensor:
+        """Sum weights `(rows, voxels)`, None for 1, in each bin: float64 `(weights, rows, bins)`."""
+        shape = len(self.p), self.num_bins
+        flat = (None if weight is None else weight.flatten() for weight in weights)
+        sums = [bincount(self.index, each, shape[0] * shape[1]) for each in flat]
+        return torch.stack(sums).view(-1, *shape)
 
 
-def _top_label(voxels: Voxels) -> Events:
-    return Events(voxels.confidence[None], voxels.predicted[None], slice(0, 1))
+def _top_label(voxels: Voxels, num_bins: int) -> Events:
+    return Events(voxels.confidence[None], voxels.predicted[None], slice(0, 1), num_bins)
 
 
-def _classwise(voxels: Voxels) -> Events:
-    first = int(voxels.volume.sigmoid)
+def _classwise(voxels: Voxels, num_bins: int) -> Events:
+    first = int(voxels.volume.batch.sigmoid)
     p, channel = voxels.p[first:], voxels.volume.channel
     classes = torch.arange(first, len(voxels.p), device=p.device)[:, None]
-    return Events(p, classes, slice(channel, channel + len(p)))
+    return Events(p, classes, slice(channel, channel + len(p)), num_bins)
 
 
 EVENTS = {"top_label": _top_label, "classwise": _classwise}
@@ -129,32 +146,6 @@ SCORES: dict[str, Callable[[Voxels, torch.Tensor], torch.Tensor]] = {
     "nll": lambda voxels, floor: -voxels.p_label.maximum(floor[voxels.label]).log(),
     "brier": lambda voxels, floor: voxels.p.square().sum(0) - 2 * voxels.p_label + 1,
 }
-
-
-class _BinnedEvents:
-    """Events in bins, of which the expected numbers in several regions are summed.
-
-    Of many classes, nearly all probabilities are in the first bin. Only those above it are summed
-    one by one; the first bin has what they leave of the sum of the row.
-    """
-
-    def __init__(self, events: Events, num_bins: int) -> None:
-        self.events, self.shape = events, (len(events.p), num_bins)
-        bins = bin_index(events.p, num_bins)
-        self.above = bins.flatten().nonzero().squeeze(1)
-        self.index = _index_by_row(bins, num_bins)[self.above]
-        self.has_first = (bins == 0).any(1)
-
-    def sum(self, weights: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Sum weights `(rows, voxels)`, of which the first is the largest: `(weights, rows,
-        num_bins)`.
-        """
-        size = self.shape[0] * self.shape[1]
-        above = [bincount(self.index, each.flatten()[self.above], size) for each in weights]
-        sums = torch.stack(above).view(len(weights), *self.shape)
-        rest = torch.stack([each.sum(1) for each in weights]) - sums.sum(-1)
-        sums[..., 0] = rest.clamp_min(0).where(self.has_first, 0)
-        return sums.minimum(sums[:1])  # as they are, up to rounding
 
 
 class _RegionSums:
@@ -175,12 +166,11 @@ class _RegionSums:
             return y_pred.new_zeros(shape, dtype=torch.float64)
 
         # Counts, sums of confidences, and numbers correct
-        self.observed = {
-            kind: zeros(3, batch, rows[kind], num_bins) for kind in EVENTS if kind in measures
-        }
+        kinds = [kind for kind in EVENTS if kind in measures]
+        self.observed = {kind: zeros(3, batch, rows[kind], num_bins) for kind in kinds}
         self.if_true: dict[str, torch.Tensor] = {}
         if region.has_closed_form and "if_true" in measures:
-            self.if_true = {kind: total.clone() for kind, total in self.observed.items()}
+            self.if_true = {kind: zeros(3, batch, rows[kind], num_bins) for kind in kinds}
         self.count = zeros(batch)
         self.scores = {name: zeros(batch) for name in SCORES if name in measures}
 
@@ -191,23 +181,22 @@ class _RegionSums:
         for name, total in self.scores.items():
             total[case] += SCORES[name](inside, floor).sum()
         for kind, total in self.observed.items():
-            events = EVENTS[kind](inside)
+            events = EVENTS[kind](inside, self.num_bins)
             is_true = (events.classes == inside.label).double()
-            weights = (None, events.p, is_true)
-            total[:, case, events.rows] += sum_in_bins(events.p, weights, self.num_bins)
+            total[:, case, events.rows] += events.sums(None, events.p, is_true)
 
-    def add_if_true(self, voxels: Voxels, events: Mapping[str, _BinnedEvents]) -> None:
+    def add_if_true(self, voxels: Voxels, events: Mapping[str, Events]) -> None:
         """Add all voxels with each label that would put them into the region, by its probability."""
         if not self.if_true:
             return
         classes = torch.arange(len(voxels.p), device=voxels.p.device)[:, None]
         weights = self.region.mask(voxels, classes) * voxels.p  # of each label
-        weight = weights.sum(0)
         for kind, total in self.if_true.items():
-            p, classes, rows = events[kind].events
-            p_true = weights.gather(0, classes.expand_as(p))
-            sums = events[kind].sum([weight.expand_as(p), weight * p, p_true])
-            total[:, voxels.case, rows] += sums
+            p = events[kind].p
+            weight = weights.sum(0).expand_as(p)
+            p_true = weights.gather(0, events[kind].classes.expand_as(p))
+            sums = events[kind].sums(weight, weight * p, p_true)
+            total[:, voxels.case, events[kind].rows] += sums
 
     def reduce(self) -> Measured:
         """Return the bins and the mean scores."""
@@ -221,25 +210,6 @@ class _RegionSums:
             if kind.startswith("top_label"):
                 (bins[kind],) = bins[kind].per_class()
         return Measured(bins, {name: total / self.count for name, total in self.scores.items()})
-
-
-def sum_in_bins(
-    p: torch.Tensor, weights: Sequence[torch.Tensor | None], num_bins: int
-) -> torch.Tensor:
-    """Sum weights `(rows, voxels)`, None for 1, over the bins of probabilities `(rows, voxels)`.
-
-    Returns:
-        Float64, `(weights, rows, num_bins)`.
-    """
-    rows = len(p)
-    index = _index_by_row(bin_index(p, num_bins), num_bins)
-    sums = [bincount(index, None if w is None else w.flatten(), rows * num_bins) for w in weights]
-    return torch.stack(sums).view(len(weights), rows, num_bins)
-
-
-def _index_by_row(bins: torch.Tensor, num_bins: int) -> torch.Tensor:
-    """Number the bins `(rows, voxels)` of all rows, flattened."""
-    return (bins + torch.arange(len(bins), device=bins.device)[:, None] * num_bins).flatten()
 
 
 def bin_index(p: torch.Tensor, num_bins: int) -> torch.Tensor:
@@ -354,13 +324,10 @@ def logit_magnitude_sums(
     Fig. 2.
     """
     logits, y = check_tensors(logits, y, name="logits")
-    batch, classes = logits.shape[:2]
+    batch, classes = len(logits), max(2, logits.shape[1])  # a sigmoid has two
     sums = logits.new_zeros(batch, classes, classes, dtype=torch.float64)
     count = logits.new_zeros(batch, classes, dtype=torch.int64)
     for voxels in read_voxels(logits, y, ignore_index=ignore_index, logits=True):
-        one_hot = (
-            voxels.label == torch.arange(len(voxels.values), device=y.device)[:, None]
-        ).double()
-        sums[voxels.case] += (one_hot @ voxels.values.abs().T)[-classes:, -classes:]
-        count[voxels.case] += one_hot.sum(1).long()[-classes:]
+        sums[voxels.case].index_add_(0, voxels.label, voxels.values.abs().T)
+        count[voxels.case] += voxels.label.bincount(minlength=classes)
     return sums, count

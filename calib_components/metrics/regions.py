@@ -34,7 +34,6 @@ image than the number of voxels suggests.
 
 from __future__ import annotations
 
-import functools
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -43,7 +42,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from calib_components.errors import InputError, check_choice
+from calib_components.errors import InputError, check_choice, check_number
 from calib_components.metrics.voxels import Voxels, read_voxels
 
 
@@ -69,16 +68,8 @@ class RegionKind(NamedTuple):
     in_report: bool = True
 
 
-def _all(voxels: Voxels, label: torch.Tensor, region: Region) -> torch.Tensor:
-    return torch.ones_like(label, dtype=torch.bool)
-
-
-def _predicted(voxels: Voxels, label: torch.Tensor, region: Region) -> torch.Tensor:
-    return voxels.predicted != 0
-
-
 def _plausible(voxels: Voxels, label: torch.Tensor, region: Region) -> torch.Tensor:
-    p, temperature = voxels.p, voxels.volume.temperature
+    p, temperature = voxels.p, voxels.volume.batch.temperature
     threshold = region.parameter or 0.0
     if temperature == 1:
         return 1 - p[0] > threshold
@@ -87,42 +78,43 @@ def _plausible(voxels: Voxels, label: torch.Tensor, region: Region) -> torch.Ten
     return powers[1:].logsumexp(0) - powers[0] > torch.tensor(threshold).double().logit()
 
 
-def _predicted_band(voxels: Voxels, label: torch.Tensor, region: Region) -> torch.Tensor:
-    return voxels.near_face("predicted", region.parameter or 0.0, region.spacing)
-
-
-def _foreground(voxels: Voxels, label: torch.Tensor, region: Region) -> torch.Tensor:
-    return label != 0
-
-
-def _union(voxels: Voxels, label: torch.Tensor, region: Region) -> torch.Tensor:
-    return (label != 0) | (voxels.predicted != 0)
-
-
-def _band(voxels: Voxels, label: torch.Tensor, region: Region) -> torch.Tensor:
-    return voxels.near_face("label", region.parameter or 0.0, region.spacing)
-
-
 def _structure(voxels: Voxels, label: torch.Tensor, region: Region) -> torch.Tensor:
     if region.classes[-1] >= len(voxels.values):
         raise InputError(
             f"region has class indices {list(region.classes)}, y_pred has 0 to"
             f" {len(voxels.values) - 1}."
         )
-    return functools.reduce(torch.logical_or, [label == k for k in region.classes])
+    return torch.isin(label, torch.tensor(region.classes, device=label.device))
 
 
 # The regions of an evaluation, the paper's first. A new region is a new entry.
 REGIONS = {
-    "foreground": RegionKind(_foreground, has_closed_form=True),
-    "all": RegionKind(_all, by_prediction=True),
-    "predicted": RegionKind(_predicted, by_prediction=True),
+    "foreground": RegionKind(lambda voxels, label, _: label != 0, has_closed_form=True),
+    "all": RegionKind(
+        lambda voxels, label, _: torch.ones_like(label, dtype=torch.bool), by_prediction=True
+    ),
+    "predicted": RegionKind(lambda voxels, *_: voxels.predicted != 0, by_prediction=True),
     "plausible": RegionKind(_plausible, by_prediction=True, parameter=0.05),
     "predicted_band": RegionKind(
-        _predicted_band, by_prediction=True, parameter=2.0, in_report=False
+        lambda voxels, _, region: voxels.near_face(
+            "predicted", region.parameter or 0.0, region.spacing
+        ),
+        by_prediction=True,
+        parameter=2.0,
+        in_report=False,
     ),
-    "union": RegionKind(_union, has_closed_form=True, in_report=False),
-    "band": RegionKind(_band, parameter=2.0, in_report=False),
+    "union": RegionKind(
+        lambda voxels, label, _: (label != 0) | (voxels.predicted != 0),
+        has_closed_form=True,
+        in_report=False,
+    ),
+    "band": RegionKind(
+        lambda voxels, _, region: voxels.near_face(
+            "label", region.parameter or 0.0, region.spacing
+        ),
+        parameter=2.0,
+        in_report=False,
+    ),
 }
 STRUCTURE = RegionKind(_structure, has_closed_form=True)
 
@@ -162,7 +154,12 @@ class Region:
 
     def __post_init__(self) -> None:
         check_choice("region", self.kind, [*REGIONS, "structure"])
-        parameter = self._checked_parameter()
+        parameter = self._kind.parameter if self.parameter is None else self.parameter
+        if parameter is not None:
+            if self._kind.parameter is None:
+                raise InputError(f"region {self.kind!r} takes no parameter, got {parameter}.")
+            check_number(f"parameter of region {self.kind!r}", parameter, 0)
+            parameter = float(parameter)
         classes = tuple(sorted({int(k) for k in self.classes}))
         if bool(classes) != (self.kind == "structure"):
             raise InputError(
@@ -177,18 +174,6 @@ class Region:
         for name, field in (("parameter", parameter), ("classes", classes), ("spacing", spacing)):
             object.__setattr__(self, name, field)
 
-    def _checked_parameter(self) -> float | None:
-        default = self._kind.parameter
-        if self.parameter is None:
-            return default
-        if default is None:
-            raise InputError(f"region {self.kind!r} takes no parameter, got {self.parameter}.")
-        if self.parameter < 0:
-            raise InputError(
-                f"region {self.kind!r} takes a parameter from 0, got {self.parameter}."
-            )
-        return float(self.parameter)
-
     @classmethod
     def parse(cls, value: Any) -> Region:
         """Return the region that a value describes, or raise `InputError`.
@@ -200,8 +185,8 @@ class Region:
         if isinstance(value, Region):
             return value
         if isinstance(value, str):
-            if found := re.fullmatch(r"(\w+)(?:\((\d*\.?\d+(?:e[+-]?\d+)?)\))?", value):
-                return cls(found[1], None if found[2] is None else float(found[2]))
+            if match := re.fullmatch(r"(\w+)(?:\((\d*\.?\d+(?:e[+-]?\d+)?)\))?", value):
+                return cls(match[1], None if match[2] is None else float(match[2]))
         else:
             classes = value if isinstance(value, Sequence) else [value]
             if classes and all(
@@ -222,12 +207,13 @@ class Region:
         """
         if self.kind == "structure":
             return "_".join(["structure", *map(str, self.classes)])
+        if self.spacing is None and self.parameter == self._kind.parameter:
+            return self.kind
         parameter, *sizes = (
             repr(value).removesuffix(".0") for value in (self.parameter, *(self.spacing or ()))
         )
-        if sizes:
-            return f"{self.kind}({parameter} at {'x'.join(sizes)})"
-        return self.kind if self.parameter == self._kind.parameter else f"{self.kind}({parameter})"
+        grid = f" at {'x'.join(sizes)}" if sizes else ""
+        return f"{self.kind}({parameter}{grid})"
 
     @property
     def by_prediction(self) -> bool:

@@ -94,25 +94,20 @@ def risk_coverage(
 
 def _count(parts: Iterable[Voxels], dtype: torch.dtype) -> list[torch.Tensor]:
     """Numbers of voxels and of errors with each confidence, the highest first."""
-    found = []
+    counted = []
     for voxels in parts:
         # In the type of y_pred, the probability 1 - p of a sigmoid's background has as few values
-        # as p. Read as integers, positive floats keep their order; the last bit says whether the
+        # as p. Positive floats, read as integers, keep their order; the last bit says whether the
         # voxel is wrong.
         confidence = voxels.confidence.to(dtype)
-        bits = (
-            confidence.view(torch.int64)
-            if dtype == torch.float64
-            else confidence.float().view(torch.int32)
-        )
+        bits = confidence.float().view(torch.int32)
+        if dtype == torch.float64:
+            bits = confidence.view(torch.int64)
         keys = (2 * bits.long() + (voxels.predicted != voxels.label)).cpu().numpy()
-        found.append(np.unique(keys, return_counts=True))
-    keys, count = (np.concatenate(each) for each in zip(*found, strict=True))
-    _, group = np.unique(keys >> 1, return_inverse=True)
-    return [
-        torch.from_numpy(np.bincount(group, each)[::-1].copy())
-        for each in (count, count * (keys & 1))
-    ]
+        counted.append(np.unique(keys, return_counts=True))
+    keys, count = (np.concatenate(each) for each in zip(*counted, strict=True))
+    _, group = np.unique(-(keys >> 1), return_inverse=True)
+    return [torch.from_numpy(np.bincount(group, each)) for each in (count, count * (keys & 1))]
 
 
 def _curve(

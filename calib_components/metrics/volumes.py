@@ -8,7 +8,7 @@ channel.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -146,86 +146,78 @@ def measure_structures(
         >>> from calib_components.metrics import measure_structures
         >>> p = torch.tensor([0.01, 0.3, 0.9, 0.99])  # of class 1
         >>> y_pred, y = torch.stack([1 - p, p]).unsqueeze(0), torch.tensor([[[0, 0, 1, 1]]])
-        >>> found = measure_structures(y_pred, y, {"tumour": [1]}, voxel_volume=0.5)
-        >>> [round(volume.item(), 4) for volume in found[:5]]  # expected: 0.5 * (0.01 + 0.3 + 0.9 + 0.99)
+        >>> measures = measure_structures(y_pred, y, {"tumour": [1]}, voxel_volume=0.5)
+        >>> [round(volume.item(), 4) for volume in measures[:5]]  # expected: 0.5 * (0.01 + 0.3 + 0.9 + 0.99)
         [1.1, 1.0, 0.5, 1.5, 1.0]
-        >>> found.expected_dsc  # 2 * (0.9 + 0.99) / (2 + 2.2)
+        >>> measures.expected_dsc  # 2 * (0.9 + 0.99) / (2 + 2.2)
         tensor([[0.9000]], dtype=torch.float64)
     """
     check_number("voxel_volume", voxel_volume, 0)
     y_pred, y = check_tensors(y_pred, y, sigmoid)
-    channels = y_pred.shape[1]
+    batch, channels = y_pred.shape[:2]
     sigmoid = sigmoid or channels == 1
     checked = check_structures(structures, sigmoid, channels)
-    cases = [{name: _StructureCounts(y_pred) for name in checked} for _ in y_pred]
+    shape, edges = (batch, len(checked)), THRESHOLDS.to(y_pred).double()
+    sums = {name: y_pred.new_zeros(shape, dtype=torch.float64) for name in TERMS}
+    true, count = y_pred.new_zeros((2, *shape), dtype=torch.int64)
+    # Numbers of voxels, and of those of the structure, above exactly so many thresholds
+    above = y_pred.new_zeros((2, *shape, len(edges) + 1), dtype=torch.int64)
     for voxels in read_voxels(y_pred, y, ignore_index=ignore_index, sigmoid=sigmoid):
-        for name, classes in checked.items():
+        for number, classes in enumerate(checked.values()):
             if sigmoid and classes != [voxels.volume.channel]:
                 continue
-            cases[voxels.case][name].add(voxels, [1] if sigmoid else classes)
-    thresholds = ThresholdCounts(
-        THRESHOLDS.to(y_pred.device, copy=True),
-        _stacked(cases, lambda counts: _number_above(counts.true_above)),
-        _stacked(cases, lambda counts: _number_above(counts.above)),
-        _stacked(cases, lambda counts: counts.true),
-        _stacked(cases, lambda counts: counts.voxels),
-    )
+            p, is_predicted, is_true = _structure(voxels, [1] if sigmoid else classes)
+            for name, value in structure_sums(p, is_predicted).items():
+                sums[name][voxels.case, number] += value
+            true[voxels.case, number] += is_true.sum()
+            count[voxels.case, number] += len(p)
+            rounded = p.to(y_pred.dtype).double()
+            above[:, voxels.case, number] += _count_above(rounded, is_true, edges)
+    # From the voxels above exactly so many thresholds to those above each
+    predicted, true_positive = above[..., 1:].flip(-1).cumsum(-1).flip(-1)
     volume = float(voxel_volume)
     return StructureMeasures(
-        expected=volume * _stacked(cases, lambda counts: counts.sums["expected"]),
-        true=volume * thresholds.true.double(),
-        low=volume * thresholds.predicted[..., LOW].double(),
-        high=volume * thresholds.predicted[..., HIGH].double(),
-        segmented=volume * _stacked(cases, lambda counts: counts.sums["predicted"]),
-        expected_dsc=_stacked(cases, lambda counts: expected_dice(counts.sums)),
-        thresholds=thresholds,
-        estimates=[
-            {name: StructureEstimate(counts.sums) for name, counts in case.items()}
-            for case in cases
-        ],
+        expected=volume * sums["expected"],
+        true=volume * true.double(),
+        low=volume * predicted[..., LOW].double(),
+        high=volume * predicted[..., HIGH].double(),
+        segmented=volume * sums["predicted"],
+        expected_dsc=expected_dice(sums),
+        thresholds=ThresholdCounts(
+            THRESHOLDS.to(y_pred.device, copy=True), true_positive, predicted, true, count
+        ),
+        estimates=[_estimates(sums, checked, case) for case in range(batch)],
     )
 
 
-class _StructureCounts:
-    """Sums over the voxels of a structure in a case."""
-
-    def __init__(self, y_pred: torch.Tensor) -> None:
-        self.dtype = y_pred.dtype
-        self.edges = THRESHOLDS.to(y_pred.device).to(y_pred.dtype).double()
-        self.sums = dict.fromkeys(TERMS, y_pred.new_zeros((), dtype=torch.float64))
-        self.true = self.voxels = y_pred.new_zeros((), dtype=torch.int64)
-        # Number of voxels above exactly so many thresholds; those above none are most of an image,
-        # and not needed.
-        shape = (2, len(self.edges) + 1)
-        self.above, self.true_above = y_pred.new_zeros(shape, dtype=torch.int64)
-
-    def add(self, voxels: Voxels, classes: Sequence[int]) -> None:
-        """Add some voxels, of the classes of the structure."""
-        is_in = torch.zeros(len(voxels.p), dtype=torch.bool, device=voxels.p.device)
-        is_in[classes] = True
-        p, is_true = voxels.p[classes].sum(0), is_in[voxels.label]
-        for name, value in structure_sums(p, is_in[voxels.predicted]).items():
-            self.sums[name] = self.sums[name] + value
-        self.true = self.true + is_true.sum()
-        self.voxels = self.voxels + len(p)
-        rounded = p.to(self.dtype).double()
-        index = (rounded > self.edges[0]).nonzero().squeeze(1)
-        places = torch.bucketize(rounded[index], self.edges)
-        self.above += torch.bincount(places, minlength=len(self.above))
-        self.true_above += torch.bincount(places[is_true[index]], minlength=len(self.above))
+def _structure(
+    voxels: Voxels, classes: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the probability of a structure at some voxels, and where it is predicted and true."""
+    is_in = torch.zeros(len(voxels.p), dtype=torch.bool, device=voxels.p.device)
+    is_in[classes] = True
+    return voxels.p[classes].sum(0), is_in[voxels.predicted], is_in[voxels.label]
 
 
-def _stacked(
-    cases: Sequence[Mapping[str, _StructureCounts]],
-    value: Callable[[_StructureCounts], torch.Tensor],
-) -> torch.Tensor:
-    """Return a value of each case and structure, `(B, structures, ...)`."""
-    return torch.stack([torch.stack([value(each) for each in case.values()]) for case in cases])
+def _estimates(
+    sums: Mapping[str, torch.Tensor], structures: Structures, case: int
+) -> dict[str, StructureEstimate]:
+    """Return the estimates of the structures of a case from sums `(B, structures)`."""
+    rows = torch.stack([*sums.values()])[:, case].unbind(1)
+    estimates = (StructureEstimate(dict(zip(sums, row, strict=True))) for row in rows)
+    return dict(zip(structures, estimates, strict=True))
 
 
-def _number_above(count: torch.Tensor) -> torch.Tensor:
-    """Return how many voxels are above each threshold, from how many are above so many of them."""
-    return count[1:].flip(-1).cumsum(-1).flip(-1)
+def _count_above(p: torch.Tensor, is_true: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
+    """Return how many voxels, and how many of them of the structure, are above exactly so many
+    thresholds, `(2, T + 1)`.
+
+    Those above none, most of an image, are not counted: nobody needs them.
+    """
+    index = (p > edges[0]).nonzero().squeeze(1)
+    places, length = torch.bucketize(p[index], edges), len(edges) + 1
+    parts = places, places[is_true[index]]
+    return torch.stack([torch.bincount(part, minlength=length) for part in parts])
 
 
 def check_structures(
@@ -273,10 +265,10 @@ class VolumeMetric(_StructureMetric):
     def measure(
         self, y_pred: torch.Tensor, y: torch.Tensor, voxel_volume: float = 1.0
     ) -> list[torch.Tensor]:
-        found = measure_structures(
+        measures = measure_structures(
             y_pred, y, self.structures, self.ignore_index, self.sigmoid, voxel_volume
         )
-        return [getattr(found, name) for name in self.names]
+        return [*measures[: len(self.names)]]
 
     def get_buffer(self) -> torch.Tensor:
         return self.expected - self.true

@@ -58,7 +58,7 @@ class Voxels:
     @functools.cached_property
     def p(self) -> torch.Tensor:
         """Probabilities, also where logits were read."""
-        return self.values.softmax(0) if self.volume.logits else self.values
+        return self.values.softmax(0) if self.volume.batch.logits else self.values
 
     @functools.cached_property
     def confidence(self) -> torch.Tensor:
@@ -95,25 +95,22 @@ class Voxels:
         return selected
 
 
-@dataclass(eq=False)
 class Volume:
-    """A case, or one channel of sigmoids: values `(N or 1, *S)` and ground truth; see
-    `read_voxels`.
+    """A case, or one channel of sigmoids.
+
+    Attributes:
+        batch: The batch that it is of.
+        case: Index of the case.
+        channel: Index of its first channel.
+        values: Probabilities or logits, `(N or 1, voxels)`.
+        y: Ground truth, `(N or 1, voxels)`.
     """
 
-    case: int
-    channel: int
-    values: torch.Tensor
-    y: torch.Tensor
-    sigmoid: bool
-    ignore_index: int | None
-    temperature: float
-    logits: bool
-
-    def __post_init__(self) -> None:
-        self.spatial = self.values.shape[1:]
-        self.values, self.y = self.values.flatten(1), self.y.flatten(1)
-        self.bands: dict[Any, torch.Tensor] = {}
+    def __init__(self, batch: Batch, case: int, channels: slice) -> None:
+        self.batch, self.case, self.channel = batch, case, channels.start
+        self.values = batch.y_pred[case, channels].flatten(1)
+        self.y = batch.y[case, channels].flatten(1)
+        self._bands: dict[Any, torch.Tensor] = {}
 
     def chunks(self) -> Iterator[Voxels]:
         """All voxels that are not ignored."""
@@ -126,32 +123,32 @@ class Volume:
 
     def _all_voxels(self) -> Iterator[Voxels]:
         chunk = CPU_CHUNK if self.values.device.type == "cpu" else GPU_CHUNK
-        step = max(1, chunk // (2 if self.sigmoid else len(self.values)))
+        step = max(1, chunk // (2 if self.batch.sigmoid else len(self.values)))
         for start in range(0, self.values.shape[1], step):
             part = slice(start, start + step)
             values = self.values[:, part].double()
-            if self.sigmoid:
-                other = torch.zeros_like(values) if self.logits else 1 - values
+            if self.batch.sigmoid:
+                other = torch.zeros_like(values) if self.batch.logits else 1 - values
                 values = torch.cat([other, values])
             yield Voxels(self, part, values, _class_index(self.y[:, part]))
 
     def _is_ignored(self, voxels: Voxels) -> torch.Tensor:
-        if self.ignore_index is None:
+        if self.batch.ignore_index is None:
             return torch.zeros_like(voxels.label, dtype=torch.bool)
-        return voxels.label == self.ignore_index
+        return voxels.label == self.batch.ignore_index
 
     def band(self, classes: str, radius: float, spacing: Sequence[float] | None) -> torch.Tensor:
         """Mask `(voxels,)` of a band of the whole volume, see `Voxels.near_face`."""
         key = (classes, radius, spacing)
-        if key not in self.bands:
+        if key not in self._bands:
             dtype = torch.int8 if len(self.values) < 128 else torch.int32
             parts = [
                 getattr(voxels, classes).masked_fill(self._is_ignored(voxels), IGNORED).to(dtype)
                 for voxels in self._all_voxels()
             ]
-            whole = torch.cat(parts).view(self.spatial)
-            self.bands[key] = band_mask(whole, radius, spacing).flatten()
-        return self.bands[key]
+            whole = torch.cat(parts).view(self.batch.y_pred.shape[2:])
+            self._bands[key] = band_mask(whole, radius, spacing).flatten()
+        return self._bands[key]
 
 
 def check_tensors(
@@ -183,16 +180,14 @@ def check_tensors(
 
 
 def _check_shapes(y_pred: torch.Tensor, y: torch.Tensor, sigmoid: bool, name: str) -> None:
-    batch, channels, *spatial = y_pred.shape
-    index_shape = (batch, 1, *spatial)
+    index_shape = (len(y_pred), 1, *y_pred.shape[2:])
     if y.shape == y_pred.shape or (y.shape == index_shape and not sigmoid):
         return
     expected = f"{index_shape} (class index) or {tuple(y_pred.shape)} (one-hot)"
     if sigmoid:
         expected = f"{tuple(y_pred.shape)} (0 or 1 in each channel)"
-    hint = f" {NO_BATCH_AXIS}" if channels == 1 else ""
     raise InputError(
-        f"y must have shape {expected} to match {name}, (B, N, *S), got {tuple(y.shape)}.{hint}"
+        f"y must have shape {expected} to match {name}, (B, N, *S), got {tuple(y.shape)}."
     )
 
 
@@ -254,34 +249,29 @@ def read_voxels(
     channels = y_pred.shape[1]
     sigmoid = sigmoid or channels == 1
     step = 1 if sigmoid else channels
-    checks = _Checks(y_pred, ignore_index, sigmoid, logits)
+    batch = Batch(y_pred, y, ignore_index, sigmoid, temperature or 1.0, logits)
     for case, k in itertools.product(range(len(y_pred)), range(0, channels, step)):
-        volume = Volume(
-            case,
-            k,
-            y_pred[case, k : k + step],
-            y[case, k : k + step],
-            sigmoid,
-            ignore_index,
-            temperature or 1,
-            logits,
-        )
-        for voxels in volume.chunks():
-            if checks.add(voxels):  # after an invalid value, the rest is counted only
+        for voxels in Volume(batch, case, slice(k, k + step)).chunks():
+            if batch.add(voxels):  # after an invalid value, the rest is counted only
                 yield voxels
-    checks.report()
+    batch.report()
 
 
-class _Checks:
-    """Whether the values and labels of a batch are valid. Arguments: see `read_voxels`."""
+@dataclass(eq=False)
+class Batch:
+    """Predictions and ground truth as in `read_voxels`, and whether what was read is valid."""
 
-    def __init__(
-        self, y_pred: torch.Tensor, ignore_index: int | None, sigmoid: bool, logits: bool
-    ) -> None:
-        self.y_pred, self.ignore_index = y_pred, ignore_index
-        self.sigmoid, self.logits = sigmoid, logits
-        self.invalid = torch.zeros(3, dtype=torch.int64, device=y_pred.device)
-        self.any_voxel, self.only_0_and_1 = False, not logits
+    y_pred: torch.Tensor
+    y: torch.Tensor
+    ignore_index: int | None
+    sigmoid: bool
+    temperature: float
+    logits: bool
+
+    def __post_init__(self) -> None:
+        # Numbers of invalid values, sums and labels
+        self.invalid = torch.zeros(3, dtype=torch.int64, device=self.y_pred.device)
+        self.any_voxel, self.only_0_and_1 = False, not self.logits
 
     def add(self, voxels: Voxels) -> bool:
         """Check some voxels and return whether all so far are valid.

@@ -4,9 +4,10 @@ few tensors.
 
 from __future__ import annotations
 
+import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any, ClassVar
 
@@ -61,29 +62,19 @@ class Estimate(ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as data that JSON can store; NaN becomes None."""
-        return _mapped(_none_for_nan, asdict(self))  # type: ignore[call-overload]  # a subclass is a dataclass
+        text = json.dumps(asdict(self))  # type: ignore[call-overload]  # a subclass is a dataclass
+        return json.loads(text, parse_constant=lambda _: None)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Any:
         """Inverse of `to_dict`; fields that other versions of this package have are left out."""
-        names = {field.name for field in fields(cls)}  # type: ignore[arg-type]
-        return cls(**_mapped(_nan_for_none, {name: values[name] for name in names & {*values}}))
+        names = {field.name for field in fields(cls)} & {*values}  # type: ignore[arg-type]
+        text = json.dumps({name: values[name] for name in names})
+        return cls(**json.loads(text, object_hook=_nan_for_none))
 
 
-def _mapped(function: Callable[[Any], Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the function of each value, in dictionaries of dictionaries."""
-    return {
-        name: _mapped(function, value) if isinstance(value, Mapping) else function(value)
-        for name, value in values.items()
-    }
-
-
-def _none_for_nan(value: Any) -> Any:
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _nan_for_none(value: Any) -> Any:
-    return math.nan if value is None else value
+def _nan_for_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: math.nan if value is None else value for name, value in values.items()}
 
 
 class Calibrator(torch.nn.Module):

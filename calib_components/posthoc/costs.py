@@ -9,7 +9,6 @@ import torch
 from calib_components.metrics.bins import CalibrationBins
 from calib_components.metrics.measuring import measure_regions
 from calib_components.metrics.regions import Region
-from calib_components.metrics.voxels import check_tensors, read_voxels
 
 # That errors are reported in; what is predicted follows from these probabilities
 REGIONS = ("all", "predicted")
@@ -44,7 +43,7 @@ class Costs:
             p,
             y,
             [Region(name) for name in REGIONS],
-            ["top_label", "nll"],
+            ["top_label", "classwise", "nll"],
             ignore_index=ignore_index,
             sigmoid=sigmoid,
         )
@@ -53,13 +52,12 @@ class Costs:
             cases = region.bins["top_label"]
             bins[name] = cases.pooled()
             nll[name] = float((region.scores["nll"] * cases.count.sum(-1)).nansum())
-        expected = true = 0.0
-        for voxels in read_voxels(
-            *check_tensors(p, y, sigmoid), ignore_index=ignore_index, sigmoid=sigmoid
-        ):
-            expected += float((1 - voxels.p[0]).sum())
-            true += float((voxels.label != 0).sum())
-        return cls(bins, nll, expected, true)
+        # Class 0 is the background, which channels of sigmoids do not have
+        first = 0 if sigmoid or p.shape[1] == 1 else 1
+        classes = measured[0].bins["classwise"]
+        expected = classes.confidence_sum[:, first:].sum()
+        true = classes.num_correct[:, first:].sum()
+        return cls(bins, nll, float(expected), float(true))
 
     def __add__(self, other: Costs) -> Costs:
         bins = {name: each + other.bins[name] for name, each in self.bins.items()}

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -97,12 +97,16 @@ class TemperatureEstimate(Estimate):
         parts = [f"{self.temperature:.3f}, fitted on {self._number()}"]
         if self.patients > 1:
             others, share = self.leave_one_out.values(), 100 * self.coverage
-            parts.append(f"95 % interval {self.low:.3f} to {self.high:.3f}")
-            parts.append(f"at most {share:.0f} % of such intervals hold the true temperature")
-            parts.append(f"{min(others):.3f} to {max(others):.3f} without one of them")
-        for name, fitted in self.regions.items():
-            if name != self.region:
-                parts.append(f"{fitted['temperature']:.3f} if fitted to region {name}")
+            parts += [
+                f"95 % interval {self.low:.3f} to {self.high:.3f}",
+                f"at most {share:.0f} % of such intervals hold the true temperature",
+                f"{min(others):.3f} to {max(others):.3f} without one of them",
+            ]
+        parts += [
+            f"{fitted['temperature']:.3f} if fitted to region {name}"
+            for name, fitted in self.regions.items()
+            if name != self.region
+        ]
         return "; ".join(parts)
 
     def effect(self, by_prediction: bool = True) -> str:
@@ -146,15 +150,13 @@ class TemperatureEstimate(Estimate):
         return f"T is {self.leave_one_out[name]:.2f} without {printable(name)}: look at it first."
 
     def _edge(self) -> str:
-        edge = f"at the edge of its range, {LOWEST:g} to {HIGHEST:g}"
-        if self.at_edge:
-            return (
-                f"The temperature, {self.temperature:g}, is {edge}: check that logits and ground"
-                " truth belong together."
-            )
-        if self.low <= LOWEST or self.high >= HIGHEST:
-            return f"The 95 % interval of the temperature ends {edge}: it may be wider."
-        return ""
+        if not (self.at_edge or self.low <= LOWEST or self.high >= HIGHEST):
+            return ""
+        return (
+            f"The temperature, {self.temperature:.3f}, or its 95 % interval is at the edge of its"
+            f" range, {LOWEST:g} to {HIGHEST:g}: check that logits and ground truth belong"
+            " together."
+        )
 
     def _difference(self) -> str:
         """Return what it means that temperatures of regions differ, where their intervals do not
@@ -178,7 +180,7 @@ class TemperatureEstimate(Estimate):
         )
 
     def _number(self) -> str:
-        return f"{self.patients} patient{'s' * (self.patients > 1)}"
+        return "1 patient" if self.patients == 1 else f"{self.patients} patients"
 
 
 class TemperatureScaling(Calibrator):
@@ -246,43 +248,29 @@ class TemperatureScaling(Calibrator):
         }
         fits = {name: _fit(each[:, 2:]) for name, each in rows_by_region.items() if len(each)}
         regions = {
-            name: {
-                **fitted.described(),
-                **{f"nll_{other}": _nll(rows_by_region[other], fitted.log2_b) for other in fits},
-            }
-            for name, fitted in fits.items()
+            name: fit | {f"nll_{other}": _nll(rows_by_region[other], fit) for other in fits}
+            for name, fit in fits.items()
         }
-        kept, fitted = rows_by_region[self.region.name], fits[self.region.name]
+        kept, fit = rows_by_region[self.region.name], fits[self.region.name]
         names = [name for name, row in zip(names, rows, strict=True) if row[0, 0] > 0]
         others: dict[str, float] = {}
         if len(names) > 1:
             # Adds up: a difference of sums would lose digits
             without = (1 - np.eye(len(names))) @ kept[:, 2:]
-            others = dict(zip(names, (2.0 ** -_roots(without)).tolist(), strict=True))
+            others = dict(zip(names, _temperatures(without).tolist(), strict=True))
         voxels = kept[:, 0].sum()
-        self.set_state(fitted.described())
+        self.set_state(fit)
         return TemperatureEstimate(
-            **fitted.described(),
+            **fit,
             leave_one_out=others,
             nll_before=float(kept[:, 1].sum() / voxels),
-            nll_after=_nll(kept, fitted.log2_b),
+            nll_after=_nll(kept, fit),
             patients=len(names),
             voxels=int(voxels),
-            at_edge=bool(abs(fitted.log2_b) >= LOG2_B[-1]),
+            at_edge=fit["temperature"] in (LOWEST, HIGHEST),
             region=self.region.name,
             regions=regions,
         )
-
-
-class _Fit(NamedTuple):
-    """A fit: log2 b, and the interval of T, which is NaN with one patient."""
-
-    log2_b: float
-    low: float
-    high: float
-
-    def described(self) -> dict[str, float]:
-        return {"temperature": 2.0**-self.log2_b, "low": self.low, "high": self.high}
 
 
 def _expected(sums: Array, log2_b: Array | float) -> Array:
@@ -292,44 +280,50 @@ def _expected(sums: Array, log2_b: Array | float) -> Array:
     return np.exp((np.log(np.maximum(sums[..., 1:], SMALLEST)) * SPLINE(log2_b)).sum(-1))
 
 
-def _roots(sums: Array) -> Array:
-    """Return log2 b of the lowest NLL of each row by bisection, or the edge of the range."""
+def _temperatures(sums: Array) -> Array:
+    """Return the T of the lowest NLL of each row by bisection, or the edge of the range."""
     low, high = np.full(sums.shape[:-1], LOG2_B[0]), np.full(sums.shape[:-1], LOG2_B[-1])
     for _ in range(40):
         middle = (low + high) / 2
         rising = _expected(sums, middle) <= sums[..., 0]
         low, high = np.where(rising, low, middle), np.where(rising, middle, high)
     beyond = [sums[..., 1] <= sums[..., 0], sums[..., -1] >= sums[..., 0]]
-    return np.select(beyond, [LOG2_B[0], LOG2_B[-1]], (low + high) / 2)
+    return np.select(beyond, [HIGHEST, LOWEST], 2.0 ** (-(low + high) / 2))
 
 
-def _fit(sums: Array) -> _Fit:
-    """Return the fit to patients with these `sums`, one in a row."""
-    interval = _interval(sums) if len(sums) > 1 else (math.nan, math.nan)
-    return _Fit(float(_roots(sums.sum(0))), *interval)
+def _fit(sums: Array) -> dict[str, float]:
+    """Return the temperature of patients with these `sums`, one in a row, and its interval.
+
+    The ends of the interval, NaN with one patient, are percentiles over resampled patients, from a
+    fixed seed.
+    """
+    low = high = math.nan
+    if len(sums) > 1:
+        low, high = bootstrap(
+            (np.arange(len(sums)),),
+            lambda drawn, axis: _temperatures(sums[drawn].sum(-2)),
+            n_resamples=RESAMPLES,
+            batch=max(1, BLOCK // sums.size),
+            vectorized=True,
+            axis=-1,
+            confidence_level=LEVEL,
+            method="percentile",
+            random_state=np.random.default_rng(0),
+        ).confidence_interval
+    return {
+        "temperature": float(_temperatures(sums.sum(0))),
+        "low": float(low),
+        "high": float(high),
+    }
 
 
-def _interval(sums: Array) -> tuple[float, float]:
-    """Return the ends of the percentile interval over resampled patients, from a fixed seed."""
-    low, high = bootstrap(
-        (np.arange(len(sums)),),
-        lambda drawn, axis: 2.0 ** -_roots(sums[drawn].sum(-2)),
-        n_resamples=RESAMPLES,
-        batch=max(1, BLOCK // sums.size),
-        vectorized=True,
-        axis=-1,
-        confidence_level=LEVEL,
-        method="percentile",
-        random_state=np.random.default_rng(0),
-    ).confidence_interval
-    return float(low), float(high)
-
-
-def _nll(rows: Array, log2_b: float) -> float:
-    """Return the mean NLL at b of patients whose rows are those of `voxel_sums`."""
+def _nll(rows: Array, fit: Mapping[str, float]) -> float:
+    """Return the mean NLL, at the temperature of a fit, of patients whose rows are those of
+    `voxel_sums`.
+    """
     voxels, unscaled, total = rows[:, 0].sum(), rows[:, 1].sum(), rows[:, 2:].sum(0)
     # Rounded, it may be below 0
-    return max(0.0, float((unscaled + _change(total, log2_b)) / voxels))
+    return max(0.0, float((unscaled + _change(total, -math.log2(fit["temperature"]))) / voxels))
 
 
 def _change(total: Array, log2_b: float) -> float:

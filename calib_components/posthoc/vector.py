@@ -13,7 +13,6 @@ Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, secti
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -216,16 +215,12 @@ class VectorScaling(Calibrator):
             share = np.full(patients, 1 / patients)
             times = np.random.default_rng(0).multinomial(patients, share, RESAMPLES)
             low, high = np.quantile(values + self._step(sums, times), [0.025, 0.975], axis=0)
+        fitted = self._fitted(classes)
+        labels = [f"{kind} of class {k}" for kind in ("scale", "bias") for k in range(classes)]
+        table = np.stack([values, low, high], 1)[fitted].tolist()
         parameters = {
-            f"{kind} of class {k}": {"value": value, "low": lower, "high": upper}
-            for (kind, k), value, lower, upper in zip(
-                itertools.product(("scale", "bias"), range(classes)),
-                values.tolist(),
-                low.tolist(),
-                high.tolist(),
-                strict=True,
-            )
-            if kind == "bias" or self.has_scale
+            name: dict(zip(("value", "low", "high"), row, strict=True))
+            for name, row in zip(labels[fitted], table, strict=True)
         }
         voxels = sums.voxels.sum()
         return self.estimate(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,6 +11,7 @@ import torch
 
 from calib_components.errors import InputError
 from calib_components.losses import (
+    CalibrationLoss,
     EntropyPenaltyLoss,
     FocalLoss,
     L1ACEDiceCELoss,
@@ -44,14 +44,11 @@ NAN = torch.where(X.max() == X, math.nan, X)
         (X[0], Y, "input must be logits"),
         (X[:, :1], Y, "one channel x of a sigmoid"),
         (X, Y[..., :4], "target must have shape"),
-        (X.movedim(1, -1), Y, "target must have shape"),
         (X, Y + 2, "target: class indices must be from 0 to 3, got values from 2 to 4"),
         (X, Y - 1, "target: class indices must be from 0 to 3, got values from -1 to 1"),
-        (X, (Y - 1).to(torch.uint8), "class indices must be from 0 to 3"),
         (X, Y + 0.5, "whole numbers"),
         (X, Y.float().masked_fill(Y == 1, math.nan), "whole numbers"),
         (X, X, "must not be negative"),
-        (X, torch.where(P.max() == P, math.nan, P), "must not be negative"),
         (X, X.sigmoid(), "sum to 1"),
         (NAN, Y, "input: logits must be finite"),
         (torch.where(X.max() == X, math.inf, X), Y, "input: logits must be finite"),
@@ -72,34 +69,57 @@ def test_ignore_index_and_target() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "name"),
+    ("loss", "option", "value"),
     [
-        (lambda: NACLLoss(prior="average"), "prior"),
-        (lambda: NACLLoss(padding="zeros"), "padding"),
-        (lambda: NACLLoss(penalty="L1"), "penalty"),
-        (lambda: NACLLoss(constraint="logit"), "constraint"),
-        (lambda: NACLLoss(penalty_weight=-0.1), "penalty_weight"),
-        (lambda: NACLLoss(kernel_size=4), "kernel_size"),
-        (lambda: NACLLoss(kernel_size=-1), "kernel_size"),
-        (lambda: SVLSLoss(kernel_size=1), "kernel_size"),
-        (lambda: SVLSLoss(sigma=0), "sigma"),
-        (lambda: FocalLoss(gamma=-1), "gamma"),
-        (lambda: LabelSmoothingLoss(alpha=2), "alpha"),
-        (lambda: MbLSLoss(margin=math.nan), "margin"),
-        (lambda: MbLSLoss(penalty_weight=-1), "penalty_weight"),
-        (lambda: EntropyPenaltyLoss(penalty_weight=-1), "penalty_weight"),
-        (lambda: L1ACELoss(num_bins=0), "num_bins"),
-        (lambda: L1ACEDiceCELoss(penalty_weight=-1), "penalty_weight"),
-        (lambda: neighbor_prior(Y, 1), "num_classes"),
-        (lambda: neighbor_prior(Y[0, 0], 4), "target"),
-        (lambda: neighbor_prior(torch.zeros(1, 2, 5, 5, 5), 3), "target"),
-        (lambda: neighbor_prior(Y, 2), "target"),
-        (lambda: neighbor_prior(P, 4, "mode"), "target"),
+        (NACLLoss, "prior", "average"),
+        (NACLLoss, "padding", "zeros"),
+        (NACLLoss, "penalty", "L1"),
+        (NACLLoss, "constraint", "logit"),
+        (NACLLoss, "penalty_weight", -0.1),
+        (NACLLoss, "kernel_size", 4),
+        (NACLLoss, "kernel_size", -1),
+        (SVLSLoss, "kernel_size", 1),
+        (SVLSLoss, "sigma", 0),
+        (FocalLoss, "gamma", -1),
+        (LabelSmoothingLoss, "alpha", 2),
+        (MbLSLoss, "margin", math.nan),
+        (MbLSLoss, "penalty_weight", -1),
+        (EntropyPenaltyLoss, "penalty_weight", -1),
+        (L1ACELoss, "num_bins", 0),
+        (L1ACEDiceCELoss, "penalty_weight", -1),
     ],
 )
-def test_bad_options(make: Callable[[], object], name: str) -> None:
+def test_bad_options(loss: type, option: str, value: object) -> None:
+    with pytest.raises(InputError, match=f"^{option}"):
+        loss(**{option: value})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ((Y, 1), "num_classes"),
+        ((Y[0, 0], 4), "target"),
+        ((torch.zeros(1, 2, 5, 5, 5), 3), "target"),
+        ((Y, 2), "target"),
+        ((P, 4, "mode"), "target"),
+    ],
+)
+def test_bad_arguments_of_a_prior(arguments: tuple, name: str) -> None:
     with pytest.raises(InputError, match=f"^{name}"):
-        make()
+        neighbor_prior(*arguments)
+
+
+class MadeUpLoss(CalibrationLoss):
+    def voxel_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return (logits - labels).square().sum(1)
+
+
+def test_a_new_loss_is_its_formula_for_a_voxel() -> None:
+    loss, counted = MadeUpLoss(ignore_index=0), Y != 0
+    value, gradient = value_and_gradient(loss, X, Y)
+    squares = (X - one_hot(Y, 4)).square().sum(1, keepdim=True)
+    torch.testing.assert_close(value, squares[counted].mean())
+    torch.testing.assert_close(gradient, 2 * (X - one_hot(Y, 4)) * counted / counted.sum())
 
 
 @pytest.mark.parametrize("loss", [NACLLoss(), FocalLoss()], ids=repr)

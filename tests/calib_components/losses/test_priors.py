@@ -81,15 +81,3 @@ def test_many_classes_and_windows_larger_than_the_image(prior, num_classes):
     result = neighbor_prior(torch.tensor(labels[None]), num_classes, prior, 7, ignore_index=IGNORED)
     expected = brute_force_prior(labels, num_classes, prior, 7, 2.0, "replicate", IGNORED)
     np.testing.assert_allclose(result[0], expected, atol=1e-6)
-
-
-@pytest.mark.parametrize("prior", ["mean", "gaussian"])
-@pytest.mark.parametrize("padding", PADDINGS)
-@pytest.mark.parametrize("shape", [(2, 5, 6), (1, 4, 3, 5)])
-def test_one_hot_probabilities_equal_class_indices(prior, padding, shape):
-    labels = torch.tensor(random_labels(shape, 3))
-    one_hot = torch.nn.functional.one_hot(labels, 3).movedim(-1, 1)
-    expected = neighbor_prior(labels, 3, prior, padding=padding)
-    torch.testing.assert_close(neighbor_prior(one_hot, 3, prior, padding=padding), expected)
-    in_float64 = neighbor_prior(one_hot.double(), 3, prior, padding=padding)
-    torch.testing.assert_close(in_float64, expected.double(), rtol=0, atol=1e-6)

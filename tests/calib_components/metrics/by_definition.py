@@ -24,13 +24,12 @@ def band(classes: Array, radius: float, spacing: Sequence[float] | None = None) 
     for axis in range(classes.ndim):
         low, high = (np.delete(classes, at, axis) for at in (-1, 0))
         fine = np.zeros([2 * n + 1 for n in classes.shape], bool)
-        fine[
-            tuple(slice(2, -2, 2) if a == axis else slice(1, None, 2) for a in range(classes.ndim))
-        ] = (low != high) & (low != -1) & (high != -1)
-        for other in set(range(classes.ndim)) - {axis}:  # with its edges
-            fine = binary_dilation(
-                fine, np.ones([3 if a == other else 1 for a in range(classes.ndim)])
-            )
+        places = [slice(1, None, 2)] * classes.ndim
+        places[axis] = slice(2, -2, 2)
+        fine[tuple(places)] = (low != high) & (low != -1) & (high != -1)
+        with_edges = [3] * classes.ndim
+        with_edges[axis] = 1
+        fine = binary_dilation(fine, np.ones(with_edges))
         if fine.any():
             distance = distance_transform_edt(~fine, sampling=half)
             near |= distance[(slice(1, None, 2),) * classes.ndim] <= radius + 1e-9

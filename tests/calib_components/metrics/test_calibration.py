@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
 from monai.handlers import IgniteMetricHandler
-from sklearn import metrics as sklearn
 from torch.nn import functional as F
 
 from calib_components import metrics
@@ -116,36 +116,24 @@ def test_default_regions() -> None:
     """The paper's for its errors; one in which true probabilities have no error where there are
     several.
     """
-    assert {metric().region.name for metric in (ECEMetric, CECEMetric, NLLMetric, BrierMetric)} == {
-        "foreground"
-    }
+    parts = ECEMetric(), CECEMetric(), NLLMetric(), BrierMetric()
+    assert {part.region.name for part in parts} == {"foreground"}
     metric = CalibrationMetric()
-    assert {part.region.name for part in (metric, metric.cece, metric.nll, metric.brier)} == {
-        "predicted"
-    }
+    parts = metric, metric.cece, metric.nll, metric.brier
+    assert {part.region.name for part in parts} == {"predicted"}
     assert CalibrationMetric(foreground_only=True).cece.region.name == "foreground"
-
-
-@pytest.mark.parametrize("metric_type", [ECEMetric, CECEMetric])
-def test_bins_per_case_and_pooled(metric_type: type) -> None:
-    y_pred, y = cases()
-    metric = metric_type()
-    metric(y_pred[:1], y[:1])
-    metric(y_pred[1:], y[1:])
-    expected = calibration_bins(y_pred, y, classwise=metric_type is CECEMetric)
-    assert metric.case_bins.to_dict() == expected.to_dict()
-    assert metric.bins.to_dict() == expected.pooled().to_dict()
 
 
 def test_mean_batch_of_cece_is_one_value_per_class() -> None:
     y_pred, y = cases()
     metric = CECEMetric()
     metric(y_pred, y)
-    bins = calibration_bins(y_pred[:3], y[:3], classwise=True)  # the last case is NaN
-    gaps = (bins.confidence - bins.accuracy).abs().nan_to_num()
-    expected = (bins.count / bins.count.sum(-1, keepdim=True) * gaps).sum(-1).mean(0)
+    bins = calibration_bins(y_pred, y, classwise=True)
+    assert metric.case_bins.to_dict() == bins.to_dict()
+    assert metric.bins.to_dict() == bins.pooled().to_dict()
+    expected = torch.stack([each.expected_error() for each in bins.per_class()], 1).nanmean(0)
     torch.testing.assert_close(metric.aggregate("mean_batch"), expected)
-    torch.testing.assert_close(metric.aggregate("mean_batch").mean(), metric.aggregate())
+    torch.testing.assert_close(expected.mean(), metric.aggregate())
 
 
 def test_one_pass_gives_all_measures_of_all_regions() -> None:
@@ -155,9 +143,8 @@ def test_one_pass_gives_all_measures_of_all_regions() -> None:
     metric = CalibrationMetric(region="union", regions=regions, **options)
     assert list(metric.regions) == ["all", "band(3)", "band(3 at 1x1x2)", "structure_1_2"]
     metric(list(y_pred), list(y))
-    for region, of_region in zip(
-        ["union", *regions], [metric, *metric.regions.values()], strict=True
-    ):
+    found = [metric, *metric.regions.values()]
+    for region, of_region in zip(["union", *regions], found, strict=True):
         for kind, part in ((ECEMetric, of_region), (CECEMetric, of_region.cece)):
             alone = kind(region=region, **options)
             alone(y_pred, y)
@@ -197,16 +184,15 @@ Y = torch.tensor([0, 1, 1, 1, 1, 0]).view(1, 1, -1)
 TRUE_P = np.array([1.0, 0.25, 0.5, 0.625, 1.0, 0.125])
 
 
-def nll(y_pred: torch.Tensor, y: torch.Tensor, region: str = "foreground") -> float:
-    metric = NLLMetric(region=region)
+def score(
+    metric_type: type, y_pred: torch.Tensor, y: torch.Tensor, region: str = "foreground"
+) -> float:
+    metric = metric_type(region=region)
     metric(y_pred, y)
     return metric.aggregate().item()
 
 
-def brier(y_pred: torch.Tensor, y: torch.Tensor, region: str = "foreground") -> float:
-    metric = BrierMetric(region=region)
-    metric(y_pred, y)
-    return metric.aggregate().item()
+nll, brier = partial(score, NLLMetric), partial(score, BrierMetric)
 
 
 def test_values_by_hand() -> None:
@@ -214,17 +200,6 @@ def test_values_by_hand() -> None:
     assert nll(Y_PRED, Y) == pytest.approx(-np.log(TRUE_P[1:5]).mean())
     assert brier(Y_PRED, Y, region="all") == pytest.approx((2 * (1 - TRUE_P) ** 2).mean())
     assert brier(Y_PRED, Y) == pytest.approx((2 * (1 - TRUE_P[1:5]) ** 2).mean())
-
-
-def test_values_by_scikit_learn() -> None:
-    generator = torch.Generator().manual_seed(0)
-    y_pred = (2 * torch.randn(1, 4, 500, generator=generator, dtype=torch.float64)).softmax(1)
-    y = torch.randint(4, (1, 1, 500), generator=generator)
-    p, label = y_pred[0].T.numpy(), y[0, 0].numpy()
-    assert nll(y_pred, y, region="all") == pytest.approx(sklearn.log_loss(label, p))
-    two, is_1 = torch.stack([1 - y_pred[:, 1], y_pred[:, 1]], 1), y == 1
-    of_class = sklearn.brier_score_loss(is_1[0, 0].numpy(), p[:, 1])
-    assert brier(two, is_1, region="all") == pytest.approx(2 * of_class)
 
 
 @pytest.mark.filterwarnings("ignore:y_pred holds only 0 and 1")
@@ -238,19 +213,20 @@ def test_a_probability_of_zero_has_a_finite_nll() -> None:
         assert nll(certain, 0 * certain, "all") == pytest.approx(bits * math.log(2))
 
 
-def test_probabilities_that_were_rounded_count_as_what_they_can_have_been() -> None:
-    def measure(p: torch.Tensor, y: torch.Tensor, sigmoid: bool) -> list[float]:
-        options = {"sigmoid": sigmoid, "lowest": 0.01, "highest": 0.9}
-        (found,) = measure_regions(p, y, [Region("all")], ["nll", "brier"], **options)
-        return [value.item() for value in found.scores.values()]
-
-    p, y = torch.tensor([[[0.0, 1.0, 1.0, 0.95, 0.5]]]), torch.tensor([[[1, 0, 1, 0, 1]]])
-    expected = -(math.log(0.01) + 2 * math.log(0.1) + math.log(1) + math.log(0.5)) / 5
-    assert measure(p, y, True) == pytest.approx([expected, 2 * (1 + 1 + 0.95**2 + 0.5**2) / 5])
-    p = torch.tensor([[[1.0, 0.0, 0.5], [0.0, 1.0, 0.5]]])  # a softmax has no highest probability
-    assert measure(p, torch.tensor([[[1, 1, 1]]]), False)[0] == pytest.approx(
-        -(math.log(0.01) + math.log(0.5)) / 3
-    )
+@pytest.mark.parametrize(
+    ("p", "y", "likelihoods"),
+    [
+        ([[0.0, 1.0, 1.0, 0.95, 0.5]], [1, 0, 1, 0, 1], [0.01, 0.1, 1, 0.1, 0.5]),
+        # A softmax has no highest probability
+        ([[1.0, 0.0, 0.5], [0.0, 1.0, 0.5]], [1, 1, 1], [0.01, 1, 0.5]),
+    ],
+)
+def test_probabilities_that_were_rounded_count_as_what_they_can_have_been(
+    p: list, y: list, likelihoods: list
+) -> None:
+    given, limits = (torch.tensor([p]), torch.tensor([[y]])), {"lowest": 0.01, "highest": 0.9}
+    (found,) = measure_regions(*given, [Region("all")], ["nll"], **limits)
+    assert found.scores["nll"].item() == pytest.approx(-np.log(likelihoods).mean())
 
 
 def test_magnitudes_of_logits_by_numpy() -> None:
@@ -259,16 +235,12 @@ def test_magnitudes_of_logits_by_numpy() -> None:
     y = torch.randint(3, (2, 1, 5, 6), generator=generator)
     y[0, 0, 0] = 255
     sums, count = logit_magnitude_sums(logits, y, ignore_index=255)
-    for case in range(2):
-        magnitudes, label = logits[case].abs().double().numpy(), y[case, 0].numpy()
-        for k in range(3):
-            np.testing.assert_allclose(sums[case, k], magnitudes[:, label == k].sum(1))
-            assert count[case, k] == (label == k).sum()
-    for spoiled in (logits * torch.nan, logits.long()):
-        with pytest.raises(InputError, match="logits"):
-            logit_magnitude_sums(spoiled, y, ignore_index=255)
-    with pytest.raises(InputError, match="y must hold class indices"):
-        logit_magnitude_sums(logits, y)
+    is_class = y == torch.arange(3).view(3, 1, 1)  # (cases, true classes, *S)
+    expected = np.einsum("btij,bkij->btk", is_class.double(), logits.abs().double())
+    np.testing.assert_allclose(sums, expected)
+    np.testing.assert_array_equal(count, is_class.sum((2, 3)))
+    with pytest.raises(InputError, match="logits must be finite"):
+        logit_magnitude_sums(logits * torch.nan, y, ignore_index=255)
 
 
 TWO_RANKS = """
@@ -290,14 +262,8 @@ torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
 
 @pytest.mark.slow
 def test_several_processes_gather_their_cases() -> None:
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        "--no-python",
-    ]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launcher += ["--nproc_per_node=2", "--no-python"]
     done = subprocess.run(
         [*launcher, sys.executable, "-c", TWO_RANKS], check=False, capture_output=True, text=True
     )

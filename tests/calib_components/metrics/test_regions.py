@@ -131,22 +131,6 @@ def test_unsuitable_spacing_and_classes() -> None:
         calibration_bins(p, y, region="all", foreground_only=True)
 
 
-def test_what_chooses_the_voxels() -> None:
-    regions = {Region.parse(region) for region in REGIONS}
-    assert {r.name for r in regions if r.by_prediction} == {
-        "all",
-        "predicted",
-        "plausible",
-        "predicted_band",
-    }
-    assert {r.name for r in regions if r.has_closed_form} == {
-        "foreground",
-        "union",
-        "structure_1",
-        "structure_2_3",
-    }
-
-
 # By hand: two classes, six voxels in a row
 #   p_1           0.02  0.10  0.25  0.60  0.90  0.04
 #   predicted     0     0     0     1     1     0
@@ -254,15 +238,6 @@ def test_sums_of_half_precision(dtype: torch.dtype) -> None:
     assert_equals_definitions(half, draw_labels(p, 1), None, 1e-12)
 
 
-def test_many_regions_at_once() -> None:
-    p, y = blobs((12, 11)), draw_labels(blobs((12, 11)), 1)
-    regions = [*REGIONS, *(f"plausible(0.{i})" for i in range(1, 9))]
-    for region, found in measured(p, y, regions).items():
-        alone = measured(p, y, [region])[region]
-        assert values_of(found) == pytest.approx(values_of(alone), rel=1e-12)
-        assert torch.equal(found.bins["classwise"].count, alone.bins["classwise"].count)
-
-
 # Perfect calibration
 
 
@@ -282,48 +257,26 @@ def test_labels_drawn_from_the_predictions(shape: tuple[int, ...]) -> None:
 # Sigmoids
 
 
-@pytest.mark.parametrize("chunk", [200, voxels.CPU_CHUNK])
-def test_channels_of_sigmoids(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each channel is a case of two classes; ECE, NLL and Brier score pool them, CECE is their
-    mean.
-    """
-    monkeypatch.setattr(voxels, "CPU_CHUNK", chunk)
-    foreground = torch.cat(
-        [1 - blobs((12, 11, 10), seed, sharpness=14)[:, :1] for seed in range(3)], 1
-    )
-    y = (
-        torch.rand(foreground.shape, generator=torch.Generator().manual_seed(1)) < foreground
-    ).int()
-    ignored = torch.rand(y.shape, generator=torch.Generator().manual_seed(2)) < 0.03
-    y[ignored] = IGNORE
+def test_channels_of_sigmoids_are_cases_of_two_classes() -> None:
+    """ECE, NLL and Brier score pool them, CECE is their mean."""
+    parts = [blobs((12, 11, 10), seed, sharpness=14)[:, :1] for seed in range(3)]
+    foreground = 1 - torch.cat(parts, 1)
+    drawn = torch.rand(2, *foreground.shape, generator=torch.Generator().manual_seed(1))
+    y = (drawn[0] < foreground).int().masked_fill(drawn[1] < 0.03, IGNORE)
     regions = [*BY_PREDICTION, "foreground", "union", (1,), (0, 1), "band"]
-    options = {"sigmoid": True, "ignore_index": IGNORE, "temperature": 0.8}
-    channels = []
-    for k in range(3):
-        p = foreground[0, k].numpy()
-        channels.append((np.stack([1 - p, p]), y[0, k].numpy(), ignored[0, k].numpy()))
-    for region, found in measured(foreground, y, regions, **options).items():
-        masks = [by_definition.inside(region, p, label, out, 0.8) for p, label, out in channels]
-        pooled_p = np.concatenate(
-            [p[:, mask] for (p, _, _), mask in zip(channels, masks, strict=True)], 1
-        )
-        pooled_y = np.concatenate(
-            [label[mask] for (_, label, _), mask in zip(channels, masks, strict=True)]
-        )
-        everywhere = np.ones(len(pooled_y), bool)
-        expected = by_definition.Case(pooled_p, everywhere).measures(pooled_y, everywhere)
-        of_channels = []
-        for (p, label, _), mask in zip(channels, masks, strict=True):
-            confidence = p[1][mask]
-            of_channels.append(
-                by_definition.error(by_definition.bin_index(confidence), confidence, label[mask])
-            )
-        expected["cece"] = np.mean(of_channels)
-        assert values_of(found) == pytest.approx(expected, abs=1e-12)
-        assert found.bins["classwise"].count.shape == (1, 3, 15)
-        if region in ("foreground", "union", (1,)):
-            pooled = np.concatenate([p[:, ~out] for p, _, out in channels], 1)
-            if_true = by_definition.Case(pooled, np.ones(pooled.shape[1], bool)).errors_if_true(
-                region
-            )
-            assert values_if_true(found)["ece"] == pytest.approx(if_true["ece"], abs=1e-12)
+    options = {"ignore_index": IGNORE, "temperature": 0.8}
+    channels = [
+        measured(torch.cat([1 - p, p], 1), label, regions, **options)
+        for p, label in zip(foreground.split(1, 1), y.split(1, 1), strict=True)
+    ]
+    for region, found in measured(foreground, y, regions, sigmoid=True, **options).items():
+        alone = [channel[region] for channel in channels]
+        for kind in {"top_label", "top_label_if_true"} & found.bins.keys():
+            first, second, third = (each.bins[kind] for each in alone)
+            torch.testing.assert_close(vars(found.bins[kind]), vars(first + second + third))
+        of_class = [each.bins["classwise"].expected_error(mean=False)[0, 1] for each in alone]
+        assert values_of(found)["cece"] == pytest.approx(np.mean(of_class))
+        counts = torch.cat([each.bins["top_label"].count.sum(-1) for each in alone])
+        for name, score in found.scores.items():
+            expected_scores = torch.cat([each.scores[name] for each in alone])
+            torch.testing.assert_close(score[0], (expected_scores * counts).sum() / counts.sum())

@@ -16,25 +16,21 @@ from calib_components.metrics import (
     hausdorff_distance_95,
     structure_masks,
 )
-from tests.helpers import SHARED
-
-GOLDEN = SHARED / "golden"
+from tests.calib_components.metrics.test_bins import golden
 
 
-@pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"golden values are not at {GOLDEN}")
-@pytest.mark.parametrize("name", ["metrics_k2.npz", "metrics_k4.npz"])
+@pytest.mark.parametrize("name", ["metrics_k2", "metrics_k4"])
 def test_dice_and_hd95_equal_medpy(name: str) -> None:
-    golden = np.load(GOLDEN / name)
-    logits, labels = torch.tensor(golden["logits"]), torch.tensor(golden["labels"])
-    classes = logits.shape[1]
-    predicted = torch.nn.functional.one_hot(logits.argmax(1), classes).movedim(-1, 0)[None]
+    values, probabilities, labels = golden(name)
+    classes = probabilities.shape[1]
+    predicted = torch.nn.functional.one_hot(probabilities.argmax(1), classes).movedim(-1, 1)
     for prefix, metric in (
         ("dsc", DSCMetric()),
         ("hd95", HD95Metric()),
         ("hd95_spacing_3_1.5_1.5", HD95Metric(spacing=(3, 1.5, 1.5))),
     ):
-        metric(predicted, labels[None, None])
-        expected = [golden[f"{prefix}/class{k}"].item() for k in range(1, classes)]
+        metric(predicted, labels)
+        expected = [values[f"{prefix}/class{k}"].item() for k in range(1, classes)]
         np.testing.assert_allclose(metric.aggregate("none")[0], expected, atol=1e-4)
 
 
@@ -74,24 +70,15 @@ def test_hd95_equals_that_by_distance_transforms(
 
 
 def test_absent_structures() -> None:
-    empty = mask()
-    predicted = torch.cat([mask(1), empty, mask(1), empty], 1)
-    true = torch.cat([mask(1), mask(1), empty, empty], 1)
-    dsc, hd95 = DSCMetric(include_background=True), HD95Metric(include_background=True)
-    for metric in (dsc, hd95):
+    predicted = torch.cat([mask(1), mask(), mask(1), mask()], 1)
+    true = torch.cat([mask(1), mask(1), mask(), mask()], 1)
+    for metric, expected, mean in (
+        (DSCMetric(include_background=True), [[1, 0, 0, math.nan]], 1 / 3),
+        (HD95Metric(include_background=True), [[0] + [math.nan] * 3], 0),
+    ):
         metric(predicted, true)
-    torch.testing.assert_close(
-        dsc.aggregate("none"),
-        torch.tensor([[1, 0, 0, torch.nan]], dtype=torch.float64),
-        equal_nan=True,
-    )
-    torch.testing.assert_close(
-        hd95.aggregate("none"),
-        torch.tensor([[0] + [torch.nan] * 3], dtype=torch.float64),
-        equal_nan=True,
-    )
-    assert dsc.aggregate().item() == pytest.approx(1 / 3)
-    assert hd95.aggregate().item() == 0
+        np.testing.assert_array_equal(metric.aggregate("none"), expected)
+        assert metric.aggregate().item() == pytest.approx(mean)
 
 
 def test_the_mean_is_first_over_the_structures_of_a_case() -> None:
@@ -113,47 +100,28 @@ def test_a_structure_that_is_left_out_as_background_is_warned_of() -> None:
 
 LABELS = torch.arange(9).view(9, 1).expand(9, 12) // torch.tensor([3, 4])[:, None, None]
 ONE_HOT = torch.nn.functional.one_hot(LABELS, 3).movedim(-1, 1)  # (2, 3, 9, 12)
+VOLUMES = ONE_HOT[:, :, None].expand(2, 3, 5, 9, 12)
 # No channel of the background
 MASKS = structure_masks(torch.tensor([[[0, 1, 2, 2]]]), [[1], [2], [1, 2]])[None]
+
+
+NOTHING, NO_CLASS = torch.zeros(1, 2, 4, 4), torch.full((1, 2, 4, 4), torch.nan)
+NOT_MASKS = "masks of 0 and 1, .* in 32 of 32 elements"
 
 
 @pytest.mark.parametrize(
     ("y_pred", "y", "message"),
     [
-        (
-            torch.rand(1, 2, 4, 4),
-            torch.zeros(1, 2, 4, 4),
-            "masks of 0 and 1, .* in 32 of 32 elements",
-        ),
-        (
-            torch.full((1, 2, 4, 4), torch.nan),
-            torch.zeros(1, 2, 4, 4),
-            "masks of 0 and 1, .* in 32 of 32 elements",
-        ),
-        (
-            torch.zeros(1, 2, 4, 4),
-            torch.zeros(1, 2, 4, 5),
-            r"y must have shape \(1, 1, 4, 4\) .* got \(1, 2, 4, 5\)",
-        ),
-        (
-            torch.zeros(1, 2, 4, 4),
-            torch.full((1, 1, 4, 4), 2),
-            "class indices from 0 to 1, .* in 16 of 16",
-        ),
-        (
-            MASKS,
-            torch.tensor([[[[0, 1, 2, 2]]]]),
-            "y_pred must be one-hot .* 4 of 4 voxels in several classes or none",
-        ),
+        (NOTHING + 0.5, NOTHING, NOT_MASKS),
+        (NO_CLASS, NOTHING, NOT_MASKS),
+        (NOTHING, NOTHING[..., :3], r"y must have shape \(1, 1, 4, 4\) .* got \(1, 2, 4, 3\)"),
+        (NOTHING, torch.full((1, 1, 4, 4), 2), "class indices from 0 to 1, .* in 16 of 16"),
+        (MASKS, torch.tensor([[[[0, 1, 2, 2]]]]), "y_pred must be one-hot .* 4 of 4 voxels"),
         (torch.zeros(4), torch.zeros(4), r"shape \(B, N, \*S\)"),
         (torch.zeros(1, 1, 4), torch.zeros(1, 1, 4), "one channel"),
         # Also of volumes, whose slices would be structures
         (ONE_HOT[0], ONE_HOT[1], "no batch axis"),
-        (
-            ONE_HOT[0, :, None].expand(3, 5, 9, 12),
-            ONE_HOT[1, :, None].expand(3, 5, 9, 12),
-            "no batch axis",
-        ),
+        (VOLUMES[0], VOLUMES[1], "no batch axis"),
         ([ONE_HOT[:1]], [ONE_HOT[1:]], "Items of lists have no batch axis"),
     ],
 )
@@ -190,11 +158,9 @@ def test_structures_of_what_is_no_label_map(label: torch.Tensor) -> None:
         structure_masks(label, [[1]])
 
 
-def test_more_classes_than_a_byte_holds() -> None:
-    y = torch.tensor([[[44, 255, 0]]], dtype=torch.uint8)
-    # As uint8, 300 is 44
-    assert structure_masks(y[0], [[300], [44]]).tolist() == [[False] * 3, [True, False, False]]
-    labels = torch.arange(300).view(1, 1, -1)
-    for dtype in (torch.int16, torch.uint16, torch.uint32, torch.uint64):
-        assert structure_masks(labels[0].to(dtype), [[299]]).nonzero().tolist() == [[0, 299]]
-        assert dice(torch.eye(300)[None], labels.to(dtype)).eq(1).all()
+@pytest.mark.parametrize("dtype", [torch.int16, torch.uint16, torch.uint32, torch.uint64])
+def test_more_classes_than_a_byte_holds(dtype: torch.dtype) -> None:
+    labels = torch.arange(300).view(1, 1, -1).to(dtype)
+    assert structure_masks(labels[0], [[299]]).nonzero().tolist() == [[0, 299]]
+    assert dice(torch.eye(300)[None], labels).eq(1).all()
+    assert not structure_masks(torch.tensor([[44]], dtype=torch.uint8), [[300]]).any()  # is 44

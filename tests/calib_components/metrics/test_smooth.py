@@ -18,7 +18,7 @@ from calib_components.metrics import (
     calibration_bins,
     smooth_calibration_error,
 )
-from tests.helpers import SHARED
+from tests.calib_components.metrics.test_bins import golden
 
 Array = NDArray[np.float64]
 
@@ -92,29 +92,19 @@ def test_equals_the_authors(kind: str) -> None:
 
 def test_cases_and_pooled() -> None:
     parts = [draw(kind, 1000) for kind in KINDS[:2]]
-    y_pred, y = (
-        torch.cat(values) for values in zip(*(as_input(*part) for part in parts), strict=True)
-    )
-    bins = calibration_bins(y_pred, y, num_bins=1920, region="all")
-    assert smooth_calibration_error(bins).tolist() == pytest.approx(
-        [smooth_error(*part) for part in parts], abs=1e-12
-    )
+    inputs = zip(*(as_input(*part) for part in parts), strict=True)
+    bins = calibration_bins(*map(torch.cat, inputs), num_bins=1920, region="all")
+    expected = [smooth_error(*part) for part in parts]
+    assert smooth_calibration_error(bins).tolist() == pytest.approx(expected, abs=1e-12)
     together = smooth_error(*(np.concatenate(values) for values in zip(*parts, strict=True)))
     assert smooth_calibration_error(bins.pooled()).item() == pytest.approx(together, abs=1e-12)
 
 
 def test_errors() -> None:
-    generator = torch.Generator().manual_seed(0)
-    y_pred, y = (
-        torch.randn(2, 3, 8, 7, generator=generator).softmax(1),
-        torch.randint(3, (2, 1, 8, 7), generator=generator),
-    )
-    for bins in (
-        calibration_bins(y_pred, y),
-        calibration_bins(y_pred, y, num_bins=1920, classwise=True),
-    ):
+    case = as_input(*draw(KINDS[0], 100))
+    for options in ({}, {"num_bins": 1920, "classwise": True}):
         with pytest.raises(InputError, match="at least 1000 top-label bins"):
-            smooth_calibration_error(bins)
+            smooth_calibration_error(calibration_bins(*case, **options))
 
 
 # Adaptive ECE
@@ -122,10 +112,6 @@ def test_errors() -> None:
 
 @pytest.mark.parametrize("name", ["metrics_k2", "metrics_k4"])
 def test_adaptive_error_equals_the_authors(name: str) -> None:
-    path = SHARED / "golden" / f"{name}.npz"
-    if not path.is_file():
-        pytest.skip(f"golden values not found: {path}")
-    values = dict(np.load(path))
-    y_pred = torch.from_numpy(values["logits"]).softmax(1).movedim(1, 0)[None]
-    error = adaptive_calibration_error(y_pred, torch.from_numpy(values["labels"])[None, None])
-    assert error.item() == pytest.approx(values["aece_foreground/bins15"].item(), abs=1e-6)
+    values, y_pred, y = golden(name)
+    expected = values["aece_foreground/bins15"].item()
+    assert adaptive_calibration_error(y_pred, y).item() == pytest.approx(expected, abs=1e-6)

@@ -52,18 +52,13 @@ ONE_HOT = F.one_hot(Y[:, 0], 4).movedim(-1, 1)
             r"y must have shape \(2, 1, 5, 6\) .* to match y_pred, \(B, N, \*S\), got \(2, 5, 6\)",
         ),
         (P, Y[..., :5], r"got \(2, 1, 5, 5\)"),
-        (P, Y[:1], r"got \(1, 1, 5, 6\)"),
         (spoil(P, torch.nan, 3), Y, "y_pred has 3 of 240 values that are NaN or outside"),
-        (spoil(P, torch.inf, 2), Y, "has 2 of 240"),
         (spoil(P, -0.1, 4), Y, r"4 of 240 values .* outside \[0, 1\]. Apply softmax"),
-        (P.log(), Y, r"outside \[0, 1\]. Apply softmax"),
         (P * (torch.arange(6) > 1), Y, "does not sum to 1 .* in 20 of 60 voxels.*fill_background"),
         (P / 2, Y, "sum to 1 .* in 60 of 60 voxels. Apply softmax .* sigmoid=True"),
         (P, spoil(Y, 4, 7), "y must hold class indices from 0 to 3 .* in 7 of 60"),
         (P, spoil(Y, -1, 2), "in 2 of 60"),
         (P, spoil(Y.float(), 1.5, 6), "in 6 of 60"),
-        (P, spoil(Y.float(), torch.nan, 6), "in 6 of 60"),
-        (P, torch.zeros_like(ONE_HOT), "in 60 of 60"),
         (P, torch.ones_like(ONE_HOT), "in 60 of 60"),
         (P, ONE_HOT.float() * 0.8 + 0.05, "in 60 of 60"),
     ],
@@ -76,19 +71,22 @@ def test_one_error_reports_the_number_of_invalid_values(
             measure(y_pred, y)
 
 
-def test_errors_of_sigmoids() -> None:
-    for y_pred, y, message in (
+@pytest.mark.parametrize(
+    ("y_pred", "y", "message"),
+    [
         (P, Y, r"y must have shape \(2, 4, 5, 6\) \(0 or 1"),
         (P.log(), ONE_HOT, "of 240 values .* outside .* Apply sigmoid"),
         (spoil(P, torch.nan, 1), ONE_HOT, "has 1 of 240"),
         (
             P**2,
             spoil(ONE_HOT, 254, 1),
-            r"y must hold 0 or 1 in each channel \(or ignore_index=255\), .* in 1 of 240",
+            r"0 or 1 in each channel \(or ignore_index=255\), .* in 1 of",
         ),
-    ):
-        with pytest.raises(InputError, match=message):
-            calibration_bins(y_pred, y, sigmoid=True, ignore_index=255)
+    ],
+)
+def test_errors_of_sigmoids(y_pred: torch.Tensor, y: torch.Tensor, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        calibration_bins(y_pred, y, sigmoid=True, ignore_index=255)
 
 
 def test_errors_count_the_values_of_all_chunks_and_cases(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,16 +133,11 @@ def test_a_one_hot_prediction_warns_once() -> None:
     "region", ["all", "predicted", "plausible", "predicted_band", "foreground", "union", "band", 1]
 )
 def test_logits_are_read_with_their_region(region: object) -> None:
-    logits = torch.randn(2, 4, 6, 5, generator=torch.Generator().manual_seed(0))
-    y = torch.randint(4, (2, 1, 6, 5), generator=torch.Generator().manual_seed(1))
-    found = list(
-        read_region(*check_tensors(logits, y, name="logits"), Region.parse(region), logits=True)
-    )
-    expected = list(
-        read_region(*check_tensors(logits.double().softmax(1), y), Region.parse(region))
-    )
-    assert [each.case for each in found] == [each.case for each in expected] == [0, 1]
+    logits, chosen = 3 * P - Y, Region.parse(region)
+    found = read_region(*check_tensors(logits, Y, name="logits"), chosen, logits=True)
+    expected = read_region(*check_tensors(logits.double().softmax(1), Y), chosen)
     for a, b in zip(found, expected, strict=True):
+        assert a.case == b.case
         torch.testing.assert_close(a.values.softmax(0), b.p)
         assert torch.equal(a.label, b.label)
 
@@ -163,23 +156,15 @@ SIGMOIDS = torch.rand(2, 3, 5, 6, generator=GENERATOR)
 REGIONS = torch.stack([Y[:, 0] > 0, Y[:, 0] > 1, Y[:, 0] > 2], 1).float() * 0.9 + 0.05
 
 
+LIST_ITEM = "tems of lists have no batch axis"
+
+
 @pytest.mark.parametrize(
     ("y_pred", "y", "sigmoid", "message"),
     [
-        (
-            [*P[:, None]],
-            [*ONE_HOT[:, None]],
-            False,
-            r"Items of lists have no batch axis, \(N, \*S\)",
-        ),
-        ([*P[:, None]], [*ONE_HOT[:, None]], True, "Items of lists have no batch axis"),
-        ([*P[:, None]], [*Y[:, None]], False, "Items of lists have no batch axis"),
-        (
-            [torch.rand(1, 3, 4, 5, 6)],
-            [torch.ones(1, 3, 4, 5, 6)],
-            True,
-            "items of lists have no batch axis",
-        ),
+        ([*P[:, None]], [*ONE_HOT[:, None]], False, LIST_ITEM),
+        ([*P[:, None]], [*ONE_HOT[:, None]], True, LIST_ITEM),
+        ([torch.rand(1, 3, 4, 5, 6)], [torch.ones(1, 3, 4, 5, 6)], True, LIST_ITEM),
         (P, ONE_HOT, True, "sums to 1 over its channels, as a softmax does. Set sigmoid=False"),
         (P.half(), ONE_HOT, True, "sums to 1 over its channels"),
         (P[0], ONE_HOT[0], False, r"no batch axis.* y_pred\[None\]"),
@@ -196,16 +181,18 @@ def test_classes_along_another_axis_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("y_pred", "y"),
+    "y_pred",
     [
-        (SIGMOIDS, (SIGMOIDS > 0.3).int()),
-        (REGIONS, (REGIONS > 0.5).int()),
-        (SIGMOIDS[:, :1], (SIGMOIDS[:, :1] > 0.3).int()),
-        (torch.full((2, 2, 8, 8), 0.5), torch.ones(2, 2, 8, 8)),
-        (torch.stack([REGIONS[0], 1 - REGIONS[0]]), torch.stack([REGIONS[0], REGIONS[0]]).round()),
+        SIGMOIDS,
+        REGIONS,
+        SIGMOIDS[:, :1],
+        torch.full((2, 2, 8, 8), 0.5),
+        torch.stack([REGIONS[0], 1 - REGIONS[0]]),
     ],
 )
-def test_sigmoids_of_structures_pass(y_pred: torch.Tensor, y: torch.Tensor) -> None:
+def test_sigmoids_of_structures_pass(y_pred: torch.Tensor) -> None:
+    y = (y_pred > 0.3).int()
+    y[-1] = y[0]
     for given in ((y_pred, y), ([*y_pred], [*y])):
         assert ECEMetric(sigmoid=True, region="all")(*given) is not None
 

@@ -106,17 +106,14 @@ class TestWeights:
             assert buffer is find_temperature(other) is other.temperature  # an evaluation holds it
 
     def test_without_a_temperature_load_as_one(self) -> None:
-        for network, _ in networks(3):
-            weights = {
-                name: value for name, value in network.state_dict().items() if name != "temperature"
-            }
-            network.load_state_dict(weights)
-            assert find_temperature(network) == 1
-            assert "temperature" not in weights
-            set_calibrator(network, temperature(3))
+        for network, plain in networks(3):
+            weights = network.state_dict()
+            del weights["temperature"]
             inside = torch.nn.ModuleDict({"part": network})
             inside.load_state_dict({f"part.{name}": value for name, value in weights.items()})
             assert find_temperature(network) == 1
+            assert torch.equal(network(X), plain(X))
+            assert "temperature" not in weights
 
 
 def test_found_and_set_inside_of_what_wraps_a_network() -> None:
@@ -189,18 +186,10 @@ class TestEveryCalibrator:
             torch.testing.assert_close(other(X).softmax(1), plain(X).softmax(1))
 
     def test_onnx(self, kind: type[Calibrator], tmp_path: Path) -> None:
-        network = TemperatureScaled(torch.nn.Conv2d(1, 4, 3)).eval()
+        network, file = TemperatureScaled(torch.nn.Conv2d(1, 4, 3)).eval(), tmp_path / "model.onnx"
         set_calibrator(network, made_up(kind, 4))
-        convert_to_onnx(
-            network,
-            [X],
-            filename=tmp_path / "model.onnx",
-            input_names=["x"],
-            output_names=["logits"],
-        )
-        session = onnxruntime.InferenceSession(
-            tmp_path / "model.onnx", providers=["CPUExecutionProvider"]
-        )
+        convert_to_onnx(network, [X], filename=file, input_names=["x"], output_names=["logits"])
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
         (logits,) = session.run(None, {"x": X.numpy()})
         torch.testing.assert_close(torch.from_numpy(logits), network(X), atol=1e-5, rtol=1e-5)
 

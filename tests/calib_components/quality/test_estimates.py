@@ -13,7 +13,6 @@ from scipy.special import entr
 from sklearn.metrics import f1_score
 
 from calib_components.errors import InputError
-from calib_components.metrics import measure_structures
 from calib_components.quality import PairwiseDice, ScanEstimates, StructureEstimate, mean_estimate
 
 STRUCTURES = {"whole": [1, 2, 3], "core": [1, 3], "edge": [2]}
@@ -55,15 +54,6 @@ def test_estimates_are_those_of_the_definition_however_the_scan_is_cut(
         expected = (dsc, own.sum(), predicted.sum(), uncertain, bits[possible].mean())
         np.testing.assert_allclose(values_of(found[name]), expected, rtol=1e-6)
     assert scan.most_uncertain_slice == int(variance.argmax())
-
-
-def test_estimates_are_those_of_the_metric_that_is_given_labels() -> None:
-    p, scan = probabilities(1), ScanEstimates(STRUCTURES)
-    scan.update(p)
-    label = torch.zeros(1, 1, *p.shape[1:])
-    (measured,) = measure_structures(p[None], label, STRUCTURES).estimates
-    for name, found in scan.compute().items():
-        np.testing.assert_allclose(values_of(found), values_of(measured[name]), rtol=1e-6)
 
 
 def test_pairwise_dice_is_that_of_scikit_learn() -> None:
