@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
@@ -40,13 +41,13 @@ class Judgement(NamedTuple):
 
     Attributes:
         gap: Confidence minus accuracy, with a corrected p-value.
-        ece: Mean ECE of a case.
+        pooled_ece: ECE of the voxels of all cases together.
         confidence: Mean over patients.
         accuracy: Mean over patients.
     """
 
     gap: Estimate
-    ece: Estimate
+    pooled_ece: float
     confidence: float
     accuracy: float
 
@@ -62,13 +63,16 @@ class Judgement(NamedTuple):
         if gap.p_value < SIGNIFICANT:
             return "slight" if abs(gap.mean) < SLIGHT else "shown"
         # A large ECE: too confident in some bins, and not confident enough in others
-        is_close = gap.low <= 0 <= gap.high and max(-gap.low, gap.high, self.ece.mean) < CLOSE
+        is_close = gap.low <= 0 <= gap.high and max(-gap.low, gap.high, self.pooled_ece) < CLOSE
         return "none" if is_close and gap.cases >= MIN_PATIENTS else "unknown"
 
 
-def patient_means(confidence: ArrayLike, accuracy: ArrayLike, patients: pd.Series) -> pd.DataFrame:
-    """Return mean confidence and accuracy of each patient, over the cases that have both."""
-    cases = pd.DataFrame({"confidence": confidence, "accuracy": accuracy}, patients.index)
+def patient_means(means: ArrayLike, patients: pd.Series) -> pd.DataFrame:
+    """Return mean confidence and accuracy of each patient, over the cases that have both.
+
+    `means` are those of the cases, `(2, cases)`.
+    """
+    cases = pd.DataFrame(np.transpose(means), patients.index, ["confidence", "accuracy"])
     return cases.dropna().groupby(patients).mean()
 
 
@@ -76,17 +80,17 @@ def judge_regions(results: Results, name: str) -> dict[str, Judgement]:
     """Return the judgement of each region that has a voxel: a network may predict no foreground."""
     means, gaps = {}, {}
     for region in REGIONS:
-        table = patient_means(*results.case_means(name, region), results.patients)
+        table = patient_means(results.case_means(name, region), results.patients)
         if len(table):
             means[region] = table.mean()
             gaps[region] = calibration_gap(table["confidence"], table["accuracy"])
     p_values = holm([gap.p_value for gap in gaps.values()])
-    return {
-        region: Judgement(
-            gap._replace(p_value=p_value), results.mean(name, f"ece_{region}"), *means[region]
-        )
-        for (region, gap), p_value in zip(gaps.items(), p_values, strict=True)
-    }
+    judgements = {}
+    for (region, gap), p_value in zip(gaps.items(), p_values, strict=True):
+        pooled_ece = results.pooled_bins(name, region).expected_error().item()
+        corrected = gap._replace(p_value=p_value)
+        judgements[region] = Judgement(corrected, pooled_ece, *means[region])
+    return judgements
 
 
 def regions_section(context: Context) -> Section | None:
@@ -98,7 +102,7 @@ def regions_section(context: Context) -> Section | None:
     answers = []
     for name in results.names:
         for region, judgement in judge_regions(results, name).items():
-            records += _records(results, name, REGIONS[region], judgement)
+            records += _records(results, name, region, judgement)
             answers.append(Cell(VERDICTS[judgement.verdict].format(kind=judgement.kind)))
     index = ["region"] if len(results.names) == 1 else ["label", "region"]
     table = tabulate(records, index).assign(**{"calibrated?": answers})
@@ -112,10 +116,10 @@ def _records(
         Estimate(mean, cases=judgement.gap.cases)
         for mean in (judgement.confidence, judgement.accuracy)
     )
-    p_value = judgement.gap.p_value
+    title, gap, ece = REGIONS[region], judgement.gap, results.mean(name, f"ece_{region}")
     return [
-        results.record(name, "confidence", confidence, region=region),
-        results.record(name, "accuracy", accuracy, region=region),
-        results.record(name, "gap", judgement.gap, region=region, p_value_holm=p_value),
-        results.record(name, "ece", judgement.ece, region=region, column="ECE of a case"),
+        results.record(name, "confidence", confidence, region=title),
+        results.record(name, "accuracy", accuracy, region=title),
+        results.record(name, "gap", gap, region=title, p_value_holm=gap.p_value),
+        results.record(name, "ece", ece, region=title, column="ECE of a case"),
     ]

@@ -88,7 +88,7 @@ def rank_scans(estimates: ArrayLike, dsc: ArrayLike, patients: Sequence[str]) ->
             values = [order(*pair[:, np.concatenate([scans[i] for i in row])]) for row in draws]
             ends = np.nanquantile(values, [0.025, 0.975], axis=0)
     rows = np.stack([order(*pair), *ends], 1).tolist()
-    return Ranking(*(Estimate(*row, cases=pair.shape[1]) for row in rows))
+    return Ranking(*(Estimate(*row)._replace(cases=pair.shape[1]) for row in rows))
 
 
 def order(estimates: Array, dsc: Array) -> Array:

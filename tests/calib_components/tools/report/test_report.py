@@ -25,7 +25,6 @@ from calib_components.tools.report.page import Answer, Section
 from calib_components.tools.report.readers import read_evaluations
 from calib_components.tools.report.report import report_folders
 from calib_components.tools.report.statistics import (
-    Estimate,
     calibration_gap,
     holm,
     mean_with_interval,
@@ -145,7 +144,7 @@ def of_skewed(rng: np.random.Generator, patients: int, gap: float) -> Patients:
 def verdicts_of(regions: Patients) -> list[str]:
     gaps = [calibration_gap(*region) for region in regions]
     return [
-        Judgement(gap._replace(p_value=p_value), Estimate(abs(gap.mean)), 0, 0).verdict
+        Judgement(gap._replace(p_value=p_value), abs(gap.mean), 0, 0).verdict
         for gap, p_value in zip(gaps, holm([gap.p_value for gap in gaps]), strict=True)
     ]
 
