@@ -97,9 +97,7 @@ def write_report(
     """
     check_output(out, *MARKERS, overwrite=overwrite)
     sections = [section for section in sections if section.table.size or section.pictures]
-    earlier: set[Path] = set()
-    if all((out / name).exists() for name in MARKERS):
-        earlier = {file for file in out.iterdir() if file.suffix in REPLACED}
+    earlier = _earlier_files(out)
     files = _render(sections, {"title": title, "answer": answer, "notices": notices})
     make_folder(out)
     for name, content in files.items():
@@ -111,6 +109,13 @@ def write_report(
     print(*answer.sentences)
     if answer.advice:
         print(f"Next: {answer.advice}\n{answer.command}".strip())
+
+
+def _earlier_files(out: Path) -> set[Path]:
+    """Return the tables and figures of an earlier report in a folder."""
+    if not all((out / name).exists() for name in MARKERS):
+        return set()
+    return {file for file in out.iterdir() if file.suffix in REPLACED}
 
 
 def _render(sections: Sequence[Section], shown: Mapping[str, Any]) -> dict[str, bytes]:

@@ -54,10 +54,10 @@ def _records(results: Results, name: str, structure: str) -> list[dict[str, Any]
                 record["unit"] = results.volume_unit
             records.append(record)
     if results.has(f"confidence_{structure}"):
-        values = (
+        values = [
             results.values(name, f"{each}_{structure}") for each in ("confidence", "accuracy")
-        )
-        means = patient_means(*values, results.patients)
+        ]
+        means = patient_means(values, results.patients)
         estimates = {each: Estimate(means[each].mean(), cases=len(means)) for each in means}
         estimates["gap"] = calibration_gap(means["confidence"], means["accuracy"])
         records += [
