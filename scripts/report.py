@@ -7,8 +7,7 @@
 The first is the results folder of `scripts/compare_losses.py`, or its compact form. Evaluation
 folders, which `evaluate.yaml` of a bundle and `scripts/evaluate_predictions.py` write, are compared
 on their common cases; one alone is described. The page, `index.html`, begins with its answer and
-what to do next, holds all its figures and needs no network; the same tables are in `report.md` and
-CSV files.
+what to do next, holds all its figures and needs no network; the same tables are in CSV files.
 """
 
 from __future__ import annotations

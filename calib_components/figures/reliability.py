@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,9 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from calib_components.figures.style import PANEL_TITLE, is_first, literal, panel_grid
+from calib_components.figures.style import PANEL_TITLE, literal
 from calib_components.metrics import CalibrationBins, consistency_bands, resampled_errors
 
+ABREAST = 5  # panels in a row
 SMALLEST_SHARE = 1e-5  # of the voxels: bins with fewer are not drawn
 
 
@@ -69,19 +71,28 @@ def reliability_diagram(
             raise ValueError(
                 f"if_true must have panels and numbers of bins of bins, {title!r} has not."
             )
-    figure, grid = panel_grid(len(panels), 5, 3, 4.2, height_ratios=[3, 1])
-    classwise = isinstance(bins, CalibrationBins) and bins.count.ndim == 3
+    if not panels:
+        raise ValueError("bins must have at least one panel.")
+    is_classwise = isinstance(bins, CalibrationBins) and bins.count.ndim == 3
+    columns, rows = min(len(panels), ABREAST), math.ceil(len(panels) / ABREAST)
+    size = (3 * columns + 1, 4.2 * rows + 0.4)
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
     legend: dict[str, Artist] = {}
-    for (title, panel), (upper, lower) in zip(panels.items(), grid, strict=True):
+    grid = figure.add_gridspec(2 * rows, columns, height_ratios=[3, 1] * rows)
+    for i, (title, panel) in enumerate(panels.items()):
+        row, column = divmod(i, columns)
+        upper, lower = (figure.add_subplot(grid[2 * row + part, column]) for part in (0, 1))
         _draw_panel(upper, lower, panel, literal(title, PANEL_TITLE, 3), expected.get(title), bands)
-        if is_first(upper):
-            upper.set_ylabel("Frequency of the class" if classwise else "Accuracy")
+        if column == 0:
+            upper.set_ylabel("Frequency of the class" if is_classwise else "Accuracy")
             lower.set_ylabel("Voxels")
-        for handle, label in zip(*upper.get_legend_handles_labels(), strict=True):
-            legend.setdefault(label, handle)
-    columns = min(4 if len(legend) == 4 else 3, 2 * min(len(panels), 5))
+        legend |= dict(zip(*reversed(upper.get_legend_handles_labels()), strict=True))
     figure.legend(
-        [*legend.values()], [*legend], loc="outside lower center", ncols=columns, frameon=False
+        [*legend.values()],
+        [*legend],
+        loc="outside lower center",
+        ncols=min(3, 2 * columns),
+        frameon=False,
     )
     return figure
 
@@ -120,18 +131,13 @@ def _draw_panel(
         return np.asarray(values[0].cpu(), float)[shown]
 
     confidence, accuracy = of_shown(bins.confidence), of_shown(bins.accuracy)
-    bar: dict[str, Any] = {"width": width, "align": "edge", "edgecolor": "white", "linewidth": 0.5}
-    upper.bar(shown * width, accuracy, color="tab:blue", label="accuracy", **bar)
     over, under = np.maximum(confidence - accuracy, 0), np.maximum(accuracy - confidence, 0)
-    upper.bar(
-        shown * width, over, bottom=accuracy, color="lightcoral", label="gap, overconfident", **bar
-    )
-    upper.bar(
-        shown * width, under, bottom=confidence, color="gold", label="gap, underconfident", **bar
-    )
-    upper.plot(
-        [0, 1], [0, 1], color="black", linewidth=1, linestyle="--", label="perfect calibration"
-    )
+    bar: dict[str, Any] = {"width": width, "align": "edge", "edgecolor": "white", "linewidth": 0.5}
+    left = shown * width
+    upper.bar(left, accuracy, color="tab:blue", label="accuracy", **bar)
+    upper.bar(left, over, bottom=accuracy, color="lightcoral", label="gap, overconfident", **bar)
+    upper.bar(left, under, bottom=confidence, color="gold", label="gap, underconfident", **bar)
+    upper.plot([0, 1], [0, 1], color="black", linewidth=1, ls="--", label="perfect calibration")
     title += f"\npooled ECE {bins.expected_error().item():.4f}"
     if if_true is not None:
         ends = (shown + 0.15) * width, (shown + 0.85) * width
@@ -140,16 +146,12 @@ def _draw_panel(
     elif bands:
         low, high = map(of_shown, consistency_bands(bins))
         label = "accuracy if true, 95 %\n(independent voxels)"
-        band: dict[str, Any] = {
-            "width": width / 2,
-            "align": "edge",
-            "color": (0, 0, 0, 0.35),
-            "edgecolor": "black",
-        }
-        upper.bar((shown + 0.25) * width, high - low, bottom=low, label=label, **band)
+        band = bar | {"width": width / 2, "color": (0, 0, 0, 0.35), "edgecolor": "black"}
+        upper.bar(left + width / 4, high - low, bottom=low, label=label, **band)
         title += f"\n{resampled_errors(bins).mean().item():.4f} by chance alone"
-    upper.set(xlim=(0, 1), ylim=(0, 1), title=title)
+    upper.set(xlim=(0, 1), ylim=(0, 1))
+    upper.set_title(title, fontsize="medium")  # those of neighbours do not touch
     upper.tick_params(labelbottom=False)
-    lower.bar(shown * width, share[shown], color="tab:gray", **bar)
+    lower.bar(left, share[shown], color="tab:gray", **bar)
     lower.set(xlim=(0, 1), yscale="log", ylim=(SMALLEST_SHARE, 1), xlabel="Confidence")
     lower.set_yticks([1e-4, 1e-2, 1], labels=["0.01 %", "1 %", "100 %"])

@@ -208,11 +208,10 @@ class OneTestSet(Results):
         is_same = row.method == base.method
         return paired_difference(here, there, self.patients, same_seeds=is_same)
 
-    def shares(self, name: str, region: str) -> Array:
-        """Return the means over seeds of what the voxels of each bin add, `(3, cases, bins)`."""
-        sums = self.comparison.case_bins(self.rows[name], region)
-        total = sums[:1].sum(3, keepdims=True)
-        return mean_of_defined(sums / np.where(total > 0, total, np.nan), axis=1)
+    def case_means(self, name: str, region: str) -> Array:
+        """Return mean confidence and accuracy of each case, means over seeds, `(2, cases)`."""
+        count, *sums = self.comparison.case_bins(self.rows[name], region).sum(3)
+        return mean_of_defined(sums / np.where(count > 0, count, np.nan), axis=1)
 
     def keys(self, name: str) -> dict[str, Any]:
         """Return the columns of CSV files that say what a record is of."""

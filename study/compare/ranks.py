@@ -16,7 +16,6 @@ from calib_components.tools.report.tables import (
     Cell,
     heading,
     higher_is_better,
-    listed,
 )
 from study.compare.data import WITH, WITHOUT, Comparison, Row
 
@@ -109,7 +108,7 @@ def _costs_by_set(
 
 
 def _tabulate(name: str, title: str, measures: Sequence[str], ranks: pd.DataFrame) -> Section:
-    names = listed([heading(measure, arrow=False) for measure in measures])
+    names = ", ".join(heading(measure, arrow=False) for measure in measures)
     cells = ranks.map(lambda rank: Cell(f"{round(rank, 2):g}"))
     return Section(f"ranks_{name}", title, f"By {names}. {ABOUT}", cells, ranks.reset_index())
 

@@ -90,7 +90,7 @@ def _read_cell(cell: Path, settings: CellSettings, tables: Tables) -> None:
         row = {**keys, "test_set": test_set, "temperature": temperature}
         cases = case_table(evaluation)
         tables.cases.append(_with_keys(cases.reset_index(), row))
-        for region, sums in case_bins(evaluation).items():
+        for region, sums in case_bins(evaluation, cases.index).items():
             wide = {
                 f"{name}_{i + 1}": part[:, i]
                 for name, part in zip(SUMS, sums, strict=True)

@@ -14,14 +14,12 @@ from calib_components.errors import check_choice
 from calib_components.tools.report.calibration import regions_section
 from calib_components.tools.report.cases import cases_section, pictures_section
 from calib_components.tools.report.comparison import (
-    ABOUT_BEST,
     ABOUT_COUNTS,
     ABOUT_DIFFERENCES,
     ABOUT_MEANS,
     ABOUT_REGIONS,
     compare,
     differences,
-    draw_means,
     mean_records,
     reliability_section,
     tabulate_differences,
@@ -29,11 +27,11 @@ from calib_components.tools.report.comparison import (
 )
 from calib_components.tools.report.conclusion import LOW, describe_differences, describe_one
 from calib_components.tools.report.data import Context
-from calib_components.tools.report.page import Answer, Picture, Section, to_png, write_report
+from calib_components.tools.report.page import Answer, Section, write_report
 from calib_components.tools.report.report import size_notices
 from calib_components.tools.report.statistics import MIN_PATIENTS, mean_of_defined
 from calib_components.tools.report.structures import structures_section
-from calib_components.tools.report.tables import COMPARED, SHOWN, Cell, Record, number
+from calib_components.tools.report.tables import COMPARED, Cell, Record, number
 from study.compare.compact import write_compact
 from study.compare.data import WITH, WITHOUT, Comparison, OneTestSet, Row
 from study.compare.published import PUBLISHED, dataset_of
@@ -135,7 +133,7 @@ def _rename(section: Section | None, test_set: str) -> Section | None:
 
 def means_section(comparison: Comparison, results: OneTestSet, test_set: str) -> Section:
     """Return the means on a test set, with the spread over seeds and the numbers of the paper."""
-    records = mean_records(results, [each for each in SHOWN if results.has(each)])
+    records = mean_records(results)
     for record in records:
         row = Row(record["method"], record["temperature"], record["test_set"])
         values = comparison.values(row, record["measure"])
@@ -143,12 +141,10 @@ def means_section(comparison: Comparison, results: OneTestSet, test_set: str) ->
         record["sd_seeds"] = float(pd.Series(mean_of_defined(values, axis=1)).std())
         record["published"] = find_published(comparison, row, record["measure"])
     caption = ABOUT_MEANS.format(patients=results.count)
-    if len(results.names) > 1:
-        caption += ABOUT_BEST
     if not test_set:
         caption += about_comparison(comparison)
     table = tabulate_means(results, [record | _note(record) for record in records])
-    return Section("means", "Means", caption, table, records, _draw_means(results, records))
+    return Section("means", "Means", caption, table, records)
 
 
 def _note(record: Record) -> dict[str, Any]:
@@ -156,14 +152,6 @@ def _note(record: Record) -> dict[str, Any]:
     if record["published"] is None:
         return {}
     return {"notes": [f"paper {number(record['published'], record['measure'])}"]}
-
-
-def _draw_means(results: OneTestSet, records: Sequence[Record]) -> list[Picture]:
-    if len(results.names) == 1 or results.patients.nunique() < MIN_PATIENTS:
-        return []
-    scaled = [name for name, row in results.rows.items() if row.temperature == WITH]
-    title = "Means with 95 % intervals; hollow: with temperature"
-    return [Picture("means", title, to_png(draw_means(results, records, hollow=scaled)))]
 
 
 def about_comparison(comparison: Comparison) -> str:

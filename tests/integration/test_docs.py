@@ -194,8 +194,8 @@ def test_commands_for_own_data(repository: Path, places: dict[str, Path]) -> Non
     assert set(np.unique(seg.get_fdata())) <= {0, 1, 2}
     if (ROOT / "study").is_dir():  # the comparison is part of it
         run([compare.replace("--losses nacl,ce_dice", "--losses nacl")], repository, places)
-        report = (repository / "runs" / "own" / "report" / "report.md").read_text()
-        assert report.startswith("# Losses compared: liver, tumour\n")
+        report = (repository / "runs" / "own" / "report" / "index.html").read_text()
+        assert "<h1>Losses compared: liver, tumour</h1>" in report
         assert "paper" not in report
 
     shutil.rmtree(repository / "own")
@@ -256,14 +256,12 @@ def test_commands_for_own_predictions(repository: Path) -> None:
         start = "patient1" if name == "evaluation_validation" else "patient"
         assert patients == {f"{start}{seed}_frame01": f"{start}{seed}" for seed in range(2)}
     assert Evaluation.read(repository / "evaluation_brats").structures == ["ET", "TC", "WT"]
-    page = (repository / "evaluation" / "report" / "report.md").read_text()
-    assert re.search(
-        r"Thresholds chosen on the validation cases: RV [01].* \(DSC .* against 0.5\), MYO ", page
-    )
-    assert "evaluation_nnunet" in (repository / "models_compared" / "report.md").read_text()
+    page = (repository / "evaluation" / "report" / "index.html").read_text()
+    assert re.search(r"Its change against 0.5: RV [+-][01].*, MYO ", page)
+    assert "evaluation_nnunet" in (repository / "models_compared" / "index.html").read_text()
     assert "over all voxels, which it is fitted on\n" in printed
     assert f"\nT = {read_estimate(repository / 'scaled').summary()}\n" in printed
-    assert "evaluation_scaled" in (repository / "temperature_report" / "report.md").read_text()
+    assert "evaluation_scaled" in (repository / "temperature_report" / "index.html").read_text()
 
 
 @pytest.mark.slow

@@ -134,7 +134,7 @@ def check_files(nnunet: Path, model: Path, printed: str) -> None:
         found.regions["plausible"]["top_label"].count.sum().item() for found in (plain, scaled)
     ]
     assert counts[1] == pytest.approx(counts[0], rel=0.01)  # logits are rounded
-    assert "evaluation_calibrated" in (nnunet / "report" / "report.md").read_text()
+    assert "evaluation_calibrated" in (nnunet / "report" / "index.html").read_text()
     with zipfile.ZipFile(nnunet / "model.zip") as archive:
         packed = {Path(name).name for name in archive.namelist() if name.endswith(".pth")}
     assert packed == {"checkpoint_calibrated.pth"}

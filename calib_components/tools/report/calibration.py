@@ -1,4 +1,4 @@
-"""Confidence and accuracy of regions and structures, and whether a network is calibrated.
+"""Confidence and accuracy of regions, and whether a network is calibrated.
 
 Whether it is calibrated is a test over patients of confidence minus accuracy, which is 0 on average
 if it is; without significance, "no miscalibration" is shown only where the interval contains 0 and
@@ -8,115 +8,89 @@ depend on each other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
 
 from calib_components.tools.report.data import Context, Results
 from calib_components.tools.report.page import Section
-from calib_components.tools.report.statistics import (
-    MIN_PATIENTS,
-    Array,
-    Estimate,
-    bins_p_value,
-    calibration_gap,
-    holm,
-    mean_of_defined,
-    smallest_p_value,
-    sums_of_patients,
-)
+from calib_components.tools.report.statistics import MIN_PATIENTS, Estimate, calibration_gap, holm
 from calib_components.tools.report.tables import SIGNIFICANT, Cell, tabulate
 
 REGIONS = {"predicted": "predicted foreground", "all": "all voxels"}
 SLIGHT, CLOSE = 0.01, 0.1  # differences of confidence and accuracy
-VERDICTS = {  # from the mildest to what outweighs the others
+VERDICTS = {
     "none": "no miscalibration shown",
-    "slight": "slightly {}",
-    "unknown": "{}: too few to tell",
-    "shown": "{}",
+    "slight": "slightly {kind}",
+    "unknown": "undecided",
+    "shown": "{kind}",
 }
-MIXED = "too confident in some bins and not confident enough in others"
 ABOUT = (
     "Confidence is the mean probability of the predicted class, accuracy the share of voxels where"
     " it is right. The prediction chooses the voxels of both regions: if it is calibrated, the"
-    " difference is 0 up to chance. Means over patients; p-values are of the difference and of its"
-    " single bins, Holm-corrected over these and both regions. Chance alone gives a case an ECE"
-    " above 0. Ignore padded voxels (ignore_index): as easy background, they hide how confident a"
-    " network is elsewhere."
+    " difference is 0 up to chance. Means over patients; p-values are Holm-corrected over both"
+    " regions. Chance alone gives a case an ECE above 0. Ignore padded voxels (ignore_index): as"
+    " easy background, they hide how confident a network is elsewhere."
 )
 
 
 class Judgement(NamedTuple):
-    """What a region says of a network."""
+    """What a region says of a network.
 
-    verdict: str  # a key of VERDICTS
-    kind: str  # how it is wrong, or how many patients there are
-    gap: Estimate  # confidence minus accuracy, with a corrected p-value
-    confidence: float = np.nan
-    accuracy: float = np.nan
-    cases: int = 0
-
-
-def judge(regions: Sequence[Array]) -> list[Judgement]:
-    """Return what each region says of a network.
-
-    Given of each region is what the voxels of each bin add to 1, confidence and accuracy of a
-    patient, `(3, patients, bins)`. The p-value is the lower one of mean and bins, corrected for
-    both in all regions.
+    Attributes:
+        gap: Confidence minus accuracy, with a corrected p-value.
+        pooled_ece: ECE of the voxels of all cases together.
+        confidence: Mean over patients.
+        accuracy: Mean over patients.
     """
-    gaps = [calibration_gap(*shares[1:].sum(2)) for shares in regions]
-    bin_p_values = []
-    for shares, gap in zip(regions, gaps, strict=True):
-        is_testable = smallest_p_value(gap.cases, 2 * len(gaps)) < SIGNIFICANT
-        bin_p_values.append(bins_p_value(shares) if is_testable else 1.0)
-    p_values = holm([*(gap.p_value for gap in gaps), *bin_p_values]).reshape(2, -1).T
-    return [_judge(*region) for region in zip(regions, gaps, p_values, strict=True)]
+
+    gap: Estimate
+    pooled_ece: float
+    confidence: float
+    accuracy: float
+
+    @property
+    def kind(self) -> str:
+        """How the network is wrong, if it is."""
+        return "overconfident" if self.gap.mean > 0 else "underconfident"
+
+    @property
+    def verdict(self) -> str:
+        """A key of `VERDICTS`."""
+        gap = self.gap
+        if gap.p_value < SIGNIFICANT:
+            return "slight" if abs(gap.mean) < SLIGHT else "shown"
+        # A large ECE: too confident in some bins, and not confident enough in others
+        is_close = gap.low <= 0 <= gap.high and max(-gap.low, gap.high, self.pooled_ece) < CLOSE
+        return "none" if is_close and gap.cases >= MIN_PATIENTS else "unknown"
 
 
-def _judge(shares: Array, gap: Estimate, p_values: Array) -> Judgement:
-    """Return what a region says, from corrected p-values of the mean and of the bins."""
-    p_gap, p_bins = p_values
-    p_value = float(np.minimum(p_gap, p_bins))
-    size = float(np.abs(mean_of_defined(shares[1] - shares[2])).sum())
-    gap = gap._replace(p_value=p_value)
-    if p_value >= SIGNIFICANT or np.isnan(p_value):
-        is_close = gap.low <= 0 <= gap.high and max(-gap.low, gap.high, size) < CLOSE
-        verdict = "none" if gap.cases >= MIN_PATIENTS and is_close else "unknown"
-        return Judgement(verdict, "1 patient" if gap.cases == 1 else f"{gap.cases} patients", gap)
-    verdict = "slight" if size < SLIGHT else "shown"
-    is_mixed = not p_gap < SIGNIFICANT or abs(gap.mean) < size / 2
-    if is_mixed:
-        return Judgement(verdict, MIXED, gap)
-    return Judgement(verdict, "overconfident" if gap.mean > 0 else "underconfident", gap)
+def patient_means(means: ArrayLike, patients: pd.Series) -> pd.DataFrame:
+    """Return mean confidence and accuracy of each patient, over the cases that have both.
 
-
-def patient_shares(results: Results, name: str, region: str) -> tuple[Array, int]:
-    """Return what the voxels of each bin add to 1, confidence and accuracy of a patient.
-
-    Returns:
-        Means over the cases of a patient that have a voxel in the region, `(3, patients, bins)`,
-        and the number of these cases.
+    `means` are those of the cases, `(2, cases)`.
     """
-    shares = np.moveaxis(results.shares(name, region), 1, 0)
-    defined = ~np.isnan(shares[:, 0, 0])
-    patients = results.patients[defined]
-    cases = sums_of_patients(np.ones((len(patients), 1, 1)), patients)
-    return np.moveaxis(sums_of_patients(shares[defined], patients) / cases, 0, 1), len(patients)
+    cases = pd.DataFrame(np.transpose(means), patients.index, ["confidence", "accuracy"])
+    return cases.dropna().groupby(patients).mean()
 
 
 def judge_regions(results: Results, name: str) -> dict[str, Judgement]:
     """Return the judgement of each region that has a voxel: a network may predict no foreground."""
-    shares = [patient_shares(results, name, region) for region in REGIONS]
-    judgements = judge([region_shares for region_shares, _ in shares])
-    by_region = {}
-    for region, (region_shares, cases), judgement in zip(REGIONS, shares, judgements, strict=True):
-        if cases:
-            confidence, accuracy = region_shares[1:].sum(2).mean(1).tolist()
-            by_region[region] = judgement._replace(
-                confidence=confidence, accuracy=accuracy, cases=cases
-            )
-    return by_region
+    means, gaps = {}, {}
+    for region in REGIONS:
+        table = patient_means(results.case_means(name, region), results.patients)
+        if len(table):
+            means[region] = table.mean()
+            gaps[region] = calibration_gap(table["confidence"], table["accuracy"])
+    p_values = holm([gap.p_value for gap in gaps.values()])
+    judgements = {}
+    for (region, gap), p_value in zip(gaps.items(), p_values, strict=True):
+        pooled_ece = results.pooled_bins(name, region).expected_error().item()
+        corrected = gap._replace(p_value=p_value)
+        judgements[region] = Judgement(corrected, pooled_ece, *means[region])
+    return judgements
 
 
 def regions_section(context: Context) -> Section | None:
@@ -129,7 +103,7 @@ def regions_section(context: Context) -> Section | None:
     for name in results.names:
         for region, judgement in judge_regions(results, name).items():
             records += _records(results, name, region, judgement)
-            answers.append(Cell(VERDICTS[judgement.verdict].format(judgement.kind)))
+            answers.append(Cell(VERDICTS[judgement.verdict].format(kind=judgement.kind)))
     index = ["region"] if len(results.names) == 1 else ["label", "region"]
     table = tabulate(records, index).assign(**{"calibrated?": answers})
     return Section("regions", "Confidence and accuracy", ABOUT, table, records)
@@ -138,15 +112,14 @@ def regions_section(context: Context) -> Section | None:
 def _records(
     results: Results, name: str, region: str, judgement: Judgement
 ) -> list[dict[str, Any]]:
-    keys = {"region": REGIONS[region], "unit": "ece", "p_value_holm": np.nan}
     confidence, accuracy = (
-        Estimate(mean, cases=judgement.cases) for mean in (judgement.confidence, judgement.accuracy)
+        Estimate(mean, cases=judgement.gap.cases)
+        for mean in (judgement.confidence, judgement.accuracy)
     )
-    tested = {**keys, "signed": True, "p_value_holm": judgement.gap.p_value}
-    ece = results.mean(name, f"ece_{region}")
+    title, gap, ece = REGIONS[region], judgement.gap, results.mean(name, f"ece_{region}")
     return [
-        results.record(name, "confidence", confidence, **keys),
-        results.record(name, "accuracy", accuracy, **keys),
-        results.record(name, "gap", judgement.gap, **tested),
-        results.record(name, "ece", ece, **keys, column="ECE of a case"),
+        results.record(name, "confidence", confidence, region=title),
+        results.record(name, "accuracy", accuracy, region=title),
+        results.record(name, "gap", gap, region=title, p_value_holm=gap.p_value),
+        results.record(name, "ece", ece, region=title, column="ECE of a case"),
     ]

@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from calib_components.figures import reliability_diagram
+from calib_components.metrics.measures import report_columns
+from calib_components.tools.report.calibration import REGIONS
 from calib_components.tools.report.data import Context, Results
-from calib_components.tools.report.figures import mean_intervals
 from calib_components.tools.report.page import Picture, Section, to_png
-from calib_components.tools.report.statistics import MIN_PATIENTS, Estimate, holm, mean_of_defined
-from calib_components.tools.report.tables import (
-    COMPARED,
-    DECIDING,
-    LOSS,
-    SHOWN,
-    Cell,
-    Record,
-    further_measures,
-    heading,
-    tabulate,
-)
+from calib_components.tools.report.statistics import holm, mean_of_defined
+from calib_components.tools.report.tables import COMPARED, DECIDING, Cell, Record, tabulate
 
 ABOUT_MEANS = "{patients}. Mean over cases, below it its 95 % interval. "
-ABOUT_BEST = f"The best is bold, where the DSC is at most {LOSS} below the best. "
 ABOUT_REGIONS = (
     "The prediction chooses the voxels of the regions all, predicted and plausible (p of a"
     " structure above .05): true probabilities have an ECE of 0 there, up to chance. The ground"
@@ -53,35 +42,28 @@ ABOUT_DIAGRAMS = (
     " accuracies that true probabilities would have if voxels were independent, which those of one"
     " image are not."
 )
-DIAGRAMS = {"all": "All voxels", "predicted": "Predicted foreground"}
 
 
 def means_section(context: Context) -> Section | None:
     """Return the mean of every measure with its interval."""
     results = context.results
-    measures = [*SHOWN, *further_measures()]
-    records = mean_records(results, [each for each in measures if results.has(each)])
+    records = mean_records(results)
     caption = ABOUT_MEANS.format(patients=results.count)
-    if len(results.names) > 1:
-        caption += ABOUT_BEST
     if results.has("ece_all"):
         caption += ABOUT_REGIONS
     caption += ABOUT_INTERVALS + ABOUT_COUNTS
-    table, pictures = tabulate_means(results, records), []
-    if len(results.names) > 1 and results.patients.nunique() >= MIN_PATIENTS:
-        title = "Means with 95 % intervals"
-        pictures = [Picture("means", title, to_png(draw_means(results, records)))]
-    return Section("means", "Means", caption, table, records, pictures)
+    return Section("means", "Means", caption, tabulate_means(results, records), records)
 
 
-def mean_records(results: Results, measures: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the mean of each measure with its interval and its spread over patients."""
+def mean_records(results: Results) -> list[dict[str, Any]]:
+    """Return the mean of each measure with its interval, and what an error would be if the
+    probabilities were true.
+    """
     records = []
+    measures = [measure for measure in report_columns() if results.has(measure)]
     for measure, name in itertools.product(measures, results.names):
         record = results.record(name, measure, results.mean(name, measure))
         del record["p_value"]
-        by_patient = results.cases[name][measure].groupby(results.patients).mean()
-        record["sd_patients"] = float(by_patient.std())
         if results.has(f"{measure}_if_true"):
             if_true = results.values(name, f"{measure}_if_true")
             record["if_true"] = float(mean_of_defined(if_true))
@@ -90,36 +72,12 @@ def mean_records(results: Results, measures: Sequence[str]) -> list[dict[str, An
 
 
 def tabulate_means(results: Results, records: Sequence[Record]) -> pd.DataFrame:
-    """Return the table of means, in which an evaluation with a low DSC has nothing marked."""
-    labels = {label: name for name, label in results.labels.items()}
-    dsc = {label: mean_of_defined(results.values(name, "dsc")) for label, name in labels.items()}
-    shown = []
-    for record in records:
-        is_behind = dsc[record["label"]] < max(dsc.values()) - LOSS
-        is_unmarked = is_behind and record["measure"] != "dsc"
-        shown.append({**record, "unmarked": is_unmarked})
-    table = tabulate(shown, ["label"], marked=True)
-    table["missed / spurious"] = [
-        Cell(" / ".join(f"{round(count, 1):g}" for count in _counts(results, name)))
-        for name in results.names
-    ]
-    return table
-
-
-def _counts(results: Results, name: str) -> Iterable[float]:
-    """Return how many structures are missed, and how many are spurious."""
-    return (float(np.nansum(results.values(name, kind))) for kind in ("missed", "spurious"))
-
-
-def draw_means(results: Results, records: Sequence[Record], hollow: Sequence[str] = ()) -> Figure:
-    """Draw the means that conclusions are drawn from; the marks of some evaluations are hollow."""
-    panels: dict[str, list[list[float]]] = {}
-    for record in records:
-        if record["measure"] in ("dsc", "nll_all", *DECIDING):
-            ends = [record["mean"], record["low"], record["high"]]
-            panels.setdefault(heading(record["measure"]), []).append(ends)
-    labels = [*results.labels.values()]
-    return mean_intervals(panels, labels, [name in hollow for name in results.names])
+    """Return the table of means, with the numbers of missed and spurious structures."""
+    cells = []
+    for name in results.names:
+        sums = (np.nansum(results.values(name, kind)) for kind in ("missed", "spurious"))
+        cells.append(Cell(" / ".join(f"{round(float(count), 1):g}" for count in sums)))
+    return tabulate(records, ["label"]).assign(**{"missed / spurious": cells})
 
 
 def compare(results: Results, reference: str) -> pd.DataFrame:
@@ -136,15 +94,14 @@ def differences(
     P-values of a measure are corrected over the pairs, and those of `DECIDING` over these measures,
     too.
     """
+    if not pairs:
+        return pd.DataFrame()
     records = []
     for (name, reference), measure in itertools.product(pairs, measures):
         label = f"{results.labels[name]} minus {results.labels[reference]}"
         keys = {**results.keys(name), "reference": reference, "label": label, "measure": measure}
         difference = results.difference(name, reference, measure)
         records.append({"name": name, **keys, **difference._asdict()})
-    if not records:
-        columns = ["name", "reference", "label", "measure", *Estimate._fields, "p_value_holm"]
-        return pd.DataFrame(columns=columns)
     table = pd.DataFrame(records)
     family = table["measure"].where(~table["measure"].isin(DECIDING), "")
     return table.assign(p_value_holm=table.groupby(family)["p_value"].transform(holm))
@@ -159,10 +116,7 @@ def tabulate_differences(table: pd.DataFrame, caption: str) -> Section | None:
     """Return a table of `differences` as a section; None if there are none."""
     if table.empty:
         return None
-    records: list[Mapping[Any, Any]] = [
-        {**record, "signed": True} for record in table.to_dict("records")
-    ]
-    shown = tabulate(records, ["label"])
+    shown = tabulate(table.assign(signed=True).to_dict("records"), ["label"])
     return Section("differences", "Differences", caption, shown, table.drop(columns="name"))
 
 
@@ -175,14 +129,10 @@ def reliability_section(context: Context) -> Section | None:
     for name, label in results.labels.items():
         panels = {
             title: results.pooled_bins(name, region)
-            for region, title in DIAGRAMS.items()
+            for region, title in REGIONS.items()
             if region in results.bins[name]
         }
-        panels = {title: bins for title, bins in panels.items() if bins.count.sum() > 0}
-        if panels:
-            figure = reliability_diagram(panels, bands=True)
-            for axes in figure.axes:
-                axes.title.set_fontsize("medium")  # those of neighbours do not touch
-            pictures.append(Picture(f"reliability_{name}", label, to_png(figure)))
-    title, is_folded = "Reliability diagrams, voxels pooled", len(results.names) > 1
-    return Section("reliability", title, ABOUT_DIAGRAMS, pictures=pictures, folded=is_folded)
+        png = to_png(reliability_diagram(panels, bands=True))
+        pictures.append(Picture(f"reliability_{name.replace('/', '_')}", label, png))
+    title = "Reliability diagrams, voxels pooled"
+    return Section("reliability", title, ABOUT_DIAGRAMS, pictures=pictures)

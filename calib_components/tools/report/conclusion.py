@@ -1,4 +1,4 @@
-"""What a report begins with: at most four sentences drawn from its numbers, and what to do next.
+"""What a report begins with: a few sentences drawn from its numbers, and what to do next.
 
 The DSC and its loss come first. A network that segments badly is not praised for its calibration,
 and no conclusion rests on the NLL over all voxels, which easy background decides.
@@ -7,79 +7,90 @@ and no conclusion rests on the NLL over all voxels, which easy background decide
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
 
-import numpy as np
 import pandas as pd
 
 from calib_components.errors import printable
-from calib_components.tools.report.calibration import VERDICTS, judge_regions
+from calib_components.tools.report.calibration import judge_regions
 from calib_components.tools.report.data import Context, Results
 from calib_components.tools.report.page import Answer
-from calib_components.tools.report.statistics import MIN_PATIENTS, mean_of_defined
+from calib_components.tools.report.statistics import mean_of_defined
 from calib_components.tools.report.tables import (
     DECIDING,
-    LOSS,
     Record,
-    estimate_of,
     heading,
     higher_is_better,
     is_significant,
-    listed,
     number,
-    p_text,
     with_interval,
 )
 
 LOW = 0.7  # a mean DSC below this is low
+# Of DSC: a network that loses more is not called better, whether the loss is significant or not
+LOSS = 0.05
 # A case is named whose DSC is as far below the median: this, and median absolute deviations
 WORSE, SPREADS = 0.2, 5
 MAX_NAMED = 3  # cases
-OF_DSC = ("dsc",)
-PLACES = {"predicted": "where a structure is predicted", "all": "over all voxels"}
 ANSWERS = {  # by verdict
-    "none": "No miscalibration is shown {place}: {shown}.",
-    "slight": "It is slightly {kind} {place}: {shown}.",
-    "unknown": "Too few patients to tell whether it is calibrated ({shown} {place}).",
-    "shown": "It is not well calibrated: {kind} {place} ({shown}).",
+    "none": "No miscalibration is shown",
+    "slight": "It is slightly {kind}",
+    "unknown": "Whether it is calibrated is undecided",
+    "shown": "It is not well calibrated: {kind}",
 }
-MEAN_DSC = "The mean DSC of {patients} is {dsc}."
-MEAN_DSC_IS_LOW = "The mean DSC of {patients} is {dsc}, which is low."
-BUT_LOW = "Calibration does not make up for that ({shown} {place})."
-NO_PROBABILITIES = "Label maps have no probabilities: whether it is calibrated is unknown."
-OPTIMISM = "The DSC expected without labels is {side} on average: expected minus true {shown}."
-UNSHOWN = "not shown to be too high or too low"
-NOT_COMPARED = "There are no probabilities in common: calibration is not compared."
-TOO_FEW = "{patients}: too few to tell whose NLL or ECE is better."
-NONE_DIFFERS = "No NLL or ECE differs significantly on these {patients}."
-NO_SUBSTITUTE = "A lower NLL or ECE does not make up for a low DSC."
-EVALUATE = "calib-components evaluate_predictions {} --out evaluation_next"
-BUNDLE = (
-    "python -m monai.bundle run --bundle_root BUNDLE --config_file"
-    " \"['BUNDLE/configs/train.yaml'{overlay}]\""
+GAP = (
+    "{answer}. Where a structure is predicted, its confidence is {confidence} and its accuracy"
+    " {accuracy}; difference: {gap}."
 )
+MEAN_DSC = "The mean DSC of {patients} is {dsc}."
+MEAN_DSC_IS_LOW = (
+    "The mean DSC of {patients} is {dsc}, which is low: calibration does not make up for that."
+)
+NO_PROBABILITIES = (
+    "Without probabilities of predicted structures, whether it is calibrated is unknown."
+)
+OPTIMISM = "The DSC expected without labels minus the true one is {optimism} on average."
+LOOK_FIRST = "Look first at {cases}."
+DIFFERS = "{kind} than {reference}: {evaluations}."
+NONE_DIFFERS = "No significant difference in {measures} on these {patients}."
+NO_SUBSTITUTE = "A lower NLL or ECE does not make up for a low DSC."
 CALIBRATE = (
     "calib-components calibrate_predictions VALIDATION VALIDATION_LABELS --apply_to PREDICTIONS"
     " --out scaled{region}\ncalib-components evaluate_predictions scaled LABELS --out"
     " evaluation_scaled\ncalib-components report {folder} evaluation_scaled --out"
     " temperature_report"
 )
-CALIBRATE_BUNDLE = BUNDLE.format(overlay=",'BUNDLE/configs/calibrate.yaml'") + "{region}"
-TRAIN_LONGER = BUNDLE.format(overlay="") + " --ckpt_dir LONGER --max_epochs 200"
+CALIBRATE_BUNDLE = (
+    "python -m monai.bundle run --bundle_root BUNDLE --config_file"
+    " \"['BUNDLE/configs/train.yaml','BUNDLE/configs/calibrate.yaml']\"{region}"
+)
 LONGER = (
     "Improve the segmentation: train longer (losses without a Dice term need it most), on scans of"
     " this origin, and ignore padded voxels."
 )
+UNMEASURED = "unmeasured"  # a verdict
+NEXT = {  # by verdict; otherwise a temperature
+    UNMEASURED: "Evaluate probabilities.",
+    "none": "Test patients of another origin.",
+    "unknown": "Evaluate more patients.",
+}
 FIT = "Fit a temperature on validation patients, evaluate with the same options, and compare."
 FIT_AGAIN = (
     "Fit the temperature again, where structures are, evaluate with the same options, and compare."
 )
 
 
-def conclude_one(results: Results) -> Answer:
-    """Return what the one network is like, and what to do next."""
-    sentences, verdict = describe_one(results)
-    return Answer(sentences, *_next_step(results, results.names[0], verdict))
+def conclude(context: Context) -> Answer:
+    """Return what the network is like, or how several differ and whether the best one is
+    calibrated, and what to do next.
+    """
+    results, best = context.results, context.reference
+    if len(results.names) == 1:
+        sentences, verdict = describe_one(results)
+    else:
+        sentences, best = describe_differences(context)
+        sentence, verdict = describe_calibration(results, best)
+        sentences.append(f"{results.labels[best]}: {sentence}")
+    return Answer(sentences, *_next_step(results, best, verdict))
 
 
 def describe_one(results: Results) -> tuple[list[str], str]:
@@ -89,231 +100,93 @@ def describe_one(results: Results) -> tuple[list[str], str]:
     (name,) = results.names
     dsc = results.mean(name, "dsc")
     template = MEAN_DSC_IS_LOW if dsc.mean < LOW else MEAN_DSC
-    mean = template.format(patients=results.count, dsc=with_interval(dsc, "dsc"))
-    sentence, optimism, verdict = NO_PROBABILITIES, "", "unknown"
-    if results.has("ece_predicted"):
-        sentence, verdict = describe_calibration(results, name)
-        optimism = _optimism(results, name)
-    sentences = [mean, sentence, optimism, _worst_cases(results, name)]
-    return [*filter(None, sentences)], verdict
+    sentence, verdict = describe_calibration(results, name)
+    sentences = [template.format(patients=results.count, dsc=with_interval(dsc, "dsc")), sentence]
+    if results.has("optimism"):
+        optimism = with_interval(results.mean(name, "optimism"), "optimism", True)
+        sentences.append(OPTIMISM.format(optimism=optimism))
+    if worst := _worst_cases(results, name):
+        sentences.append(LOOK_FIRST.format(cases=", ".join(worst)))
+    return sentences, verdict
 
 
-def _optimism(results: Results, name: str) -> str:
-    """Return whether the DSC that is expected without labels is right; empty with few patients."""
-    optimism = results.mean(name, "optimism")
-    if not optimism.has_interval:
-        return ""
-    shown = with_interval(optimism, "dsc", True)
-    if optimism.low > 0:
-        return OPTIMISM.format(side="too high", shown=shown)
-    if optimism.high < 0:
-        return OPTIMISM.format(side="too low", shown=shown)
-    return OPTIMISM.format(side=UNSHOWN, shown=shown)
-
-
-def _worst_cases(results: Results, name: str) -> str:
-    """Return a sentence that names the cases with a DSC far below the others; empty without."""
-    measures = {"DSC": "dsc"}
-    if results.has("aurc"):
-        measures["expected"] = "expected_dsc"
-    table = pd.DataFrame(
-        {title: results.values(name, measure) for title, measure in measures.items()},
-        results.patients.index,
-    )
-    below = table["DSC"].median() - table["DSC"]
-    worst = table[below > max(WORSE, SPREADS * below.abs().median())].sort_values("DSC")
-    named = []
-    for case, *values in worst[:MAX_NAMED].itertuples(name=None):
-        pairs = zip(measures, values, strict=True)
-        texts = [f"{title} {number(value, 'dsc')}" for title, value in pairs]
-        named.append(f"{printable(case)} ({', '.join(texts)})")
-    return f"Look first at {listed(named)}." if named else ""
+def _worst_cases(results: Results, name: str) -> list[str]:
+    """Return the cases with a DSC far below the others, and their DSC."""
+    dsc = pd.Series(results.values(name, "dsc"), results.patients.index)
+    below = dsc.median() - dsc
+    worst = dsc[below > max(WORSE, SPREADS * below.abs().median())].nsmallest(MAX_NAMED)
+    return [f"{printable(case)} (DSC {number(value, 'dsc')})" for case, value in worst.items()]
 
 
 def describe_calibration(results: Results, name: str) -> tuple[str, str]:
-    """Return whether a network is calibrated, as a sentence and a verdict."""
-    judgements = judge_regions(results, name)
-    if not judgements:
-        return "", "unknown"
-    severity = [*VERDICTS]
-    region = max(judgements, key=lambda each: severity.index(judgements[each].verdict))
-    judgement = judgements[region]
-    template = ANSWERS[judgement.verdict]
-    is_low = _mean_dsc(results, name) < LOW
-    if is_low and judgement.verdict in ("none", "slight"):
-        template = BUT_LOW
-    confidence, accuracy = (
-        number(mean, "ece") for mean in (judgement.confidence, judgement.accuracy)
+    """Return whether a network is calibrated where it predicts a structure, as a sentence and a
+    verdict.
+    """
+    judgements = judge_regions(results, name) if results.has("ece_predicted") else {}
+    if "predicted" not in judgements:
+        return NO_PROBABILITIES, UNMEASURED
+    judgement = judgements["predicted"]
+    sentence = GAP.format(
+        answer=ANSWERS[judgement.verdict].format(kind=judgement.kind),
+        confidence=number(judgement.confidence, "confidence"),
+        accuracy=number(judgement.accuracy, "accuracy"),
+        gap=with_interval(judgement.gap, "gap", True),
     )
-    shown = f"confidence {confidence}, accuracy {accuracy}"
-    sentence = template.format(place=PLACES[region], kind=judgement.kind, shown=shown)
     return sentence, judgement.verdict
 
 
 def _next_step(results: Results, name: str, verdict: str) -> tuple[str, str]:
     """Return what to do next with one network, as a text and commands."""
-    if not results.has("ece_predicted"):
-        return "Evaluate probabilities.", EVALUATE.format("PROBABILITIES LABELS")
-    evaluation = results.evaluations[name]
-    is_of_bundle = evaluation.summary.get("source") == "bundle"
-    if _mean_dsc(results, name) < LOW:
-        better = EVALUATE.format("BETTER_PREDICTIONS LABELS")
-        return LONGER, TRAIN_LONGER if is_of_bundle else better
-    if verdict == "unknown":
-        return "Evaluate more patients.", EVALUATE.format("MORE_PREDICTIONS MORE_LABELS")
-    if verdict == "none":
-        return "Test patients of another origin.", EVALUATE.format("OTHER_PREDICTIONS OTHER_LABELS")
+    if mean_of_defined(results.values(name, "dsc")) < LOW:
+        return LONGER, ""
+    if verdict in NEXT:
+        return NEXT[verdict], ""
+    summary = results.evaluations[name].summary
     text, region = FIT, ""
-    if evaluation.summary.get("temperature", 1) != 1:
+    if summary.get("temperature", 1) != 1:
         text, region = FIT_AGAIN, " --region predicted"
-    template = CALIBRATE_BUNDLE if is_of_bundle else CALIBRATE
+    template = CALIBRATE_BUNDLE if summary.get("source") == "bundle" else CALIBRATE
     folder = shlex.quote(printable(results.folders[name]))
     return text, template.format(region=region, folder=folder)
-
-
-def conclude_several(context: Context) -> Answer:
-    """Return which evaluations have another DSC than the reference, which have better or worse
-    probabilities, and whether the best one is calibrated.
-    """
-    results = context.results
-    sentences, best = describe_differences(context)
-    verdict = "unknown"
-    if results.has("ece_predicted") and _mean_dsc(results, best) >= LOW:
-        sentence, verdict = describe_calibration(results, best)
-        if sentence:
-            sentences.append(f"{results.labels[best]}: {sentence}")
-    return Answer(sentences, *_next_step(results, best, verdict))
 
 
 def describe_differences(context: Context) -> tuple[list[str], str]:
     """Return the differences to the reference in words, and the name of the best evaluation.
 
-    Of two evaluations, the one with the lower DSC is not called better for its probabilities, nor
-    is one with a low DSC.
+    An evaluation with a lower or a low DSC is not called better for its probabilities.
     """
-    comparison = Comparison(context)
-    sentences = [comparison.dsc_sentence(), comparison.probability_sentence()]
-    is_low = max(comparison.dsc.values()) < LOW
-    if comparison.lower or comparison.unpraised or is_low:
+    results, table = context.results, context.differences
+    table = table[table["measure"].isin(["dsc", *DECIDING])]
+    change = table.apply(_change, axis=1)
+    is_loss = (table["measure"] == "dsc") & ((change < 0) | (table["mean"] < -LOSS))
+    low = [name for name in results.names if mean_of_defined(results.values(name, "dsc")) < LOW]
+    behind = [*low, *table["name"][is_loss]]
+    better = table[(change > 0) & ~table["name"].isin(behind)]
+    sentences = []
+    for kind, differing in (("Better", better), ("Worse", table[change < 0])):
+        if len(differing):
+            label = results.labels[context.reference]
+            shown = _listed(results, differing)
+            sentences.append(DIFFERS.format(kind=kind, reference=label, evaluations=shown))
+    if not sentences:
+        measures = ", ".join(heading(name, arrow=False) for name in table["measure"].unique())
+        sentences.append(NONE_DIFFERS.format(measures=measures, patients=results.count))
+    if behind:
         sentences.append(NO_SUBSTITUTE)
-    best = [*(comparison.better or comparison.higher), context.reference][0]
-    return [*filter(None, sentences)], best
+    return sentences, [*better["name"], context.reference][0]
 
 
-class Comparison:
-    """Which evaluations differ from the reference, and in what.
-
-    Attributes:
-        higher, lower: Evaluations with another DSC than the reference.
-        better, worse: Measures of probabilities by evaluation.
-        unpraised: Evaluations that are better in probabilities and have a lower or a low DSC, or
-            worse and have a higher DSC.
-    """
-
-    def __init__(self, context: Context) -> None:
-        self.results, self.reference = context.results, context.reference
-        self.records = {
-            (record["name"], record["measure"]): record
-            for record in context.differences.to_dict("records")
-        }
-        self.dsc = {name: _mean_dsc(self.results, name) for name in self.results.names}
-        self.others = [name for name in self.dsc if name != self.reference]
-        self.higher: list[str] = []
-        self.lower: list[str] = []
-        self.better: dict[str, list[str]] = {}
-        self.worse: dict[str, list[str]] = {}
-        self.unpraised: set[str] = set()
-        for name in self.others:
-            self._add(name, _change(self.records[name, "dsc"], LOSS))
-
-    def _add(self, name: str, dsc_change: int) -> None:
-        """Add an evaluation to what it is, given whether its DSC is higher (1) or lower (-1)."""
-        if dsc_change > 0:
-            self.higher.append(name)
-        elif dsc_change < 0:
-            self.lower.append(name)
-        better, worse = self._changed(name, 1), self._changed(name, -1)
-        is_praised, is_blamed = dsc_change >= 0 and self.dsc[name] >= LOW, dsc_change <= 0
-        if better:
-            self._add_measures(name, better, self.better if is_praised else None)
-        if worse:
-            self._add_measures(name, worse, self.worse if is_blamed else None)
-
-    def _add_measures(
-        self, name: str, measures: list[str], kind: dict[str, list[str]] | None
-    ) -> None:
-        if kind is None:
-            self.unpraised.add(name)
-        else:
-            kind[name] = measures
-
-    def _changed(self, name: str, sign: int) -> list[str]:
-        """Return the measures of probabilities that are better (1) or worse (-1)."""
-        records = [self.records[name, each] for each in DECIDING if (name, each) in self.records]
-        return [record["measure"] for record in records if _change(record) == sign]
-
-    def dsc_sentence(self) -> str:
-        """Return which evaluations have a lower or higher DSC."""
-        base = f"{self.results.labels[self.reference]} ({number(self.dsc[self.reference], 'dsc')})"
-        kinds = {"Lower": self.lower, "Higher": self.higher}
-        parts = [
-            f"{kind} DSC than {base}: {self._listed(dict.fromkeys(names, OF_DSC))}"
-            for kind, names in kinds.items()
-            if names
-        ]
-        if parts:
-            return "; ".join(parts) + "."
-        if len(self.others) == 1:
-            base = f"{base}: {self._listed(dict.fromkeys(self.others, OF_DSC))}"
-        return f"No DSC is clearly different from that of {base}."
-
-    def probability_sentence(self) -> str:
-        """Return which evaluations have better or worse probabilities; empty if none is praised."""
-        if not self.results.has("nll_predicted"):
-            return NOT_COMPARED
-        if self.results.patients.nunique() < MIN_PATIENTS:
-            return TOO_FEW.format(patients=self.results.count)
-        label = self.results.labels[self.reference]
-        parts = [
-            f"{kind} NLL or ECE than {label}: {self._listed(measures)}"
-            for kind, measures in (("Better", self.better), ("Worse", self.worse))
-            if measures
-        ]
-        if parts:
-            return "; ".join(parts) + "."
-        if self.unpraised:
-            return ""
-        return NONE_DIFFERS.format(patients=self.results.count)
-
-    def _listed(self, measures: Mapping[str, Sequence[str]]) -> str:
-        """Return evaluations and by what they differ, as text."""
-        names = [
-            f"{self.results.labels[name]} ({'; '.join(self._about(name, each) for each in differing)})"
-            for name, differing in measures.items()
-        ]
-        return listed(names)
-
-    def _about(self, name: str, measure: str) -> str:
-        """Return by what an evaluation differs; of two, with the interval and the p-value."""
-        text = heading(measure, arrow=False)
-        if measure == "dsc":
-            text = number(self.dsc[name], "dsc")
-        if len(self.others) > 1:
-            return text
-        record = self.records[name, measure]
-        difference = with_interval(estimate_of(record), measure, True)
-        return ", ".join([text, difference, *p_text(record["p_value_holm"])])
-
-
-def _mean_dsc(results: Results, name: str) -> float:
-    return float(mean_of_defined(results.values(name, "dsc")))
-
-
-def _change(record: Record, limit: float = np.inf) -> int:
+def _change(record: Record) -> int:
     """Return 1 for a value that is better than the reference's, -1 for a worse one, 0 if that is
-    not clear.
+    not significant.
     """
-    estimate = estimate_of(record)
-    if not is_significant(estimate, record["p_value_holm"]) and not abs(estimate.mean) > limit:
+    if not is_significant(record):
         return 0
-    return 1 if (estimate.mean > 0) == higher_is_better(record["measure"]) else -1
+    return 1 if (record["mean"] > 0) == higher_is_better(record["measure"]) else -1
+
+
+def _listed(results: Results, table: pd.DataFrame) -> str:
+    """Return evaluations and the measures in which they differ, as text."""
+    headings = table["measure"].map(lambda measure: heading(measure, arrow=False))
+    by_name = headings.groupby(table["name"], sort=False).agg(", ".join)
+    return "; ".join(f"{results.labels[name]} ({names})" for name, names in by_name.items())

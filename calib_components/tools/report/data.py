@@ -93,14 +93,12 @@ class Results:
             return np.where(self.values(name, "complete") == 1, values, np.nan)
         return values
 
-    def shares(self, name: str, region: str) -> Array:
-        """Return what the voxels of each bin add to 1, confidence and accuracy of a case.
-
-        `(3, cases, bins)`; NaN where a case has no voxel in the region.
+    def case_means(self, name: str, region: str) -> Array:
+        """Return mean confidence and accuracy of each case, `(2, cases)`; NaN without a voxel in
+        the region.
         """
-        sums = self.bins[name][region]
-        total = sums[0].sum(1)[:, None]
-        return sums / np.where(total > 0, total, np.nan)
+        count, *sums = self.bins[name][region].sum(2)
+        return np.array(sums) / np.where(count > 0, count, np.nan)
 
     def pooled_bins(self, name: str, region: str) -> CalibrationBins:
         """Return the bins of a region, of all cases together, `(1, bins)`."""
@@ -142,8 +140,8 @@ def derive(cases: pd.DataFrame, structures: Sequence[str]) -> pd.DataFrame:
     and nothing is found; `complete` says that no structure is missed or spurious. With
     probabilities: `expected_dsc`, the mean over the structures that have a DSC, too; `optimism`, by
     which it is above the DSC; and, of each structure, `optimism`, `confidence` and `accuracy`, the
-    means over the voxels that are predicted as the structure, the errors of segmented and expected
-    volume, and `in_range`, 100 where the true volume is in the range of the probabilities.
+    means over the voxels that are predicted as the structure, and the errors of segmented and
+    expected volume.
     """
 
     def by_structure(measure: str) -> Array:
@@ -158,16 +156,9 @@ def derive(cases: pd.DataFrame, structures: Sequence[str]) -> pd.DataFrame:
         "complete": (np.isnan(dsc) == np.isnan(hd95)).all(axis=1).astype(float),
     }
     if "aurc" in cases:  # it has probabilities
-        expected_dsc, segmented, expected, true, low, high = map(
-            by_structure,
-            (
-                "expected_dsc",
-                "segmented_volume",
-                "expected_volume",
-                "true_volume",
-                "volume_low",
-                "volume_high",
-            ),
+        expected_dsc = by_structure("expected_dsc")
+        segmented, expected, true = (
+            by_structure(f"{kind}_volume") for kind in ("segmented", "expected", "true")
         )
         optimism = expected_dsc - dsc
         derived["optimism"] = mean_of_defined(optimism, axis=1)
@@ -177,15 +168,12 @@ def derive(cases: pd.DataFrame, structures: Sequence[str]) -> pd.DataFrame:
         # the voxels that are predicted as the structure, and twice the number of them that are
         # right.
         twice = 2 * np.where(segmented > 0, segmented, np.nan)
-        is_in_range = (low <= true) & (true <= high)
-        is_present = (true > 0) & ~np.isnan(expected)
         structure_measures = {
             "optimism": optimism,
             "confidence": expected_dsc * (segmented + expected) / twice,
             "accuracy": dsc * (segmented + true) / twice,
             "segmented_volume_error": segmented - true,
             "expected_volume_error": expected - true,
-            "in_range": np.where(is_present, 100.0 * is_in_range, np.nan),
         }
         for measure, values in structure_measures.items():
             derived |= {f"{measure}_{name}": values[:, i] for i, name in enumerate(structures)}

@@ -1,12 +1,9 @@
-"""The files of a report: one HTML page, the same tables as Markdown and CSV, and the figures as
-PNG.
-"""
+"""The files of a report: one HTML page, the same tables as CSV, and the figures as PNG."""
 
 from __future__ import annotations
 
 import base64
 import io
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +16,9 @@ from matplotlib.figure import Figure
 from calib_components.errors import check_output, make_folder, writing
 from calib_components.tools.report.tables import Record
 
-PAGE, MARKDOWN = "index.html", "report.md"
+PAGE = "index.html"
+MARKERS = (PAGE, "all_cases.csv")  # a folder with these holds an earlier report
+REPLACED = (".csv", ".png", ".md")  # in it; releases before 0.4 wrote the last
 
 
 class Picture(NamedTuple):
@@ -71,20 +70,12 @@ def to_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _markdown(text: str) -> str:
-    """Return text as Markdown that shows it: a name from a file is neither HTML nor a link, and
-    ends no cell.
-    """
-    return re.sub("<(?=[a-zA-Z/!?])", "&lt;", text).replace("](", r"]\(").replace("|", r"\|")
-
-
 ENVIRONMENT = jinja2.Environment(
     loader=jinja2.PackageLoader("calib_components.tools.report"),
-    autoescape=jinja2.select_autoescape(["html.jinja"]),
+    autoescape=True,
     trim_blocks=True,
     undefined=jinja2.StrictUndefined,
 )
-ENVIRONMENT.filters["md"] = _markdown
 
 
 def write_report(
@@ -104,9 +95,9 @@ def write_report(
         InputError: The folder holds other files and `overwrite` is not set, or it cannot be
             written.
     """
-    check_output(out, MARKDOWN, overwrite=overwrite)
+    check_output(out, *MARKERS, overwrite=overwrite)
     sections = [section for section in sections if section.table.size or section.pictures]
-    earlier = {*out.glob("*.csv"), *out.glob("*.png")} if (out / MARKDOWN).exists() else set()
+    earlier = _earlier_files(out)
     files = _render(sections, {"title": title, "answer": answer, "notices": notices})
     make_folder(out)
     for name, content in files.items():
@@ -116,8 +107,15 @@ def write_report(
         file.unlink()
     print(out / PAGE)
     print(*answer.sentences)
-    if answer.command:
-        print(f"Next: {answer.advice}\n{answer.command}")
+    if answer.advice:
+        print(f"Next: {answer.advice}\n{answer.command}".strip())
+
+
+def _earlier_files(out: Path) -> set[Path]:
+    """Return the tables and figures of an earlier report in a folder."""
+    if not all((out / name).exists() for name in MARKERS):
+        return set()
+    return {file for file in out.iterdir() if file.suffix in REPLACED}
 
 
 def _render(sections: Sequence[Section], shown: Mapping[str, Any]) -> dict[str, bytes]:
@@ -128,8 +126,6 @@ def _render(sections: Sequence[Section], shown: Mapping[str, Any]) -> dict[str, 
         if len(section.records):
             table = pd.DataFrame(section.records)
             files[f"{section.name}.csv"] = table.to_csv(index=False).encode()
-    markdown = ENVIRONMENT.get_template("report.md.jinja").render(**shown, sections=kept)
-    files[MARKDOWN] = (re.sub(r"\n{3,}", "\n\n", markdown).strip() + "\n").encode()
     page = ENVIRONMENT.get_template("page.html.jinja").render(**shown, sections=sections)
     files[PAGE] = page.encode()
     return files

@@ -16,41 +16,38 @@ from calib_components.quality import ESTIMATES, Reference, mean_estimate
 from calib_components.tools.report.data import Context, Results
 from calib_components.tools.report.page import Section
 from calib_components.tools.report.statistics import MIN_PATIENTS, SEED, Array, Estimate
-from calib_components.tools.report.structures import MEAN
 from calib_components.tools.report.tables import tabulate
 
 BAD, SHARE = 0.7, 0.2  # DSC below which a segmentation is bad; share of the scans that are reviewed
 RESAMPLES = 1000
+MEAN = "mean of structures"
 TITLES = ("gap closed ↑", "ROC ↑", "found in 20 % ↑", "Spearman ↑")  # of the values of a `Ranking`
 ABOUT = (
     "Whether the probabilities alone order the scans as their DSC does. Gap closed: 1 for the order"
-    " of the DSC, 0 for a random one. ROC: area under the ROC curve for a DSC below 0.7. Found:"
-    " share of these scans among the 20 % with the lowest estimates. Estimates of a scan are means"
-    " over structures; a structure that should be there and is not predicted counts as 0. Intervals"
-    " are over patients. "
+    " of the DSC, 0 for a random one. ROC: area under the ROC curve for a DSC below 0.7, as {bad} of"
+    " {scans} scans have. Found: share of these scans among the 20 % with the lowest estimates."
+    " Estimates of a scan are means over structures; a structure that should be there and is not"
+    " predicted counts as 0. Intervals are over patients. "
 )
-ABOUT_BAD = "{bad} of {scans} scans have a DSC below {limit}. "
 ABOUT_BOUNDS = (
     "Patients for whom the lower bound of the DSC, at 90 %, holds in every scan: {held}. {note}"
 )
-DSC = ("expected_dsc", "dsc")
-TOO_FEW = "There are too few patients for intervals. "
 NOT_SHOWN = (
     "The expected DSC is not shown to order these scans: the interval of the gap closed holds 0. "
 )
+DSC = ("expected_dsc", "dsc")
 
 
 def reference_of(evaluation: Evaluation, patient_pattern: str | None = None) -> Reference:
     """Return the reference that an evaluation of validation cases is, of probabilities, for scans
     of the same model.
     """
-    names, patients = (
-        evaluation.structures,
-        [item["patient"] for item in evaluation.items(patient_pattern)],
-    )
-    measures = ("expected_dsc", "dsc", "expected_volume", "true_volume")
-    values = [evaluation.cases[[f"{measure}_{name}" for name in names]] for measure in measures]
-    return Reference.from_scans(names, patients, np.stack(values, -1))
+    patients = [item["patient"] for item in evaluation.items(patient_pattern)]
+    values = [
+        evaluation.cases[[f"{measure}_{name}" for name in evaluation.structures]]
+        for measure in ("expected_dsc", "dsc", "expected_volume", "true_volume")
+    ]
+    return Reference.from_scans(evaluation.structures, patients, np.stack(values, -1))
 
 
 class Ranking(NamedTuple):
@@ -80,19 +77,16 @@ def rank_scans(estimates: ArrayLike, dsc: ArrayLike, patients: Sequence[str]) ->
     """
     pair = np.array([estimates, dsc], float)
     defined = ~np.isnan(pair).any(0)
-    pair, (names, index) = (
-        pair[:, defined],
-        np.unique(np.asarray(patients)[defined], return_inverse=True),
-    )
-    scans = [np.flatnonzero(index == patient) for patient in range(len(names))]
-
+    pair = pair[:, defined]
+    names = pd.Series(np.asarray(patients)[defined])
+    scans = [*names.groupby(names).indices.values()]
     ends = np.full((2, len(Ranking._fields)), np.nan)
-    if len(names) >= MIN_PATIENTS:
-        draws = np.random.default_rng(SEED).integers(len(names), size=(RESAMPLES, len(names)))
+    if len(scans) >= MIN_PATIENTS:
+        draws = np.random.default_rng(SEED).integers(len(scans), size=(RESAMPLES, len(scans)))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # in some draws, no scan is below 0.7
-            found = [order(*pair[:, np.concatenate([scans[i] for i in row])]) for row in draws]
-            ends = np.nanquantile(found, [0.025, 0.975], axis=0)
+            values = [order(*pair[:, np.concatenate([scans[i] for i in row])]) for row in draws]
+            ends = np.nanquantile(values, [0.025, 0.975], axis=0)
     rows = np.stack([order(*pair), *ends], 1).tolist()
     return Ranking(*(Estimate(*row)._replace(cases=pair.shape[1]) for row in rows))
 
@@ -127,11 +121,9 @@ def coverage(
         Their number, the number of patients, and the 95 % interval of the share (Clopper and
         Pearson).
     """
-    bounds, dsc = np.asarray(bounds, float), np.asarray(dsc, float)
-    defined = ~np.isnan(bounds + dsc)
-    names, index = np.unique(np.asarray(patients)[defined], return_inverse=True)
-    failed = np.bincount(index, (dsc < bounds)[defined], minlength=len(names)) > 0
-    k, n = int((~failed).sum()), len(names)
+    table = pd.DataFrame({"bound": bounds, "dsc": dsc, "patient": [*patients]}).dropna()
+    holds = (table["dsc"] >= table["bound"]).groupby(table["patient"]).all()
+    k, n = int(holds.sum()), len(holds)
     low, high = stats.binomtest(k, n).proportion_ci() if n else (np.nan, np.nan)
     return k, n, float(low), float(high)
 
@@ -151,8 +143,9 @@ def quality_section(context: Context) -> Section | None:
     for structure in results.structures:
         expected, true = (results.values(name, f"{each}_{structure}") for each in DSC)
         records += _rank(results, ("expected DSC", structure), expected, true)
-    caption = ABOUT + ABOUT_BAD.format(bad=(dsc < BAD).sum(), scans=len(dsc), limit=BAD)
-    caption += _about_interval(records[0]["low"])
+    caption = ABOUT.format(bad=(dsc < BAD).sum(), scans=len(dsc))
+    if records[0]["low"] <= 0:
+        caption += NOT_SHOWN
     if context.validation is not None:
         held = _bounds_that_hold(results, name, known)
         caption += ABOUT_BOUNDS.format(held=held or "no bound", note=known.note)
@@ -160,27 +153,18 @@ def quality_section(context: Context) -> Section | None:
     return Section("quality", "Does the expected DSC find the bad scans?", caption, table, records)
 
 
-def _about_interval(low: float) -> str:
-    """Return what the lower end of the interval of the gap closed says."""
-    if np.isnan(low):
-        return TOO_FEW
-    return NOT_SHOWN if low <= 0 else ""
-
-
 def _estimates(results: Results, name: str, known: Reference) -> dict[str, Array]:
     """Return the estimates of each scan by title: means over structures, `(scans,)`."""
-    directions = {each.name: (each.title, each.better) for each in ESTIMATES if each.better}
-    directions["confidence"] = ("mean confidence", "higher")
+    measures = [(each.name, each.title, each.better) for each in ESTIMATES if each.better]
     estimates = {}
-    for measure, (title, better) in directions.items():
-        columns = {structure: f"{measure}_{structure}" for structure in results.structures}
-        if not results.has(*columns.values()):
+    for measure, title, better in (*measures, ("confidence", "mean confidence", "higher")):
+        columns = [f"{measure}_{structure}" for structure in results.structures]
+        if not results.has(*columns):
             continue
-        scores = {each: results.values(name, column) for each, column in columns.items()}
+        scores = results.cases[name][columns].set_axis(results.structures, axis=1)
         if better == "lower":
-            title = f"1 - {title}"
-            scores = {structure: 1 - values for structure, values in scores.items()}
-        scans = pd.DataFrame(scores).to_dict("records")
+            title, scores = f"1 - {title}", 1 - scores
+        scans = scores.to_dict("records")
         estimates[title] = np.array([mean_estimate(scan, known.always) for scan in scans])
     return estimates
 
@@ -190,10 +174,9 @@ def _rank(
 ) -> list[dict[str, Any]]:
     """Return the records of a score of a structure."""
     score, structure = place
-    keys = {"score": score, "structure": structure, "unit": "dsc"}
     ranking = rank_scans(estimates, dsc, results.patients)
     return [
-        results.record(results.names[0], title, estimate, **keys, column=title)
+        results.record(results.names[0], title, estimate, score=score, structure=structure)
         for title, estimate in zip(TITLES, ranking, strict=True)
     ]
 

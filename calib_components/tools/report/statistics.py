@@ -93,31 +93,28 @@ def paired_difference(values: ArrayLike, reference: ArrayLike, patients: Sequenc
         the p-value of it being 0.
     """
     differences = np.asarray(values, float) - np.asarray(reference, float)
-    p_value = sign_flip_p_value(differences[:, None], patients)
+    p_value = sign_flip_p_value(differences, patients)
     return mean_with_interval(differences, patients)._replace(p_value=p_value)
 
 
 def sign_flip_p_value(values: ArrayLike, patients: Sequence[str]) -> float:
-    """Test whether the means of several values over cases are all 0, by changing signs of patients.
+    """Test whether the mean of `(cases,)` is 0, by changing signs of patients.
 
-    The statistic is the sum of the sizes of the means. All values of a patient change sign
-    together, so they may depend on each other. Where a few patients are far off to one side, the
-    test rejects too often: in simulations with a tenth of 16 patients far off, in 15 to 20 % of
-    comparisons.
-
-    `values` are `(cases, K)`; a case with an undefined value (NaN) is left out. The p-value is
-    exact for up to 13 patients, and NaN with fewer than `MIN_PATIENTS`.
+    All values of a patient change sign together, so they may depend on each other. Where a few
+    patients are far off to one side, the test rejects too often: in simulations with a tenth of 16
+    patients far off, in 15 to 20 % of comparisons. Undefined cases (NaN) are left out. The p-value
+    is exact for up to 13 patients, and NaN with fewer than `MIN_PATIENTS`.
 
     Source: Fisher, "The Design of Experiments", 1935.
     """
     values = np.asarray(values, float)
-    defined = ~np.isnan(values).any(1)
+    defined = ~np.isnan(values)
     sums = sums_of_patients(values[defined], np.asarray(patients)[defined])
     if len(sums) < MIN_PATIENTS:
         return np.nan
     result = stats.permutation_test(
         (np.ones(len(sums)),),
-        lambda signs, axis=-1: np.abs(np.moveaxis(signs, axis, -1) @ sums).sum(-1),
+        lambda signs, axis=-1: np.abs(np.moveaxis(signs, axis, -1) @ sums),
         permutation_type="samples",
         vectorized=True,
         n_resamples=RESAMPLES,
@@ -126,11 +123,6 @@ def sign_flip_p_value(values: ArrayLike, patients: Sequence[str]) -> float:
         rng=np.random.default_rng(SEED),
     )
     return float(result.pvalue)
-
-
-def smallest_p_value(patients: int, comparisons: int) -> float:
-    """Return the smallest p-value that `sign_flip_p_value` and Holm's correction can reach."""
-    return min(1.0, comparisons * max(2.0 ** (1 - patients), 1 / (RESAMPLES + 1)))
 
 
 def calibration_gap(confidence: ArrayLike, accuracy: ArrayLike) -> Estimate:
@@ -157,23 +149,6 @@ def calibration_gap(confidence: ArrayLike, accuracy: ArrayLike) -> Estimate:
     p_value = min(1, max(2 * student.sf(abs(mean)), 2 * tail / (RESAMPLES + 1)))
     low, high = np.clip(mean + np.array(student.interval(LEVEL)), -1, 1)
     return Estimate(mean, float(low), float(high), float(p_value), count)
-
-
-def bins_p_value(shares: Array) -> float:
-    """Test whether accuracy is confidence in each bin: sign flips of patients, with the guard of
-    `calibration_gap`.
-
-    For that, right and wrong are exchanged in underconfident bins, so that they do not cancel
-    overconfident ones.
-
-    `shares` are what the voxels of each bin add to 1, confidence and accuracy of a patient, `(3,
-    patients, bins)`.
-    """
-    gaps = shares[1] - shares[2]
-    exchanged = np.where(gaps.mean(0) < 0, shares[0] - shares[1:], shares[1:]).sum(2)
-    return max(
-        sign_flip_p_value(gaps, [*map(str, range(len(gaps)))]), calibration_gap(*exchanged).p_value
-    )
 
 
 def holm(p_values: ArrayLike) -> Array:

@@ -1,5 +1,5 @@
-"""Thresholds of the probability: what is found of each structure, and the best ones of validation
-cases.
+"""Thresholds of the probability that are the best on validation cases, and what is found with
+them.
 """
 
 from __future__ import annotations
@@ -12,23 +12,17 @@ import torch
 from calib_components.data.overlap import Items, find_shared
 from calib_components.errors import InputError
 from calib_components.handlers.evaluation_files import Evaluation
-from calib_components.metrics import ThresholdCounts
 from calib_components.tools.report.data import Context, Results
 from calib_components.tools.report.page import Section
 from calib_components.tools.report.statistics import paired_difference
 from calib_components.tools.report.tables import Cell, number, with_interval
 
-SHOWN = ("0.10", "0.25", "0.50", "0.75", "0.90")  # in the table; the CSV file has all
 USUAL = 0.5
-CHOSEN = " (chosen)"
 ABOUT = (
-    "A structure is where its probability is above the threshold. Sensitivity, specificity and PPV"
-    " (positive predictive value) are of the voxels of all cases together, DSC is the mean over the"
-    " cases that have the structure."
-)
-ABOUT_CHOICE = (
-    "To choose a threshold, give an evaluation of validation cases with --validation: the best of"
-    " these test cases would be too optimistic."
+    "A structure is where its probability is above the threshold: 0.5, or the best on the"
+    " validation cases. Sensitivity and PPV (positive predictive value) are of the"
+    " voxels of all cases together, DSC is the mean over the cases that have the structure. Its"
+    " change against 0.5: {changes}."
 )
 
 
@@ -56,52 +50,33 @@ def read_validation(results: Results, folder: Path) -> tuple[Evaluation, list[st
 
 
 def thresholds_section(context: Context) -> Section | None:
-    """Return what is found of each structure at some thresholds, and those that are chosen."""
-    results = context.results
-    counts = next((each.thresholds for each in results.evaluations.values()), None)
-    if len(results.names) > 1 or counts is None:
+    """Return what is found of each structure at 0.5 and at the best threshold of validation cases."""
+    fitted = context.validation
+    if fitted is None or fitted.thresholds is None:
         return None
-    best = _best_thresholds(context.validation)
-    tables, chosen, about = {}, [], ABOUT_CHOICE
-    for i, name in enumerate(results.structures):
+    (tested,) = context.results.evaluations.values()
+    assert tested.thresholds is not None
+    counts, values = tested.thresholds, tested.thresholds.thresholds
+    best = dict(zip(fitted.structures, fitted.thresholds.best().tolist(), strict=True))
+    tables, changes = {}, []
+    for i, name in enumerate(tested.structures):
+        places = [int((values - each).abs().argmin()) for each in (USUAL, best[name])]
         dsc = counts.dsc[:, i].where(counts.true[:, i, None] > 0, torch.nan)
-        index = [f"{threshold:.2f}" for threshold in counts.thresholds]
-        if name in best:
-            place = int((counts.thresholds - best[name]).abs().argmin())
-            index[place] += CHOSEN
-            usual = dsc[:, (counts.thresholds - USUAL).abs().argmin()]
-            difference = paired_difference(dsc[:, place], usual, results.patients)
-            change = with_interval(difference, "dsc", True)
-            chosen.append(f"{name} {best[name]:.2f} (DSC {change} against {USUAL})")
-        tables[name] = pd.DataFrame(_measures(counts, i) | {"DSC ↑": dsc.nanmean(0)}, index)
-    if chosen:
-        about = f"Thresholds chosen on the validation cases: {', '.join(chosen)}."
+        usual, chosen = dsc[:, places].T
+        change = paired_difference(chosen, usual, context.results.patients)
+        changes.append(f"{name} {with_interval(change, 'dsc', True)}")
+        positive = counts.true_positive[:, i, places].sum(0)
+        shares = {
+            "sensitivity ↑": positive / counts.true[:, i].sum(),
+            "PPV ↑": positive / counts.predicted[:, i, places].sum(0),
+            "DSC ↑": dsc[:, places].nanmean(0),
+        }
+        tables[name] = pd.DataFrame(shares, values[places].tolist())
     table = pd.concat(tables, names=["structure", "threshold"])
-    thresholds = table.index.get_level_values("threshold")
-    shown = table[thresholds.str.endswith(CHOSEN) | thresholds.str[:4].isin(SHOWN)].map(_cell)
-    return Section("thresholds", "Thresholds", f"{ABOUT} {about}", shown, table.reset_index())
-
-
-def _best_thresholds(validation: Evaluation | None) -> dict[str, float]:
-    if validation is None or validation.thresholds is None:
-        return {}
-    return dict(zip(validation.structures, validation.thresholds.best().tolist(), strict=True))
-
-
-def _measures(counts: ThresholdCounts, i: int) -> dict[str, torch.Tensor]:
-    """Return the measures of the voxels of all cases together of a structure, by title."""
-    positive, predicted = counts.true_positive[:, i].sum(0), counts.predicted[:, i].sum(0)
-    true, voxels = counts.true[:, i].sum(), counts.voxels[:, i].sum()
-    return {
-        "sensitivity ↑": positive / true,
-        "specificity ↑": 1 - (predicted - positive) / (voxels - true),
-        "PPV ↑": positive / predicted,
-    }
-
-
-def _cell(share: float) -> Cell:
-    is_close_to_1 = 0.999 < share < 1
-    return Cell(number(share, "aurc" if is_close_to_1 else "dsc"))
+    caption = ABOUT.format(changes=", ".join(changes))
+    shown = table.map(lambda share: Cell(number(share, "dsc")))
+    shown = shown.rename("{:.2f}".format, level="threshold")
+    return Section("thresholds", "Thresholds", caption, shown, table.reset_index())
 
 
 def check_apart(cases: Items, others: Items, folder: Path) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,7 +100,4 @@ def write_evaluation(
         "volume_unit": "ml",
     }
     Evaluation(table, known | summary, CLASSES, structures=STRUCTURES, **parts).write(folder)
-    if with_probabilities:  # as releases before 0.4 wrote it
-        magnitudes = rng.uniform(0, 9, (4, 4)).tolist()
-        (folder / "logits.json").write_text(json.dumps({"magnitudes": magnitudes}))
     return folder

@@ -85,7 +85,7 @@ def test_section_ranks_the_cases_and_counts_the_bounds_of_validation_patients(
     gaps = {
         (each["score"], each["structure"]): each
         for each in section.records
-        if each["column"] == "gap closed ↑"
+        if each["measure"] == "gap closed ↑"
     }
     record = gaps["expected DSC", "mean of structures"]
     assert (record["mean"], record["low"]) == (found.gap_closed.mean, found.gap_closed.low)

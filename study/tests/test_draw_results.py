@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from calib_components.tools.report.figures import mean_intervals
+from study.tables.draw_results import mean_intervals
 from tests.calib_components.figures.test_figures import HOSTILE, assert_legible
 
 
