@@ -68,8 +68,8 @@ class SlicesLastd(MapTransform):
     """Move the axis along which the slices of a volume lie to the last position.
 
     The other two axes keep their order, and nothing is flipped, so that a volume gives the same
-    array wherever its file has the slices. The affine of a `MetaTensor` follows, and its record has
-    an `Orientation`; without an affine, the spacing counts as equal.
+    array wherever its file has the slices. The affine of a `MetaTensor` follows, its record has an
+    `Orientation`, and its metadata the `slice_axis`; without an affine, the spacing counts as equal.
 
     Args:
         keys: Volumes `(C, H, W, D)` on one grid. The first one decides on the axis.
@@ -99,6 +99,8 @@ class SlicesLastd(MapTransform):
             codes = aff2axcodes(np.asarray(affine))
             order = [*codes[:axis], *codes[axis + 1 :], codes[axis]]
             item[key] = Orientation("".join(order), labels=None)(item[key]).contiguous()
+            if isinstance(item[key], MetaTensor):
+                item[key].meta["slice_axis"] = axis
         return item
 
 

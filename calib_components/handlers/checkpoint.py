@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -198,7 +199,8 @@ class TrainingCheckpoint:
 
     def _save(self, engine: Trainer) -> None:
         best, epoch = self.evaluator.state, engine.state.epoch
-        if best.best_metric_epoch != NEVER and not best.best_metric > 0:
+        has_metric = best.best_metric_epoch != NEVER
+        if has_metric and (best.best_metric == 0 or math.isnan(best.best_metric)):
             # Where labels have no structure, the DSC is NaN or 0, of which MONAI would keep the
             # first for ever.
             best.best_metric_epoch = NEVER

