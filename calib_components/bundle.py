@@ -30,9 +30,18 @@ ENTRIES = ("_meta_", "finalize", "imports", "initialize", "run", "save_execute_c
 GROUPS = ("train", "validate")
 TYPED: dict[str, bool | None] = {"true": True, "false": False, "null": None}  # as on a command line
 FLAGS = (
-    "amp", "any_orientation", "any_scanner", "bfloat16", "compile", "ignore_intensity", "nan_to_num", "overwrite",
-    "resume", "skip_existing", "tta"
-)  # fmt: skip
+    "amp",
+    "any_orientation",
+    "any_scanner",
+    "bfloat16",
+    "compile",
+    "ignore_intensity",
+    "nan_to_num",
+    "overwrite",
+    "resume",
+    "skip_existing",
+    "tta",
+)
 # That a training writes into ckpt_dir: its best weights, and its state
 BEST, LAST = "model.pt", "last.ckpt"
 

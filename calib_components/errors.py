@@ -122,7 +122,9 @@ def check_writable(name: str, folder: str | os.PathLike) -> None:
 
 
 def make_folder(folder: str | os.PathLike) -> None:
-    """Make a folder, and those that it is in, unless it is there; raise `InputError` if that fails."""
+    """Make a folder, and those that it is in, unless it is there; raise `InputError` if that
+    fails.
+    """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:

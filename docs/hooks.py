@@ -1,4 +1,6 @@
-"""Hooks of mkdocs: links between guides and the study's pages, which are in `docs/study` on the site."""
+"""Hooks of mkdocs: links between guides and the study's pages, which are in `docs/study` on the
+site.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What the tests share: a phantom data set, prepared at a small size, and a network trained on it."""
+"""What the tests share: a phantom data set, prepared at a small size, and a network trained on
+it.
+"""
 
 from __future__ import annotations
 
@@ -110,7 +112,9 @@ def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """What torchrun sets for each process: with more threads the network itself rounds differently."""
+    """What torchrun sets for each process: with more threads the network itself rounds
+    differently.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

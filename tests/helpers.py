@@ -178,7 +178,9 @@ def run_bundle(bundle: Path, *configs: str, **override: Any) -> None:
 
 
 def refusal(bundle: Path, *configs: str, **override: Any) -> str:
-    """Run a bundle in this process with a mistake of the user, and return the line that is shown."""
+    """Run a bundle in this process with a mistake of the user, and return the line that is
+    shown.
+    """
     with pytest.raises(Exception) as error:  # noqa: PT011
         run_bundle(bundle, *configs, **override)
     line = error_line(error.value)

@@ -19,8 +19,12 @@ PIXEL, AFFINE = 1.5, np.diag([1.5, 1.5, 10.0, 1.0])  # mm
 RATER = 1.5 * PIXEL  # standard deviation of the rater's borders from those of the image, in mm
 # Radius of the left cavity, thickness of the wall, and radius of the right cavity, in mm
 GROUPS = {
-    "NOR": (23, 9, 27), "DCM": (31, 8, 29), "HCM": (20, 15, 25), "MINF": (27, 9, 26), "RV": (22, 9, 37)
-}  # fmt: skip
+    "NOR": (23, 9, 27),
+    "DCM": (31, 8, 29),
+    "HCM": (20, 15, 25),
+    "MINF": (27, 9, 26),
+    "RV": (22, 9, 37),
+}
 AROUND, VALUES = 0.45, {1: 0.75, 2: 0.3, 3: 0.8}  # of RV, MYO and LV in the image
 NOISE = 0.06
 

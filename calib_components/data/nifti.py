@@ -1,4 +1,6 @@
-"""NIfTI files: finding and opening them with checks of their headers, and where their voxels lie."""
+"""NIfTI files: finding and opening them with checks of their headers, and where their voxels
+lie.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +84,9 @@ def open_nifti(file: str | os.PathLike, any_affine: bool = False) -> SpatialImag
 
 
 def check_affine(affine: np.ndarray, file: str | os.PathLike) -> None:
-    """Raise an `InputError` that names the file unless an affine `(4, 4)` is finite and invertible."""
+    """Raise an `InputError` that names the file unless an affine `(4, 4)` is finite and
+    invertible.
+    """
     if not np.isfinite(affine).all():
         raise InputError(
             f"{file}: affine has values that are not finite: {affine[:3].round(3).tolist()}."
@@ -206,7 +210,9 @@ class NiftiReader(NibabelReader):
         self.nan_to_num = nan_to_num
 
     def read(self, data: Any, **_: Any) -> Any:
-        """Open a file, or those of the channels of an image, whose affine is that of the first one."""
+        """Open a file, or those of the channels of an image, whose affine is that of the first
+        one.
+        """
         self.filenames = [data] if isinstance(data, str | Path) else list(data)
         images = [open_nifti(file, self.any_affine) for file in self.filenames]
         for file in self.filenames[1:]:

@@ -32,7 +32,9 @@ class Shared(NamedTuple):
 
     @property
     def is_only_name(self) -> bool:
-        """Whether two cases, of which no patient is stated, have no more in common than their name."""
+        """Whether two cases, of which no patient is stated, have no more in common than their
+        name.
+        """
         return not self.is_volume and self.one["case"] == self.one["patient"] == self.other["case"]
 
 

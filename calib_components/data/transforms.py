@@ -69,7 +69,8 @@ class SlicesLastd(MapTransform):
 
     The other two axes keep their order, and nothing is flipped, so that a volume gives the same
     array wherever its file has the slices. The affine of a `MetaTensor` follows, its record has an
-    `Orientation`, and its metadata the `slice_axis`; without an affine, the spacing counts as equal.
+    `Orientation`, and its metadata the `slice_axis`. Without an affine, the spacing counts as
+    equal.
 
     Args:
         keys: Volumes `(C, H, W, D)` on one grid. The first one decides on the axis.
@@ -199,7 +200,9 @@ def check_labels(label: torch.Tensor, codes: Sequence[int], file: object) -> Non
 
 
 def check_finite(image: Image) -> Image:
-    """Return the image, or raise an `InputError` that names its file if a value is NaN or infinite."""
+    """Return the image, or raise an `InputError` that names its file if a value is NaN or
+    infinite.
+    """
     # Without a copy of the image
     if image.numel() and not torch.isfinite(torch.stack(torch.aminmax(image))).all():
         remedy = " Pass --nan_to_num true if NaN stands for 0." if image.isnan().any() else ""
@@ -341,9 +344,12 @@ class CheckVolumed(MapTransform):
                 sizes = affine_to_spacing(image.affine, dtype=np.float64)[:2]
                 if has_other_pixels((float(sizes.min()), float(sizes.max())), self.pixel_size):
                     logging.getLogger(__name__).warning(
-                        "%s: pixels of %.3g x %.3g mm on the network's grid, which was trained on %.3g to %.3g mm. Do "
-                        "not rely on the result.", file_name(image), *sizes, *self.pixel_size,
-                    )  # fmt: skip
+                        "%s: pixels of %.3g x %.3g mm on the network's grid, which was trained on"
+                        " %.3g to %.3g mm. Do not rely on the result.",
+                        file_name(image),
+                        *sizes,
+                        *self.pixel_size,
+                    )
         return dict(data)
 
 

@@ -62,7 +62,8 @@ def reliability_diagram(
         >>> from calib_components.metrics import ECEMetric
         >>> metric = ECEMetric()
         >>> _ = metric(torch.rand(1, 4, 32, 32, 8).softmax(1), torch.randint(4, (1, 1, 32, 32, 8)))
-        >>> reliability_diagram(metric.bins, if_true=metric.bins_if_true).savefig("reliability.png")  # doctest: +SKIP
+        >>> figure = reliability_diagram(metric.bins, if_true=metric.bins_if_true)
+        >>> figure.savefig("reliability.png")  # doctest: +SKIP
     """
     panels = _bins_of_panels(bins, class_names)
     expected = {} if if_true is None else _bins_of_panels(if_true, class_names)

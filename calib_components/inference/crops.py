@@ -29,7 +29,9 @@ DIGITS = 6  # of what decides where a crop lies: an image that is turned has oth
 
 
 class Crop(NamedTuple):
-    """A part of each slice `(H, W)`: rows from `top` to `bottom`, columns from `left` to `right`."""
+    """A part of each slice `(H, W)`: rows from `top` to `bottom`, columns from `left` to
+    `right`.
+    """
 
     top: int
     bottom: int

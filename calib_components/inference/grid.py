@@ -113,7 +113,9 @@ class ImageGrid:
 def _undo(
     operation: Mapping[str, Any], axes: list[Axis], affine: np.ndarray
 ) -> tuple[list[Axis], np.ndarray]:
-    """Return the axes before an operation was done, and an affine whose axes point where theirs do."""
+    """Return the axes before an operation was done, and an affine whose axes point where theirs
+    do.
+    """
     name, info = operation["class"], operation["extra_info"]
     if "pad_info" in info:  # of a crop that also padded
         axes, affine = _undo(info["pad_info"], axes, affine)

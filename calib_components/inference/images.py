@@ -296,7 +296,9 @@ def _check_names(images: Sequence[Image]) -> None:
 
 
 def shard_of(values: Sequence[Any], shard: str | None) -> list[Any]:
-    """Return every `n`-th value, from the `i`-th on, for a `shard` of "i/n"; all values for None."""
+    """Return every `n`-th value, from the `i`-th on, for a `shard` of "i/n"; all values for
+    None.
+    """
     if shard is None:
         return list(values)
     match = re.fullmatch(r"(\d+)/(\d+)", str(shard))

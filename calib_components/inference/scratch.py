@@ -46,7 +46,9 @@ def scratch(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> torch.T
 
 
 def release(tensor: torch.Tensor) -> None:
-    """Free the memory of a tensor of `scratch`, or of a view of one; its values stay in the file."""
+    """Free the memory of a tensor of `scratch`, or of a view of one; its values stay in the
+    file.
+    """
     pages = _files.get(tensor.untyped_storage().data_ptr())
     if pages is not None:
         pages.madvise(mmap.MADV_DONTNEED)

@@ -24,7 +24,9 @@ Result = TypeVar("Result")
 
 
 class Slab(NamedTuple):
-    """An index of several images, or of several rows (of the first spatial dimension) of one image."""
+    """An index of several images, or of several rows (of the first spatial dimension) of one
+    image.
+    """
 
     images: slice
     classes: slice  # all of them
@@ -34,7 +36,9 @@ class Slab(NamedTuple):
 def map_slabs(
     function: Callable[[Slab], Result], shape: torch.Size, device: torch.device
 ) -> list[Result]:
-    """Return the results of a function for all slabs of logits of a shape `(B, N, *S)`, in order."""
+    """Return the results of a function for all slabs of logits of a shape `(B, N, *S)`, in
+    order.
+    """
     if torch.compiler.is_compiling():
         return [function(whole(shape))]
     if device.type != "cpu":

@@ -63,7 +63,9 @@ class CalibrationBins(CaseTensors):
         return self.num_correct / self.count
 
     def __add__(self, other: CalibrationBins) -> CalibrationBins:
-        """Merge case by case: the bins of two parts of the same cases give the bins of the whole."""
+        """Merge case by case: the bins of two parts of the same cases give the bins of the
+        whole.
+        """
         if self.count.shape != other.count.shape:  # others would broadcast
             raise InputError(
                 f"Bins of shapes {tuple(self.count.shape)} and {tuple(other.count.shape)} cannot be"
@@ -102,7 +104,9 @@ class CalibrationBins(CaseTensors):
         return mean_over_classes(self._gaps().nanmean(-1))
 
     def maximum_error(self) -> torch.Tensor:
-        """Maximum calibration error (MCE), `(B,)`: the largest `|confidence - accuracy|` of a bin."""
+        """Maximum calibration error (MCE), `(B,)`: the largest `|confidence - accuracy|` of a
+        bin.
+        """
         gaps = self._gaps()
         return mean_over_classes(
             torch.where(gaps.isnan().all(-1), torch.nan, gaps.nan_to_num().amax(-1))

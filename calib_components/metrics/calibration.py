@@ -94,7 +94,7 @@ class ECEMetric(RegionMetric):
     Examples:
         >>> import torch
         >>> from calib_components.metrics import ECEMetric
-        >>> y_pred = torch.tensor([[[0.1, 0.3, 0.4], [0.9, 0.7, 0.6]]])  # one case, two classes, three voxels
+        >>> y_pred = torch.tensor([[[0.1, 0.3, 0.4], [0.9, 0.7, 0.6]]])  # 3 voxels
         >>> y = torch.tensor([[[1, 1, 0]]])
         >>> metric = ECEMetric()
         >>> _ = metric(y_pred, y)
@@ -216,13 +216,14 @@ class CalibrationMetric(ECEMetric):
     Examples:
         >>> import torch
         >>> from calib_components.metrics import CalibrationMetric
-        >>> y_pred = torch.tensor([[[0.2, 0.4], [0.7, 0.6], [0.1, 0.0]]])  # one case, three classes, two voxels
+        >>> y_pred = torch.tensor([[[0.2, 0.4], [0.7, 0.6], [0.1, 0.0]]])  # 2 voxels
         >>> y = torch.tensor([[[1, 0]]])
         >>> metric = CalibrationMetric(region="foreground", regions=["all"])
         >>> _ = metric(y_pred, y)
         >>> metric.aggregate()  # of the first voxel, |0.7 - 1|
         tensor(0.3000, dtype=torch.float64)
-        >>> metric.aggregate_if_true()  # weights 0.8 and 0.6: (0.8 * |0.7 - 0.7 / 0.8| + 0.6 * |0.6 - 0.6 / 0.6|) / 1.4
+        >>> # weights 0.8 and 0.6: (0.8 * |0.7 - 0.7 / 0.8| + 0.6 * |0.6 - 0.6 / 0.6|) / 1.4
+        >>> metric.aggregate_if_true()
         tensor(0.2714, dtype=torch.float64)
         >>> metric.regions["all"].aggregate(), metric.regions["all"].cece.aggregate()
         (tensor(0.4500, dtype=torch.float64), tensor(0.3000, dtype=torch.float64))

@@ -156,8 +156,8 @@ class Measure:
         unit: Entry of `summary.json` that has its unit, "unit" or "volume_unit"; "" without one.
         scope: "region", "structure" or "case": what a column is of.
         function: Gives the values of a case by region or structure.
-        bins: Kind of bins that it is the error of, or score; bins of all cases together have an error,
-            too.
+        bins: Kind of bins that it is the error of, or score; bins of all cases together have an
+            error, too.
         masks: Whether a label map has it.
         digits: Number of decimals in reports.
         in_report: Whether the tables of reports show it.

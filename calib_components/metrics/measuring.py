@@ -122,7 +122,9 @@ class Events:
         return (bins + first[:, None]).flatten()
 
     def sums(self, *weights: torch.Tensor | None) -> torch.Tensor:
-        """Sum weights `(rows, voxels)`, None for 1, in each bin: float64 `(weights, rows, bins)`."""
+        """Sum weights `(rows, voxels)`, None for 1, in each bin: float64 `(weights, rows,
+        bins)`.
+        """
         shape = len(self.p), self.num_bins
         flat = (None if weight is None else weight.flatten() for weight in weights)
         sums = [bincount(self.index, each, shape[0] * shape[1]) for each in flat]
@@ -186,7 +188,9 @@ class _RegionSums:
             total[:, case, events.rows] += events.sums(None, events.p, is_true)
 
     def add_if_true(self, voxels: Voxels, events: Mapping[str, Events]) -> None:
-        """Add all voxels with each label that would put them into the region, by its probability."""
+        """Add all voxels with each label that would put them into the region, by its
+        probability.
+        """
         if not self.if_true:
             return
         classes = torch.arange(len(voxels.p), device=voxels.p.device)[:, None]

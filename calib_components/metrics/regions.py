@@ -230,7 +230,9 @@ class Region:
         return self._kind.has_closed_form
 
     def mask(self, voxels: Voxels, label: torch.Tensor | None = None) -> torch.Tensor:
-        """Return which voxels are in the region with their own or other labels, see `RegionKind`."""
+        """Return which voxels are in the region with their own or other labels, see
+        `RegionKind`.
+        """
         return self._kind.mask(voxels, voxels.label if label is None else label, self)
 
     def select(self, voxels: Voxels) -> Voxels:

@@ -38,7 +38,7 @@ def dice(y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     Examples:
         >>> import torch
         >>> from calib_components.metrics import dice
-        >>> dice(torch.tensor([[[1, 1, 0, 0, 0]]]), torch.tensor([[[0, 1, 1, 1, 0]]]))  # 2 * 1 / (2 + 3)
+        >>> dice(torch.tensor([[[1, 1, 0, 0, 0]]]), torch.tensor([[[0, 1, 1, 1, 0]]]))  # 2 / 5
         tensor([[0.4000]], dtype=torch.float64)
     """
     y_pred, y = _masks(y_pred, y)

@@ -147,7 +147,7 @@ def measure_structures(
         >>> p = torch.tensor([0.01, 0.3, 0.9, 0.99])  # of class 1
         >>> y_pred, y = torch.stack([1 - p, p]).unsqueeze(0), torch.tensor([[[0, 0, 1, 1]]])
         >>> measures = measure_structures(y_pred, y, {"tumour": [1]}, voxel_volume=0.5)
-        >>> [round(volume.item(), 4) for volume in measures[:5]]  # expected: 0.5 * (0.01 + 0.3 + 0.9 + 0.99)
+        >>> [round(volume.item(), 4) for volume in measures[:5]]  # expected: half of 2.2
         [1.1, 1.0, 0.5, 1.5, 1.0]
         >>> measures.expected_dsc  # 2 * (0.9 + 0.99) / (2 + 2.2)
         tensor([[0.9000]], dtype=torch.float64)

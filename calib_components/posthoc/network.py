@@ -158,7 +158,9 @@ def unwrapped(network: torch.nn.Module) -> torch.nn.Module:
 
 
 def find_calibrator(network: torch.nn.Module) -> Calibrator | None:
-    """Return the calibrator that a network carries, also inside of what wraps it; None without one."""
+    """Return the calibrator that a network carries, also inside of what wraps it; None without
+    one.
+    """
     calibrator = getattr(unwrapped(network), "calibrator", None)
     return calibrator if isinstance(calibrator, Calibrator) else None
 

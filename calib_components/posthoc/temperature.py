@@ -198,10 +198,10 @@ class TemperatureScaling(Calibrator):
         >>> import torch
         >>> from calib_components.posthoc import TemperatureScaling
         >>> scaling = TemperatureScaling()
-        >>> logits = torch.tensor([[[4.0, 4.0, 4.0, 4.0], [0.0, 0.0, 0.0, 0.0]]])  # one case, two classes, four voxels
+        >>> logits = torch.tensor([[[4.0, 4.0, 4.0, 4.0], [0.0, 0.0, 0.0, 0.0]]])  # 4 voxels
         >>> scaling.update(logits, torch.tensor([[[0, 0, 0, 1]]]), group="patient 1")
         >>> estimate = scaling.compute()
-        >>> round(estimate.temperature, 4)  # 4 / log 3, so that the probability is 3/4, which is the accuracy
+        >>> round(estimate.temperature, 4)  # 4 / log 3: the probability is 3/4, the accuracy
         3.641
         >>> scaling(logits).softmax(1)[0, :, 0]
         tensor([0.7500, 0.2500])

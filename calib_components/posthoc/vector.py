@@ -121,7 +121,7 @@ class VectorScaling(Calibrator):
         >>> import torch
         >>> from calib_components.posthoc import ClassBias
         >>> fit = ClassBias()
-        >>> logits = torch.tensor([[[4.0, 4.0, 4.0, 4.0], [0.0, 0.0, 0.0, 0.0]]])  # one case, two classes, four voxels
+        >>> logits = torch.tensor([[[4.0, 4.0, 4.0, 4.0], [0.0, 0.0, 0.0, 0.0]]])  # 4 voxels
         >>> for _ in fit.passes():
         ...     fit.update(logits, torch.tensor([[[0, 0, 0, 1]]]), group="patient 1")
         >>> estimate = fit.compute()

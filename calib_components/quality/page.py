@@ -128,27 +128,40 @@ TEMPLATE = Template("""<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Segmentations to check</title>
 <style>
-body { font: 15px/1.45 system-ui, sans-serif; color: #222; background: #f5f5f3; margin: auto; padding: 16px }
-body { max-width: 1400px } header, p { margin: 0 0 6px; max-width: 850px } h2 { font-size: 16px; margin: 0 }
-main { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 620px), 1fr)); gap: 12px }
+body { font: 15px/1.45 system-ui, sans-serif; color: #222 }
+body { background: #f5f5f3; margin: auto; padding: 16px }
+body { max-width: 1400px }
+header, p { margin: 0 0 6px; max-width: 850px }
+h2 { font-size: 16px; margin: 0 }
+main { display: grid }
+main { grid-template-columns: repeat(auto-fill, minmax(min(100%, 620px), 1fr)); gap: 12px }
 article { background: #fff; border-left: 6px solid #ccc; padding: 12px; overflow-wrap: anywhere }
-article { content-visibility: auto; contain-intrinsic-size: auto 260px } article:target { outline: 3px solid #56b4e9 }
-img { float: left; width: 38%; max-width: 224px; margin-right: 12px } article div { display: flow-root }
-.yes { border-color: #d55e00 } .why { color: #a33f00; font-weight: 600 } .note { color: #555; font-size: 13px }
-b { font-size: 20px } i { padding: 0 5px; margin-right: 6px } table { border-collapse: collapse; width: 100% }
-th, td { text-align: right; padding: 2px 4px; border-bottom: 1px solid #eee; font-size: 13px; font-weight: 400 }
-th, td { overflow-wrap: normal } th:first-child { text-align: left } td { white-space: nowrap }
+article { content-visibility: auto; contain-intrinsic-size: auto 260px }
+article:target { outline: 3px solid #56b4e9 }
+img { float: left; width: 38%; max-width: 224px; margin-right: 12px }
+article div { display: flow-root }
+.yes { border-color: #d55e00 }
+.why { color: #a33f00; font-weight: 600 }
+.note { color: #555; font-size: 13px }
+b { font-size: 20px }
+i { padding: 0 5px; margin-right: 6px }
+table { border-collapse: collapse; width: 100% }
+th, td { text-align: right; padding: 2px 4px }
+th, td { border-bottom: 1px solid #eee; font-size: 13px; font-weight: 400 }
+th, td { overflow-wrap: normal }
+th:first-child { text-align: left }
+td { white-space: nowrap }
 @media (max-width: 600px) { article div { display: block } table { clear: both } }
 </style>
 <header>
 <h1>$number of $total segmentations to check</h1>
 <p>$links</p>
-<p>Scans are in the order of their expected DSC, worst first. It is the Dice similarity coefficient, 0 to 1, that the
-probabilities of the network let expect without labels, the mean over structures. Trust the order more than the values,
-which are too high on images unlike those of the training.</p>
-<p class="note">$notes Uncertain: of the voxels where the structure is possible (probability above 5 %), the share where
-it is not certain (95 % or less). Pictures show the slice with the most uncertainty, and the contours of the
-prediction.</p>
+<p>Scans are in the order of their expected DSC, worst first. It is the Dice similarity coefficient,
+0 to 1, that the probabilities of the network let expect without labels, the mean over structures.
+Trust the order more than the values, which are too high on images unlike those of the training.</p>
+<p class="note">$notes Uncertain: of the voxels where the structure is possible (probability above
+5 %), the share where it is not certain (95 % or less). Pictures show the slice with the most
+uncertainty, and the contours of the prediction.</p>
 </header>
 <main>
 $cards

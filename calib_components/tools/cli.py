@@ -80,8 +80,9 @@ def _make_app(name: str, commands: Commands) -> App:
 def _import_late(place: str) -> Command:
     """Return a function, given as `module:function`, that imports its module when it is called.
 
-    The modules of commands import PyTorch and MONAI, which takes seconds. So signature and docstring
-    are taken from the source, as tools for documentation do. Defaults may be literals and paths.
+    The modules of commands import PyTorch and MONAI, which takes seconds. So signature and
+    docstring are taken from the source, as tools for documentation do. Defaults may be literals and
+    paths.
     """
     module, name = place.split(":")
     file = ROOT.joinpath(*module.split(".")).with_suffix(".py")

@@ -101,7 +101,9 @@ def _reason(job: Any) -> str | None:
 
 
 def end(summary: str, failed: Mapping[str, str]) -> None:
-    """Print how jobs ended, and why those failed that did; then the process ends with exit code 1."""
+    """Print how jobs ended, and why those failed that did; then the process ends with exit code
+    1.
+    """
     print(f"{summary}, {len(failed)} failed")
     for name, reason in failed.items():
         print(f"{name}: {reason}")
@@ -110,7 +112,9 @@ def end(summary: str, failed: Mapping[str, str]) -> None:
 
 
 def run_command(command: Sequence[str], log_file: Path) -> str | None:
-    """Run a command, whose output is added to a file; return why it failed, in one line, or None."""
+    """Run a command, whose output is added to a file; return why it failed, in one line, or
+    None.
+    """
     with open(log_file, "a+", errors="replace") as log:
         start = log.tell()
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)

@@ -1,8 +1,8 @@
 """Work on many cases in several processes, with a progress bar.
 
 The processes are forks of a server that has imported PyTorch and the function once: four of them
-take 0.1 GB each, where those of joblib import for themselves and take 0.4 GB. tqdm's own `process_map`
-forks this process.
+take 0.1 GB each, where those of joblib import for themselves and take 0.4 GB. tqdm's own
+`process_map` forks this process.
 """
 
 from __future__ import annotations

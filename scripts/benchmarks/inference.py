@@ -118,9 +118,16 @@ def _make_weights(bundle: Path, num_classes: int, patch: int | None) -> None:
     """Write random weights and the facts of so many classes."""
     names = ["background", *(f"class{k}" for k in range(1, num_classes))]
     facts = Facts(
-        "flare", num_classes, 1, names, list(range(num_classes)), {name: [k] for k, name in enumerate(names) if k},
-        file_suffixes=[], image_size=[192, 192], crop_size=[192, 192],
-    )  # fmt: skip
+        "flare",
+        num_classes,
+        1,
+        names,
+        list(range(num_classes)),
+        {name: [k] for k, name in enumerate(names) if k},
+        file_suffixes=[],
+        image_size=[192, 192],
+        crop_size=[192, 192],
+    )
     if patch:
         facts = replace(
             facts, dataset="hippocampus", spatial_dims=3, image_size=None, crop_size=[patch] * 3

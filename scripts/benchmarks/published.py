@@ -49,7 +49,9 @@ def _hd95(predicted: Array, true: Array) -> float:
 
 
 def region_masks(p: Array, label: Array, structures: Structures) -> dict[str, Array]:
-    """Masks of the regions of an evaluation, at a temperature of 1, by the suffix of their columns."""
+    """Masks of the regions of an evaluation, at a temperature of 1, by the suffix of their
+    columns.
+    """
     prediction = p.argmax(0)
     masks = {
         "": label > 0,

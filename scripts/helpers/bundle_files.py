@@ -1,4 +1,4 @@
-"""The generated files of a bundle, which join the facts of a data set and files of `bundles/common`.
+"""The generated files of a bundle: the facts of a data set joined with files of `bundles/common`.
 
 `train.yaml` and `inference.yaml` are facts + network + slices or volumes + body. `volumes.yaml` is
 an overlay in bundles of slices. All but the facts is the same in every bundle.

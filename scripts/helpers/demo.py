@@ -38,14 +38,16 @@ ACCURACY, OVER, UNDER = "tab:blue", "lightcoral", "gold"  # as in calib_componen
 BIN = 13  # the annotated bin of the reliability diagrams, 0.87 to 0.93
 FONT = 10.5  # on a figure 8 inches wide
 EXPLAINED = """
-CE + Dice and NACL: the losses that the networks were trained with; NACL is one against overconfidence. T: a
-temperature, one number that divides a network's outputs; above 1, it lowers the confidence. It was fitted on {fitted}
-other patients, and leaves the segmentation as it is.{trained}
+CE + Dice and NACL: the losses that the networks were trained with; NACL is one against
+overconfidence. T: a temperature, one number that divides a network's outputs; above 1, it lowers
+the confidence. It was fitted on {fitted} other patients, and leaves the segmentation as it
+is.{trained}
 
-Dice: overlap with the expert's segmentation, at best 1. Sure: mean confidence where the network segments. Right: how
-often it is right there. Too sure by: the difference in percentage points and its 95 % interval; 0 if the network is
-calibrated, below 0 if it is not sure enough. NLL: error of the probabilities there; lower is better. With {tested}
-patients and one training of each loss, these numbers do not tell which loss is better.
+Dice: overlap with the expert's segmentation, at best 1. Sure: mean confidence where the network
+segments. Right: how often it is right there. Too sure by: the difference in percentage points and
+its 95 % interval; 0 if the network is calibrated, below 0 if it is not sure enough. NLL: error of
+the probabilities there; lower is better. With {tested} patients and one training of each loss,
+these numbers do not tell which loss is better.
 
 Picture: {out}/overview.png
 Next, after `. .venv/bin/activate`:

@@ -152,7 +152,9 @@ class Comparison:
         return np.moveaxis(values, 2, 0)
 
     def pooled_bins(self, row: Row, region: str, seed: int | None = None) -> CalibrationBins:
-        """Return the bins of a region, of all cases and of one or all seeds together, `(1, bins)`."""
+        """Return the bins of a region, of all cases and of one or all seeds together, `(1,
+        bins)`.
+        """
         chosen = slice(None) if seed is None else [seed]
         sums = np.nansum(self.case_bins(row, region)[:, chosen], axis=(1, 2))
         count, *others = torch.from_numpy(sums)[:, None]

@@ -1,4 +1,6 @@
-"""The report of a comparison of losses: the sections of evaluations, for each test set, and ranks."""
+"""The report of a comparison of losses: the sections of evaluations, for each test set, and
+ranks.
+"""
 
 from __future__ import annotations
 

@@ -231,7 +231,9 @@ def read_test_sets(texts: Sequence[str], dataset_dir: Path) -> dict[str, Path]:
 def plan_cells(
     protocol: Protocol, settings: Sequence[Setting], seeds: Sequence[int]
 ) -> list[PlannedCell]:
-    """Return a cell for each seed, setting and fold, which can be compared with what is finished."""
+    """Return a cell for each seed, setting and fold, which can be compared with what is
+    finished.
+    """
     folds = [None] if protocol.folds is None else range(protocol.folds)
     cells = [
         protocol.plan_cell(setting, seed, fold)

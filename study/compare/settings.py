@@ -24,9 +24,16 @@ class Setting:
 
 
 LABELS = {  # of overlays, in tables and figures; others are called as their file
-    "ce_dice": "CE+DSC", "focal": "FL", "entropy_penalty": "ECP", "label_smoothing": "LS", "svls": "SVLS",
-    "mbls": "MbLS", "nacl": "NACL", "cross_entropy": "CE", "l1_ace": "CE+DSC+L1-ACE",
-}  # fmt: skip
+    "ce_dice": "CE+DSC",
+    "focal": "FL",
+    "entropy_penalty": "ECP",
+    "label_smoothing": "LS",
+    "svls": "SVLS",
+    "mbls": "MbLS",
+    "nacl": "NACL",
+    "cross_entropy": "CE",
+    "l1_ace": "CE+DSC+L1-ACE",
+}
 
 
 def _overlay(loss: str) -> Setting:

@@ -17,9 +17,12 @@ from calib_components.posthoc import Calibrator, ClassBias, TemperatureScaling, 
 
 HOME, FITTED_ON = "home", "validation"
 MEASURES = {  # of a case, and their titles
-    "nll_all": "NLL all", "nll_predicted": "NLL predicted", "ece_predicted": "ECE predicted",
-    "dsc_bias": "expected DSC - DSC", "volume_bias": "expected volume, %",
-}  # fmt: skip
+    "nll_all": "NLL all",
+    "nll_predicted": "NLL predicted",
+    "ece_predicted": "ECE predicted",
+    "dsc_bias": "expected DSC - DSC",
+    "volume_bias": "expected volume, %",
+}
 REGIONAL = ("nll", "ece")
 MEASURED = [
     each
@@ -27,9 +30,10 @@ MEASURED = [
     if each.name in (*REGIONAL, "dsc", "expected_dsc", "expected_volume", "true_volume")
 ]
 NETWORKS = {
-    "acdc_nacl": "ACDC, NACL softmax", "hippocampus_nacl": "hippocampus, NACL",
+    "acdc_nacl": "ACDC, NACL softmax",
+    "hippocampus_nacl": "hippocampus, NACL",
     "hippocampus_ce_dice": "hippocampus, CE + Dice",
-}  # fmt: skip
+}
 SITES = {HOME: HOME, "bssfp": "bSSFP", "vendor_a": "vendor A", "vendor_b": "vendor B", "lge": "LGE"}
 SITES |= {name: name for name in ("ghosting", "ringing")}
 # On the page

@@ -1,5 +1,5 @@
-"""Draw study/pages/results.png: the NLL over all voxels and where a structure is predicted, of each loss
-on each test set.
+"""Draw study/pages/results.png: the NLL over all voxels and where a structure is predicted, of each
+loss on each test set.
 """
 
 from __future__ import annotations

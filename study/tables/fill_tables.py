@@ -54,10 +54,18 @@ OTHERS = {
     "acdc/travel": "travel",
 }
 TITLES = {
-    "acdc": "ACDC", "bssfp": "bSSFP", "lge": "LGE", "chaos": "CHAOS", "hippocampus": "hippocampus",
-    "few": "test", "few_seen": "training", "travel": "ACDC and Siemens", "travel_vendor_b": "Philips",
-    "travel_bssfp": "bSSFP", "travel_lge": "LGE",
-}  # fmt: skip
+    "acdc": "ACDC",
+    "bssfp": "bSSFP",
+    "lge": "LGE",
+    "chaos": "CHAOS",
+    "hippocampus": "hippocampus",
+    "few": "test",
+    "few_seen": "training",
+    "travel": "ACDC and Siemens",
+    "travel_vendor_b": "Philips",
+    "travel_bssfp": "bSSFP",
+    "travel_lge": "LGE",
+}
 # p-values are corrected over these losses, and L1-ACE if it is compared with CE + Dice.
 LOSSES = (
     "focal",

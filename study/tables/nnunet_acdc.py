@@ -83,7 +83,9 @@ def _check_number_is_free(dataset_id: int, *places: Path) -> None:
 
 
 def _read_cases(src: Path) -> tuple[list[SourceCase], list[SourceCase]]:
-    """Return the cases to train on and those to test on, which are complete and of other patients."""
+    """Return the cases to train on and those to test on, which are complete and of other
+    patients.
+    """
     training = list(require_cases(find_cases, src, LAYOUT))
     testing = list(find_cases(src / "testing")) if (src / "training").is_dir() else []
     patients = {case.patient for case in training}

@@ -56,11 +56,21 @@ def write_cell(
         "network_def": {"channels": [16, 32]},
     }
     settings = CellSettings(
-        method, LABELS[method], seed, "bundle", f"list {fold}", own, training, {"split": "testing"}, {},
-        made_with={"torch": "2.6.1", "device": "cpu"}, fold=fold, folds=None if fold is None else 2,
+        method,
+        LABELS[method],
+        seed,
+        "bundle",
+        f"list {fold}",
+        own,
+        training,
+        {"split": "testing"},
+        {},
+        made_with={"torch": "2.6.1", "device": "cpu"},
+        fold=fold,
+        folds=None if fold is None else 2,
         calibration={} if temperature is None else {"split": "validation", "region": "all"},
         evaluate_on={name: {"datalist": name, "patients": sets[name]} for name in test_sets},
-    )  # fmt: skip
+    )
     write_settings(replace(settings, **changed), cell)
     (cell / "history.csv").write_text("epoch,seconds,val_dsc\n1,2.5,0.7\n2,2.0,0.8\n")
     return cell

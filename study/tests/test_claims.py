@@ -133,208 +133,698 @@ class Claim(NamedTuple):
 
 CLAIMS = [
     # results.md
-    Claim("results", "it lowered the NLL where a structure is predicted by", lambda: all(
-        sign(DICE_T, DICE, name, "nll_predicted") < 0 for name in SETS)),
-    Claim("results", "On ACDC and bSSFP, no penalty had a significantly lower NLL than cross-entropy, nor a lower "
-          "calibration error where a structure is predicted", lambda: -1 not in changes(
-              PENALTIES, CE, ("acdc", "bssfp"), ("nll_all", *PREDICTED))),
-    Claim("results", "On LGE, where networks segment badly", lambda: change("nacl", CE, "lge", "nll_predicted") < 0),
+    Claim(
+        "results",
+        "it lowered the NLL where a structure is predicted by",
+        lambda: all(sign(DICE_T, DICE, name, "nll_predicted") < 0 for name in SETS),
+    ),
+    Claim(
+        "results",
+        "On ACDC and bSSFP, no penalty had a significantly lower NLL than cross-entropy, nor a "
+        "lower calibration error where a structure is predicted",
+        lambda: -1 not in changes(PENALTIES, CE, ("acdc", "bssfp"), ("nll_all", *PREDICTED)),
+    ),
+    Claim(
+        "results",
+        "On LGE, where networks segment badly",
+        lambda: change("nacl", CE, "lge", "nll_predicted") < 0,
+    ),
     Claim("results", "The cost is underconfidence on ACDC", lambda: gap("nacl", "acdc") < 0),
-    Claim("results", "three networks of each loss", lambda: {
-        results("cases").loc[("acdc", name), "seed"].nunique() for name in (*LOSSES, "ce_dice", "l1_ace")} == {3}),
-    Claim("results", "Test patients are 16 others of ACDC", lambda: [
-        results("cases").loc[(name, "nacl"), "patient"].nunique() for name in SETS] == [16, 20, 20]),
-    Claim("results", "its NLL over all voxels fell by", lambda: all(
-        sign(DICE_T, DICE, name, "nll_all") < 0 for name in SETS)),
-    Claim("results", "or cross-entropy, which hardly needed one", lambda: max(temperatures(CE)) < 1.1),
-    Claim("results", "With a temperature each, their NLL over all voxels of ACDC differs by", lambda: (
-        sign("cross_entropy+T", DICE_T, "acdc", "nll_all"), sign(CE, DICE, "acdc", "dsc")) == (0, 0)),
-    Claim("results", "its uncertainty may order the voxels of LGE less well", lambda: (
-        sign("nacl", CE, "lge", "aurc"), change("nacl", CE, "lge", "aurc")) == (1, 0)),
+    Claim(
+        "results",
+        "three networks of each loss",
+        lambda: (
+            {
+                results("cases").loc[("acdc", name), "seed"].nunique()
+                for name in (*LOSSES, "ce_dice", "l1_ace")
+            }
+            == {3}
+        ),
+    ),
+    Claim(
+        "results",
+        "Test patients are 16 others of ACDC",
+        lambda: (
+            [results("cases").loc[(name, "nacl"), "patient"].nunique() for name in SETS]
+            == [16, 20, 20]
+        ),
+    ),
+    Claim(
+        "results",
+        "its NLL over all voxels fell by",
+        lambda: all(sign(DICE_T, DICE, name, "nll_all") < 0 for name in SETS),
+    ),
+    Claim(
+        "results", "or cross-entropy, which hardly needed one", lambda: max(temperatures(CE)) < 1.1
+    ),
+    Claim(
+        "results",
+        "With a temperature each, their NLL over all voxels of ACDC differs by",
+        lambda: (
+            (sign("cross_entropy+T", DICE_T, "acdc", "nll_all"), sign(CE, DICE, "acdc", "dsc"))
+            == (0, 0)
+        ),
+    ),
+    Claim(
+        "results",
+        "its uncertainty may order the voxels of LGE less well",
+        lambda: (sign("nacl", CE, "lge", "aurc"), change("nacl", CE, "lge", "aurc")) == (1, 0),
+    ),
     Claim("results", "where cross-entropy has", lambda: change("nacl", CE, "acdc", "nll_all") > 0),
-    Claim("results", "A temperature from ACDC takes the advantage away", lambda: sign(
-        "nacl+T", "nacl", "lge", "nll_predicted") > 0
-        and sign("nacl+T", "cross_entropy+T", "lge", "nll_predicted") == 0),
+    Claim(
+        "results",
+        "A temperature from ACDC takes the advantage away",
+        lambda: (
+            sign("nacl+T", "nacl", "lge", "nll_predicted") > 0
+            and sign("nacl+T", "cross_entropy+T", "lge", "nll_predicted") == 0
+        ),
+    ),
     Claim("results", "NACL is still overconfident on LGE", lambda: gap("nacl", "lge") > 5),
-    Claim("results", "had T within 0.05 of 1, and did not differ significantly from cross-entropy in NLL", lambda: all(
-        map(needs_none, CALIBRATED)) and changes(CALIBRATED, CE, SETS, ("nll_all", *PREDICTED, "dsc")) == {0}),
-    Claim("results", "FL, LS and MbLS** were underconfident at home", lambda: all(
-        max(temperatures(name)) < 0.75 and gap(name, "acdc") < 0 for name in UNDERCONFIDENT[:3])),
-    Claim("results", "lower on ACDC than that of one network with a temperature", lambda: all(
-        sign("ensemble_of_ce_dice+T", DICE_T, name, "nll_predicted") < 0 for name in SETS)),
-    Claim("results", "On LGE, it closed", lambda: all(
-        closed("label_smoothing") <= closed(name + end) <= closed(DICE_T)
-        for name in (*LOSSES, DICE, "l1_ace") for end in ("", "+T"))),
-    Claim("results", "on abdominal MR of 14 patients, CE + Dice was overconfident, too", lambda: (
-        results("cases").loc[("chaos", DICE), "patient"].nunique() == 14 and gap(DICE, "chaos") > 0)),
+    Claim(
+        "results",
+        "had T within 0.05 of 1, and did not differ significantly from cross-entropy in NLL",
+        lambda: (
+            all(map(needs_none, CALIBRATED))
+            and changes(CALIBRATED, CE, SETS, ("nll_all", *PREDICTED, "dsc")) == {0}
+        ),
+    ),
+    Claim(
+        "results",
+        "FL, LS and MbLS** were underconfident at home",
+        lambda: all(
+            max(temperatures(name)) < 0.75 and gap(name, "acdc") < 0 for name in UNDERCONFIDENT[:3]
+        ),
+    ),
+    Claim(
+        "results",
+        "lower on ACDC than that of one network with a temperature",
+        lambda: all(
+            sign("ensemble_of_ce_dice+T", DICE_T, name, "nll_predicted") < 0 for name in SETS
+        ),
+    ),
+    Claim(
+        "results",
+        "On LGE, it closed",
+        lambda: all(
+            closed("label_smoothing") <= closed(name + end) <= closed(DICE_T)
+            for name in (*LOSSES, DICE, "l1_ace")
+            for end in ("", "+T")
+        ),
+    ),
+    Claim(
+        "results",
+        "on abdominal MR of 14 patients, CE + Dice was overconfident, too",
+        lambda: (
+            results("cases").loc[("chaos", DICE), "patient"].nunique() == 14
+            and gap(DICE, "chaos") > 0
+        ),
+    ),
     Claim("results", "costs an NLL of 0.025", lambda: round(-np.log(1 - 0.1 / 4), 3) == 0.025),
-    Claim("results", "On LGE, NACL, FL, LS and MbLS have a lower NLL where a structure is predicted", lambda: [
-        lowest(CE, "lge", measure) for measure in PREDICTED] == [{*UNDERCONFIDENT}, {"nacl", "label_smoothing"}]),
-    Claim("results", "only FL's NLL and these ECEs stay significant", lambda: together(("nll_all", *PREDICTED)) == {
-        ("focal", "nll_predicted"), ("nacl", "ece_predicted"), ("label_smoothing", "ece_predicted")}),
-    Claim("results", "on LGE, it raised the NLL where a structure is predicted, and of MbLS on bSSFP, too", lambda: all(
-        sign(f"{name}+T", name, *of) > 0 for name, *of in (
-            *((loss, "lge", "nll_predicted") for loss in UNDERCONFIDENT[:3]), ("mbls", "bssfp", "nll_predicted")))),
-    Claim("results", "where an organ is predicted, neither is shown", lambda: [
-        calibration(name, "chaos").low > 0 or calibration(name, "chaos").high < 0 for name in (DICE, "svls", "nacl")
-    ] == [True, False, False]),
-    Claim("results", "where no penalty differs significantly from cross-entropy on LGE", lambda: changes(
-        PENALTIES, CE, ["lge"], ["nll_all"]) == {0}),
-    Claim("results", "cross-entropy was calibrated as trained", lambda: calibration(CE, TASK04).low < 0
-          < calibration(CE, TASK04).high < 0.02),
-    Claim("results", "CE + Dice was overconfident (94 % and 87 %", lambda: (
-        gap(DICE, TASK04) > 5 > 0 > gap("nacl", TASK04))),
-    Claim("results", "The NLL there was higher than that of cross-entropy by", lambda: [
-        sign(name, CE, TASK04, "nll_predicted") for name in (DICE_T, "nacl", "nacl_0.03")] == [1, 1, 0]),
+    Claim(
+        "results",
+        "On LGE, NACL, FL, LS and MbLS have a lower NLL where a structure is predicted",
+        lambda: (
+            [lowest(CE, "lge", measure) for measure in PREDICTED]
+            == [{*UNDERCONFIDENT}, {"nacl", "label_smoothing"}]
+        ),
+    ),
+    Claim(
+        "results",
+        "only FL's NLL and these ECEs stay significant",
+        lambda: (
+            together(("nll_all", *PREDICTED))
+            == {
+                ("focal", "nll_predicted"),
+                ("nacl", "ece_predicted"),
+                ("label_smoothing", "ece_predicted"),
+            }
+        ),
+    ),
+    Claim(
+        "results",
+        "on LGE, it raised the NLL where a structure is predicted, and of MbLS on bSSFP, too",
+        lambda: all(
+            sign(f"{name}+T", name, *of) > 0
+            for name, *of in (
+                *((loss, "lge", "nll_predicted") for loss in UNDERCONFIDENT[:3]),
+                ("mbls", "bssfp", "nll_predicted"),
+            )
+        ),
+    ),
+    Claim(
+        "results",
+        "where an organ is predicted, neither is shown",
+        lambda: (
+            [
+                calibration(name, "chaos").low > 0 or calibration(name, "chaos").high < 0
+                for name in (DICE, "svls", "nacl")
+            ]
+            == [True, False, False]
+        ),
+    ),
+    Claim(
+        "results",
+        "where no penalty differs significantly from cross-entropy on LGE",
+        lambda: changes(PENALTIES, CE, ["lge"], ["nll_all"]) == {0},
+    ),
+    Claim(
+        "results",
+        "cross-entropy was calibrated as trained",
+        lambda: calibration(CE, TASK04).low < 0 < calibration(CE, TASK04).high < 0.02,
+    ),
+    Claim(
+        "results",
+        "CE + Dice was overconfident (94 % and 87 %",
+        lambda: gap(DICE, TASK04) > 5 > 0 > gap("nacl", TASK04),
+    ),
+    Claim(
+        "results",
+        "The NLL there was higher than that of cross-entropy by",
+        lambda: (
+            [sign(name, CE, TASK04, "nll_predicted") for name in (DICE_T, "nacl", "nacl_0.03")]
+            == [1, 1, 0]
+        ),
+    ),
     # evidence_3d.md
-    Claim("evidence_3d", "All others have a significantly lower NLL where a structure is predicted; with a temperature "
-          "each, only cross-entropy and SVLS have", lambda: [
-              {name for name in LOSSES_3D if change(name + end, DICE + end, TASK04, "nll_predicted") < 0}
-              for end in ("", "+T")] == [{*LOSSES_3D}, {CE, "svls"}]),
-    Claim("evidence_3d", "alone is calibrated as trained, and no penalty was shown to be better", lambda: (
-        calibration(CE, TASK04).low < 0 < calibration(CE, TASK04).high
-        and -1 not in {sign(name, CE, TASK04, of) for name in PENALTIES_3D for of in ("nll_all", *PREDICTED)})),
-    Claim("evidence_3d", "has a higher NLL than cross-entropy; with 0.03, that is not shown", lambda: [
-        sign(name, CE, TASK04, "nll_predicted") for name in ("nacl", "nacl_0.03")] == [1, 0]),
-    Claim("evidence_3d", "yes for CE + Dice", lambda: calibration(DICE, TASK04).low > 0
-          > calibration("nacl", TASK04).high and calibration(CE, TASK04).low < 0 < calibration(CE, TASK04).high),
-    Claim("evidence_3d", "than CE + Dice by the paper's ECE", lambda: [
-        sign("nacl", name, TASK04, measure) for name, measure in (
-            (DICE, "ece"), (DICE, "cece"), (DICE, "nll_predicted"), (DICE, "ece_predicted"), (DICE_T, "nll_predicted"),
-            (CE, "nll_predicted"))] == [-1, 1, -1, 0, 0, 1]),
-    Claim("evidence_3d", "not shown to order them, with any loss. The agreement of three networks orders them a "
-          "little, with five of the seven losses", lambda: [
-              [float(numbers(f"interval {name} {TASK04} {column}")[1]) > 0 for name in (DICE, *LOSSES_3D)].count(True)
-              for column in ("gap_closed", "agreement_closed")] == [0, 5]),
-    Claim("evidence_3d", "on 20 patients without augmentation, NACL and SVLS win", lambda: {
-        change(name, to, FEW, of) for name in ("nacl", "svls") for to in (DICE, CE) for of in PREDICTED} == {-1}),
-    Claim("evidence_3d", "NACL and SVLS are better calibrated** than CE + Dice and cross-entropy, by both measures. "
-          "They are still overconfident", lambda: min(calibration(name, FEW).low for name in ("nacl", "svls", CE)) > 0),
-    Claim("evidence_3d", "With a temperature each, it is not shown to be better than cross-entropy", lambda: {
-        change("nacl+T", "cross_entropy+T", FEW, of) for of in PREDICTED} == {0}),
-    Claim("evidence_3d", "its temperature, 0.71, raises the NLL where a structure is predicted", lambda: (
-        sign("nacl+T", "nacl", FEW, "nll_predicted") > 0 and {*temperatures("nacl", FEW)} == {0.71})),
-    Claim("evidence_3d", "**SVLS is the best of the four,** without and with a temperature", lambda: all(
-        sign(f"svls{end}", name + end, FEW, "nll_predicted") < 0
-        for end in ("", "+T") for name in (DICE, CE, "nacl"))),
-    Claim("evidence_3d", "**NACL segments worse:**", lambda: {
-        sign("nacl", name, FEW, "dsc") for name in (CE, DICE)} == {-1}),
-    Claim("results", "On few patients without augmentation, SVLS and NACL had", lambda: {
-        change(name, CE, FEW, of) for name in ("svls", "nacl") for of in PREDICTED} == {-1}),
-    Claim("results", "had a significantly lower NLL, SVLS also with a temperature each", lambda: all(
-        change(name, to, FEW, "nll_predicted") < 0
-        for name, to in (("svls", CE), ("svls", DICE), ("nacl", CE), ("nacl", DICE), ("svls+T", "cross_entropy+T")))),
-    Claim("README", "where networks overfit, NACL and SVLS were", lambda: {
-        change(name, CE, FEW, of) for name in ("nacl", "svls") for of in PREDICTED} == {-1}),
-    Claim("evidence_3d", "**At no cost in segmentation:** no, its DSC", lambda: [
-        sign("nacl", name, TASK04, "dsc") for name in (DICE, CE)] == [-1, 0]),
+    Claim(
+        "evidence_3d",
+        "All others have a significantly lower NLL where a structure is predicted; with a "
+        "temperature each, only cross-entropy and SVLS have",
+        lambda: (
+            [
+                {
+                    name
+                    for name in LOSSES_3D
+                    if change(name + end, DICE + end, TASK04, "nll_predicted") < 0
+                }
+                for end in ("", "+T")
+            ]
+            == [{*LOSSES_3D}, {CE, "svls"}]
+        ),
+    ),
+    Claim(
+        "evidence_3d",
+        "alone is calibrated as trained, and no penalty was shown to be better",
+        lambda: (
+            calibration(CE, TASK04).low < 0 < calibration(CE, TASK04).high
+            and -1
+            not in {
+                sign(name, CE, TASK04, of)
+                for name in PENALTIES_3D
+                for of in ("nll_all", *PREDICTED)
+            }
+        ),
+    ),
+    Claim(
+        "evidence_3d",
+        "has a higher NLL than cross-entropy; with 0.03, that is not shown",
+        lambda: (
+            [sign(name, CE, TASK04, "nll_predicted") for name in ("nacl", "nacl_0.03")] == [1, 0]
+        ),
+    ),
+    Claim(
+        "evidence_3d",
+        "yes for CE + Dice",
+        lambda: (
+            calibration(DICE, TASK04).low > 0 > calibration("nacl", TASK04).high
+            and calibration(CE, TASK04).low < 0 < calibration(CE, TASK04).high
+        ),
+    ),
+    Claim(
+        "evidence_3d",
+        "than CE + Dice by the paper's ECE",
+        lambda: (
+            [
+                sign("nacl", name, TASK04, measure)
+                for name, measure in (
+                    (DICE, "ece"),
+                    (DICE, "cece"),
+                    (DICE, "nll_predicted"),
+                    (DICE, "ece_predicted"),
+                    (DICE_T, "nll_predicted"),
+                    (CE, "nll_predicted"),
+                )
+            ]
+            == [-1, 1, -1, 0, 0, 1]
+        ),
+    ),
+    Claim(
+        "evidence_3d",
+        "not shown to order them, with any loss. The agreement of three networks orders them a "
+        "little, with five of the seven losses",
+        lambda: (
+            [
+                [
+                    float(numbers(f"interval {name} {TASK04} {column}")[1]) > 0
+                    for name in (DICE, *LOSSES_3D)
+                ].count(True)
+                for column in ("gap_closed", "agreement_closed")
+            ]
+            == [0, 5]
+        ),
+    ),
+    Claim(
+        "evidence_3d",
+        "on 20 patients without augmentation, NACL and SVLS win",
+        lambda: (
+            {
+                change(name, to, FEW, of)
+                for name in ("nacl", "svls")
+                for to in (DICE, CE)
+                for of in PREDICTED
+            }
+            == {-1}
+        ),
+    ),
+    Claim(
+        "evidence_3d",
+        "NACL and SVLS are better calibrated** than CE + Dice and cross-entropy, by both measures. "
+        "They are still overconfident",
+        lambda: min(calibration(name, FEW).low for name in ("nacl", "svls", CE)) > 0,
+    ),
+    Claim(
+        "evidence_3d",
+        "With a temperature each, it is not shown to be better than cross-entropy",
+        lambda: {change("nacl+T", "cross_entropy+T", FEW, of) for of in PREDICTED} == {0},
+    ),
+    Claim(
+        "evidence_3d",
+        "its temperature, 0.71, raises the NLL where a structure is predicted",
+        lambda: (
+            sign("nacl+T", "nacl", FEW, "nll_predicted") > 0
+            and {*temperatures("nacl", FEW)} == {0.71}
+        ),
+    ),
+    Claim(
+        "evidence_3d",
+        "**SVLS is the best of the four,** without and with a temperature",
+        lambda: all(
+            sign(f"svls{end}", name + end, FEW, "nll_predicted") < 0
+            for end in ("", "+T")
+            for name in (DICE, CE, "nacl")
+        ),
+    ),
+    Claim(
+        "evidence_3d",
+        "**NACL segments worse:**",
+        lambda: {sign("nacl", name, FEW, "dsc") for name in (CE, DICE)} == {-1},
+    ),
+    Claim(
+        "results",
+        "On few patients without augmentation, SVLS and NACL had",
+        lambda: (
+            {change(name, CE, FEW, of) for name in ("svls", "nacl") for of in PREDICTED} == {-1}
+        ),
+    ),
+    Claim(
+        "results",
+        "had a significantly lower NLL, SVLS also with a temperature each",
+        lambda: all(
+            change(name, to, FEW, "nll_predicted") < 0
+            for name, to in (
+                ("svls", CE),
+                ("svls", DICE),
+                ("nacl", CE),
+                ("nacl", DICE),
+                ("svls+T", "cross_entropy+T"),
+            )
+        ),
+    ),
+    Claim(
+        "README",
+        "where networks overfit, NACL and SVLS were",
+        lambda: (
+            {change(name, CE, FEW, of) for name in ("nacl", "svls") for of in PREDICTED} == {-1}
+        ),
+    ),
+    Claim(
+        "evidence_3d",
+        "**At no cost in segmentation:** no, its DSC",
+        lambda: [sign("nacl", name, TASK04, "dsc") for name in (DICE, CE)] == [-1, 0],
+    ),
     # evidence.md
-    Claim("evidence", "Over all voxels, no loss was shown to be better than cross-entropy; where a structure is "
-          "predicted, four underconfident ones were", lambda: -1 not in changes(PENALTIES, CE, SETS, ["nll_all"])
-          and lowest(CE, "lge", "nll_predicted") == {*UNDERCONFIDENT}),
-    Claim("evidence", "CE + Dice is overconfident", lambda: temperatures(DICE)[0] > temperatures("l1_ace")[1] > 1.2),
-    Claim("evidence", "are underconfident, each at one untuned setting", lambda: all(
-        max(temperatures(name)) < 0.75 for name in UNDERCONFIDENT)),
-    Claim("evidence", "and NACL on the softmax (0.99 to 1.04) need none", lambda: all(map(needs_none, CALIBRATED))),
-    Claim("evidence", "the mean of a bin reaches 0.977", lambda: round(bins_means("nacl"), 3) == 0.977),
-    Claim("evidence", "raised the NLL where a structure is predicted for NACL", lambda: all(
-        sign(f"{name}+T", name, "lge", "nll_predicted") > 0 for name in UNDERCONFIDENT)),
-    Claim("evidence", "is significantly higher than that of cross-entropy with MbLS", lambda: [
-        change(name, CE, "lge", "aurc") for name in LOSSES if name != CE] == [0, 0, 1, 0, 1, 0, 0]),
-    Claim("evidence", "**Over all voxels**, no penalty has a significantly lower NLL", lambda: -1 not in changes(
-        PENALTIES, CE, SETS, ["nll_all"])),
-    Claim("evidence", "FL, LS, MbLS and NACL have a higher one on ACDC and bSSFP", lambda: changes(
-        UNDERCONFIDENT, CE, ("acdc", "bssfp"), ["nll_all"]) == {1}),
-    Claim("evidence", "have a significantly lower NLL on LGE; on ACDC and bSSFP none has", lambda: [
-        lowest(CE, name, "nll_predicted") for name in SETS] == [set(), set(), {*UNDERCONFIDENT}]),
-    Claim("evidence", "lower on LGE for NACL and LS. ECP's difference there", lambda: [
-        lowest(CE, name, "ece_predicted") for name in SETS] == [set(), set(), {"nacl", "label_smoothing"}]
-        and sign("entropy_penalty", CE, "lge", "ece_predicted") == 0),
-    Claim("evidence", "**NACL on the softmax** differs significantly in nothing", lambda: changes(
-        ["nacl_softmax"], CE, SETS, ("nll_all", *PREDICTED, "dsc")) == {0}),
-    Claim("evidence", "**The temperature itself** lowers the NLL of CE + Dice", lambda: all(
-        sign(DICE_T, DICE, name, "nll_predicted") < 0 for name in SETS)),
-    Claim("evidence", "over all voxels it is higher, by", lambda: sign("nacl", DICE, "acdc", "nll_predicted") < 0
-          == change("nacl", DICE, "acdc", "nll_predicted") < change("nacl", DICE, "acdc", "nll_all")),
-    Claim("evidence", "are better calibrated where a structure is predicted is not shown", lambda: all(
-        difference(name, DICE_T, "bssfp", "ece_predicted").p_value > 0.05 for name in (*CALIBRATED, CE))),
-    Claim("evidence", "**LGE:** over all voxels, none is better", lambda: lowest(DICE_T, "lge", "nll_all") == set()),
-    Claim("evidence", "FL and MbLS have a significantly lower NLL, LS, MbLS and NACL a lower ECE", lambda: [
-        lowest(DICE_T, "lge", measure) for measure in PREDICTED
-    ] == [{"focal", "mbls"}, {"label_smoothing", "mbls", "nacl"}]),
-    Claim("evidence", "**DSC:** none differs significantly, on any test set", lambda: changes(
-        (*LOSSES, "l1_ace"), DICE, SETS, ["dsc"]) | changes(PENALTIES, CE, SETS, ["dsc"]) == {0}),
-    Claim("evidence", "on bSSFP and LGE no such difference was found", lambda: {
-        sign(name, DICE, place, "dsc_MYO") for name in (*LOSSES, "l1_ace") for place in SHIFTED} == {0}
-        and max(sign(name, DICE, "acdc", "dsc_MYO") for name in (CE, "svls")) < 0),
-    Claim("evidence", "**L1-ACE** lowers the ECE of CE + Dice", lambda: all(
-        change("l1_ace", DICE, name, "ece_predicted") < 0 for name in ("acdc", "lge"))
-        and change("l1_ace", DICE_T, "lge", "nll_all") > 0),
-    Claim("evidence", "none differs significantly from CE + Dice in the gap closed", lambda: {
-        change(f"{name}{end}", f"{DICE}{end}", place, "gap_closed")
-        for name in (*LOSSES, "l1_ace") for end in ("", "+T") for place in SETS} == {0}),
-    Claim("evidence", "FL, LS, MbLS and NACL close less without a temperature on all three", lambda: all(
-        difference(name, DICE, place, "gap_closed").mean < 0 for name in UNDERCONFIDENT for place in SETS)),
-    Claim("evidence", "**The value** follows the confidence", lambda: all(
-        sign("nacl", CE, place, "dsc_bias") < 0 < sign("nacl+T", "nacl", place, "dsc_bias") for place in SETS)),
-    Claim("evidence", "is not bound by it", lambda: sign("ensemble_of_ce_dice", DICE, "acdc", "dsc") > 0),
-    Claim("evidence", "Averaging makes NACL more underconfident", lambda: all(
-        gap("ensemble_of_nacl", name) < gap("nacl", name) for name in SETS)),
-    Claim("evidence", "A larger weight is a larger reserve", lambda: all(
-        (np.diff([gap(name, place) for name in ("nacl_0.01", "nacl_0.03", "nacl", "nacl_0.3")]) < 0).all()
-        for place in SETS)),
-    Claim("evidence", "Temperatures point the same way as in the heart", lambda: temperatures(DICE, "chaos")[0] > 1
-          > temperatures("nacl", "chaos")[0] and sign(DICE_T, DICE, "chaos", "nll_predicted") < 0
-          < sign("nacl+T", DICE_T, "chaos", "nll_predicted")),
-    Claim("evidence", "they are 1.19, 0.97 and 0.78", lambda: [
-        round(json.loads(results("temperatures").loc[[("chaos", name)], "leave_one_out"].iloc[0])["chaos15"], 2)
-        for name in (DICE, "svls", "nacl")] == [1.19, 0.97, 0.78]),
-    Claim("evidence", "SVLS and NACL have a lower DSC than CE + Dice", lambda: all(
-        sign(name, DICE, "chaos", "dsc") < 0 for name in ("svls", "nacl"))),
+    Claim(
+        "evidence",
+        "Over all voxels, no loss was shown to be better than cross-entropy; where a structure is "
+        "predicted, four underconfident ones were",
+        lambda: (
+            -1 not in changes(PENALTIES, CE, SETS, ["nll_all"])
+            and lowest(CE, "lge", "nll_predicted") == {*UNDERCONFIDENT}
+        ),
+    ),
+    Claim(
+        "evidence",
+        "CE + Dice is overconfident",
+        lambda: temperatures(DICE)[0] > temperatures("l1_ace")[1] > 1.2,
+    ),
+    Claim(
+        "evidence",
+        "are underconfident, each at one untuned setting",
+        lambda: all(max(temperatures(name)) < 0.75 for name in UNDERCONFIDENT),
+    ),
+    Claim(
+        "evidence",
+        "and NACL on the softmax (0.99 to 1.04) need none",
+        lambda: all(map(needs_none, CALIBRATED)),
+    ),
+    Claim(
+        "evidence", "the mean of a bin reaches 0.977", lambda: round(bins_means("nacl"), 3) == 0.977
+    ),
+    Claim(
+        "evidence",
+        "raised the NLL where a structure is predicted for NACL",
+        lambda: all(sign(f"{name}+T", name, "lge", "nll_predicted") > 0 for name in UNDERCONFIDENT),
+    ),
+    Claim(
+        "evidence",
+        "is significantly higher than that of cross-entropy with MbLS",
+        lambda: (
+            [change(name, CE, "lge", "aurc") for name in LOSSES if name != CE]
+            == [0, 0, 1, 0, 1, 0, 0]
+        ),
+    ),
+    Claim(
+        "evidence",
+        "**Over all voxels**, no penalty has a significantly lower NLL",
+        lambda: -1 not in changes(PENALTIES, CE, SETS, ["nll_all"]),
+    ),
+    Claim(
+        "evidence",
+        "FL, LS, MbLS and NACL have a higher one on ACDC and bSSFP",
+        lambda: changes(UNDERCONFIDENT, CE, ("acdc", "bssfp"), ["nll_all"]) == {1},
+    ),
+    Claim(
+        "evidence",
+        "have a significantly lower NLL on LGE; on ACDC and bSSFP none has",
+        lambda: (
+            [lowest(CE, name, "nll_predicted") for name in SETS]
+            == [set(), set(), {*UNDERCONFIDENT}]
+        ),
+    ),
+    Claim(
+        "evidence",
+        "lower on LGE for NACL and LS. ECP's difference there",
+        lambda: (
+            [lowest(CE, name, "ece_predicted") for name in SETS]
+            == [set(), set(), {"nacl", "label_smoothing"}]
+            and sign("entropy_penalty", CE, "lge", "ece_predicted") == 0
+        ),
+    ),
+    Claim(
+        "evidence",
+        "**NACL on the softmax** differs significantly in nothing",
+        lambda: changes(["nacl_softmax"], CE, SETS, ("nll_all", *PREDICTED, "dsc")) == {0},
+    ),
+    Claim(
+        "evidence",
+        "**The temperature itself** lowers the NLL of CE + Dice",
+        lambda: all(sign(DICE_T, DICE, name, "nll_predicted") < 0 for name in SETS),
+    ),
+    Claim(
+        "evidence",
+        "over all voxels it is higher, by",
+        lambda: (
+            sign("nacl", DICE, "acdc", "nll_predicted")
+            < 0
+            == change("nacl", DICE, "acdc", "nll_predicted")
+            < change("nacl", DICE, "acdc", "nll_all")
+        ),
+    ),
+    Claim(
+        "evidence",
+        "are better calibrated where a structure is predicted is not shown",
+        lambda: all(
+            difference(name, DICE_T, "bssfp", "ece_predicted").p_value > 0.05
+            for name in (*CALIBRATED, CE)
+        ),
+    ),
+    Claim(
+        "evidence",
+        "**LGE:** over all voxels, none is better",
+        lambda: lowest(DICE_T, "lge", "nll_all") == set(),
+    ),
+    Claim(
+        "evidence",
+        "FL and MbLS have a significantly lower NLL, LS, MbLS and NACL a lower ECE",
+        lambda: (
+            [lowest(DICE_T, "lge", measure) for measure in PREDICTED]
+            == [{"focal", "mbls"}, {"label_smoothing", "mbls", "nacl"}]
+        ),
+    ),
+    Claim(
+        "evidence",
+        "**DSC:** none differs significantly, on any test set",
+        lambda: (
+            changes((*LOSSES, "l1_ace"), DICE, SETS, ["dsc"])
+            | changes(PENALTIES, CE, SETS, ["dsc"])
+            == {0}
+        ),
+    ),
+    Claim(
+        "evidence",
+        "on bSSFP and LGE no such difference was found",
+        lambda: (
+            {
+                sign(name, DICE, place, "dsc_MYO")
+                for name in (*LOSSES, "l1_ace")
+                for place in SHIFTED
+            }
+            == {0}
+            and max(sign(name, DICE, "acdc", "dsc_MYO") for name in (CE, "svls")) < 0
+        ),
+    ),
+    Claim(
+        "evidence",
+        "**L1-ACE** lowers the ECE of CE + Dice",
+        lambda: (
+            all(change("l1_ace", DICE, name, "ece_predicted") < 0 for name in ("acdc", "lge"))
+            and change("l1_ace", DICE_T, "lge", "nll_all") > 0
+        ),
+    ),
+    Claim(
+        "evidence",
+        "none differs significantly from CE + Dice in the gap closed",
+        lambda: (
+            {
+                change(f"{name}{end}", f"{DICE}{end}", place, "gap_closed")
+                for name in (*LOSSES, "l1_ace")
+                for end in ("", "+T")
+                for place in SETS
+            }
+            == {0}
+        ),
+    ),
+    Claim(
+        "evidence",
+        "FL, LS, MbLS and NACL close less without a temperature on all three",
+        lambda: all(
+            difference(name, DICE, place, "gap_closed").mean < 0
+            for name in UNDERCONFIDENT
+            for place in SETS
+        ),
+    ),
+    Claim(
+        "evidence",
+        "**The value** follows the confidence",
+        lambda: all(
+            sign("nacl", CE, place, "dsc_bias") < 0 < sign("nacl+T", "nacl", place, "dsc_bias")
+            for place in SETS
+        ),
+    ),
+    Claim(
+        "evidence",
+        "is not bound by it",
+        lambda: sign("ensemble_of_ce_dice", DICE, "acdc", "dsc") > 0,
+    ),
+    Claim(
+        "evidence",
+        "Averaging makes NACL more underconfident",
+        lambda: all(gap("ensemble_of_nacl", name) < gap("nacl", name) for name in SETS),
+    ),
+    Claim(
+        "evidence",
+        "A larger weight is a larger reserve",
+        lambda: all(
+            (
+                np.diff(
+                    [gap(name, place) for name in ("nacl_0.01", "nacl_0.03", "nacl", "nacl_0.3")]
+                )
+                < 0
+            ).all()
+            for place in SETS
+        ),
+    ),
+    Claim(
+        "evidence",
+        "Temperatures point the same way as in the heart",
+        lambda: (
+            temperatures(DICE, "chaos")[0] > 1 > temperatures("nacl", "chaos")[0]
+            and sign(DICE_T, DICE, "chaos", "nll_predicted")
+            < 0
+            < sign("nacl+T", DICE_T, "chaos", "nll_predicted")
+        ),
+    ),
+    Claim(
+        "evidence",
+        "they are 1.19, 0.97 and 0.78",
+        lambda: (
+            [
+                round(
+                    json.loads(
+                        results("temperatures").loc[[("chaos", name)], "leave_one_out"].iloc[0]
+                    )["chaos15"],
+                    2,
+                )
+                for name in (DICE, "svls", "nacl")
+            ]
+            == [1.19, 0.97, 0.78]
+        ),
+    ),
+    Claim(
+        "evidence",
+        "SVLS and NACL have a lower DSC than CE + Dice",
+        lambda: all(sign(name, DICE, "chaos", "dsc") < 0 for name in ("svls", "nacl")),
+    ),
     # paper.md
-    Claim("paper", "The paper ranks NACL first of seven losses on each of its data sets", lambda: {
-        published_rank_on(name) for name in ("flare", "acdc", "brats")} == {1}),
+    Claim(
+        "paper",
+        "The paper ranks NACL first of seven losses on each of its data sets",
+        lambda: {published_rank_on(name) for name in ("flare", "acdc", "brats")} == {1},
+    ),
     Claim("paper", "NACL is sixth by the same sum-rank", lambda: rank("nacl", "acdc") == 6),
-    Claim("paper", "its ECE is below that of CE + Dice, as in the paper, its CECE is above, and its DSC is no higher",
-          lambda: [sign("nacl", DICE, "acdc", name) for name in ("ece", "cece", "dsc")] == [-1, 1, 0]),
-    Claim("paper", "SVLS and MbLS share the third place on ACDC. In the paper's table, they share the second", lambda: [
-        rank(name, "acdc", kind) for kind in ("rank", "paper_rank") for name in ("svls", "mbls")] == [3, 3, 2, 2]),
-    Claim("paper", "On bSSFP, NACL shares the second place with MbLS, behind LS", lambda: [
-        rank(name, "bssfp") for name in ("nacl", "mbls", "label_smoothing")] == [2, 2, 1]),
-    Claim("paper", "on LGE the third place with MbLS, behind LS and FL", lambda: [
-        rank(name, "lge") for name in ("nacl", "mbls", "label_smoothing", "focal")] == [3, 3, 1, 2]),
-    Claim("paper", "the less confident they are, the larger it is", lambda: if_true("label_smoothing")
-          > if_true("nacl") > if_true("mbls") > if_true("svls") > if_true(DICE)),
-    Claim("paper", "NACL has a lower NLL than CE + Dice and cross-entropy, also than CE + Dice with a temperature",
-          lambda: {sign("nacl", name, FEW, "nll_predicted") for name in (DICE, CE, DICE_T)} == {-1}),
-    Claim("paper", "NACL is not shown to differ from CE + Dice with a temperature, and cross-entropy is calibrated",
-          lambda: all(
-              sign("nacl", DICE_T, name, "nll_predicted") == 0
-              and calibration(CE, name).low < 0 < calibration(CE, name).high for name in ("acdc", TASK04))),
-    Claim("paper", "NACL's CECE is higher than that of CE + Dice in all three, and its DSC is not higher in any",
-          lambda: all(sign("nacl", DICE, name, "cece") > 0 >= sign("nacl", DICE, name, "dsc")
-                      for name in ("acdc", TASK04, FEW))),
-    Claim("paper", "| no, the softmax is lower |", lambda: [
-        sign("nacl_softmax", "nacl", "acdc", name) for name in ("ece", "cece")] == [0, -1]),
-    Claim("paper", "for squared minus absolute | yes |", lambda: sign("nacl_l2", "nacl", "acdc", "ece") > 0),
-    Claim("paper", "for 5 x 5 minus 3 x 3 | not shown |", lambda: sign("nacl_5x5", "nacl", "acdc", "ece") == 0),
-    Claim("paper", "higher, 0.002 lower | not shown |", lambda: {
-        sign(f"nacl_{name}", "nacl", "acdc", "ece") for name in PRIORS} == {0}
-        and [np.sign(difference(f"nacl_{name}", "nacl", "acdc", "ece").mean) for name in PRIORS] == [1, 1, 1, -1]),
+    Claim(
+        "paper",
+        "its ECE is below that of CE + Dice, as in the paper, its CECE is above, and its DSC is no "
+        "higher",
+        lambda: [sign("nacl", DICE, "acdc", name) for name in ("ece", "cece", "dsc")] == [-1, 1, 0],
+    ),
+    Claim(
+        "paper",
+        "SVLS and MbLS share the third place on ACDC. In the paper's table, they share the second",
+        lambda: (
+            [
+                rank(name, "acdc", kind)
+                for kind in ("rank", "paper_rank")
+                for name in ("svls", "mbls")
+            ]
+            == [3, 3, 2, 2]
+        ),
+    ),
+    Claim(
+        "paper",
+        "On bSSFP, NACL shares the second place with MbLS, behind LS",
+        lambda: [rank(name, "bssfp") for name in ("nacl", "mbls", "label_smoothing")] == [2, 2, 1],
+    ),
+    Claim(
+        "paper",
+        "on LGE the third place with MbLS, behind LS and FL",
+        lambda: (
+            [rank(name, "lge") for name in ("nacl", "mbls", "label_smoothing", "focal")]
+            == [3, 3, 1, 2]
+        ),
+    ),
+    Claim(
+        "paper",
+        "the less confident they are, the larger it is",
+        lambda: (
+            if_true("label_smoothing")
+            > if_true("nacl")
+            > if_true("mbls")
+            > if_true("svls")
+            > if_true(DICE)
+        ),
+    ),
+    Claim(
+        "paper",
+        "NACL has a lower NLL than CE + Dice and cross-entropy, also than CE + Dice with a "
+        "temperature",
+        lambda: {sign("nacl", name, FEW, "nll_predicted") for name in (DICE, CE, DICE_T)} == {-1},
+    ),
+    Claim(
+        "paper",
+        "NACL is not shown to differ from CE + Dice with a temperature, and cross-entropy is "
+        "calibrated",
+        lambda: all(
+            sign("nacl", DICE_T, name, "nll_predicted") == 0
+            and calibration(CE, name).low < 0 < calibration(CE, name).high
+            for name in ("acdc", TASK04)
+        ),
+    ),
+    Claim(
+        "paper",
+        "NACL's CECE is higher than that of CE + Dice in all three, and its DSC is not higher in "
+        "any",
+        lambda: all(
+            sign("nacl", DICE, name, "cece") > 0 >= sign("nacl", DICE, name, "dsc")
+            for name in ("acdc", TASK04, FEW)
+        ),
+    ),
+    Claim(
+        "paper",
+        "| no, the softmax is lower |",
+        lambda: [sign("nacl_softmax", "nacl", "acdc", name) for name in ("ece", "cece")] == [0, -1],
+    ),
+    Claim(
+        "paper",
+        "for squared minus absolute | yes |",
+        lambda: sign("nacl_l2", "nacl", "acdc", "ece") > 0,
+    ),
+    Claim(
+        "paper",
+        "for 5 x 5 minus 3 x 3 | not shown |",
+        lambda: sign("nacl_5x5", "nacl", "acdc", "ece") == 0,
+    ),
+    Claim(
+        "paper",
+        "higher, 0.002 lower | not shown |",
+        lambda: (
+            {sign(f"nacl_{name}", "nacl", "acdc", "ece") for name in PRIORS} == {0}
+            and [np.sign(difference(f"nacl_{name}", "nacl", "acdc", "ece").mean) for name in PRIORS]
+            == [1, 1, 1, -1]
+        ),
+    ),
     # other pages
-    Claim("README", "+ Dice were overconfident, in 2D and 3D. A temperature reduced that on all test sets",
-          lambda: all(gap(DICE, name) > gap(DICE_T, name) > 0 for name in (*SETS, TASK04))),
-    Claim("README", "On images like those of the training, cross-entropy was hardly overconfident, and no penalty "
-          "shown to be better", lambda: max(temperatures(CE)) < 1.1
-          and -1 not in changes(PENALTIES, CE, ["acdc"], ("nll_all", *PREDICTED))
-          and -1 not in {sign(name, CE, TASK04, of) for name in PENALTIES_3D for of in ("nll_all", *PREDICTED)}
-          and 1 not in changes(PENALTIES, CE, ["acdc"], ["dsc"])),
-    Claim("README", "On another sequence, NACL, the paper's loss, was less overconfident", lambda: all(
-        gap("nacl", "acdc") < 0 < gap("nacl", "lge") < gap(name, "lge") for name in (CE, DICE, DICE_T))),
-    Claim("posthoc", "CE + Dice is overconfident, and a temperature lowers all errors. ECP needed none", lambda: all(
-        sign(DICE_T, DICE, "acdc", name) < 0 for name in ("nll_all", "nll_predicted", "ece_all", "ece_predicted"))
-        and needs_none("entropy_penalty")),
-]  # fmt: skip
+    Claim(
+        "README",
+        "+ Dice were overconfident, in 2D and 3D. A temperature reduced that on all test sets",
+        lambda: all(gap(DICE, name) > gap(DICE_T, name) > 0 for name in (*SETS, TASK04)),
+    ),
+    Claim(
+        "README",
+        "On images like those of the training, cross-entropy was hardly overconfident, and no "
+        "penalty shown to be better",
+        lambda: (
+            max(temperatures(CE)) < 1.1
+            and -1 not in changes(PENALTIES, CE, ["acdc"], ("nll_all", *PREDICTED))
+            and -1
+            not in {
+                sign(name, CE, TASK04, of)
+                for name in PENALTIES_3D
+                for of in ("nll_all", *PREDICTED)
+            }
+            and 1 not in changes(PENALTIES, CE, ["acdc"], ["dsc"])
+        ),
+    ),
+    Claim(
+        "README",
+        "On another sequence, NACL, the paper's loss, was less overconfident",
+        lambda: all(
+            gap("nacl", "acdc") < 0 < gap("nacl", "lge") < gap(name, "lge")
+            for name in (CE, DICE, DICE_T)
+        ),
+    ),
+    Claim(
+        "posthoc",
+        "CE + Dice is overconfident, and a temperature lowers all errors. ECP needed none",
+        lambda: (
+            all(
+                sign(DICE_T, DICE, "acdc", name) < 0
+                for name in ("nll_all", "nll_predicted", "ece_all", "ece_predicted")
+            )
+            and needs_none("entropy_penalty")
+        ),
+    ),
+]
 
 
 @functools.cache

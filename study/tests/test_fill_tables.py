@@ -27,7 +27,9 @@ SHIFTS = {"focal": 0.01, "nacl": -0.2, "cross_entropy": 0}
 
 
 def make_cases() -> pd.DataFrame:
-    """Four losses, one with its temperature and one on two test sets; three seeds, eight patients."""
+    """Four losses, one with its temperature and one on two test sets; three seeds, eight
+    patients.
+    """
     rows = [
         *((name, "without", "") for name in LOSSES),
         *(("ce_dice", end, "") for end in ("without", "with")),
@@ -55,7 +57,9 @@ def cell(
     test_set: str = "",
     interval: bool = False,
 ) -> str:
-    """A cell of a table: the mean of a measure of the cases, the value if true, and the interval."""
+    """A cell of a table: the mean of a measure of the cases, the value if true, and the
+    interval.
+    """
     cases = (
         make_cases()
         .set_index(["method", "temperature", "test_set"])

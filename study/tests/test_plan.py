@@ -26,9 +26,13 @@ NACL_MAX = next(setting for setting in PRESETS["table3"] if setting.name == "nac
 
 
 def plan(
-    data: Path, setting: Setting = NACL_MAX, seed: int = 0, fold: int | None = None,
-    test_sets: dict[str, Path] | None = None, **overrides: Any,
-) -> PlannedCell:  # fmt: skip
+    data: Path,
+    setting: Setting = NACL_MAX,
+    seed: int = 0,
+    fold: int | None = None,
+    test_sets: dict[str, Path] | None = None,
+    **overrides: Any,
+) -> PlannedCell:
     out, folds = data.parent / "out", None if fold is None else 2
     return Protocol(ACDC, data, out, out / "work", overrides, folds, test_sets or {}).plan_cell(
         setting, seed, fold
@@ -123,9 +127,14 @@ class TestCommands:
         cell = plan(data, fold=1, test_sets={"b": scanner})
         needs = [(step.name, step.needs_all_folds) for step in cell.steps]
         assert needs == [
-            ("train", False), ("evaluate", False), ("evaluate_on_b", False), ("calibrate", False), ("pool", True),
-            ("evaluate_temperature", True), ("evaluate_temperature_on_b", True),
-        ]  # fmt: skip
+            ("train", False),
+            ("evaluate", False),
+            ("evaluate_on_b", False),
+            ("calibrate", False),
+            ("pool", True),
+            ("evaluate_temperature", True),
+            ("evaluate_temperature_on_b", True),
+        ]
         out = data.parent / "out" / "nacl_max"
         assert options_of(cell, "pool")["pool"] == [
             f"{out}/seed0_fold{fold}/fit" for fold in (0, 1)
@@ -313,8 +322,17 @@ class TestChooseSettings:
 
 def test_settings_of_0_2_0_are_read(tmp_path: Path) -> None:
     content = {
-        "method": "nacl", "label": "NACL", "seed": 0, "bundle": "b", "datalist": "d", "patients": {}, "training": {},
-        "evaluation": {}, "overrides": {}, "commands": [], "made_with": {"torch": "2"},
-    }  # fmt: skip
+        "method": "nacl",
+        "label": "NACL",
+        "seed": 0,
+        "bundle": "b",
+        "datalist": "d",
+        "patients": {},
+        "training": {},
+        "evaluation": {},
+        "overrides": {},
+        "commands": [],
+        "made_with": {"torch": "2"},
+    }
     (tmp_path / "settings.json").write_text(json.dumps(content))
     assert read_settings(tmp_path) == CellSettings(**content)

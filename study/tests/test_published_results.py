@@ -153,9 +153,8 @@ def test_temperature_of_the_scan_is_as_the_page_says() -> None:
     biases = (each["acdc_nacl", "lge"] for each in (usual, scan, one))
     text = " ".join((ROOT / "docs/posthoc.md").read_text().split())
     assert (
-        "({:.3f} to {:.3f}; one `T` of the same scans {:.3f}), but on five of the other sets".format(
-            *biases
-        )
+        "({:.3f} to {:.3f}; one `T` of the same scans {:.3f}),"
+        " but on five of the other sets".format(*biases)
         in text
     )
 
@@ -302,11 +301,15 @@ def test_model_card_has_the_means_of_its_weights(
     expected_dsc = found.groups[row].filter(like="expected_dsc_").mean(axis=1)
     found.groups[row]["expected_dsc"] = expected_dsc
     for title, measure in (
-        ("DSC", "dsc"), ("expected DSC", "expected_dsc"), ("NLL, all voxels", "nll_all"),
-        ("NLL, predicted foreground", "nll_predicted"), ("ECE, all voxels", "ece_all"),
-        ("ECE, predicted foreground", "ece_predicted"), ("ECE, plausible foreground", "ece_plausible"),
+        ("DSC", "dsc"),
+        ("expected DSC", "expected_dsc"),
+        ("NLL, all voxels", "nll_all"),
+        ("NLL, predicted foreground", "nll_predicted"),
+        ("ECE, all voxels", "ece_all"),
+        ("ECE, predicted foreground", "ece_predicted"),
+        ("ECE, plausible foreground", "ece_plausible"),
         ("ECE, true foreground (the paper's)", "ece"),
-    ):  # fmt: skip
+    ):
         if (shown := cells[title][column].strip()) == "the same":
             shown = cells[title][column - 1].strip()
         mean, low, high = mean_with_interval(

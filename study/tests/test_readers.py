@@ -57,8 +57,12 @@ def test_compact_form_is_the_same_to_six_digits(tmp_path: Path) -> None:
             getattr(found, name), getattr(again, name), check_dtype=False, rtol=1e-5
         )
     assert sorted(file.name for file in (tmp_path / "compact").iterdir()) == [
-        "bins.csv.gz", "cases.csv.gz", "cells.csv", "comparison.json", "temperatures.csv",
-    ]  # fmt: skip
+        "bins.csv.gz",
+        "cases.csv.gz",
+        "cells.csv",
+        "comparison.json",
+        "temperatures.csv",
+    ]
 
 
 def test_folds_are_joined_at_home_and_averaged_elsewhere_and_a_run_without_all_is_missing(

@@ -86,10 +86,19 @@ def test_report_of_a_comparison(tmp_path: Path) -> None:
     assert "NACL: best case" in page
     csv = {file.name for file in (tmp_path / "out").glob("*.csv")}
     assert csv == {
-        "regions.csv", "structures.csv", "all_cases.csv", "means.csv", "means_on_scanner.csv", "differences.csv",
-        "differences_on_scanner.csv", "ranks_paper.csv", "ranks_paper_temperature.csv",
-        "ranks_probabilities.csv", "ranks_probabilities_temperature.csv", "logits.csv",
-    }  # fmt: skip
+        "regions.csv",
+        "structures.csv",
+        "all_cases.csv",
+        "means.csv",
+        "means_on_scanner.csv",
+        "differences.csv",
+        "differences_on_scanner.csv",
+        "ranks_paper.csv",
+        "ranks_paper_temperature.csv",
+        "ranks_probabilities.csv",
+        "ranks_probabilities_temperature.csv",
+        "logits.csv",
+    }
     ranks = pd.read_csv(tmp_path / "out/ranks_probabilities.csv", index_col="label")
     assert (
         ranks[["sum-rank", "sum-rank scanner"]].sum(axis=1).tolist()

@@ -79,12 +79,21 @@ def test_results_are_small_files_and_the_rest_is_apart(
     compare(data, "nacl", "ce_dice", seeds=[0, 1], devices=["cpu", "meta"])
     out = data.parent / "out"
     assert sorted(path.name for path in out.iterdir()) == [
-        ".lock", "ce_dice", "commands.sh", "nacl", "plan.json", "work"
-    ]  # fmt: skip
+        ".lock",
+        "ce_dice",
+        "commands.sh",
+        "nacl",
+        "plan.json",
+        "work",
+    ]
     cell = out / "nacl" / "seed1"
     assert {str(path.relative_to(cell)) for path in cell.rglob("*.*")} == {
-        "settings.json", "history.csv", "summary.json", "temperature/temperature.json", "temperature/summary.json"
-    }  # fmt: skip
+        "settings.json",
+        "history.csv",
+        "summary.json",
+        "temperature/temperature.json",
+        "temperature/summary.json",
+    }
     settings = read_settings(cell)
     assert settings.calibration == {"split": "validation", "region": "all", "crop_center": None}
     assert settings.made_with["torch"] == torch.__version__
@@ -181,12 +190,16 @@ def test_folds_are_pooled_once_all_are_trained(data: Path, bundle: Bundle, capsy
 @pytest.mark.parametrize(
     ("given", "word"),
     [
-        ({"executor": "slrum"}, "--executor"), ({"executor": "slurm", "devices": ["cuda:0"]}, "--devices"),
-        ({"workers": -1}, "--workers"), ({"work": Path("out")}, "--work"),
-        ({"folds": 3}, "--folds"), ({"folds": 2, "datalist": Path("datalist.json")}, "--datalist"),
-        ({"evaluate_on": ["a/b=scanner"]}, "--evaluate_on"), ({"evaluate_on": ["b=data"]}, "--evaluate_on"),
+        ({"executor": "slrum"}, "--executor"),
+        ({"executor": "slurm", "devices": ["cuda:0"]}, "--devices"),
+        ({"workers": -1}, "--workers"),
+        ({"work": Path("out")}, "--work"),
+        ({"folds": 3}, "--folds"),
+        ({"folds": 2, "datalist": Path("datalist.json")}, "--datalist"),
+        ({"evaluate_on": ["a/b=scanner"]}, "--evaluate_on"),
+        ({"evaluate_on": ["b=data"]}, "--evaluate_on"),
     ],
-)  # fmt: skip
+)
 def test_wrong_arguments(
     given: dict[str, Any], word: str, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,6 +270,8 @@ def test_history_of_a_resumed_training(tmp_path: Path) -> None:
     rows = [line.split(",") for line in (tmp_path / "history.csv").read_text().splitlines()]
     assert rows[0] == ["epoch", "seconds", "train_loss", "val_dsc"]
     assert [(row[0], row[2], row[3]) for row in rows[1:]] == [
-        ("1", "2.25", ""), ("2", "4.5", "0.25"), ("3", "4.75", "0.375")
-    ]  # fmt: skip
+        ("1", "2.25", ""),
+        ("2", "4.5", "0.25"),
+        ("3", "4.75", "0.375"),
+    ]
     assert all(float(row[1]) >= 0 for row in rows[1:])

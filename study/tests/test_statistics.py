@@ -90,9 +90,7 @@ def test_t_interval_is_the_formula(seeds: tuple[int, ...]) -> None:
     assert found[:4] == pytest.approx(expected, nan_ok=True)
 
 
-def test_seeds_are_paired_for_the_same_networks_and_one_without_a_value_takes_the_mean_of_the_others() -> (
-    None
-):
+def test_seeds_are_paired_and_one_without_a_value_takes_the_mean_of_the_others() -> None:
     rng = np.random.default_rng(6)
     runs = rng.normal(size=(3, 1)) + rng.normal(size=(3, 12))
     paired = difference(runs + 0.01 * rng.normal(size=(3, 12)), runs, same_seeds=True)

@@ -119,10 +119,17 @@ def test_training_killed_at_random_moments_resumes_to_the_same_bits(
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     expected = run(prepared, whole, max_epochs=4)
     arguments = {
-        "config_file": ACDC / "configs" / "train.yaml", "bundle_root": ACDC, "dataset_dir": prepared,
-        "ckpt_dir": killed, "output_dir": killed, "max_epochs": 4, "num_workers": 1, "device": "cpu",
-        "resume": True, "overwrite": True,
-    }  # fmt: skip
+        "config_file": ACDC / "configs" / "train.yaml",
+        "bundle_root": ACDC,
+        "dataset_dir": prepared,
+        "ckpt_dir": killed,
+        "output_dir": killed,
+        "max_epochs": 4,
+        "num_workers": 1,
+        "device": "cpu",
+        "resume": True,
+        "overwrite": True,
+    }
     command = [
         sys.executable,
         "-m",

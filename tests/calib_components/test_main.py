@@ -68,8 +68,12 @@ def helps() -> tuple[dict[str, str], list[str]]:
     environment = {**os.environ, "COLUMNS": "4000", "PYTHONPATH": str(ROOT)}
     shown = subprocess.run(
         [sys.executable, "-c", SHOW_HELP, lines],
-        cwd=ROOT, env=environment, check=True, capture_output=True, text=True,
-    ).stdout  # fmt: skip
+        cwd=ROOT,
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
     return tuple(json.loads(shown))  # type: ignore[return-value]
 
 
@@ -126,7 +130,9 @@ PAGES = [
 
 
 def printed_commands(page: Path) -> Iterator[tuple[str, Any, list[str]]]:
-    """The commands in code blocks and code spans of a page, with what reads them and their words."""
+    """The commands in code blocks and code spans of a page, with what reads them and their
+    words.
+    """
     text = page.read_text().replace("\\\n", " ")
     for script, rest in re.findall(
         r"(?:python scripts/(\w+)\.py|calib-components) ([^`\n|)]*)", text

@@ -26,7 +26,9 @@ EXTRAS = {
 
 
 def imported(module: Path) -> Iterator[str]:
-    """Names that a module imports when it is imported, with those of the packages that they are in."""
+    """Names that a module imports when it is imported, with those of the packages that they are
+    in.
+    """
     for node in ast.parse(module.read_text()).body:
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and node.module:

@@ -103,7 +103,9 @@ def run(
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A copy of what the commands use, for them to write into, with an environment that is ready."""
+    """A copy of what the commands use, for them to write into, with an environment that is
+    ready.
+    """
     for name in ("bundles", "demo", "scripts", "study/compare"):
         if not (ROOT / name).is_dir():
             continue  # the study is absent from a copy of the product alone

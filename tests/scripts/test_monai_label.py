@@ -16,13 +16,15 @@ from tests.helpers import ROOT
 PYTHON = """#!/usr/bin/env bash
 # Stands for python: unpacks a package of the bundle "$2", which is in the folder "$4".
 case "$1" in
-  scripts/package_bundle.py) mkdir -p "$4"; cp -r "$2" "$4/$(basename "$2")"; touch "$4/package.zip" ;;
+  scripts/package_bundle.py)
+    mkdir -p "$4"; cp -r "$2" "$4/$(basename "$2")"; touch "$4/package.zip" ;;
   -m) ;;
 esac
 """
 SERVER = """#!/usr/bin/env bash
 # Stands for monailabel.
-if [ "$1" = apps ]; then mkdir -p "$6/monaibundle"; touch "$6/monaibundle/main.py"; else echo "$@"; fi
+if [ "$1" != apps ]; then echo "$@"; exit; fi
+mkdir -p "$6/monaibundle"; touch "$6/monaibundle/main.py"
 """
 
 

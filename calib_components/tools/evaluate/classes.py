@@ -68,7 +68,9 @@ def classes_of(
 
 
 def check_probabilities(prediction: Reader, purpose: str) -> None:
-    """Raise `InputError` if a prediction is a label map; `purpose` is what probabilities are for."""
+    """Raise `InputError` if a prediction is a label map; `purpose` is what probabilities are
+    for.
+    """
     if prediction.header().channels == 0:
         raise InputError(
             f"{prediction.files[0]} is a label map. {purpose} needs probabilities: save those."

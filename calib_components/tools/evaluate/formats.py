@@ -6,7 +6,7 @@
 | | `NAME.nii.gz` of one channel, or `NAME_0.nii.gz`, `NAME_1.nii.gz`, ... | `(X, Y, Z)` |
 | | `NAME.nii.gz` of whole numbers: a label map | `(X, Y, Z)` or `(X, Y, Z, 1)` |
 | `NnUNetArray` | `NAME.npz` of nnU-Net, with `NAME.pkl` or `NAME.nii.gz` | `(C, Z, Y, X)` |
-| `PlainArray` | `NAME.npy`, which may have `NAME.nii.gz` beside it | `(C, X, Y, Z)` or `(X, Y, Z)` |
+| `PlainArray` | `NAME.npy`, with `NAME.nii.gz` or alone | `(C, X, Y, Z)` or `(X, Y, Z)` |
 
 Files are data: nothing in them is ever run, also not in a pickle. A new format is a class with
 `header` and `load`, and an entry of `FORMATS`; predictions and labels are then read with it.

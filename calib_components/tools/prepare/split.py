@@ -45,7 +45,9 @@ class SplitOptions:
 def split_patients(
     groups: Mapping[str, str], fractions: Sequence[float], seed: int
 ) -> dict[str, str]:
-    """Return the split of each patient; each split has its fraction of every group, see `divide`."""
+    """Return the split of each patient; each split has its fraction of every group, see
+    `divide`.
+    """
     parts = divide(groups, fractions, seed)
     return {patient: split for split, part in zip(SPLITS, parts, strict=True) for patient in part}
 
@@ -128,7 +130,9 @@ def _list_cases(cases: Sequence[SourceCase], split: Mapping[str, str]) -> Listed
 
 
 def _check_unchanged(file: Path, listed: Listed) -> None:
-    """A model may have been trained on the present split, so no case may silently move to another."""
+    """A model may have been trained on the present split, so no case may silently move to
+    another.
+    """
     if not file.is_file():
         return
     before, now = _split_by_case(read_lists(file, Path())), _split_by_case(listed)

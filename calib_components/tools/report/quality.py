@@ -24,8 +24,8 @@ MEAN = "mean of structures"
 TITLES = ("gap closed ↑", "ROC ↑", "found in 20 % ↑", "Spearman ↑")  # of the values of a `Ranking`
 ABOUT = (
     "Whether the probabilities alone order the scans as their DSC does. Gap closed: 1 for the order"
-    " of the DSC, 0 for a random one. ROC: area under the ROC curve for a DSC below 0.7, as {bad} of"
-    " {scans} scans have. Found: share of these scans among the 20 % with the lowest estimates."
+    " of the DSC, 0 for a random one. ROC: area under the ROC curve for a DSC below 0.7, as {bad}"
+    " of {scans} scans have. Found: share of these scans among the 20 % with the lowest estimates."
     " Estimates of a scan are means over structures; a structure that should be there and is not"
     " predicted counts as 0. Intervals are over patients. "
 )

@@ -67,7 +67,9 @@ def read_evaluations(folders: Sequence[Path]) -> Results:
 
 
 def case_table(evaluation: Evaluation) -> pd.DataFrame:
-    """Return the measures of each case, its patient, and numbers of missed and spurious structures."""
+    """Return the measures of each case, its patient, and numbers of missed and spurious
+    structures.
+    """
     table, summary = evaluation.cases.set_index("case"), evaluation.summary
     further = {"patient": table.index.map(dict(summary["patients"]))}
     for kind in ("missed", "spurious"):

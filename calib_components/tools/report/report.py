@@ -60,8 +60,9 @@ def report_folders(
         overwrite: Whether `out` may hold other files.
 
     Raises:
-        InputError: A file is missing or broken, evaluations cannot be compared, an option is unknown
-            or does not go with these folders, or `out` holds other files or cannot be written.
+        InputError: A file is missing or broken, evaluations cannot be compared, an option is
+            unknown or does not go with these folders, or `out` holds other files or cannot be
+            written.
     """
     if not folders:
         raise InputError("No folder is given. Give evaluation folders.")

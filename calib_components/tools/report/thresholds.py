@@ -50,7 +50,9 @@ def read_validation(results: Results, folder: Path) -> tuple[Evaluation, list[st
 
 
 def thresholds_section(context: Context) -> Section | None:
-    """Return what is found of each structure at 0.5 and at the best threshold of validation cases."""
+    """Return what is found of each structure at 0.5 and at the best threshold of validation
+    cases.
+    """
     fitted = context.validation
     if fitted is None or fitted.thresholds is None:
         return None

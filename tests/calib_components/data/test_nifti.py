@@ -132,9 +132,10 @@ class TestGrid:
 
 
 class TestNiftiReader:
-    @pytest.mark.parametrize(("dtype", "slope", "inter"), [
-        ("<i2", None, None), (">i2", 1, -1024), ("<u2", 0.37, 5.5), ("<f8", 2, 0.1)
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        ("dtype", "slope", "inter"),
+        [("<i2", None, None), (">i2", 1, -1024), ("<u2", 0.37, 5.5), ("<f8", 2, 0.1)],
+    )
     @pytest.mark.parametrize("shape", [(5, 4), (5, 4, 35), (4, 35, 3, 2)], ids=str)
     def test_values_are_those_of_nibabel_in_float32(
         self,

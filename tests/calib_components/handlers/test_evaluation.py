@@ -44,7 +44,9 @@ read = Evaluation.read
 
 
 def example(case: int) -> dict[str, Any]:
-    """A case of three classes; in the second, the first structure is missing from the prediction."""
+    """A case of three classes; in the second, the first structure is missing from the
+    prediction.
+    """
     generator = torch.Generator().manual_seed(case)
     logits = 3 * torch.randn(3, 8, 7, 4 + case, generator=generator)
     label = torch.randint(3, (1, 8, 7, 4 + case), generator=generator)

@@ -72,11 +72,15 @@ def test_prepared_cases_are_shared(tmp_path: Path, commands: list[dict[str, Any]
 @pytest.mark.parametrize(
     ("given", "word"),
     [
-        ({"command": "segment"}, "command"), ({"shard": "1/2"}, "--shard"), ({"executor": "slrum"}, "--executor"),
-        ({"workers": 0}, "--workers"), ({"dataset_dir": Path("absent")}, "absent"),
-        ({"bundle": Path("absent")}, "inference.yaml"), ({"executor": "slurm", "slurm": {"hours": 3}}, "hours"),
+        ({"command": "segment"}, "command"),
+        ({"shard": "1/2"}, "--shard"),
+        ({"executor": "slrum"}, "--executor"),
+        ({"workers": 0}, "--workers"),
+        ({"dataset_dir": Path("absent")}, "absent"),
+        ({"bundle": Path("absent")}, "inference.yaml"),
+        ({"executor": "slurm", "slurm": {"hours": 3}}, "hours"),
     ],
-)  # fmt: skip
+)
 def test_wrong_arguments_are_refused_before_anything_runs(
     given: dict[str, Any],
     word: str,

@@ -1,4 +1,6 @@
-"""What the channels of predictions are, from the options of a command and the number of channels."""
+"""What the channels of predictions are, from the options of a command and the number of
+channels.
+"""
 
 from __future__ import annotations
 
@@ -20,18 +22,40 @@ BRATS = ["WT=1+2+4", "TC=1+4", "ET=4"]
 @pytest.mark.parametrize(
     ("channels", "structures", "names", "codes", "expected"),
     [
-        (3, None, ["background", "class1", "class2"], [[0], [1], [2]], {"class1": [1], "class2": [2]}),
+        (
+            3,
+            None,
+            ["background", "class1", "class2"],
+            [[0], [1], [2]],
+            {"class1": [1], "class2": [2]},
+        ),
         (3, ["b=2", "a=1"], ["background", "a", "b"], [[0], [1], [2]], {"b": [2], "a": [1]}),
         (3, ["b=2"], ["background", "class1", "b"], [[0], [1], [2]], {"b": [2]}),
-        (4, ["c=7", "a=2", "b=4"], ["background", "a", "b", "c"], [[0], [2], [4], [7]], {"c": [3], "a": [1], "b": [2]}),
+        (
+            4,
+            ["c=7", "a=2", "b=4"],
+            ["background", "a", "b", "c"],
+            [[0], [2], [4], [7]],
+            {"c": [3], "a": [1], "b": [2]},
+        ),
         (2, ["liver=1+2"], ["background", "liver"], [[0], [1, 2]], {"liver": [1]}),
-        (4, ["kidney=1+2", "cyst=3"], ["background", "class1", "class2", "cyst"], [[0], [1], [2], [3]],
-         {"kidney": [1, 2], "cyst": [3]}),
-        (4, BRATS, ["background", "class1", "class2", "ET"], [[0], [1], [2], [4]],
-         {"WT": [1, 2, 3], "TC": [1, 3], "ET": [3]}),
+        (
+            4,
+            ["kidney=1+2", "cyst=3"],
+            ["background", "class1", "class2", "cyst"],
+            [[0], [1], [2], [3]],
+            {"kidney": [1, 2], "cyst": [3]},
+        ),
+        (
+            4,
+            BRATS,
+            ["background", "class1", "class2", "ET"],
+            [[0], [1], [2], [4]],
+            {"WT": [1, 2, 3], "TC": [1, 3], "ET": [3]},
+        ),
         (0, ["a=5", "b=3"], ["background", "b", "a"], [[0], [3], [5]], {"a": [2], "b": [1]}),
     ],
-)  # fmt: skip
+)
 def test_classes_of_a_softmax_and_of_label_maps(
     channels: int,
     structures: list[str] | None,

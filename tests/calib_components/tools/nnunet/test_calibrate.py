@@ -199,8 +199,14 @@ def break_model(how: str, model: Path, folders: Path) -> None:
 
 @pytest.mark.parametrize(
     "how",
-    ["is missing", "earlier training", "the split of fold_1", "TRAINER__PLANS__CONFIGURATION", "no fold_N"],
-)  # fmt: skip
+    [
+        "is missing",
+        "earlier training",
+        "the split of fold_1",
+        "TRAINER__PLANS__CONFIGURATION",
+        "no fold_N",
+    ],
+)
 def test_what_is_refused(how: str, model: Path, folders: Path) -> None:
     break_model(how, model, folders)
     before = snapshot(folders)

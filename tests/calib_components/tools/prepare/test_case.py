@@ -60,11 +60,13 @@ class TestLabelOnTheVoxelsOfTheImage:
     @pytest.mark.parametrize(
         "change",
         [
-            from_matvec(np.eye(3), [0.2, 0, 0]), np.diag([2.0, 2, 2, 1]), from_matvec(euler2mat(z=0.1)),
+            from_matvec(np.eye(3), [0.2, 0, 0]),
+            np.diag([2.0, 2, 2, 1]),
+            from_matvec(euler2mat(z=0.1)),
             np.diag([-1.0, -1, 1, 1]),  # mirrored about the scanner's centre, not the image's
         ],
         ids=["0.2 mm", "voxel size", "turned", "mirrored"],
-    )  # fmt: skip
+    )
     def test_other_places_are_refused_unless_headers_are_ignored(
         self, change: np.ndarray, tmp_path: Path
     ) -> None:

@@ -193,11 +193,13 @@ class TestGeneric:
         [
             (["tumour=255"], [0, 255], ["tumour"], {"tumour": [1]}),
             (
-                ["WT=1+2+4", "TC=1+4", "ET=4"], [0, 1, 2, 4], ["class1", "class2", "ET"],
+                ["WT=1+2+4", "TC=1+4", "ET=4"],
+                [0, 1, 2, 4],
+                ["class1", "class2", "ET"],
                 {"WT": [1, 2, 3], "TC": [1, 3], "ET": [3]},
             ),
         ],
-    )  # fmt: skip
+    )
     def test_structures_with_their_values(
         self,
         structures: list[str],

@@ -24,11 +24,15 @@ def test_text_of_numbers() -> None:
         "0.000",
     ]
     assert (number(-0.0001, "dsc", signed=True), number(2.346, "hd95"), number(np.nan, "dsc")) == (
-        "-0.0001", "2.35", "n/a",
-    )  # fmt: skip
+        "-0.0001",
+        "2.35",
+        "n/a",
+    )
     assert (heading("ece_predicted"), heading("dsc_RV", ["RV"]), heading("ece", arrow=False)) == (
-        "ECE predicted ↓", "DSC RV ↑", "ECE foreground",
-    )  # fmt: skip
+        "ECE predicted ↓",
+        "DSC RV ↑",
+        "ECE foreground",
+    )
 
 
 HOSTILE = "a|b <script>x</script> [link](http://x)"
