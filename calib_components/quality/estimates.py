@@ -121,8 +121,8 @@ class QualityEstimate:
         format: Format of its values on the page; "" if the page does not show it.
         limits: Names of two estimates that the page shows behind it, as a range.
         better: "higher" or "lower" if it orders segmentations by their quality. Then evaluations
-            measure it, as `NAME_STRUCTURE` of `cases.csv`, and reports say how well it orders
-            scans.
+            measure it, as `NAME_STRUCTURE` of `cases.csv`, and reports say how well it, or 1 less
+            it, orders scans.
         of_prediction: Whether a structure that is predicted nowhere has none.
         optional: Whether `quality.csv` has it only if some scan has a value.
     """

@@ -28,7 +28,8 @@ class Results:
 
     Attributes:
         cases: Measures of each case: the columns of `cases.csv`, numbers of `missed` and `spurious`
-            structures, and what `derive` adds. All have the index of `patients`.
+            structures, and what `derive` adds. All have the index of `patients`: the cases that
+            all evaluations have.
         bins: Count, sum of confidences and number correct of each case and bin, `(3, cases, bins)`,
             by region.
         patients: The patient of each case.
@@ -38,7 +39,7 @@ class Results:
         volume_unit: Unit of volumes.
         notices: What a reader should know before the numbers.
         folders: Folders that may hold pictures of cases.
-        evaluations: The files of each.
+        evaluations: The files of each, with all of its cases.
     """
 
     cases: Mapping[str, pd.DataFrame]

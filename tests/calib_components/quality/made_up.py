@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from calib_components.quality import Reference, StructureEstimate
+from calib_components.quality.estimates import TERMS
 
 NO_REFERENCE = Reference(["a", "b"], np.empty((0, 2, 5)))
 
@@ -13,8 +14,10 @@ NO_REFERENCE = Reference(["a", "b"], np.empty((0, 2, 5)))
 def estimate(
     dsc: float, volume: float = 1000, predicted: float = 1000, possible: float = 4
 ) -> StructureEstimate:
-    """Sums that give this expected DSC, an uncertain share of 0.25 and an entropy of 0.5 bits."""
-    sums = {
+    """Sums that give this expected DSC, an uncertain share of 0.25 and an entropy of 0.5 bits; of
+    other terms, NaN.
+    """
+    sums = dict.fromkeys(TERMS, np.nan) | {
         "expected": volume,
         "predicted": predicted,
         "overlap": dsc * (volume + predicted) / 2,
