@@ -125,7 +125,7 @@ def _check_processes(config: ConfigParser) -> None:
 
 def check_training(config: ConfigParser) -> None:
     """Check that a training replaces no weights unasked, and that the loss applies softmax."""
-    _check_weights(config)
+    check_weights(config)
     loss = config.get_parsed_content("loss")
     for part in loss.modules() if isinstance(loss, torch.nn.Module) else ():
         # One of these is an option of each of MONAI's losses of probabilities
@@ -137,7 +137,7 @@ def check_training(config: ConfigParser) -> None:
             )
 
 
-def _check_weights(config: ConfigParser) -> None:
+def check_weights(config: ConfigParser) -> None:
     """Refuse a training that would replace weights unasked.
 
     One that loads weights of the folder first, as that of MONAI Label does, continues from them.

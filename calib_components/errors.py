@@ -140,26 +140,6 @@ def _reason(error: Exception) -> str:
     return " ".join(reason.split()).rstrip(".") or type(error).__name__
 
 
-def check_output(folder: str | os.PathLike, *markers: str, overwrite: bool = False) -> Path:
-    """Check that a command may write to a folder: it is new, empty or an earlier output, or
-    `overwrite` is set.
-
-    The folder is not created. Every output of the command has the files `markers`, such as
-    `cases.csv`.
-    """
-    path = Path(folder)
-    if path.exists() and not path.is_dir():
-        raise InputError(f"Output folder is a file: {path}.")
-    if (
-        path.is_dir()
-        and not overwrite
-        and not all((path / name).exists() for name in markers)
-        and any(path.iterdir())
-    ):
-        raise InputError(f"Output folder is not empty: {path}. Pass --overwrite to write into it.")
-    return path
-
-
 def check_number(name: str, value: Any, lowest: float, highest: float = math.inf) -> None:
     """Raise `InputError` unless an argument is a finite number from `lowest` to `highest`."""
     _check_real(name, value, lowest, highest, isinstance(value, numbers.Real), "a number")

@@ -12,16 +12,16 @@ from typing import Any
 import ignite.distributed as idist
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from ignite.engine import Events
 from monai.data.utils import set_rnd
 from monai.engines import Evaluator, Trainer
 from monai.utils import set_determinism
 
-from calib_components.bundle import BEST, LAST, config_of_run, facts_in_use
+from calib_components.bundle import BEST, LAST, check_weights, config_of_run, facts_in_use
 from calib_components.data.cases import SliceDataset
 from calib_components.data.facts import Facts
-from calib_components.errors import InputError, make_folder, reading
+from calib_components.errors import InputError, reading
+from calib_components.folders import OutputFolder
 from calib_components.handlers.fingerprint import (
     changes,
     fingerprint,
@@ -39,8 +39,6 @@ from calib_components.posthoc import find_calibrator
 from calib_components.posthoc.network import set_calibrator, unwrapped
 
 log = logging.getLogger(__name__)
-# Seconds for workers of a training that was killed, which hold its folder a little longer
-WAIT = 10
 NEVER = -1  # the epoch of the best metric that MONAI's engines start with
 
 
@@ -95,8 +93,7 @@ class TrainingCheckpoint:
         dataset_dir: str | os.PathLike | None = None,
     ) -> None:
         self.best_path, self.last_path = Path(ckpt_dir) / BEST, Path(ckpt_dir) / LAST
-        # Of this process
-        self.lock = FileLock(Path(ckpt_dir) / ".lock", thread_local=False, is_singleton=True)
+        self.output = OutputFolder(Path(ckpt_dir))
         self.network, self.evaluator = unwrapped(network), evaluator
         self.seed, self.resume = seed, resume
         self.stateful: dict[str, Any] = {
@@ -115,11 +112,14 @@ class TrainingCheckpoint:
         engine.add_event_handler(Events.STARTED, self._start)
         # After whatever has loaded weights
         engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
-        engine.add_event_handler(Events.COMPLETED, lambda: self.lock.release(force=True))
+        engine.add_event_handler(Events.COMPLETED, self.output.release)
 
     def _start(self, engine: Trainer) -> None:
+        config = config_of_run()
         if idist.get_rank() == 0:
-            self._lock()
+            self.output.claim()
+            if config is not None:  # another training may have ended since the run's check
+                check_weights(config)
         self._describe_run()
         if self.facts is not None:
             check_beside(self.best_path, self.facts, "ckpt_dir")
@@ -134,17 +134,6 @@ class TrainingCheckpoint:
         if engine.has_event_handler(self._save, Events.EPOCH_COMPLETED):
             engine.remove_event_handler(self._save, Events.EPOCH_COMPLETED)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
-
-    def _lock(self) -> None:
-        """Keep other trainings out of the folder until the end of the run, or of the process."""
-        folder = self.best_path.parent
-        make_folder(folder)
-        try:
-            self.lock.acquire(WAIT)
-        except Timeout as error:
-            raise InputError(
-                f"ckpt_dir: another training writes into {folder}. Choose another folder."
-            ) from error
 
     def _describe_run(self) -> None:
         """Record the facts and the settings of the bundle's run, if this is a part of one."""

@@ -11,9 +11,9 @@ import hashlib
 import itertools
 import logging
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from typing import Any
 import ignite.distributed as idist
 import pandas as pd
 import torch
-from filelock import FileLock
 from ignite.engine import Engine, Events
 from monai.utils import convert_to_tensor, ensure_tuple
 from torch.serialization import safe_globals
@@ -30,10 +29,10 @@ from calib_components import __version__
 from calib_components.data.overlap import content_of
 from calib_components.data.transforms import check_labels
 from calib_components.errors import InputError, make_folder, reading
+from calib_components.folders import OutputFolder
 from calib_components.handlers.evaluation_files import (
-    LOCK,
+    FILES,
     Evaluation,
-    check_output_dir,
     draw_cases,
     draw_reliability,
     replacing,
@@ -152,9 +151,10 @@ class EvaluationRecords:
         output_dir: Folder of the evaluation.
         cases: An item for each case, such as those of `read_datalist`: its name `case`, its
             `patient`, and its files.
-        stamp: Text that differs for other weights or options, see
-            `calib_components.inference.run_stamp`.
+        stamp: What tells this evaluation from others, see `calib_components.inference.run_stamp`.
         files: Keys of an item whose values are a file or several.
+        overwrite: Whether to replace an evaluation of other weights, options or cases.
+        alone: Whether the folder may hold no other files, unless `overwrite` is set.
 
     Raises:
         InputError: Two cases have the same name.
@@ -164,12 +164,19 @@ class EvaluationRecords:
         self,
         output_dir: str | os.PathLike,
         cases: Sequence[Mapping[str, Any]],
-        stamp: str = "",
+        stamp: Mapping[str, Any] | str = "",
         files: Sequence[str] = ("image", "label"),
+        overwrite: bool = False,
+        alone: bool = False,
     ) -> None:
         self.output_dir, self.folder = Path(output_dir), Path(output_dir) / ".records"
         self.cases = {Path(item["case"]).name: item for item in cases}
-        self.stamp, self.files = stamp, files
+        run = dict(stamp) if isinstance(stamp, Mapping) else {"stamp": stamp}
+        run["cases"] = _describe_names([*self.cases])
+        self.output = OutputFolder(
+            self.output_dir, "evaluation", run, overwrite=overwrite, alone=alone
+        )
+        self.files = files
         for name, count in Counter(Path(item["case"]).name for item in cases).items():
             if count > 1:
                 raise InputError(
@@ -188,6 +195,7 @@ class EvaluationRecords:
         Raises:
             InputError: `shard` has another form, or is a share without cases.
         """
+        self.output.shard = shard
         if not (names := shard_of([*self.cases], shard)):
             raise InputError(
                 f"shard {shard} has none of the {len(self.cases)} cases. Use fewer shards."
@@ -218,16 +226,25 @@ class EvaluationRecords:
         with reading(self._file(case)) as file, safe_globals([CalibrationBins, ThresholdCounts]):
             return torch.load(file, "cpu", weights_only=True)
 
+    def claim(self, *further_files: str) -> OutputFolder:
+        """Lock the output folder for this evaluation, see `OutputFolder.claim`."""
+        return self.output.claim([*FILES, self.folder.name, *further_files])
+
     def remove(self) -> None:
-        """Remove the records; those of another evaluation that goes on in the folder stay."""
-        for case in self.cases:
-            self._file(case).unlink(missing_ok=True)
-        with suppress(OSError):  # not empty
-            self.folder.rmdir()
+        """Remove the records, and what earlier runs left in the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.output.remove_stale()
 
     def _file(self, case: str) -> Path:
-        name = b"\0".join(map(os.fsencode, (__version__, self.stamp, case)))  # may be long
+        run = repr(self.output.run)
+        name = b"\0".join(map(os.fsencode, (__version__, run, case)))  # may be long
         return self.folder / f"{hashlib.sha256(name).hexdigest()[:32]}.pt"
+
+
+def _describe_names(names: Sequence[str]) -> str:
+    """Return a text that differs for other cases."""
+    digest = hashlib.sha256(b"\0".join(map(os.fsencode, sorted(names)))).hexdigest()[:8]
+    return f"{', '.join(sorted(names)[:2])} and so on ({len(names)} in all, {digest})"
 
 
 def write_evaluation(
@@ -259,9 +276,8 @@ def write_evaluation(
     """
     cases = [*records.cases]
     make_folder(records.output_dir)
-    # Of two processes that finish at the same time, one writes. The lock stays: another process may
-    # wait for it.
-    with FileLock(records.output_dir / LOCK):
+    # Of two processes that finish at the same time, one writes
+    with records.output.locked("evaluation"):
         if missing := [case for case in cases if not records.has(case)]:
             message = (
                 "%d of %d cases have no record: the process that measures the last one writes the"
@@ -416,9 +432,9 @@ class EvaluationWriter:
             1.
 
     Raises:
-        InputError: When it is attached, if a file of the folder would be replaced that no
-            evaluation wrote; during a run, if the folder cannot be written, or a case has another
-            number of channels than there are names.
+        InputError: When the engine starts, if another run writes to the folder, or it holds
+            something else, see `calib_components.folders.OutputFolder`; during a run, if the folder
+            cannot be written, or a case has another number of channels than there are names.
     """
 
     records: EvaluationRecords
@@ -430,9 +446,13 @@ class EvaluationWriter:
 
     def attach(self, engine: Engine) -> None:
         """Measure after each iteration of the evaluator, and write after its epoch."""
-        check_output_dir(self.records.output_dir)
+        engine.add_event_handler(Events.STARTED, self._claim)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._measure)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
+
+    @idist.one_rank_only(with_barrier=True)
+    def _claim(self) -> None:
+        self.records.claim()
 
     def _measure(self, engine: Engine) -> None:
         outputs = self.output_transform(engine.state.output)
@@ -455,8 +475,9 @@ class EvaluationWriter:
         idist.barrier()
         if idist.get_rank() > 0:
             return
-        summary = write_evaluation(
-            self.records, [*self.structures], self.class_names, source="bundle"
-        )
+        with self.records.output:
+            summary = write_evaluation(
+                self.records, [*self.structures], self.class_names, source="bundle"
+            )
         if summary is not None:
             engine.state.metrics |= {name: summary[name]["mean"] for name in SHOWN}

@@ -30,7 +30,6 @@ TABLES = ("cases.csv", "calibration.json", "thresholds.json", "risk_coverage.jso
 # The summary comes last: where it is, the rest belongs to it
 FILES = (*TABLES, *PICTURES, "summary.json")
 FORMER_FILES = ("logits.json",)  # of releases before 0.4, which a new evaluation removes
-LOCK = ".records.lock"  # stays where an evaluation was written
 # Of the JSON files; those of releases before 0.3 have none and are read as version 1
 SCHEMA_VERSION = 1
 Array = NDArray[np.float64]
@@ -186,18 +185,6 @@ def _read_json(file: Path, *names: str) -> dict[str, Any]:
                 f"one of schema version {version}, which needs another release of calib_components"
             )
         return {name: content[name] for name in names or content}
-
-
-def check_output_dir(folder: Path) -> None:
-    """Raise `InputError` if a folder has a file that an evaluation would replace, and no evaluation
-    wrote it.
-    """
-    there = [name for name in FILES if (folder / name).is_file()]
-    summary = (folder / "summary.json").read_bytes() if "summary.json" in there else b""
-    if there and not (folder / LOCK).exists() and b'"missed"' not in summary:
-        raise InputError(
-            f"output_dir: {folder / there[0]} is not of an evaluation. Choose another folder."
-        )
 
 
 @contextmanager

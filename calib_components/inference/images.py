@@ -14,7 +14,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from monai.utils import ensure_tuple
 
 from calib_components.data.nifti import LABEL_SUFFIXES, check_same_grid, files_below, open_nifti
 from calib_components.errors import InputError, check_writable, printable
+from calib_components.folders import OutputFolder
 from calib_components.quality import write_table
-from calib_components.quality.table import FOLDER, choose
+from calib_components.quality.table import FOLDER, TABLES, choose
 
 log = logging.getLogger(__name__)
 NIFTI = re.compile(r"(.+)(\.nii(?:\.gz)?)", re.IGNORECASE | re.DOTALL)
@@ -116,16 +117,24 @@ def result_name(file: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> s
     return _split(file, file_suffixes)[0]
 
 
-def run_stamp(weights: str | os.PathLike, **options: Any) -> str:
-    """Return a text that tells runs with different weights or options apart, for the header of a
-    map.
+def run_stamp(weights: str | os.PathLike, **options: Any) -> dict[str, Any]:
+    """Return what tells runs with different weights or options apart: a hash of the weights, and
+    the options.
 
     A missing file of weights gives a stamp as well: loading the weights reports it.
     """
     file = Path(weights)
     content = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "none"
+    return {"weights": content[:16], **options}
+
+
+def stamp_text(stamp: Mapping[str, Any] | str) -> str:
+    """Return a stamp as a short text, for the header of a map."""
+    if isinstance(stamp, str):
+        return stamp
+    options = {name: value for name, value in stamp.items() if name != "weights"}
     digest = hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode()).hexdigest()
-    return f"weights {content[:16]}, options {digest[:8]}"
+    return f"weights {stamp.get('weights')}, options {digest[:8]}"
 
 
 @dataclass
@@ -142,8 +151,8 @@ class ImageFolder:
         shard: `"i/n"` for the `i`-th of `n` shares of the images, such as "2/8"; None for all
             images.
         skip_existing: Whether to leave out images whose maps exist and are newer than the image.
-        overwrite: Whether maps that exist are replaced.
-        stamp: What the header of each map says of the run, see `run_stamp`.
+        overwrite: Whether maps that exist are replaced; those of another run are removed.
+        stamp: What tells this run from others, see `run_stamp`.
         review, review_below: Which scans a person should look at, see
             `calib_components.quality.write_table`.
     """
@@ -156,7 +165,7 @@ class ImageFolder:
     shard: str | None = None
     skip_existing: bool = False
     overwrite: bool = False
-    stamp: str = ""
+    stamp: Mapping[str, Any] = field(default_factory=dict)
     review: str = "20%"
     review_below: float | None = None
 
@@ -164,6 +173,9 @@ class ImageFolder:
         # MONAI gives text
         self.path, self.output_dir = Path(str(self.path)), Path(str(self.output_dir))
         self.save = ensure_tuple(self.save)
+        folder = self.path if self.path.is_dir() else self.path.parent
+        run = {**self.stamp, "dataset_dir": folder}
+        self.output = OutputFolder(self.output_dir, "quality", run, self.shard, self.overwrite)
 
     def items(self) -> list[dict[str, list[str]]]:
         """Items of a MONAI dataset: the files of each image of this run; none where `check` refuses
@@ -171,17 +183,18 @@ class ImageFolder:
         """
         try:
             images = self._find_all()
+            is_continued = self.skip_existing and self.output.is_of_run()
         except InputError:
             return []
         return [
             {"image": [str(file) for file in image.files]}
             for image in images
-            if not (self.skip_existing and self._is_finished(image))
+            if not (is_continued and self._is_finished(image))
         ]
 
     def check(self, items: Sequence[Mapping[str, Any]] | None = None) -> None:
         """Check, from the headers alone, that every image can be segmented and that no file is
-        replaced.
+        replaced, and lock the output folder until `write_table`.
 
         Files of the folder that are left out as labels or maps are counted in a warning.
 
@@ -192,7 +205,8 @@ class ImageFolder:
         Raises:
             InputError: There is no image, a file is missing, cannot be read or has an unsuitable
                 shape or grid, two images have the same name, maps exist already, the output folder
-                cannot be written, or `review` is not a share.
+                cannot be written, has results of another run or is written to by one, or `review`
+                is not a share.
         """
         choose([], self.review, self.review_below)
         self._warn_of_labels()
@@ -207,9 +221,7 @@ class ImageFolder:
         for image in images:
             self._check_image(image)
         self._check_folder(images)
-        if not self.overwrite:
-            for image in images:
-                self._check_maps(image)
+        self._claim(images)
 
     def _find_all(self) -> list[Image]:
         return shard_of(find_images(self.path, self.file_suffixes), self.shard)
@@ -252,37 +264,51 @@ class ImageFolder:
             )
         check_writable("output_dir", self.output_dir)
 
-    def _check_maps(self, image: Image) -> None:
-        """Refuse to replace maps, and to continue those of another run."""
-        existing = [file for file in self._maps(image) if file.exists()]
-        if existing and not self.skip_existing:
-            raise InputError(
-                f"{existing[0]} exists. Pass --overwrite true, or --skip_existing true to"
-                " continue a run."
-            )
-        if existing and self._is_finished(image) and _stamp_of(existing[0]) != self.stamp:
-            raise InputError(
-                f"{existing[0]} was written with other weights or options. Give another output_dir."
-            )
+    def _claim(self, images: Sequence[Image]) -> None:
+        """Lock the output folder, refuse to replace maps unasked, and remove those of other
+        runs.
+        """
+        maps = [file for image in images for file in self._maps(image)]
+        tables = [self.output_dir / name for name in TABLES]
+        results = [*maps, *map(self._record, images), *tables]
+        is_whole = self.overwrite and not self.skip_existing and self.shard is None
+        self.output.claim(
+            [str(file.relative_to(self.output_dir)) for file in results], not is_whole
+        )
+        if not (self.skip_existing or self.overwrite):
+            self._check_maps(maps)
+        self.output.remove_stale()
+
+    def _check_maps(self, maps: Sequence[Path]) -> None:
+        for file in maps:
+            if file.exists():
+                self.output.release()
+                raise InputError(
+                    f"{file} exists. Pass --overwrite true, or --skip_existing true to continue a"
+                    " run."
+                )
 
     def write_table(self) -> None:
-        """Write the table and the page of the quality of all scans in the output folder."""
-        log.info(printable(write_table(self.output_dir, self.review, self.review_below)))
+        """Write the table and the page of the quality of all scans in the output folder, and
+        release it.
+        """
+        with self.output, self.output.locked("table"):  # of several shards, the last has all scans
+            scans = [Path(name).stem for name in self.output.files() if name.endswith(".json")]
+            text = write_table(self.output_dir, self.review, self.review_below, scans or None)
+        log.info(printable(text))
 
     def _maps(self, image: Image) -> list[Path]:
         return [self.output_dir / f"{image.name}_{MAPS[name]}.nii.gz" for name in self.save]
 
+    def _record(self, image: Image) -> Path:
+        return self.output_dir / FOLDER / f"{image.name}.json"
+
     def _is_finished(self, image: Image) -> bool:
-        results = [*self._maps(image), self.output_dir / FOLDER / f"{image.name}.json"]
+        results = [*self._maps(image), self._record(image)]
         if not all(file.exists() for file in results):
             return False
         times = [file.stat().st_mtime for file in image.files if file.exists()]
         return min(file.stat().st_mtime for file in results) >= max(times, default=0)
-
-
-def _stamp_of(file: Path) -> str:
-    header: Any = open_nifti(file).header
-    return bytes(header["descrip"]).rstrip(b"\0").decode(errors="replace")
 
 
 def _check_names(images: Sequence[Image]) -> None:

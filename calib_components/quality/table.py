@@ -26,8 +26,8 @@ from calib_components.quality.estimates import ESTIMATES, StructureEstimate, Str
 from calib_components.quality.page import defined_estimates, quality_page
 from calib_components.quality.reference import Reference, mean_estimate
 
-FOLDER, PAGE = "quality", "quality.html"
-LOCK = f"{FOLDER}/.lock"  # stays where a table was written
+FOLDER = "quality"
+TABLES = TABLE, PAGE = "quality.csv", "quality.html"
 CUBIC_MM = 1000  # in a millilitre
 CENTER = "crop_center"  # a further column, where a network of crops looked
 
@@ -173,24 +173,24 @@ def choose(
 
 
 def write_table(
-    output_dir: str | os.PathLike, review: str = "20%", review_below: float | None = None
+    output_dir: str | os.PathLike,
+    review: str = "20%",
+    review_below: float | None = None,
+    scans: Sequence[str] | None = None,
 ) -> str:
-    """Make `quality.csv` and `quality.html` from the scans in `quality/`, and say so; for the
-    options, see `choose`.
+    """Make `quality.csv` and `quality.html` from the scans in `quality/`, or from those among them
+    that `scans` names, and say so; for the options, see `choose`.
     """
-    from filelock import FileLock  # metrics must not need it
-
     folder = Path(output_dir)
-    make_folder(folder / FOLDER)
-    with FileLock(folder / LOCK):  # of several shards, the last one to write has all scans
-        records = []
-        for file in sorted((folder / FOLDER).glob("[!.]*.json")):
+    records = []
+    for file in sorted((folder / FOLDER).glob("[!.]*.json")):
+        if scans is None or file.stem in scans:
             with reading(file, "the estimates of a scan"):
                 records.append(json.loads(file.read_text(encoding="utf-8")))
-        chosen = choose(records, review, review_below)
-        for name, content in (("quality.csv", _table(chosen)), (PAGE, quality_page(chosen))):
-            with writing(folder / name) as unfinished:
-                unfinished.write_text(content, encoding="utf-8")
+    chosen = choose(records, review, review_below)
+    for name, content in ((TABLE, _table(chosen)), (PAGE, quality_page(chosen))):
+        with writing(folder / name) as unfinished:
+            unfinished.write_text(content, encoding="utf-8")
     number = sum(scan["review"] == "yes" for scan in chosen)
     return f"{folder / PAGE}: {number} of {len(chosen)} segmentations to check"
 

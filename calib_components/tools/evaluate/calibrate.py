@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from calib_components.data.overlap import find_shared
-from calib_components.errors import InputError, check_output, make_folder, printable, writing
+from calib_components.errors import InputError, printable, writing
+from calib_components.folders import OutputFolder
 from calib_components.handlers import read_estimate, write_estimate
 from calib_components.inference.maps import write_map
 from calib_components.metrics.regions import Region
@@ -78,11 +79,12 @@ def calibrate_predictions(
         patient_pattern: Regular expression for the part of a case's name that names the patient,
             such as patient[0-9]+. Default: each case is a patient.
         workers: Number of processes, each with a case in memory. Default: one per core, at most 8.
-        overwrite: Whether `out` may hold other files.
+        overwrite: Whether `out` may hold other files, or maps of other inputs or options, which are
+            replaced.
 
     Raises:
-        InputError: An argument or a file is unsuitable, or `out` cannot be written. Maps of an
-            earlier run stay.
+        InputError: An argument or a file is unsuitable, another run writes to `out`, or it cannot
+            be written. Maps of an earlier run stay.
     """
     fitted_on = Region.parse(region)
     labelled = find_pairs(predictions, labels, pairs)
@@ -97,23 +99,38 @@ def calibrate_predictions(
     _refuse_calibrated(predictions, fit_readers.values())
     _refuse_calibrated(apply_to, readers.values())
     files = [out / f"{name}{_map_ending(reader)}" for name, reader in readers.items()]
-    _check_out(out, (predictions, labels, apply_to), files, overwrite)
-    fitted, estimate = fit_calibrator(labelled, classes, fitted_on, patients, workers, calibrator)
+    run = {
+        "predictions": predictions,
+        "labels": labels,
+        "pairs": pairs,
+        "apply_to": apply_to,
+        "structures": structures,
+        "sigmoid": sigmoid,
+        "ignore_index": ignore_index,
+        "region": fitted_on.name,
+        "calibrator": calibrator,
+    }
+    folder = OutputFolder(out, "calibration", run, overwrite=overwrite, alone=True)
+    _check_out(folder, (predictions, labels, apply_to), files)
     shared = find_shared(_items(readers, target_patients), _items(fit_readers, patients))
     if shared:
         print(
             f"{len(shared)} of the {len(readers)} predictions to scale belong to patients of the"
             f" fit: {shared[0]}. Their evaluation will be too optimistic."
         )
-    make_folder(out)
-    with ExitStack() as stack:
+    with folder.claim([*(file.name for file in files), f"{calibrator}.json"]), ExitStack() as stack:
+        fitted, estimate = fit_calibrator(
+            labelled, classes, fitted_on, patients, workers, calibrator
+        )
         unfinished = [stack.enter_context(writing(file)) for file in files]
         apply = functools.partial(_calibrate_file, classes=classes, calibrator=fitted)
         targets = [*zip(readers.values(), unfinished, strict=True)]
         map_cases(apply, targets, workers, "scale")
         for kind in KINDS:
             (out / f"{kind}.json").unlink(missing_ok=True)
-    write_estimate(estimate, out)  # where it is, all maps are of it
+        stack.close()
+        folder.remove_stale()
+        write_estimate(estimate, out)  # where it is, all maps are of it
     print(printable(out))
 
 
@@ -136,17 +153,18 @@ def _refuse_calibrated(folder: Path, predictions: Iterable[Reader]) -> None:
         )
 
 
-def _check_out(out: Path, sources: Sequence[Path], files: Sequence[Path], overwrite: bool) -> None:
-    """Check that `out` is apart from the sources, and holds no maps but those of an earlier run."""
+def _check_out(folder: OutputFolder, sources: Sequence[Path], files: Sequence[Path]) -> None:
+    """Check that the output is apart from the sources, and holds no maps of other predictions that
+    no run recorded.
+    """
+    out = folder.path
     for source in sources:
         if source.resolve() in (out.resolve(), *out.resolve().parents):
             raise InputError(f"--out: {out} is in {source}. Give another folder.")
-    # Written last; calibrate.yaml writes one, too
-    estimates = [f"{kind}.json" for kind in KINDS if (out / f"{kind}.json").exists()]
-    check_output(out, files[0].name, *(estimates or ["temperature.json"]), overwrite=overwrite)
     maps = {file for ending in ENDINGS for file in out.glob(f"[!.]*{ending}")}
-    others = sorted(maps - {*files})
-    if others:
+    recorded = {out / name for name in folder.files()}
+    others = sorted(maps - {*files} - recorded)
+    if others and (recorded or folder.overwrite):
         raise InputError(
             f"--out: {others[0]} is of another prediction. Delete it, or give another folder."
         )

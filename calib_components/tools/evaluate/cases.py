@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,6 +39,7 @@ class Setting:
         images: File of the image of each case, for pictures; empty without images.
         workers: Number of processes.
         overwrite: Whether the folder may hold other files.
+        run: Inputs and options by name, which the folder records.
     """
 
     out: Path
@@ -46,6 +48,7 @@ class Setting:
     images: Mapping[str, Path]
     workers: int | None
     overwrite: bool
+    run: Mapping[str, Any]
 
     def items(self) -> list[dict[str, str]]:
         """Return the cases as `calib_components.data.overlap` compares them."""

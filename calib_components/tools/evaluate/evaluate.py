@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from calib_components.errors import InputError, check_output, reading
+from calib_components.errors import InputError, reading
 from calib_components.handlers.evaluation import EvaluationRecords, record_case, write_evaluation
-from calib_components.handlers.evaluation_files import Evaluation, check_output_dir
+from calib_components.handlers.evaluation_files import Evaluation
 from calib_components.tools.cli import patients_of
 from calib_components.tools.evaluate.calibrate import estimate_of
 from calib_components.tools.evaluate.cases import (
@@ -98,11 +98,12 @@ def evaluate_predictions(
         workers: Number of processes, each with a case in memory. Default: one per core, at most 8.
         skip_existing: Keep what an evaluation that was interrupted has measured, of files that have
             not changed since.
-        overwrite: Whether `out` may hold other files.
+        overwrite: Whether `out` may hold other files, or results of other inputs or options, which
+            are removed.
 
     Raises:
-        InputError: A file or option is unsuitable, files do not belong together, or results cannot
-            be written.
+        InputError: A file or option is unsuitable, files do not belong together, another run writes
+            to `out`, or results cannot be written.
     """
     for source in (predictions, labels, images):
         if source is not None and source.resolve() == out.resolve():
@@ -115,6 +116,17 @@ def evaluate_predictions(
     else:
         labelled = find_pairs(predictions, labels, pairs)
         readers = {pair.name: pair.prediction for pair in labelled}
+    run = {
+        "predictions": predictions,
+        "labels": labels,
+        "pairs": pairs,
+        "images": images,
+        "validation": validation,
+        "structures": structures,
+        "sigmoid": sigmoid,
+        "ignore_index": ignore_index,
+        "calibration": repr(estimate_of(predictions, readers.values())),
+    }
     setting = Setting(
         out=out,
         classes=classes_of([*readers.values()], structures, sigmoid, ignore_index),
@@ -122,6 +134,7 @@ def evaluate_predictions(
         images={} if images is None else find_case_images(images, readers),
         workers=workers,
         overwrite=overwrite,
+        run=run,
     )
     fitted = None
     if validation is not None:
@@ -155,16 +168,26 @@ def _evaluate_labelled(
     skip_existing: bool,
 ) -> None:
     """Measure the cases, and write files and page."""
-    out, classes = setting.out, setting.classes
     items = [
         {**item, "files": pair.files, "image": setting.images.get(pair.name, [])}
         for item, pair in zip(setting.items(), pairs, strict=True)
     ]
-    records = EvaluationRecords(out, items, repr((classes, calibration)), files=["files", "image"])
-    marker = records.folder.name if records.folder.exists() else "cases.csv"
-    check_output(out, marker, overwrite=setting.overwrite)
-    if not setting.overwrite:
-        check_output_dir(out)
+    records = EvaluationRecords(
+        setting.out, items, setting.run, ["files", "image"], setting.overwrite, alone=True
+    )
+    with records.claim(REPORT):
+        _write_evaluation(pairs, setting, records, calibration, validation, skip_existing)
+
+
+def _write_evaluation(
+    pairs: Sequence[LabelledPrediction],
+    setting: Setting,
+    records: EvaluationRecords,
+    calibration: Any,
+    validation: Path | None,
+    skip_existing: bool,
+) -> None:
+    out, classes = setting.out, setting.classes
     names = {item["case"] for item in records.to_measure(None, skip_existing)}
     temperature = getattr(calibration, "temperature", None)  # other calibrators have none
     measure = functools.partial(_measure, setting=setting, records=records, temperature=temperature)
@@ -177,7 +200,8 @@ def _evaluate_labelled(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing from")  # figures show a box for each
         if write_evaluation(records, [*classes.structures], classes.names, "mm", "ml", check):
-            report_folders(out, out=out / REPORT, validation=validation)
+            report = out / REPORT
+            report_folders(out, out=report, validation=validation, overwrite=setting.overwrite)
 
 
 def _measure(

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from calib_components.data.nifti import Grid, open_nifti
-from calib_components.errors import InputError, check_output, make_folder, printable
+from calib_components.errors import InputError, printable
+from calib_components.folders import OutputFolder
 from calib_components.quality import (
     Reference,
     ScanEstimates,
@@ -18,7 +19,7 @@ from calib_components.quality import (
     write_record,
     write_table,
 )
-from calib_components.quality.table import FOLDER, LOCK, choose
+from calib_components.quality.table import FOLDER, TABLES, choose
 from calib_components.tools.evaluate.cases import Setting, read_image, read_prediction
 from calib_components.tools.evaluate.formats import Reader
 from calib_components.tools.parallel import map_cases
@@ -40,19 +41,15 @@ def estimate_quality(
         review: Share of the predictions to list.
         review_below: Expected DSC below which predictions are listed, in place of a share.
     """
-    out = setting.out
     choose([], review, review_below)
-    check_output(out, LOCK, overwrite=setting.overwrite)
-    make_folder(out / FOLDER)
-    (out / LOCK).touch()
     if reference is None:
         reference = Reference.from_tensor(torch.empty(0), [*setting.classes.structures])
     estimate = functools.partial(_estimate_scan, setting=setting, reference=reference)
-    map_cases(estimate, [*predictions.items()], setting.workers, "estimate")
-    for file in (out / FOLDER).glob("*.json"):
-        if file.stem not in predictions:  # of an earlier run
-            file.unlink()
-    print(printable(write_table(out, review, review_below)))
+    out = OutputFolder(setting.out, "quality", setting.run, overwrite=setting.overwrite, alone=True)
+    with out.claim([*TABLES, *(f"{FOLDER}/{name}.json" for name in predictions)]):
+        map_cases(estimate, [*predictions.items()], setting.workers, "estimate")
+        out.remove_stale()
+        print(printable(write_table(setting.out, review, review_below, [*predictions])))
 
 
 def _estimate_scan(

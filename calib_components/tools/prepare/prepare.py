@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from tqdm.contrib.concurrent import thread_map
 
 from calib_components.data.cases import IMAGE, write_case
 from calib_components.data.facts import FACTS, MULTIPLES, Facts, facts_beside, write_facts
 from calib_components.data.nifti import open_nifti
-from calib_components.errors import InputError, check_choice, make_folder
+from calib_components.errors import InputError, check_choice
+from calib_components.folders import OutputFolder
 from calib_components.tools.cli import parse_structures, patients_of
 from calib_components.tools.parallel import count_workers
 from calib_components.tools.prepare import acdc, brats, flare, generic, hippocampus, msd
@@ -177,14 +177,7 @@ def _list_cases(dataset: str, src: Path, patient: str | None) -> list[SourceCase
 def _locked_output(facts: Facts, out: Path) -> Iterator[None]:
     """Take the lock of the output folder, which has the facts of the cases that it gets."""
     _check_output(Path(facts.source), out)
-    make_folder(out)
-    try:
-        lock = FileLock(out / ".lock").acquire(timeout=0)
-    except Timeout:
-        raise InputError(
-            f"{out}: another run writes to this folder. Wait for its end, or choose another."
-        ) from None
-    with lock:
+    with OutputFolder(out).claim():
         if any(out.glob(f"*/{IMAGE}")):
             _check_recipe(facts, out)
         else:

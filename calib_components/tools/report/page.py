@@ -13,12 +13,11 @@ import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
 
-from calib_components.errors import check_output, make_folder, writing
+from calib_components.errors import writing
+from calib_components.folders import OutputFolder
 from calib_components.tools.report.tables import Record
 
 PAGE = "index.html"
-MARKERS = (PAGE, "all_cases.csv")  # a folder with these holds an earlier report
-REPLACED = (".csv", ".png", ".md")  # in it; releases before 0.4 wrote the last
 
 
 class Picture(NamedTuple):
@@ -85,6 +84,7 @@ def write_report(
     sections: Sequence[Section],
     out: Path,
     overwrite: bool = False,
+    run: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the files of a report, the page last, and print where it is and what it answers.
 
@@ -92,30 +92,21 @@ def write_report(
     cases are on the page alone.
 
     Raises:
-        InputError: The folder holds other files and `overwrite` is not set, or it cannot be
-            written.
+        InputError: The folder holds other files, or a report of another `run`, and `overwrite` is
+            not set; another run writes to it; or it cannot be written.
     """
-    check_output(out, *MARKERS, overwrite=overwrite)
     sections = [section for section in sections if section.table.size or section.pictures]
-    earlier = _earlier_files(out)
     files = _render(sections, {"title": title, "answer": answer, "notices": notices})
-    make_folder(out)
-    for name, content in files.items():
-        with writing(out / name) as file:
-            file.write_bytes(content)
-    for file in earlier - {out / name for name in files}:
-        file.unlink()
+    folder = OutputFolder(out, "report", run or {}, overwrite=overwrite, alone=True)
+    with folder.claim(files):
+        for name, content in files.items():
+            with writing(out / name) as file:
+                file.write_bytes(content)
+        folder.remove_stale()
     print(out / PAGE)
     print(*answer.sentences)
     if answer.advice:
         print(f"Next: {answer.advice}\n{answer.command}".strip())
-
-
-def _earlier_files(out: Path) -> set[Path]:
-    """Return the tables and figures of an earlier report in a folder."""
-    if not all((out / name).exists() for name in MARKERS):
-        return set()
-    return {file for file in out.iterdir() if file.suffix in REPLACED}
 
 
 def _render(sections: Sequence[Section], shown: Mapping[str, Any]) -> dict[str, bytes]:

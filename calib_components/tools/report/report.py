@@ -57,7 +57,7 @@ def report_folders(
         out: Folder for the report.
         validation: Evaluation folder of validation cases, on which the thresholds of one network
             are chosen; default: none are chosen.
-        overwrite: Whether `out` may hold other files.
+        overwrite: Whether `out` may hold other files, or a report of other folders.
 
     Raises:
         InputError: A file is missing or broken, evaluations cannot be compared, an option is
@@ -78,7 +78,8 @@ def report_folders(
     title = "Evaluations compared: {}" if len(names) > 1 else "Is it calibrated? {}"
     sections = [section for make in SECTIONS if (section := make(context))]
     title = title.format(", ".join(names))
-    write_report(title, conclude(context), notices, sections, out, overwrite)
+    run = {"folders": folders, "validation": validation}
+    write_report(title, conclude(context), notices, sections, out, overwrite, run)
 
 
 def size_notices(count: str, patients: int) -> list[str]:
