@@ -108,7 +108,7 @@ class OutputFolder:
     @contextmanager
     def locked(self, name: str) -> Iterator[None]:
         """Wait until no other shard does what has this name, and keep others from it."""
-        lock = _acquired(self.path / RUN / f"{name}.lock", -1)
+        lock = _acquired(self.path / RUN / f".{name}.lock", -1)
         try:
             yield
         finally:
@@ -126,15 +126,16 @@ class OutputFolder:
         """Remove the files that earlier runs wrote and this one does not."""
         with self.locked("claim"):
             record = self._read()
-            for name in {*record["stale"]} - {*record["files"]}:
+            for name in {*record.get("stale", ())} - {*record.get("files", ())}:
                 if not Path(name).is_absolute() and ".." not in Path(name).parts:
                     _remove(self.path / name)
-            self._write({**record, "stale": []})
+            if record:
+                self._write({**record, "stale": []})
 
     def _lock_out_others(self) -> None:
         """Take the lock of this shard, or of the run, unless others are held that exclude it."""
         number, _, count = str(self.shard or "1/1").partition("/")
-        own = self.path / RUN / f"{number}_of_{count}.owner"
+        own = self.path / RUN / f".{number}_of_{count}.owner"
         for file in own.parent.glob("*.owner"):
             is_shard = file != own and file.name.endswith(f"_of_{count}.owner")
             if not (is_shard and self.is_of_run()):
@@ -179,7 +180,7 @@ class OutputFolder:
         self._write({"run": self.run, "files": sorted(known), "stale": sorted(stale)})
 
     def _file(self) -> Path:
-        return self.path / RUN / f"{self.kind}.json"
+        return self.path / RUN / f".{self.kind}.json"
 
     def _read(self) -> dict[str, Any]:
         return _read_record(self._file()) if self._file().exists() else {}

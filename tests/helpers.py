@@ -189,12 +189,14 @@ def refusal(bundle: Path, *configs: str, **override: Any) -> str:
 
 
 def snapshot(folder: Path) -> dict[str, str]:
-    """Return the hash of each file below a folder, and where links point, by their names relative
-    to it.
+    """Return the hash of each file below a folder, but for those of `.run`, and where links point,
+    by their names relative to it.
     """
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
+        if ".run" in path.parts:  # locks, and the record of the run
+            continue
         if path.is_symlink():
             found[name] = f"-> {path.readlink()}"
         else:

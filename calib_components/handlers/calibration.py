@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import hashlib
 import io
 import json
 import logging
@@ -118,8 +117,6 @@ class Calibration:
         perturbation: Changes the images that the calibrator is fitted on. Errors are those of the
             images as they are, and stand beside those of a fit on them.
         draws: Number of changed copies of each case.
-        datalist: List of the cases, which is recorded in `output_dir`.
-        overwrite: Whether to replace a fit of other weights, options or lists in `output_dir`.
 
     Raises:
         InputError: From `run`, if the network carries no calibrator, the weights are not suitable
@@ -141,8 +138,6 @@ class Calibration:
     facts: Facts | None = None
     perturbation: Perturbation | None = None
     draws: int = 1
-    datalist: str | os.PathLike | None = None
-    overwrite: bool = False
 
     def __post_init__(self) -> None:
         check_choice("split", self.split, SPLITS)
@@ -159,10 +154,11 @@ class Calibration:
         """Fit the calibrator, or take the given temperature, and write the weights."""
         set_calibrator(self.network, type(self.calibrator)())
         self._check_places()
-        weights_folder = OutputFolder(self.calibrated_path.parent)
-        with weights_folder, self._output():
+        folders = [OutputFolder(self.output_dir), OutputFolder(self.calibrated_path.parent)]
+        with ExitStack() as stack:
             if idist.get_rank() == 0:
-                weights_folder.claim()
+                for folder in folders:
+                    stack.enter_context(folder.claim())
             if self.temperature is not None:
                 self.calibrator.set_state({"temperature": self.temperature})
                 self._write({})
@@ -171,24 +167,6 @@ class Calibration:
             else:
                 self._fit_to_cases()
         set_calibrator(self.network, self.calibrator)
-
-    def _output(self) -> OutputFolder:
-        """Return the output folder, which the first process locks; a fit to cases is recorded."""
-        folder = OutputFolder(self.output_dir)
-        if self.temperature is None and self.pool is None:
-            weights = with_calibrator(self.load_path, type(self.calibrator)())
-            run = {
-                "weights": hashlib.sha256(weights).hexdigest()[:16],
-                "datalist": self.datalist,
-                "split": self.split,
-                "calibrator": self.calibrator.name,
-                "region": self.calibrator.region.name,
-                "draws": self.draws if self.perturbation else 0,
-            }
-            folder = OutputFolder(self.output_dir, "calibration", run, overwrite=self.overwrite)
-        if idist.get_rank() == 0:
-            folder.claim([template.format(self.calibrator.name) for template in FILES])
-        return folder
 
     def _fit_to_pool(self, folders: Sequence[str | os.PathLike]) -> None:
         if idist.get_rank() == 0:  # `compute` puts together what all processes have

@@ -16,7 +16,6 @@ from calib_components.errors import (
     check_choice,
     check_count,
     check_number,
-    check_output,
     check_writable,
     error_line,
     make_folder,
@@ -103,21 +102,6 @@ def test_what_goes_wrong_in_reading_names_the_file(
     expected = f"a.json: cannot read numbers: {reason}"
     with pytest.raises(InputError, match=expected), reading(tmp_path / "a.json", "numbers") as file:
         json.loads(file.read_text())["a"]
-
-
-def test_output_folder_is_new_empty_or_an_earlier_output(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    check_output(out, "summary.json")
-    out.mkdir()
-    check_output(out, "summary.json")
-    (out / "thesis.docx").touch()
-    with pytest.raises(InputError, match="--overwrite"):
-        check_output(out, "summary.json")
-    check_output(out, "summary.json", overwrite=True)
-    (out / "summary.json").touch()
-    check_output(out, "summary.json")
-    with pytest.raises(InputError, match="file"):
-        check_output(out / "summary.json", "summary.json")
 
 
 def test_arguments() -> None:

@@ -170,7 +170,7 @@ def test_writes_what_the_calibrator_fits_and_nothing_else(
         json.loads((tmp_path / "out" / "temperature_fit.json").read_text())["patients"]
         == fit.to_dict()["patients"]
     )
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == NAMES
+    assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == NAMES
     after = weights(tmp_path)
     assert (
         after.pop("temperature").item()
@@ -238,7 +238,7 @@ def test_other_calibrators_are_fitted_in_several_passes(
     scaled = calibrate(calibrator=kind())
     names = [f"{kind.name}.json", f"{kind.name}_fit.json", f"reliability_{kind.name}.png"]
     # Nothing of the temperature
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(names)
+    assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == sorted(names)
     fit = kind()
     for _ in fit.passes():
         for case in cases:
@@ -254,7 +254,7 @@ def test_other_calibrators_are_fitted_in_several_passes(
     torch.testing.assert_close(scaled(image), fit(image))
     torch.testing.assert_close(load(tmp_path)(image), fit(image))
     calibrate()
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == NAMES
+    assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == NAMES
 
 
 def test_given_temperature_is_written_without_a_case_and_removes_reports_of_another(
@@ -268,7 +268,7 @@ def test_given_temperature_is_written_without_a_case_and_removes_reports_of_anot
     assert weights(tmp_path)["temperature"] == 0.5
     assert "reference" not in weights(tmp_path)
     assert find_reference(load(tmp_path)).numel() == 0
-    assert [file.name for file in (tmp_path / "out").iterdir()] == ["cases.csv"]
+    assert [file.name for file in (tmp_path / "out").glob("[!.]*")] == ["cases.csv"]
     calibrate([], temperature=1)
     assert snapshot(tmp_path / "models") == undone
 
@@ -345,7 +345,7 @@ def test_pool_is_fitted_to_the_patients_of_all_without_a_case(
     kept = [(folder / "temperature_fit.json").read_bytes() for folder in folds]
     for folder in folds:
         scaled = calibrate([], pool=folds, output_dir=folder)
-        assert sorted(file.name for file in folder.iterdir()) == NAMES[1:]
+        assert sorted(file.name for file in folder.glob("[!.]*")) == NAMES[1:]
     assert [(folder / "temperature_fit.json").read_bytes() for folder in folds] == kept
     pooled, other = (read_estimate(folder) for folder in folds)
     assert pooled == other

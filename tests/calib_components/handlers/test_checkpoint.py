@@ -16,7 +16,7 @@ from ignite.engine import Events
 from monai.engines import SupervisedTrainer
 
 from calib_components.errors import InputError
-from calib_components.handlers import TrainingCheckpoint, checkpoint
+from calib_components.handlers import TrainingCheckpoint
 from calib_components.posthoc import TemperatureScaled
 
 
@@ -188,16 +188,13 @@ def test_weights_that_are_no_longer_finite_replace_none(tmp_path: Path) -> None:
 
 
 def test_another_training_in_the_folder_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(checkpoint, "WAIT", 0)
-    with (
-        FileLock(tmp_path / ".lock"),
-        pytest.raises(InputError, match="ckpt_dir: another training"),
-    ):
+    lock = tmp_path / ".run" / ".1_of_1.owner"
+    with FileLock(lock), pytest.raises(InputError, match="another run writes to this folder"):
         train(tmp_path)
     assert not (tmp_path / "last.ckpt").exists()
     with pytest.raises(ZeroDivisionError):
         train(tmp_path, stop_after=1, stop=lambda _: 1 / 0)
     train(tmp_path)  # again in this process, which then holds it no longer
-    FileLock(tmp_path / ".lock", timeout=0).acquire().lock.release()
+    FileLock(lock, timeout=0).acquire().lock.release()

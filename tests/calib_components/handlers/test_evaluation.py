@@ -63,9 +63,9 @@ def example(case: int) -> dict[str, Any]:
 
 
 def files(folder: Path) -> set[str]:
-    """What is there, but for the lock."""
-    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    return found - {".records.lock"}
+    """What is there, but for the locks and the record of the run."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.parent.name != ".run")
+    return {str(path.relative_to(folder)) for path in files}
 
 
 def evaluate(
@@ -296,19 +296,11 @@ def test_file_that_no_evaluation_wrote_is_not_replaced(name: str, tmp_path: Path
     (tmp_path / "temperature.json").touch()  # which the evaluation leaves alone
     evaluate(tmp_path / "new", examples(1))
     (tmp_path / name).write_text("{}")
-    with pytest.raises(InputError, match=rf"output_dir: .*{name} is not of an evaluation"):
+    with pytest.raises(InputError, match=rf"{name} exists, and is not of this run"):
         evaluate(tmp_path, examples(1))
     assert (tmp_path / name).read_text() == "{}"
-    evaluate(tmp_path / "new", examples(2))  # of an evaluation
-
-
-def test_evaluation_that_ends_leaves_the_records_of_another_in_its_folder(tmp_path: Path) -> None:
-    other = EvaluationRecords(tmp_path, [{"case": "case0"}], "other weights")
-    other.write("case0", {})
-    evaluate(tmp_path, examples(1))
-    assert other.has("case0")
-    other.remove()
-    assert not other.folder.exists()
+    with pytest.raises(InputError, match="new holds results of cases case0"):
+        evaluate(tmp_path / "new", examples(2))
 
 
 def test_no_name_of_a_case_loses_the_evaluation(
@@ -329,7 +321,6 @@ def test_failure_mixes_no_evaluations_and_loses_no_work(
     (tmp_path / "model.pt").write_text("weights")
     (tmp_path / "logits.json").write_text("{}")  # of an earlier release
     before, replace = snapshot(tmp_path), Path.replace
-    del before[".records.lock"]
 
     def fail(first: Any, *rest: Any, **options: Any) -> Path:
         if fails == "drawing" or first.name == "thresholds.json":

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from calib_components.errors import InputError
 from calib_components.inference import ImageFolder, find_images, run_stamp
-from calib_components.inference.images import Image, shard_of
+from calib_components.inference.images import Image, shard_of, stamp_text
 
 MODALITIES = ("_flair", "_t1", "_t1ce", "_t2")
 
@@ -167,15 +167,19 @@ def test_maps_replace_no_images_and_no_earlier_maps(tmp_path: Path) -> None:
 
 def test_finished_images_are_skipped(tmp_path: Path) -> None:
     files = [save(tmp_path / f"in/{name}.nii") for name in "abc"]
+    options = {"save": ["label", "uncertainty"], "stamp": {"weights": 1}}
+    images_of(tmp_path, **options).check()
     for name in ("a_seg", "a_uncertainty", "b_seg"):
-        save(tmp_path / f"out/{name}.nii.gz", stamp="weights 1")
+        save(tmp_path / f"out/{name}.nii.gz")
     touch(tmp_path / "out" / "quality", "a.json", "b.json")
-    options = {"save": ["label", "uncertainty"], "skip_existing": True, "stamp": "weights 1"}
+    with pytest.raises(InputError, match=r"a_seg\.nii\.gz exists.*skip_existing"):
+        images_of(tmp_path, **options).check()
+    options["skip_existing"] = True
     folder = images_of(tmp_path, **options)
     folder.check()
     assert folder.items() == [{"image": [str(file)]} for file in files[1:]]
-    with pytest.raises(InputError, match="other weights"):
-        images_of(tmp_path, **{**options, "stamp": "weights 2"}).check()
+    with pytest.raises(InputError, match="out holds results of weights 1, not 2"):
+        images_of(tmp_path, **{**options, "stamp": {"weights": 2}}).check()
     os.utime(files[0], (2**33, 2**33))  # an image that is newer than its maps
     assert len(folder.items()) == 3
     os.utime(files[0], (0, 0))
@@ -186,7 +190,9 @@ def test_finished_images_are_skipped(tmp_path: Path) -> None:
 def test_stamps_tell_weights_and_options_apart(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("a")
     (tmp_path / "b").write_text("b")
-    stamps = {run_stamp(tmp_path / name, tta=tta) for name in "abc" for tta in (True, False)}
+    stamps = {
+        stamp_text(run_stamp(tmp_path / name, tta=tta)) for name in "abc" for tta in (True, False)
+    }
     assert len(stamps) == 6
     assert max(map(len, stamps)) <= 79  # bytes of the header's field
     assert run_stamp(tmp_path / "a", x=1, y=2) == run_stamp(tmp_path / "a", y=2, x=1)

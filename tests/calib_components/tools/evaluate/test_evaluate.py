@@ -215,6 +215,10 @@ def test_what_has_not_changed_after_an_interruption_is_kept(
         write_estimate(fit.compute(), predictions)
     elif change == "structures":
         options["structures"] = ["a=2", "both=1+2"]
+    if change in ("calibration", "structures"):
+        with pytest.raises(InputError, match=f"holds results of {change}"):
+            run(predictions, labels, tmp_path / "out", **options)
+        options["overwrite"] = True
     kept = run(predictions, labels, tmp_path / "out", **options)[1]
     assert measured == (["p1_ed"] if change in ("prediction", "image") else NAMES)
     for name, values in run(predictions, labels, tmp_path / "fresh", **options)[1].items():
@@ -304,7 +308,7 @@ def test_quality_without_labels_is_that_of_numpy(
     assert again["dsc_lower_bound"].isna().all()
     # Without the scans of an earlier run
     save_channels_last(tmp_path / "other scan" / "x.nii.gz", softmax_of(0))
-    evaluate_predictions(tmp_path / "other scan", out=tmp_path / "new", **options)
+    evaluate_predictions(tmp_path / "other scan", out=tmp_path / "new", overwrite=True, **options)
     assert {*pd.read_csv(tmp_path / "new" / "quality.csv")["scan"]} == {"x"}
     (tmp_path / "mine" / "quality").mkdir(parents=True)
     with pytest.raises(InputError, match="--overwrite"):

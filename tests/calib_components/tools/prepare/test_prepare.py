@@ -25,7 +25,7 @@ from tests.helpers import make_acdc, save
 
 def files(out: Path) -> dict[str, bytes]:
     """The content of all files in a folder, but for the lock."""
-    paths = [path for path in out.rglob("*") if path.is_file() and path.name != ".lock"]
+    paths = [path for path in out.rglob("*") if path.is_file() and path.parent.name != ".run"]
     return {str(path.relative_to(out)): path.read_bytes() for path in paths}
 
 
@@ -57,7 +57,7 @@ class TestAgain:
         (out / ".unfinished-patient002_frame09").mkdir()  # as a killed run leaves it
         assert f"{out}: 2 case(s) kept, 2 made\n" in prepare()
         assert files(out) == before
-        assert [path.name for path in out.glob(".*")] == [".lock"]
+        assert [path.name for path in out.glob(".*")] == [".run"]
         assert (out / "patient002_frame01" / "image.nii").stat().st_mtime_ns == kept
 
     def test_what_has_another_source_is_made_anew(
@@ -116,7 +116,7 @@ class TestOutput:
     def test_another_run_is_refused(self, out: Path, prepare: Prepare) -> None:
         out.mkdir()
         with (
-            FileLock(out / ".lock"),
+            FileLock(out / ".run" / ".1_of_1.owner"),
             pytest.raises(InputError, match="out: another run writes to this folder"),
         ):
             prepare()

@@ -260,7 +260,7 @@ def test_report_of_one_evaluation_with_chosen_thresholds(tmp_path: Path) -> None
     assert table["sensitivity ↑"].iloc[0] == pytest.approx(0.9)
     assert table["PPV ↑"].iloc[0] == pytest.approx(900 / 1050, abs=1e-3)
     assert "validation folder, too" not in page
-    report_folders(tested, out=tmp_path / "out")
+    report_folders(tested, out=tmp_path / "out", overwrite=True)
     assert "Thresholds" not in titles_of((tmp_path / "out/index.html").read_text())
 
 
@@ -293,7 +293,7 @@ def test_report_of_several_evaluations(tmp_path: Path) -> None:
     worse = "(NLL predicted, ECE predicted, ECE all)"
     assert f"<p>Worse than b: a {worse}; c {worse}.</p>" in page
     labels = write_evaluation(tmp_path / "labels", with_probabilities=False)
-    report_folders(labels, folders[0], out=tmp_path / "out")
+    report_folders(labels, folders[0], out=tmp_path / "out", overwrite=True)
     page = (tmp_path / "out/index.html").read_text()
     assert "labels: Without probabilities of predicted structures" in page
     assert "Structures" in titles_of(page)
