@@ -17,7 +17,7 @@ import pytest
 from calib_components.errors import InputError
 from calib_components.folders import OutputFolder
 from calib_components.inference import ImageFolder
-from calib_components.inference.maps import SaveMapd
+from calib_components.quality import write_record
 from calib_components.tools.evaluate import (
     calibrate,
     calibrate_predictions,
@@ -212,9 +212,7 @@ def infer(folder: Path, weights: int, **options: Any) -> list[str]:
         name = Path(item["image"][0]).stem
         save(folder / "out" / f"{name}_seg.nii.gz")
         record = {"scan": name, "estimate": 0.5, "reasons": [], "rows": [{"structure": "s"}]}
-        SaveMapd([], folder / "out")(
-            {"quality": {**record, "place": "", "note": "", "picture": ""}}
-        )
+        write_record({**record, "place": "", "note": "", "picture": ""}, folder / "out")
     images.write_table()
     return [*pd.read_csv(folder / "out" / "quality.csv")["scan"]]
 
