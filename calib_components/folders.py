@@ -85,7 +85,7 @@ class OutputFolder:
     def release(self) -> None:
         """Let other runs write to the folder."""
         if self._lock is not None:
-            self._lock.release()
+            self._lock.release(force=True)
             self._lock = None
 
     def __enter__(self) -> OutputFolder:
@@ -102,8 +102,9 @@ class OutputFolder:
         self.release()
 
     def __del__(self) -> None:
-        """Release what a failed run of this process still holds."""
-        self.release()
+        """Release what a failed run holds, unless another one of this process holds it, too."""
+        if self._lock is not None:
+            self._lock.release()
 
     @contextmanager
     def locked(self, name: str) -> Iterator[None]:
@@ -148,15 +149,10 @@ class OutputFolder:
         if self.overwrite or not self.kind:
             return
         record = self._read()
-        before = record.get("run", self.run)
-        for name in {**before, **self.run}:
-            if before.get(name) != self.run.get(name):
-                texts = [textwrap.shorten(str(run.get(name)), 200) for run in (before, self.run)]
-                raise InputError(
-                    f"{self.path} holds results of {name} {texts[0]}, not {texts[1]}. "
-                    + REMEDY.format("them")
-                )
-        for name in {*files} - {*record.get("files", ()), *record.get("stale", ())}:
+        recorded = {*record.get("files", ()), *record.get("stale", ())}
+        if any((self.path / name).exists() for name in recorded):  # else it ended before
+            self._check_run(record["run"])
+        for name in {*files} - recorded:
             if (self.path / name).exists():
                 raise InputError(
                     f"{self.path / name} exists, and is not of this run. {REMEDY.format('it')}"
@@ -165,6 +161,15 @@ class OutputFolder:
             raise InputError(
                 f"Output folder is not empty: {self.path}. Pass --overwrite true to write into it."
             )
+
+    def _check_run(self, before: Mapping[str, Any]) -> None:
+        for name in {**before, **self.run}:
+            if before.get(name) != self.run.get(name):
+                texts = [textwrap.shorten(str(run.get(name)), 200) for run in (before, self.run)]
+                raise InputError(
+                    f"{self.path} holds results of {name} {texts[0]}, not {texts[1]}. "
+                    + REMEDY.format("them")
+                )
 
     def _record(self, files: Sequence[str], keep: bool) -> None:
         earlier = [self._read()]

@@ -119,6 +119,11 @@ def test_a_run_that_was_killed_holds_no_folder_and_can_be_continued(tmp_path: Pa
     assert files(tmp_path) == {"a"}
 
 
+def test_a_run_that_wrote_nothing_leaves_the_folder_to_any_other(tmp_path: Path) -> None:
+    folder_of(tmp_path).claim(["a"]).release()
+    folder_of(tmp_path, run={"weights": 2}, alone=True).claim(["a"]).release()
+
+
 def test_overwrite_leaves_nothing_of_an_earlier_run_and_all_else(tmp_path: Path) -> None:
     out = tmp_path / "out"
     folder_of(out).claim(["a", "sub/b", "../beside"]).release()

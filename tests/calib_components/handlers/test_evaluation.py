@@ -69,13 +69,17 @@ def files(folder: Path) -> set[str]:
 
 
 def evaluate(
-    folder: Path, items: Sequence[dict[str, Any]], temperature: Any = None, **choice: Any
+    folder: Path,
+    items: Sequence[dict[str, Any]],
+    temperature: Any = None,
+    overwrite: bool = False,
+    **choice: Any,
 ) -> tuple[Engine, list[str]]:
     """Run an engine; return it, and the names of the cases that it measured."""
     cases = [
         {"case": item["case"], "patient": f"patient of {Path(item['case']).name}"} for item in items
     ]
-    records = EvaluationRecords(folder, cases)
+    records = EvaluationRecords(folder, cases, overwrite=overwrite)
     chosen = [case["case"] for case in records.to_measure(**choice)]
     engine = Engine(lambda engine, batch: batch)
     transform = from_engine(["image", "pred", "label", "logits"])
@@ -332,7 +336,7 @@ def test_failure_mixes_no_evaluations_and_loses_no_work(
             *((figures, "reliability_diagram") if fails == "drawing" else (Path, "replace")), fail
         )
         with pytest.raises(InputError, match="No space left"):
-            evaluate(tmp_path, examples(2))
+            evaluate(tmp_path, examples(2), overwrite=True)
     now = {
         name: text for name, text in snapshot(tmp_path).items() if not name.startswith(".records")
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -100,7 +99,7 @@ def test_calibrated_maps_have_the_likelihood_that_was_fitted(
 ) -> None:
     estimate, likelihoods = calibrate(folders, tmp_path / "out", calibrator=kind), []
     files = sorted([*(f"{case}_probability.nii.gz" for case in CASES), f"{kind}.json"])
-    assert sorted(os.listdir(tmp_path / "out")) == files
+    assert sorted(file.name for file in (tmp_path / "out").glob("[!.]*")) == files
     for case in CASES:
         image = nib.load(tmp_path / "out" / f"{case}_probability.nii.gz")
         scaled = np.asarray(image.dataobj)
@@ -199,7 +198,7 @@ def test_places_and_files_that_do_not_fit(folders: Folders, tmp_path: Path) -> N
     ):
         with pytest.raises(InputError, match=expected):
             calibrate(used, **{"out": out, **options})
-    assert not out.exists()
+    assert [*out.glob("[!.]*")] == []
 
 
 def test_maps_of_an_earlier_run_stay_if_one_fails(folders: Folders, tmp_path: Path) -> None:
