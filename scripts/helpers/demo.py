@@ -110,7 +110,13 @@ def measure(out: Path, train: bool, show: Callable[[str], None]) -> Results:
 
     def evaluate(name: str) -> Path:
         places = {"dataset_dir": data["testing"], "ckpt_dir": out / "weights" / name}
-        run("train", "evaluate", output_dir=out / "evaluations" / name, **places)
+        run(
+            "train",
+            "evaluate",
+            output_dir=out / "evaluations" / name,
+            overwrite=True,
+            **places,
+        )
         return out / "evaluations" / name
 
     show(f"Prepare real patients. What the steps print is in {out / 'log.txt'}")
