@@ -125,7 +125,7 @@ def test_unsuitable_image_is_named_and_has_no_map(
     line = refusal(ACDC, "inference.yaml", **places)
     assert "scan.nii.gz: " in line
     assert word in line
-    assert not list(tmp_path.glob("out/*"))
+    assert not list(tmp_path.glob("out/[!.]*"))
 
 
 def test_shards_and_an_interruption_give_the_same_maps(
