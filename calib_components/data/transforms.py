@@ -243,10 +243,9 @@ class CheckHounsfieldd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         for key in self.key_iterator(dict(data)):
             for channel in torch.as_tensor(data[key]).as_subclass(torch.Tensor):
-                seen = (channel >= PADDING) & (channel != 0)
-                dark = seen & (channel < FAT)
-                soft = seen & (channel > SOFT_TISSUE[0]) & (channel < SOFT_TISSUE[1])
-                dark_share, soft_share = (part.sum() / seen.sum() for part in (dark, soft))
+                # Slice by slice: the masks of a long scan take more memory than the scan
+                counts = torch.stack([*map(_count_tissues, channel.unbind(-1))]).sum(0)
+                dark_share, soft_share = counts[1:] / counts[0]
                 if not (dark_share > MIN_DARK and soft_share > MIN_SOFT):  # or nothing is seen
                     raise InputError(
                         f"{file_name(data[key])}: values from {channel.min():.6g} to"
@@ -256,6 +255,14 @@ class CheckHounsfieldd(MapTransform):
                         " the scan, or pass --ignore_intensity true."
                     )
         return dict(data)
+
+
+def _count_tissues(values: torch.Tensor) -> torch.Tensor:
+    """Return the numbers of voxels that count, of those of air and fat, and of soft tissue."""
+    seen = (values >= PADDING) & (values != 0)
+    dark = seen & (values < FAT)
+    soft = seen & (values > SOFT_TISSUE[0]) & (values < SOFT_TISSUE[1])
+    return torch.stack([seen.sum(), dark.sum(), soft.sum()])
 
 
 class InSlabsd(MapTransform):

@@ -8,7 +8,7 @@ network's volume than the slices that its own follow from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,6 +57,16 @@ class Axis(NamedTuple):
         high = (low + 1).clamp(max=last)
         return Axis(self.source, self.weights[low].lerp(self.weights[high], share))
 
+    def is_seen(self) -> torch.Tensor:
+        """Return which voxels follow at least by half from what the network saw, bool `(own,)`."""
+        return self.weights.sum(1) >= 0.5
+
+    def normalize(self) -> Axis:
+        """Return the axis whose voxels follow from what the network saw alone."""
+        sums = self.weights.sum(1, keepdim=True)
+        weights = torch.where(self.is_seen()[:, None], self.weights / sums, 0)
+        return Axis(self.source, weights)
+
 
 class ImageGrid:
     """The grid of an image, as the file has it.
@@ -75,37 +85,40 @@ class ImageGrid:
 
     def __init__(self, image: MetaTensor) -> None:
         lengths = image.shape[1:]
-        self._axes = [Axis(source, torch.eye(length)) for source, length in enumerate(lengths)]
+        axes = [Axis(source, torch.eye(length)) for source, length in enumerate(lengths)]
         affine = image.affine.numpy()
         for operation in reversed(image.applied_operations):
-            self._axes, affine = _undo(operation, self._axes, affine)
+            axes, affine = _undo(operation, axes, affine)
+        self._seen = [axis.is_seen() for axis in axes]
+        self._axes = [axis.normalize() for axis in axes]
         self.affine = np.asarray(image.meta["original_affine"])
-        self.shape = tuple(len(axis.weights) for axis in self._axes)
+        self.shape = tuple(map(len, self._seen))
 
-    def slab(
-        self,
-        volume: torch.Tensor,
-        start: int,
-        stop: int,
-        function: Callable[[torch.Tensor], torch.Tensor],
-    ) -> torch.Tensor:
+    def is_seen(self, start: int, stop: int) -> torch.Tensor:
+        """Return where the network saw the image, in a slab as `slab` returns it: bool
+        `(stop - start, Y, X)`.
+        """
+        x, y, z = self._seen
+        return z[start:stop, None, None] & y[:, None] & x
+
+    def slab(self, volume: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         """Bring the slab from `start` to `stop` along the third axis of this grid here.
 
         Args:
             volume: On the network's grid, `(N, H, W, D)`.
             start: First voxel.
             stop: End of the slab.
-            function: What is done first to the part of the volume that the slab needs, `(N, *S)`.
 
         Returns:
-            `(N, stop - start, Y, X)`, the order of a NIfTI file; 0 where the network saw nothing.
+            `(N, stop - start, Y, X)`, the order of a NIfTI file, float32; 0 where the network saw
+            nothing.
         """
         x, y, z = self._axes
         weights = z.weights[start:stop]
         used = weights.any(0).nonzero().flatten().tolist() or [0]
         first, last = used[0], used[-1] + 1
         part = volume.narrow(1 + z.source, first, last - first)
-        part = function(part.permute(0, *(1 + axis.source for axis in (z, y, x))).contiguous())
+        part = part.permute(0, *(1 + axis.source for axis in (z, y, x))).float().contiguous()
         part = torch.einsum("ij,njhw->nihw", weights[:, first:last].to(part), part)
         return y.weights.to(part) @ part @ x.weights.T.to(part)
 

@@ -175,7 +175,7 @@ class PredictionMapsd(MapTransform):
     ) -> dict[str, Any]:
         """Return the quality of a scan, whose label map is `(1, X, Y, Z)`, with a picture."""
         index, name = scan.most_uncertain_slice, file_name(image)
-        grey = grid.slab(image.as_tensor(), index, index + 1, lambda part: part.float())[0, 0]
+        grey = grid.slab(image.as_tensor(), index, index + 1)[0, 0]
         shown = label[0, :, :, index].T
         masks = [
             torch.isin(shown, self.codes[list(classes)]) for classes in self.structures.values()
@@ -200,16 +200,17 @@ class PredictionMapsd(MapTransform):
         that file.
         """
         maps = self._empty_maps(grid)
+        background = torch.eye(len(logits), device=logits.device)[0].view(-1, 1, 1, 1)
         depth = grid.shape[2]
         slices = max(1, SLAB // (len(logits) * grid.shape[0] * grid.shape[1]))
         for start in range(0, depth, slices):
             stop = min(start + slices, depth)
-            p = grid.slab(logits, start, stop, lambda part: part.float().softmax(0))
+            p = grid.slab(logits, start, stop).softmax(0)
             if not p.sum().isfinite():
                 raise InputError(
                     f"{file}: some logits of the network are NaN or infinite. Try --amp false."
                 )
-            p = fill_background(p)
+            p = torch.where(grid.is_seen(start, stop).to(p.device), p, background)
             scan.update(p)
             for name, values in maps.items():
                 values[:, start:stop] = self._values(name, p)

@@ -229,7 +229,7 @@ def conclude(comparison: Comparison, reference: str) -> Answer:
     """Return what the split that is compared says, and what to do next."""
     plain = comparison.on("", comparison.rows("", [WITHOUT]))
     if len(plain.names) == 1:
-        sentences, _ = describe_one(plain)
+        sentences = describe_one(plain)
         return Answer(sentences, *_next_step(comparison, *plain.names))
     if reference not in plain.names:
         return Answer([NO_REFERENCE.format(reference)])

@@ -1,9 +1,8 @@
 """Confidence and accuracy of regions, and whether a network is calibrated.
 
-Whether it is calibrated is a test over patients of confidence minus accuracy, which is 0 on average
-if it is; without significance, "no miscalibration" is shown only where the interval contains 0 and
-is close to it. The ECE of a calibrated network is above 0 by chance, by an unknown amount: voxels
-depend on each other.
+The answer is that of the interval of confidence minus accuracy, a mean over patients, and of a
+margin. The ECE of a calibrated network is above 0 by chance, by an unknown amount: voxels depend on
+each other.
 """
 
 from __future__ import annotations
@@ -16,40 +15,43 @@ from numpy.typing import ArrayLike
 
 from calib_components.tools.report.data import Context, Results
 from calib_components.tools.report.page import Section
-from calib_components.tools.report.statistics import MIN_PATIENTS, Estimate, calibration_gap, holm
-from calib_components.tools.report.tables import SIGNIFICANT, Cell, tabulate
+from calib_components.tools.report.statistics import CalibrationGap, Estimate
+from calib_components.tools.report.tables import Cell, tabulate
 
 REGIONS = {"predicted": "predicted foreground", "all": "all voxels"}
-SLIGHT, CLOSE = 0.01, 0.1  # differences of confidence and accuracy
+MARGIN = 0.02  # a network is calibrated within it
 VERDICTS = {
-    "none": "no miscalibration shown",
-    "slight": "slightly {kind}",
-    "unknown": "undecided",
+    "calibrated": f"calibrated within {MARGIN}",
+    "slight": f"calibrated within {MARGIN}, slightly {{kind}}",
     "shown": "{kind}",
+    "undecided": "undecided",
 }
 ABOUT = (
     "Confidence is the mean probability of the predicted class, accuracy the share of voxels where"
     " it is right. The prediction chooses the voxels of both regions: if it is calibrated, the"
-    " difference is 0 up to chance. Means over patients; p-values are Holm-corrected over both"
-    " regions. Chance alone gives a case an ECE above 0. Ignore padded voxels (ignore_index): as"
-    " easy background, they hide how confident a network is elsewhere."
+    " difference is 0 up to chance. Means over patients. Calibrated within a margin: the interval"
+    " of the difference is; over- or underconfident: it leaves out 0. Chance alone gives a case an"
+    " ECE above 0. Ignore padded voxels (ignore_index): as easy background, they hide how confident"
+    " a network is elsewhere."
 )
 
 
 class Judgement(NamedTuple):
-    """What a region says of a network.
+    """What the voxels of a region, or those predicted as a structure, say of a network.
 
     Attributes:
-        gap: Confidence minus accuracy, with a corrected p-value.
-        pooled_ece: ECE of the voxels of all cases together.
+        gap: Confidence minus accuracy.
         confidence: Mean over patients.
         accuracy: Mean over patients.
+        further_patients: About how many more patients would tell, if it is undecided.
+        pooled_ece: ECE of the voxels of all cases together.
     """
 
     gap: Estimate
-    pooled_ece: float
     confidence: float
     accuracy: float
+    further_patients: int = 0
+    pooled_ece: float = 0.0
 
     @property
     def kind(self) -> str:
@@ -59,12 +61,20 @@ class Judgement(NamedTuple):
     @property
     def verdict(self) -> str:
         """A key of `VERDICTS`."""
-        gap = self.gap
-        if gap.p_value < SIGNIFICANT:
-            return "slight" if abs(gap.mean) < SLIGHT else "shown"
-        # A large ECE: too confident in some bins, and not confident enough in others
-        is_close = gap.low <= 0 <= gap.high and max(-gap.low, gap.high, self.pooled_ece) < CLOSE
-        return "none" if is_close and gap.cases >= MIN_PATIENTS else "unknown"
+        is_beside_0 = self.gap.low > 0 or self.gap.high < 0
+        if self.gap.low > -MARGIN and self.gap.high < MARGIN:
+            return "slight" if is_beside_0 else "calibrated"
+        return "shown" if is_beside_0 else "undecided"
+
+    @property
+    def is_bent(self) -> bool:
+        """Whether it is too confident at some confidences and not enough at others."""
+        return self.verdict in ("calibrated", "slight") and self.pooled_ece > MARGIN
+
+    @property
+    def text(self) -> str:
+        """The verdict in words."""
+        return VERDICTS[self.verdict].format(kind=self.kind)
 
 
 def patient_means(means: ArrayLike, patients: pd.Series) -> pd.DataFrame:
@@ -78,18 +88,18 @@ def patient_means(means: ArrayLike, patients: pd.Series) -> pd.DataFrame:
 
 def judge_regions(results: Results, name: str) -> dict[str, Judgement]:
     """Return the judgement of each region that has a voxel: a network may predict no foreground."""
-    means, gaps = {}, {}
+    judgements = {}
     for region in REGIONS:
         table = patient_means(results.case_means(name, region), results.patients)
         if len(table):
-            means[region] = table.mean()
-            gaps[region] = calibration_gap(table["confidence"], table["accuracy"])
-    p_values = holm([gap.p_value for gap in gaps.values()])
-    judgements = {}
-    for (region, gap), p_value in zip(gaps.items(), p_values, strict=True):
-        pooled_ece = results.pooled_bins(name, region).expected_error().item()
-        corrected = gap._replace(p_value=p_value)
-        judgements[region] = Judgement(corrected, pooled_ece, *means[region])
+            gap = CalibrationGap(table["confidence"], table["accuracy"])
+            judgements[region] = Judgement(
+                gap.estimate(),
+                confidence=table["confidence"].mean(),
+                accuracy=table["accuracy"].mean(),
+                further_patients=gap.further_patients(MARGIN),
+                pooled_ece=results.pooled_bins(name, region).expected_error().item(),
+            )
     return judgements
 
 
@@ -103,7 +113,7 @@ def regions_section(context: Context) -> Section | None:
     for name in results.names:
         for region, judgement in judge_regions(results, name).items():
             records += _records(results, name, region, judgement)
-            answers.append(Cell(VERDICTS[judgement.verdict].format(kind=judgement.kind)))
+            answers.append(Cell(judgement.text))
     index = ["region"] if len(results.names) == 1 else ["label", "region"]
     table = tabulate(records, index).assign(**{"calibrated?": answers})
     return Section("regions", "Confidence and accuracy", ABOUT, table, records)
@@ -120,6 +130,6 @@ def _records(
     return [
         results.record(name, "confidence", confidence, region=title),
         results.record(name, "accuracy", accuracy, region=title),
-        results.record(name, "gap", gap, region=title, p_value_holm=gap.p_value),
+        results.record(name, "gap", gap, region=title),
         results.record(name, "ece", ece, region=title, column="ECE of a case"),
     ]

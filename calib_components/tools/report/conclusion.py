@@ -11,7 +11,7 @@ import shlex
 import pandas as pd
 
 from calib_components.errors import printable
-from calib_components.tools.report.calibration import judge_regions
+from calib_components.tools.report.calibration import Judgement, judge_regions
 from calib_components.tools.report.data import Context, Results
 from calib_components.tools.report.page import Answer
 from calib_components.tools.report.statistics import mean_of_defined
@@ -31,15 +31,14 @@ LOSS = 0.05
 # A case is named whose DSC is as far below the median: this, and median absolute deviations
 WORSE, SPREADS = 0.2, 5
 MAX_NAMED = 3  # cases
-ANSWERS = {  # by verdict
-    "none": "No miscalibration is shown",
-    "slight": "It is slightly {kind}",
-    "unknown": "Whether it is calibrated is undecided",
-    "shown": "It is not well calibrated: {kind}",
-}
+UNDECIDED = "Whether it is calibrated is undecided"
 GAP = (
     "{answer}. Where a structure is predicted, its confidence is {confidence} and its accuracy"
     " {accuracy}; difference: {gap}."
+)
+BENT = (
+    " It is too confident at some confidences and not confident enough at others: the ECE there is"
+    " {ece}."
 )
 MEAN_DSC = "The mean DSC of {patients} is {dsc}."
 MEAN_DSC_IS_LOW = (
@@ -67,12 +66,11 @@ LONGER = (
     "Improve the segmentation: train longer (losses without a Dice term need it most), on scans of"
     " this origin, and ignore padded voxels."
 )
-UNMEASURED = "unmeasured"  # a verdict
-NEXT = {  # by verdict; otherwise a temperature
-    UNMEASURED: "Evaluate probabilities.",
-    "none": "Test patients of another origin.",
-    "unknown": "Evaluate more patients.",
-}
+EVALUATE = "Evaluate probabilities."
+OTHER_ORIGIN = "Test patients of another origin."
+MORE = "Evaluate about {count} more patients: so many would tell."
+MANY_MORE = "Evaluate other patients: more than {count} more would be needed to tell."
+MAX_FURTHER = 200  # patients
 FIT = "Fit a temperature on validation patients, evaluate with the same options, and compare."
 FIT_AGAIN = (
     "Fit the temperature again, where structures are, evaluate with the same options, and compare."
@@ -85,29 +83,30 @@ def conclude(context: Context) -> Answer:
     """
     results, best = context.results, context.reference
     if len(results.names) == 1:
-        sentences, verdict = describe_one(results)
+        sentences = describe_one(results)
     else:
         sentences, best = describe_differences(context)
-        sentence, verdict = describe_calibration(results, best)
-        sentences.append(f"{results.labels[best]}: {sentence}")
-    return Answer(sentences, *_next_step(results, best, verdict))
+        sentences.append(f"{results.labels[best]}: {describe_calibration(results, best)}")
+    return Answer(sentences, *_next_step(results, best))
 
 
-def describe_one(results: Results) -> tuple[list[str], str]:
+def describe_one(results: Results) -> list[str]:
     """Return how well the one network segments, whether it is calibrated, and how right its
-    expected DSC is, in sentences, and the verdict of its calibration.
+    expected DSC is, in sentences.
     """
     (name,) = results.names
     dsc = results.mean(name, "dsc")
     template = MEAN_DSC_IS_LOW if dsc.mean < LOW else MEAN_DSC
-    sentence, verdict = describe_calibration(results, name)
-    sentences = [template.format(patients=results.count, dsc=with_interval(dsc, "dsc")), sentence]
+    sentences = [
+        template.format(patients=results.count, dsc=with_interval(dsc, "dsc")),
+        describe_calibration(results, name),
+    ]
     if results.has("optimism"):
         optimism = with_interval(results.mean(name, "optimism"), "optimism", True)
         sentences.append(OPTIMISM.format(optimism=optimism))
     if worst := _worst_cases(results, name):
         sentences.append(LOOK_FIRST.format(cases=", ".join(worst)))
-    return sentences, verdict
+    return sentences
 
 
 def _worst_cases(results: Results, name: str) -> list[str]:
@@ -118,29 +117,43 @@ def _worst_cases(results: Results, name: str) -> list[str]:
     return [f"{printable(case)} (DSC {number(value, 'dsc')})" for case, value in worst.items()]
 
 
-def describe_calibration(results: Results, name: str) -> tuple[str, str]:
-    """Return whether a network is calibrated where it predicts a structure, as a sentence and a
-    verdict.
+def _judge(results: Results, name: str) -> Judgement | None:
+    """Return the judgement where a network predicts a structure; None without probabilities of
+    one.
     """
-    judgements = judge_regions(results, name) if results.has("ece_predicted") else {}
-    if "predicted" not in judgements:
-        return NO_PROBABILITIES, UNMEASURED
-    judgement = judgements["predicted"]
+    return judge_regions(results, name).get("predicted") if results.has("ece_predicted") else None
+
+
+def describe_calibration(results: Results, name: str) -> str:
+    """Return whether a network is calibrated where it predicts a structure, in words."""
+    judgement = _judge(results, name)
+    if judgement is None:
+        return NO_PROBABILITIES
+    is_undecided = judgement.verdict == "undecided"
     sentence = GAP.format(
-        answer=ANSWERS[judgement.verdict].format(kind=judgement.kind),
+        answer=UNDECIDED if is_undecided else f"It is {judgement.text}",
         confidence=number(judgement.confidence, "confidence"),
         accuracy=number(judgement.accuracy, "accuracy"),
         gap=with_interval(judgement.gap, "gap", True),
     )
-    return sentence, judgement.verdict
+    if judgement.is_bent:
+        sentence += BENT.format(ece=number(judgement.pooled_ece, "ece"))
+    return sentence
 
 
-def _next_step(results: Results, name: str, verdict: str) -> tuple[str, str]:
+def _next_step(results: Results, name: str) -> tuple[str, str]:
     """Return what to do next with one network, as a text and commands."""
+    judgement = _judge(results, name)
     if mean_of_defined(results.values(name, "dsc")) < LOW:
         return LONGER, ""
-    if verdict in NEXT:
-        return NEXT[verdict], ""
+    if judgement is None:
+        return EVALUATE, ""
+    if judgement.verdict == "undecided":
+        template = MORE if judgement.further_patients <= MAX_FURTHER else MANY_MORE
+        count = min(judgement.further_patients, MAX_FURTHER)
+        return template.format(count=count), ""
+    if judgement.verdict != "shown":
+        return OTHER_ORIGIN, ""
     summary = results.evaluations[name].summary
     text, region = FIT, ""
     if summary.get("temperature", 1) != 1:

@@ -3,13 +3,14 @@
 Cases of a patient depend on each other, so patients are resampled, not cases. Intervals are
 percentiles of a bootstrap over patients, and tests flip the signs of patients: both are about these
 trained networks. Fewer than six patients (`MIN_PATIENTS`) have neither. Whether a network is
-calibrated is tested from two patients on, see `calibration_gap`.
+calibrated is tested from two patients on, see `CalibrationGap`.
 
 Undefined values are NaN. Means leave them out. `patients` are the patient of each case.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ RESAMPLES = 9_999
 SEED = 0  # a report has the same numbers each time it is made
 LEVEL = 0.95
 MIN_PATIENTS = 6  # with five, a test by signs cannot go below p = 2 / 2^5 = 0.0625
-# Of `calibration_gap`: they limit the false alarms of simulations, see the tests of `judge`
+# Of `CalibrationGap`: they limit the false alarms of simulations, see the tests of `judge`
 PARTS, SPREAD = 5, 0.05
 
 
@@ -125,30 +126,67 @@ def sign_flip_p_value(values: ArrayLike, patients: Sequence[str]) -> float:
     return float(result.pvalue)
 
 
-def calibration_gap(confidence: ArrayLike, accuracy: ArrayLike) -> Estimate:
-    """Return the mean of confidence minus accuracy over patients, its 95 % interval, and the
-    p-value of it being 0.
+class CalibrationGap:
+    """The mean of confidence minus accuracy over patients, its intervals, and the p-value of it
+    being 0.
 
-    They are those of Student's t, which alone rejects too often: all patients of a calibrated
-    network can be right where one in twenty is wrong, and so look underconfident with little
-    spread. So p is at least that of t among calibrated patients, drawn as right in some of `PARTS`
-    parts with these confidences; among few patients, a smaller `SPREAD` is no evidence. The
-    interval is that of t: it may exclude 0 where p does not. One patient has neither. Both are
-    `(patients,)`.
+    They are those of one test, so that an interval of 95 % leaves out 0 where p < 0.05. Student's t
+    alone rejects too often: all patients of a calibrated network can be right where one in twenty
+    is wrong, and so look underconfident with little spread. So t is compared with what it is among
+    calibrated patients, too, drawn as right in some of `PARTS` parts with these confidences; among
+    few patients, a smaller `SPREAD` is no evidence. One patient has neither.
+
+    Args:
+        confidence: Mean confidence of each patient, `(patients,)`.
+        accuracy: Their accuracy, `(patients,)`.
     """
-    confidence, accuracy = np.asarray(confidence, float).clip(0, 1), np.asarray(accuracy, float)
-    mean, count = float(mean_of_defined(confidence - accuracy)), len(confidence)
-    if count < 2:
-        return Estimate(mean, cases=count)
-    drawn = np.random.default_rng(SEED).binomial(PARTS, confidence, (RESAMPLES, count)) / PARTS
-    gaps = (confidence - np.vstack([accuracy, drawn])).round(9)  # equal up to rounding is equal
-    errors = np.maximum(gaps.std(1, ddof=1) / count**0.5, 1e-9)
-    t = gaps.mean(1) / (errors + SPREAD / count**2)
-    tail = min((t >= t[0]).sum(), (t <= t[0]).sum())
-    student = stats.t(count - 1, scale=errors[0])
-    p_value = min(1, max(2 * student.sf(abs(mean)), 2 * tail / (RESAMPLES + 1)))
-    low, high = np.clip(mean + np.array(student.interval(LEVEL)), -1, 1)
-    return Estimate(mean, float(low), float(high), float(p_value), count)
+
+    def __init__(self, confidence: ArrayLike, accuracy: ArrayLike) -> None:
+        confidence = np.asarray(confidence, float).clip(0, 1)
+        gaps = (confidence - np.asarray(accuracy, float)).round(9)  # equal up to rounding is equal
+        self.mean, self.patients = float(mean_of_defined(gaps)), len(gaps)
+        if self.patients < 2:
+            return
+        shape = (RESAMPLES, self.patients)
+        drawn = np.random.default_rng(SEED).binomial(PARTS, confidence, shape) / PARTS
+        self.spread = gaps.std(ddof=1)
+        self._scale, self._drawn_t = self._scale_of(gaps), self._t(confidence - drawn)
+
+    def _scale_of(self, gaps: Array) -> Array:
+        errors = gaps.std(-1, ddof=1) / self.patients**0.5
+        return np.maximum(errors, 1e-9) + SPREAD / self.patients**2
+
+    def _t(self, gaps: Array) -> Array:
+        return gaps.mean(-1) / self._scale_of(gaps)
+
+    @property
+    def p_value(self) -> float:
+        """The p-value of the mean being 0; NaN with one patient."""
+        if self.patients < 2:
+            return math.nan
+        t = self.mean / self._scale
+        drawn = 2 * min((self._drawn_t >= t).mean(), (self._drawn_t <= t).mean())
+        return float(min(1, max(2 * stats.t.sf(abs(t), self.patients - 1), drawn)))
+
+    def estimate(self, level: float = LEVEL) -> Estimate:
+        """Return the mean, its interval of a level, and the p-value."""
+        if self.patients < 2:
+            return Estimate(self.mean, cases=self.patients)
+        student = stats.t.ppf((1 + level) / 2, self.patients - 1)
+        low, high = np.quantile(self._drawn_t, [(1 - level) / 2, (1 + level) / 2])
+        ends = self.mean - self._scale * np.array([max(student, high), min(-student, low)])
+        low, high = np.clip(ends, -1, 1)
+        return Estimate(self.mean, float(low), float(high), self.p_value, self.patients)
+
+    def further_patients(self, margin: float) -> int:
+        """Return about how many more patients would show that the mean is not 0, or that it is
+        within a margin, if it and the spread stay the same.
+        """
+        if self.patients < 2:
+            return 1
+        wanted = max(abs(self.mean), margin - abs(self.mean))
+        needed = (stats.norm.ppf((1 + LEVEL) / 2) * self.spread / wanted) ** 2
+        return max(1, math.ceil(needed) - self.patients)
 
 
 def holm(p_values: ArrayLike) -> Array:
@@ -160,3 +198,18 @@ def holm(p_values: ArrayLike) -> Array:
     return (
         (made * np.arange(len(made), 0, -1)).cummax().clip(upper=1).reindex(given.index).to_numpy()
     )
+
+
+def holm_levels(p_values: ArrayLike) -> list[float]:
+    """Return the levels of intervals of tests that are made together, which leave out 0 where
+    Holm's adjusted p-value is below 0.05.
+    """
+    order, count = np.argsort(p_values), len(np.asarray(p_values))
+    levels, is_rejected = np.full(count, LEVEL), True
+    alpha = 0.0
+    for rank, index in enumerate(order):
+        if is_rejected:
+            alpha = (1 - LEVEL) / (count - rank)
+            is_rejected = np.asarray(p_values)[index] < alpha
+        levels[index] = 1 - alpha
+    return levels.tolist()

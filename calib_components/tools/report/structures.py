@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
-from calib_components.tools.report.calibration import patient_means
+from calib_components.tools.report.calibration import Judgement, patient_means
 from calib_components.tools.report.data import Context, Results
 from calib_components.tools.report.page import Section
-from calib_components.tools.report.statistics import Estimate, calibration_gap, holm
-from calib_components.tools.report.tables import tabulate
+from calib_components.tools.report.statistics import (
+    CalibrationGap,
+    Estimate,
+    holm,
+    holm_levels,
+)
+from calib_components.tools.report.tables import Cell, tabulate
 
 SEGMENTATION = ("dsc", "expected_dsc", "optimism", "hd95")
 VOLUMES = ("true_volume", "segmented_volume_error", "expected_volume_error")
@@ -20,31 +26,56 @@ ABOUT = (
 ABOUT_EXPECTED = (
     " Expected DSC: from the probabilities alone, without labels; above the DSC, it is optimistic."
     " Expected volume: the sum of the probabilities. Confidence and accuracy: of the voxels that"
-    " are predicted as the structure, means over patients; the p-value of their difference is"
-    " Holm-corrected over the lines."
+    " are predicted as the structure, means over patients; the p-value and the interval of their"
+    " difference are Holm-corrected over the lines."
 )
 
 
 def structures_section(context: Context) -> Section:
     """Return DSC, expected DSC, volumes, confidence and accuracy of each structure."""
     results = context.results
-    records: list[dict[str, Any]] = []
-    for name in results.names:
-        for structure in results.structures:
-            records += _records(results, name, structure)
-    # Of the differences alone: others have no p-value
-    corrected = holm([record["p_value"] for record in records])
-    for record, p_value in zip(records, corrected, strict=True):
-        record["p_value_holm"] = p_value
+    records = [
+        record
+        for name in results.names
+        for structure in results.structures
+        for record in _segmentation_records(results, name, structure)
+    ]
     index = ["structure"] if len(results.names) == 1 else ["label", "structure"]
     caption = ABOUT.format(hd95=results.unit, volumes=results.volume_unit)
-    if results.has("expected_dsc"):
+    judgements = judge_structures(results)
+    if judgements:
         caption += ABOUT_EXPECTED
-    return Section("structures", "Structures", caption, tabulate(records, index), records)
+    for (name, structure), judgement in judgements.items():
+        records += _calibration_records(results, name, structure, judgement)
+    table = tabulate(records, index)
+    if judgements:
+        table["calibrated?"] = [Cell(judgement.text) for judgement in judgements.values()]
+    return Section("structures", "Structures", caption, table, records)
 
 
-def _records(results: Results, name: str, structure: str) -> list[dict[str, Any]]:
-    """Return the records of a structure."""
+def judge_structures(results: Results) -> dict[tuple[str, str], Judgement]:
+    """Return the judgement of the voxels that are predicted as each structure, by name of the
+    evaluation and structure, Holm-corrected over all of them; none without probabilities.
+    """
+    if not results.has(*(f"confidence_{structure}" for structure in results.structures)):
+        return {}
+    means, gaps = {}, {}
+    for name, structure in product(results.names, results.structures):
+        values = [
+            results.values(name, f"{each}_{structure}") for each in ("confidence", "accuracy")
+        ]
+        table = patient_means(values, results.patients)
+        means[name, structure] = table.mean()
+        gaps[name, structure] = CalibrationGap(table["confidence"], table["accuracy"])
+    p_values = [gap.p_value for gap in gaps.values()]
+    corrected = zip(gaps.items(), holm(p_values), holm_levels(p_values), strict=True)
+    return {
+        key: Judgement(gap.estimate(level)._replace(p_value=p_value), **means[key])
+        for (key, gap), p_value, level in corrected
+    }
+
+
+def _segmentation_records(results: Results, name: str, structure: str) -> list[dict[str, Any]]:
     records = []
     for measure in (*SEGMENTATION, *VOLUMES):
         if results.has(f"{measure}_{structure}"):
@@ -53,15 +84,21 @@ def _records(results: Results, name: str, structure: str) -> list[dict[str, Any]
             if measure in VOLUMES:
                 record["unit"] = results.volume_unit
             records.append(record)
-    if results.has(f"confidence_{structure}"):
-        values = [
-            results.values(name, f"{each}_{structure}") for each in ("confidence", "accuracy")
-        ]
-        means = patient_means(values, results.patients)
-        estimates = {each: Estimate(means[each].mean(), cases=len(means)) for each in means}
-        estimates["gap"] = calibration_gap(means["confidence"], means["accuracy"])
-        records += [
-            results.record(name, measure, estimate, structure=structure)
-            for measure, estimate in estimates.items()
-        ]
+    return records
+
+
+def _calibration_records(
+    results: Results, name: str, structure: str, judgement: Judgement
+) -> list[dict[str, Any]]:
+    gap = judgement.gap
+    estimates = {
+        "confidence": Estimate(judgement.confidence, cases=gap.cases),
+        "accuracy": Estimate(judgement.accuracy, cases=gap.cases),
+        "gap": gap,
+    }
+    records = [
+        results.record(name, measure, estimate, structure=structure)
+        for measure, estimate in estimates.items()
+    ]
+    records[-1]["p_value_holm"] = gap.p_value
     return records

@@ -109,11 +109,15 @@ def p_text(p_value: float) -> list[str]:
 
 
 def is_significant(record: Record) -> bool:
-    """Return whether a difference is significant: its corrected p-value is small, and 0 is not in
-    its interval.
+    """Return whether a difference is significant: its p-value, corrected if it is one of several,
+    is small, and 0 is not in its interval.
     """
     is_beside_0 = record["low"] > 0 or record["high"] < 0
-    return is_beside_0 and record.get("p_value_holm", np.nan) < SIGNIFICANT
+    return is_beside_0 and _p_value(record) < SIGNIFICANT
+
+
+def _p_value(record: Record) -> float:
+    return record.get("p_value_holm", record.get("p_value", np.nan))
 
 
 def to_cell(record: Record) -> Cell:
@@ -121,8 +125,8 @@ def to_cell(record: Record) -> Cell:
     measure = record["measure"]
     unit, signed = record.get("unit", measure), record.get("signed", measure in SIGNED)
     ends = Estimate(record["mean"], record["low"], record["high"])
-    p_value, if_true = (record.get(name, np.nan) for name in ("p_value_holm", "if_true"))
-    notes = [*interval(ends, unit, signed), *p_text(p_value), *record.get("notes", ())]
+    if_true = record.get("if_true", np.nan)
+    notes = [*interval(ends, unit, signed), *p_text(_p_value(record)), *record.get("notes", ())]
     if not np.isnan(if_true):
         notes.append(f"{number(if_true, unit)} if true")
     return Cell(number(ends.mean, unit, signed), notes, is_significant(record))

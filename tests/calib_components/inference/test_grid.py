@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Compose, Invertd, Orientation, Rotate90, Spacing
+from monai.transforms import (
+    CenterSpatialCrop,
+    Compose,
+    Invertd,
+    Orientation,
+    Resize,
+    Rotate90,
+    Spacing,
+)
 
 from calib_components.errors import InputError
 from calib_components.inference.grid import ImageGrid
@@ -43,12 +51,12 @@ def test_slabs_are_those_of_monai(bundle: Path, affine: str, tmp_path: Path) -> 
     transform, image = preprocessed(bundle, affine, tmp_path)
     logits = torch.randn(3, *image.shape[1:])
     back = Invertd("pred", transform, "image", nearest_interp=False)
-    expected = back({"pred": MetaTensor(logits.softmax(0)), "image": image})["pred"].as_tensor()
+    expected = back({"pred": MetaTensor(logits), "image": image})["pred"].as_tensor()
     grid = ImageGrid(image)
     assert grid.shape == expected.shape[1:] == (60, 50, 20)
     np.testing.assert_array_equal(grid.affine, AFFINES[affine])
     for start, stop in ((0, 20), (0, 1), (7, 13), (19, 20)):
-        slab = grid.slab(logits, start, stop, lambda part: part.softmax(0))
+        slab = grid.slab(logits, start, stop)
         torch.testing.assert_close(
             slab.permute(0, 3, 2, 1), expected[..., start:stop], rtol=0, atol=1e-6
         )
@@ -56,11 +64,26 @@ def test_slabs_are_those_of_monai(bundle: Path, affine: str, tmp_path: Path) -> 
 
 def test_only_the_slices_that_a_slab_needs_are_used(tmp_path: Path) -> None:
     _, image = preprocessed(ACDC, "mirrored", tmp_path)
-    seen = []
-    ImageGrid(image).slab(
-        torch.zeros(2, *image.shape[1:]), 3, 5, lambda part: seen.append(part.shape) or part
-    )
-    assert seen == [(2, 2, 224, 224)]
+    volume = torch.full((2, *image.shape[1:]), torch.nan)
+    volume[..., 3:5] = 0
+    assert ImageGrid(image).slab(volume, 3, 5).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("order", "seen"),
+    [(1, (slice(10, 30), slice(7, 23))), (-1, (slice(7, 33), slice(5, 25)))],
+    ids=["crop, then resize", "resize, then crop"],
+)
+def test_where_the_network_saw_nothing(order: int, seen: tuple[slice, slice]) -> None:
+    """It sees the voxels whose centres lie in what it is given."""
+    steps = [CenterSpatialCrop((20, 16, -1)), Resize((30, 24, 3), mode="trilinear")][::order]
+    image = Compose(steps)(MetaTensor(torch.zeros(1, 40, 30, 3), torch.eye(4)))
+    image.meta["original_affine"] = np.eye(4)
+    grid = ImageGrid(image)
+    expected = torch.zeros(3, 30, 40)
+    expected[:, seen[1], seen[0]] = 1
+    torch.testing.assert_close(grid.is_seen(0, 3), expected.bool())
+    torch.testing.assert_close(grid.slab(torch.full(image.shape, 7.0), 0, 3)[0], 7 * expected)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +104,7 @@ def test_each_voxel_comes_back_to_its_place(directions: Any) -> None:
         image = Orientation("RAS")(
             MetaTensor(voxels, affine=affine, meta={"original_affine": affine})
         )
-        slab = ImageGrid(image).slab(image.as_tensor(), 0, 3, lambda part: part)
+        slab = ImageGrid(image).slab(image.as_tensor(), 0, 3)
         assert torch.equal(slab.permute(0, 3, 2, 1), voxels)
 
 
@@ -95,7 +118,7 @@ def test_volumes_come_back_from_another_spacing(affine: str, spacing: tuple[floa
         values, affine=AFFINES[affine], meta={"original_affine": np.array(AFFINES[affine])}
     )
     moved = Spacing(spacing)(Orientation("RAS", labels=None)(image))
-    slab = ImageGrid(moved).slab(moved.as_tensor(), 0, 7, lambda part: part).permute(0, 3, 2, 1)
+    slab = ImageGrid(moved).slab(moved.as_tensor(), 0, 7).permute(0, 3, 2, 1)
     assert slab.shape == values.shape
     torch.testing.assert_close(slab[:, 2:-2, 2:-2, 2:-2], values[:, 2:-2, 2:-2, 2:-2])
 

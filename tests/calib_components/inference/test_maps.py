@@ -121,7 +121,7 @@ def test_prediction_maps(
     given = item()
     maps = PredictionMapsd("pred", STRUCTURES, [0, 1, 4], bits=bits)(given)
     assert maps.keys() == {"pred", "image", "id", "seg", "probability", "uncertainty", "quality"}
-    filled = fill_background(LOGITS.softmax(0))
+    filled = LOGITS.softmax(0)
     for name, expected in (
         ("probability", of_structures(filled)),
         ("uncertainty", normalized_entropy(filled)),
@@ -162,7 +162,7 @@ def test_only_what_is_asked_for_is_made_and_saved(
 
 def test_uncertainty_is_shown_in_place_of_the_label_map() -> None:
     maps = PredictionMapsd("pred", STRUCTURES, [0, 1, 4], show_uncertainty=True)(item())
-    expected = normalized_entropy(fill_background(LOGITS.softmax(0)))
+    expected = normalized_entropy(LOGITS.softmax(0))
     torch.testing.assert_close(maps["pred"].as_tensor(), expected, rtol=0, atol=1e-5)
 
 
@@ -180,7 +180,7 @@ def test_the_quality_is_that_of_the_probabilities(
     write_table(tmp_path)
     table, filled = (
         pd.read_csv(tmp_path / "quality.csv"),
-        fill_background(LOGITS.softmax(0)).double().numpy(),
+        LOGITS.softmax(0).double().numpy(),
     )
     assert table[["scan", "structure"]].to_numpy().tolist() == [["scan", "core"], ["scan", "whole"]]
     for row, own, classes in zip(table.itertuples(), ("a", "b"), STRUCTURES.values(), strict=True):

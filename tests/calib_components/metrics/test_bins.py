@@ -109,6 +109,8 @@ def test_classwise_bins_by_hand() -> None:
 def test_foreground_and_ignored_voxels_by_hand() -> None:
     y_pred, y = hand_case()
     assert calibration_bins(y_pred, y, num_bins=4).count.tolist() == [[0, 1, 2, 1]]
+    without_0 = calibration_bins(y_pred, y, num_bins=4, foreground_only=False, ignore_index=0)
+    assert without_0.count.tolist() == [[0, 1, 2, 1]]
     y[..., 3] = 255
     kept = calibration_bins(y_pred, y, num_bins=4, ignore_index=255)
     assert kept.count.tolist() == [[0, 1, 1, 1]]

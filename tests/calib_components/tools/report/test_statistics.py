@@ -6,14 +6,15 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
 from calib_components.tools.report.statistics import (
+    CalibrationGap,
     Estimate,
-    calibration_gap,
     holm,
+    holm_levels,
     mean_with_interval,
     paired_difference,
     sign_flip_p_value,
@@ -87,16 +88,45 @@ def test_sign_flips_are_all_choices_of_signs_or_near_them() -> None:
 
 
 def test_gap_is_that_of_student_unless_calibrated_patients_look_alike() -> None:
-    confidence, gaps = np.full(8, 0.6), np.random.default_rng(0).normal(0.3, 0.15, 8)
-    expected, found = stats.ttest_1samp(gaps, 0), calibration_gap(confidence, confidence - gaps)
-    assert found[:3] == pytest.approx((gaps.mean(), *expected.confidence_interval()))
+    confidence, gaps = np.full(50, 0.6), np.random.default_rng(0).normal(0.3, 0.15, 50)
+    expected = stats.ttest_1samp(gaps, 0)
+    found = CalibrationGap(confidence, confidence - gaps).estimate()
+    assert found[:3] == pytest.approx((gaps.mean(), *expected.confidence_interval()), abs=2e-3)
     assert expected.pvalue <= found.p_value < 0.05
     # As 0.95 ** 30 of them are, with 5 parts each
-    all_right = calibration_gap(np.full(6, 0.95), np.ones(6))
+    all_right = CalibrationGap(np.full(6, 0.95), np.ones(6))
     assert all_right.p_value == pytest.approx(2 * 0.95**30, abs=0.02)
-    assert all_right.high < 0  # so that "no miscalibration" is not shown either
-    assert calibration_gap([0.99] * 6, [0] * 6).p_value < 0.001
-    assert np.isnan(calibration_gap([0.99], [0])[1:4]).all()
+    assert all_right.estimate().high > 0
+    assert CalibrationGap([0.99] * 6, [0] * 6).p_value < 0.001
+    assert np.isnan(CalibrationGap([0.99], [0]).estimate()[1:4]).all()
+
+
+@given(gap=st.floats(-0.2, 0.2), patients=st.integers(2, 30), seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=30)
+def test_an_interval_leaves_out_0_where_its_p_value_is_small(
+    gap: float, patients: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    confidence = rng.uniform(0.5, 1, (3, patients))
+    accuracy = (confidence - gap - rng.normal(0, 0.1, confidence.shape)).clip(0, 1)
+    gaps = [*map(CalibrationGap, confidence, accuracy)]
+    p_values = [each.p_value for each in gaps]
+    for each, level, p_value in zip(gaps, holm_levels(p_values), holm(p_values), strict=True):
+        for found, p in ((each.estimate(), each.p_value), (each.estimate(level), p_value)):
+            # A quantile lies between two of the drawn values
+            assert ((found.low > 0) or (found.high < 0)) == (p < 0.05) or abs(p - 0.05) < 1e-3
+
+
+def test_further_patients_would_tell() -> None:
+    """If they are like those that there are."""
+    gaps = np.tile([0.05, -0.03, 0.02], 3)
+    first = CalibrationGap(np.full(9, 0.6), 0.6 - gaps)
+    more = first.further_patients(0.02)
+    low, high = first.estimate()[1:3]
+    assert low < 0 < high
+    many = np.resize(gaps, 9 + more + 6)
+    low, high = CalibrationGap(np.full(len(many), 0.6), 0.6 - many).estimate()[1:3]
+    assert low > 0 or (low > -0.02 and high < 0.02)
 
 
 @given(st.lists(st.floats(0, 1) | st.just(NAN), max_size=12))
