@@ -37,22 +37,11 @@ def draw_regions(out: Path = ROOT / "docs" / "regions.png") -> None:
     center = (np.arange(bins.count.shape[1]) + 0.5) * width
     # The accuracy of the others is that of a few voxels
     shown = bins.count[0] > 0.001 * bins.count.sum()
-    left.bar(
-        center[shown],
-        bins.confidence[0, shown],
-        width,
-        color="lightcoral",
-        edgecolor="white",
-        label="confidence",
-    )
-    left.bar(
-        center[shown],
-        bins.accuracy[0, shown],
-        width,
-        color="tab:blue",
-        edgecolor="white",
-        label="accuracy",
-    )
+    bars = (("confidence", bins.confidence, "lightcoral"), ("accuracy", bins.accuracy, "tab:blue"))
+    for name, values, bar_color in bars:
+        left.bar(
+            center[shown], values[0, shown], width, color=bar_color, edgecolor="white", label=name
+        )
     mark = {"marker": "_", "s": 260, "color": "black", "label": "if the probabilities were true"}
     left.scatter(center[shown], if_true.accuracy[0, shown], **mark)
     left.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle="--")

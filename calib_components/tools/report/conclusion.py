@@ -68,7 +68,7 @@ LONGER = (
 )
 EVALUATE = "Evaluate probabilities."
 OTHER_ORIGIN = "Test patients of another origin."
-MORE = "Evaluate about {count} more patients: so many would tell."
+MORE = "Evaluate more patients: about {count} more would tell."
 MANY_MORE = "Evaluate other patients: more than {count} more would be needed to tell."
 MAX_FURTHER = 200  # patients
 FIT = "Fit a temperature on validation patients, evaluate with the same options, and compare."

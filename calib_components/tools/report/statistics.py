@@ -183,10 +183,10 @@ class CalibrationGap:
         within a margin, if it and the spread stay the same.
         """
         if self.patients < 2:
-            return 1
+            return MIN_PATIENTS - self.patients
         wanted = max(abs(self.mean), margin - abs(self.mean))
         needed = (stats.norm.ppf((1 + LEVEL) / 2) * self.spread / wanted) ** 2
-        return max(1, math.ceil(needed) - self.patients)
+        return max(2, math.ceil(needed) - self.patients)
 
 
 def holm(p_values: ArrayLike) -> Array:

@@ -66,7 +66,7 @@ ABOUT_ONE: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "underconfident": ({"gap": -0.05}, "It is underconfident. ", "configs/calibrate.yaml"),
     "with a temperature": ({"gap": 0.1, "temperature": 1.2}, OVER, "--region predicted"),
-    "opposite patients": ({"gap": OPPOSITE}, "is undecided. ", "more patients: so many would"),
+    "opposite patients": ({"gap": OPPOSITE}, "is undecided. ", "more patients: about"),
     "bad segmentation": (
         {"gap": OPPOSITE, "changed": dsc(0.4)},
         r"is 0.400 \[0.400, 0.400\], which is low: calibration does not make up for that",
@@ -82,7 +82,7 @@ ABOUT_ONE: dict[str, tuple[dict[str, Any], str, str]] = {
         "Whether it is calibrated is undecided",
         "more than 200 more",
     ),
-    "one patient": ({"patient_of": cases_of(1)}, "is undecided", "more patients"),
+    "one patient": ({"patient_of": cases_of(1)}, "is undecided", "about 5 more would tell"),
     "label maps": (
         {"with_probabilities": False},
         "is 0.7.* is unknown.$",
