@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import hashlib
 import io
 import json
 import logging
@@ -53,6 +54,7 @@ UseCase = Callable[[str, torch.Tensor, torch.Tensor, Crop | None], None]
 ScanRow = list[tuple[float, ...]]
 # Files of a calibrator, by its name: the estimate, what the fit keeps of patients, and the figure
 FILES = REPORT, FIT, FIGURE = "{}.json", "{}_fit.json", "reliability_{}.png"
+ALL_FILES = {template.format(kind) for kind in KINDS for template in FILES}
 SPLITS = {  # what to know of a fit on a split
     "training": (
         "The network is more confident on cases that it was trained on: the temperature is too low"
@@ -117,12 +119,14 @@ class Calibration:
         perturbation: Changes the images that the calibrator is fitted on. Errors are those of the
             images as they are, and stand beside those of a fit on them.
         draws: Number of changed copies of each case.
+        overwrite: Whether the files of a calibrator of other weights in `output_dir` are replaced.
 
     Raises:
         InputError: From `run`, if the network carries no calibrator, the weights are not suitable
             (see `WeightsCheckpointLoader`), there are no voxels in the region, an earlier fit is
-            missing or of another region, `calibrated_path` has other weights, another run writes to
-            one of the folders, or a file cannot be written.
+            missing or of another region, `calibrated_path` has other weights, `output_dir` a
+            calibrator of others, another run writes to one of the folders, or a file cannot be
+            written.
     """
 
     evaluator: Evaluator
@@ -138,6 +142,7 @@ class Calibration:
     facts: Facts | None = None
     perturbation: Perturbation | None = None
     draws: int = 1
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         check_choice("split", self.split, SPLITS)
@@ -154,11 +159,10 @@ class Calibration:
         """Fit the calibrator, or take the given temperature, and write the weights."""
         set_calibrator(self.network, type(self.calibrator)())
         self._check_places()
-        folders = [OutputFolder(self.output_dir), OutputFolder(self.calibrated_path.parent)]
         with ExitStack() as stack:
             if idist.get_rank() == 0:
-                for folder in folders:
-                    stack.enter_context(folder.claim())
+                stack.enter_context(OutputFolder(self.calibrated_path.parent).claim())
+                stack.enter_context(self._claim())
             if self.temperature is not None:
                 self.calibrator.set_state({"temperature": self.temperature})
                 self._write({})
@@ -167,6 +171,12 @@ class Calibration:
             else:
                 self._fit_to_cases()
         set_calibrator(self.network, self.calibrator)
+
+    def _claim(self) -> OutputFolder:
+        """Claim the folder of the other files for these weights, whatever calibrator they have."""
+        weights = with_calibrator(self.load_path, KINDS["temperature"]())
+        run = {"weights": hashlib.sha256(weights).hexdigest()[:16]}
+        return OutputFolder(self.output_dir, run, overwrite=self.overwrite).claim(ALL_FILES)
 
     def _fit_to_pool(self, folders: Sequence[str | os.PathLike]) -> None:
         if idist.get_rank() == 0:  # `compute` puts together what all processes have
@@ -348,7 +358,7 @@ class Calibration:
                 place.write_bytes(report)
             write_weights(file, content, facts_beside(self.load_path), "calibrated_path")
         valid = {template.format(name) for template in (*files, *kept)}
-        for old in {template.format(kind) for kind in KINDS for template in FILES} - valid:
+        for old in ALL_FILES - valid:
             (self.output_dir / old).unlink(missing_ok=True)
         log.info("Wrote the %s and %d scans for comparison into %s", name, len(scans), file)
         exports = [file.with_suffix(ending) for ending in (".ts", ".onnx")]

@@ -127,8 +127,11 @@ class TrainingCheckpoint:
             self.stateful["scaler"] = engine.scaler
         if self.resume and self.last_path.is_file():
             self._load(engine)
-        elif self.resume:
-            log.info("No %s to resume from: starting from the beginning.", self.last_path)
+        else:
+            if self.resume:
+                log.info("No %s to resume from: starting from the beginning.", self.last_path)
+            if idist.get_rank() == 0:  # never beside weights of this training
+                self.last_path.unlink(missing_ok=True)
         # Handlers run in the order in which they were attached; now all others have been, which
         # validate and log.
         if engine.has_event_handler(self._save, Events.EPOCH_COMPLETED):

@@ -14,7 +14,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +154,6 @@ class EvaluationRecords:
         stamp: What tells this evaluation from others, see `calib_components.inference.run_stamp`.
         files: Keys of an item whose values are a file or several.
         overwrite: Whether to replace an evaluation of other weights, options or cases.
-        alone: Whether the folder may hold no other files, unless `overwrite` is set.
 
     Raises:
         InputError: Two cases have the same name.
@@ -164,19 +163,17 @@ class EvaluationRecords:
         self,
         output_dir: str | os.PathLike,
         cases: Sequence[Mapping[str, Any]],
-        stamp: Mapping[str, Any] | str = "",
+        stamp: Mapping[str, Any] | None = None,
         files: Sequence[str] = ("image", "label"),
         overwrite: bool = False,
-        alone: bool = False,
     ) -> None:
         self.output_dir, self.folder = Path(output_dir), Path(output_dir) / ".records"
         self.cases = {Path(item["case"]).name: item for item in cases}
-        run = dict(stamp) if isinstance(stamp, Mapping) else {"stamp": stamp}
-        run["cases"] = _describe_names([*self.cases])
-        self.output = OutputFolder(
-            self.output_dir, "evaluation", run, overwrite=overwrite, alone=alone
-        )
         self.files = files
+        sources = {name: [*map(os.path.realpath, self._sources(name))] for name in self.cases}
+        digest = hashlib.sha256(repr(sorted(sources.items())).encode()).hexdigest()[:8]
+        run = {**(stamp or {}), "cases": f"{len(sources)} ({digest})"}
+        self.output = OutputFolder(self.output_dir, run, overwrite=overwrite)
         for name, count in Counter(Path(item["case"]).name for item in cases).items():
             if count > 1:
                 raise InputError(
@@ -195,7 +192,7 @@ class EvaluationRecords:
         Raises:
             InputError: `shard` has another form, or is a share without cases.
         """
-        self.output.shard = shard
+        self.output = replace(self.output, shard=shard)
         if not (names := shard_of([*self.cases], shard)):
             raise InputError(
                 f"shard {shard} has none of the {len(self.cases)} cases. Use fewer shards."
@@ -211,10 +208,11 @@ class EvaluationRecords:
         """Whether a case has a record of this evaluation."""
         if not (file := self._file(case)).is_file():
             return False
-        sources = [
-            source for key in self.files for source in ensure_tuple(self.cases[case].get(key, ()))
-        ]
-        return all(os.stat(source).st_mtime_ns <= file.stat().st_mtime_ns for source in sources)
+        written = file.stat().st_mtime_ns
+        return all(os.stat(source).st_mtime_ns <= written for source in self._sources(case))
+
+    def _sources(self, case: str) -> list[str | os.PathLike]:
+        return [file for key in self.files for file in ensure_tuple(self.cases[case].get(key, ()))]
 
     def write(self, case: str, record: Mapping[str, Any]) -> None:
         """Write the record of a case, see `record_case`."""
@@ -227,24 +225,17 @@ class EvaluationRecords:
             return torch.load(file, "cpu", weights_only=True)
 
     def claim(self, *further_files: str) -> OutputFolder:
-        """Lock the output folder for this evaluation, see `OutputFolder.claim`."""
-        return self.output.claim([*FILES, self.folder.name, *further_files])
+        """Claim the output folder for this evaluation, see `OutputFolder`."""
+        records = [str(self._file(case).relative_to(self.output_dir)) for case in self.cases]
+        return self.output.claim([*FILES, *records, *further_files])
 
     def remove(self) -> None:
-        """Remove the records, and what earlier runs left in the folder."""
+        """Remove the records."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        self.output.remove_stale()
 
     def _file(self, case: str) -> Path:
-        run = repr(self.output.run)
-        name = b"\0".join(map(os.fsencode, (__version__, run, case)))  # may be long
-        return self.folder / f"{hashlib.sha256(name).hexdigest()[:32]}.pt"
-
-
-def _describe_names(names: Sequence[str]) -> str:
-    """Return a text that differs for other cases."""
-    digest = hashlib.sha256(b"\0".join(map(os.fsencode, sorted(names)))).hexdigest()[:8]
-    return f"{', '.join(sorted(names)[:2])} and so on ({len(names)} in all, {digest})"
+        name = repr((__version__, self.output.run, case))  # may be long
+        return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.pt"
 
 
 def write_evaluation(
@@ -277,7 +268,7 @@ def write_evaluation(
     cases = [*records.cases]
     make_folder(records.output_dir)
     # Of two processes that finish at the same time, one writes
-    with records.output.locked("evaluation"):
+    with records.output.locked():
         if missing := [case for case in cases if not records.has(case)]:
             message = (
                 "%d of %d cases have no record: the process that measures the last one writes the"
@@ -449,6 +440,7 @@ class EvaluationWriter:
         engine.add_event_handler(Events.STARTED, self._claim)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._measure)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
+        engine.add_event_handler(Events.COMPLETED, lambda: self.records.output.release())
 
     @idist.one_rank_only(with_barrier=True)
     def _claim(self) -> None:
@@ -475,9 +467,8 @@ class EvaluationWriter:
         idist.barrier()
         if idist.get_rank() > 0:
             return
-        with self.records.output:
-            summary = write_evaluation(
-                self.records, [*self.structures], self.class_names, source="bundle"
-            )
+        summary = write_evaluation(
+            self.records, [*self.structures], self.class_names, source="bundle"
+        )
         if summary is not None:
             engine.state.metrics |= {name: summary[name]["mean"] for name in SHOWN}

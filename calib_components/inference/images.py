@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ignite.engine import Engine, Events
 from monai.utils import ensure_tuple
 
 from calib_components.data.nifti import LABEL_SUFFIXES, check_same_grid, files_below, open_nifti
@@ -128,13 +129,11 @@ def run_stamp(weights: str | os.PathLike, **options: Any) -> dict[str, Any]:
     return {"weights": content[:16], **options}
 
 
-def stamp_text(stamp: Mapping[str, Any] | str) -> str:
+def stamp_text(stamp: Mapping[str, Any]) -> str:
     """Return a stamp as a short text, for the header of a map."""
-    if isinstance(stamp, str):
-        return stamp
-    options = {name: value for name, value in stamp.items() if name != "weights"}
-    digest = hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode()).hexdigest()
-    return f"weights {stamp.get('weights')}, options {digest[:8]}"
+    options = json.dumps({**stamp, "weights": None}, sort_keys=True, default=str)
+    digest = hashlib.sha256(options.encode()).hexdigest()
+    return f"weights {stamp['weights']}, options {digest[:8]}"
 
 
 @dataclass
@@ -175,7 +174,16 @@ class ImageFolder:
         self.save = ensure_tuple(self.save)
         folder = self.path if self.path.is_dir() else self.path.parent
         run = {**self.stamp, "dataset_dir": folder}
-        self.output = OutputFolder(self.output_dir, "quality", run, self.shard, self.overwrite)
+        self.output = OutputFolder(self.output_dir, run, self.shard, self.overwrite)
+        self.names: set[str] = set()  # of all results, after `check`
+
+    def attach(self, engine: Engine) -> None:
+        """Claim the output folder when the engine that writes the maps starts, with its weights."""
+        engine.add_event_handler(Events.STARTED, self._claim)
+
+    def _claim(self) -> None:
+        is_whole = self.overwrite and self.path.is_dir()  # without images that are gone
+        self.output.claim(self.names if is_whole else self.names | self.output.files())
 
     def items(self) -> list[dict[str, list[str]]]:
         """Items of a MONAI dataset: the files of each image of this run; none where `check` refuses
@@ -183,7 +191,7 @@ class ImageFolder:
         """
         try:
             images = self._find_all()
-            is_continued = self.skip_existing and self.output.is_of_run()
+            is_continued = self.skip_existing and self.output.files()
         except InputError:
             return []
         return [
@@ -194,7 +202,7 @@ class ImageFolder:
 
     def check(self, items: Sequence[Mapping[str, Any]] | None = None) -> None:
         """Check, from the headers alone, that every image can be segmented and that no file is
-        replaced, and lock the output folder until `write_table`.
+        replaced.
 
         Files of the folder that are left out as labels or maps are counted in a warning.
 
@@ -221,7 +229,7 @@ class ImageFolder:
         for image in images:
             self._check_image(image)
         self._check_folder(images)
-        self._claim(images)
+        self._check_results(images)
 
     def _find_all(self) -> list[Image]:
         return shard_of(find_images(self.path, self.file_suffixes), self.shard)
@@ -264,47 +272,37 @@ class ImageFolder:
             )
         check_writable("output_dir", self.output_dir)
 
-    def _claim(self, images: Sequence[Image]) -> None:
-        """Lock the output folder, refuse to replace maps unasked, and remove those of other
-        runs.
-        """
-        maps = [file for image in images for file in self._maps(image)]
-        tables = [self.output_dir / name for name in TABLES]
-        results = [*maps, *map(self._record, images), *tables]
-        is_whole = self.overwrite and not self.skip_existing and self.shard is None
-        self.output.claim(
-            [str(file.relative_to(self.output_dir)) for file in results], not is_whole
-        )
-        if not (self.skip_existing or self.overwrite):
-            self._check_maps(maps)
-        self.output.remove_stale()
-
-    def _check_maps(self, maps: Sequence[Path]) -> None:
-        for file in maps:
-            if file.exists():
-                self.output.release()
-                raise InputError(
-                    f"{file} exists. Pass --overwrite true, or --skip_existing true to continue a"
-                    " run."
-                )
+    def _check_results(self, images: Sequence[Image]) -> None:
+        """Refuse to replace maps unasked, and results of another run."""
+        every = [*images, *find_images(self.path, self.file_suffixes)]  # also of other shards
+        self.names = {*TABLES, *(name for image in every for name in self._results(image))}
+        self.output.check(self.names)
+        maps = [self.output_dir / name for image in images for name in self._results(image)[1:]]
+        existing = [file for file in maps if file.exists()]
+        if existing and not (self.skip_existing or self.overwrite):
+            raise InputError(
+                f"{existing[0]} exists. Pass --overwrite true, or --skip_existing true to"
+                " continue a run."
+            )
 
     def write_table(self) -> None:
-        """Write the table and the page of the quality of all scans in the output folder, and
-        release it.
+        """Write the table and the page of the quality of all scans that the run recorded in the
+        output folder, and release it.
         """
-        with self.output, self.output.locked("table"):  # of several shards, the last has all scans
-            scans = [Path(name).stem for name in self.output.files() if name.endswith(".json")]
-            text = write_table(self.output_dir, self.review, self.review_below, scans or None)
+        self._claim()  # also without an image that had to be segmented
+        with self.output.locked():  # of several shards, the last has all scans
+            scans = {Path(name).stem for name in self.output.files() if name.endswith(".json")}
+            text = write_table(self.output_dir, self.review, self.review_below, scans)
+        self.output.release()
         log.info(printable(text))
 
-    def _maps(self, image: Image) -> list[Path]:
-        return [self.output_dir / f"{image.name}_{MAPS[name]}.nii.gz" for name in self.save]
-
-    def _record(self, image: Image) -> Path:
-        return self.output_dir / FOLDER / f"{image.name}.json"
+    def _results(self, image: Image) -> list[str]:
+        """Return the names of its estimates and its maps."""
+        maps = [f"{image.name}_{MAPS[name]}.nii.gz" for name in self.save]
+        return [f"{FOLDER}/{image.name}.json", *maps]
 
     def _is_finished(self, image: Image) -> bool:
-        results = [*self._maps(image), self._record(image)]
+        results = [self.output_dir / name for name in self._results(image)]
         if not all(file.exists() for file in results):
             return False
         times = [file.stat().st_mtime for file in image.files if file.exists()]

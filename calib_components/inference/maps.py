@@ -275,12 +275,12 @@ class SaveMapd(SaveImaged):  # MONAI Label leaves out what is a SaveImaged
         output_dir: str | os.PathLike,
         file_suffixes: Sequence[str] = (),
         allow_missing_keys: bool = False,
-        stamp: Mapping[str, Any] | str = "",
+        stamp: Mapping[str, Any] | None = None,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         self.output_dir = Path(str(output_dir))
         self.file_suffixes = file_suffixes
-        self.stamp = stamp_text(stamp)
+        self.stamp = stamp_text(stamp) if stamp else ""
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         make_folder(self.output_dir)

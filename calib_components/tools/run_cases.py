@@ -102,6 +102,5 @@ def _count_work(command: str, files: Sequence[Path], options: Mapping[str, Any])
         return len(records.cases), f"{records.folder.name}/*.pt"
     images = config.get_parsed_content("images")
     images.check()
-    images.output.release()  # for the shares
     found = find_images(images.path, images.file_suffixes)
     return len(found), f"*_{MAPS[images.save[0]]}.nii.gz"

@@ -110,13 +110,7 @@ def measure(out: Path, train: bool, show: Callable[[str], None]) -> Results:
 
     def evaluate(name: str) -> Path:
         places = {"dataset_dir": data["testing"], "ckpt_dir": out / "weights" / name}
-        run(
-            "train",
-            "evaluate",
-            output_dir=out / "evaluations" / name,
-            overwrite=True,
-            **places,
-        )
+        run("train", "evaluate", output_dir=out / "evaluations" / name, **places)
         return out / "evaluations" / name
 
     show(f"Prepare real patients. What the steps print is in {out / 'log.txt'}")
@@ -141,13 +135,12 @@ def measure(out: Path, train: bool, show: Callable[[str], None]) -> Results:
             "losses/ce_dice",
             output_dir=out / "training",
             max_epochs=EPOCHS,
-            overwrite=True,
             **places,
         )
         evaluations.append(evaluate(TRAINED))
     show(f"Segment the test patients with {AFTER}: {out / 'maps'}")
     places = {"dataset_dir": DATA / "testing" / "imagesTr", "ckpt_dir": out / "weights" / AFTER}
-    run("inference", output_dir=out / "maps", overwrite=True, **places)
+    run("inference", output_dir=out / "maps", **places)
     return read_evaluations(evaluations)
 
 
@@ -161,6 +154,7 @@ def run(*configs: str, **options: Any) -> None:
         "bundle_root": BUNDLE,
         "logging_file": False,
         "num_workers": 0,
+        "overwrite": True,  # results of an earlier demo
     }
     monai.bundle.run(
         **{

@@ -80,7 +80,9 @@ def _publish(cell: PlannedCell, steps: Sequence[Step], device: str | None) -> No
         if cell.results.is_dir():
             made = read_settings(cell.results)
             shutil.copytree(cell.results, folder, dirs_exist_ok=True)
-        shutil.copytree(cell.work / "eval", folder, dirs_exist_ok=True)
+        # Without the hidden record of each run
+        ignored = shutil.ignore_patterns(".*")
+        shutil.copytree(cell.work / "eval", folder, ignore=ignored, dirs_exist_ok=True)
         if steps[0].name == "train":
             write_history(cell.work, folder)
         is_scaled = (folder / SCALED / "summary.json").is_file()

@@ -102,7 +102,6 @@ def calibrate_predictions(
     run = {
         "predictions": predictions,
         "labels": labels,
-        "pairs": pairs,
         "apply_to": apply_to,
         "structures": structures,
         "sigmoid": sigmoid,
@@ -110,15 +109,16 @@ def calibrate_predictions(
         "region": fitted_on.name,
         "calibrator": calibrator,
     }
-    folder = OutputFolder(out, "calibration", run, overwrite=overwrite, alone=True)
-    _check_out(folder, (predictions, labels, apply_to), files)
+    folder = OutputFolder(out, run, overwrite=overwrite)
+    names = {file.name for file in files} | {f"{kind}.json" for kind in KINDS}
+    _check_out(folder, (predictions, labels, apply_to), names)
     shared = find_shared(_items(readers, target_patients), _items(fit_readers, patients))
     if shared:
         print(
             f"{len(shared)} of the {len(readers)} predictions to scale belong to patients of the"
             f" fit: {shared[0]}. Their evaluation will be too optimistic."
         )
-    with folder.claim([*(file.name for file in files), f"{calibrator}.json"]), ExitStack() as stack:
+    with folder.claim(), ExitStack() as stack:
         fitted, estimate = fit_calibrator(
             labelled, classes, fitted_on, patients, workers, calibrator
         )
@@ -126,10 +126,10 @@ def calibrate_predictions(
         apply = functools.partial(_calibrate_file, classes=classes, calibrator=fitted)
         targets = [*zip(readers.values(), unfinished, strict=True)]
         map_cases(apply, targets, workers, "scale")
+        folder.claim(names)
         for kind in KINDS:
             (out / f"{kind}.json").unlink(missing_ok=True)
         stack.close()
-        folder.remove_stale()
         write_estimate(estimate, out)  # where it is, all maps are of it
     print(printable(out))
 
@@ -153,20 +153,18 @@ def _refuse_calibrated(folder: Path, predictions: Iterable[Reader]) -> None:
         )
 
 
-def _check_out(folder: OutputFolder, sources: Sequence[Path], files: Sequence[Path]) -> None:
-    """Check that the output is apart from the sources, and holds no maps of other predictions that
-    no run recorded.
-    """
+def _check_out(folder: OutputFolder, sources: Sequence[Path], names: set[str]) -> None:
+    """Check that the output is apart from the sources, and keeps no maps of other predictions."""
     out = folder.path
     for source in sources:
         if source.resolve() in (out.resolve(), *out.resolve().parents):
             raise InputError(f"--out: {out} is in {source}. Give another folder.")
-    maps = {file for ending in ENDINGS for file in out.glob(f"[!.]*{ending}")}
-    recorded = {out / name for name in folder.files()}
-    others = sorted(maps - {*files} - recorded)
-    if others and (recorded or folder.overwrite):
+    maps = {file.name for ending in ENDINGS for file in out.glob(f"[!.]*{ending}")}
+    others = maps - names - folder.check(names)
+    if others:
         raise InputError(
-            f"--out: {others[0]} is of another prediction. Delete it, or give another folder."
+            f"--out: {out / min(others)} is of another prediction. Delete it, or give another"
+            " folder."
         )
 
 

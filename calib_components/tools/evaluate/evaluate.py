@@ -14,6 +14,7 @@ import torch
 from calib_components.errors import InputError, reading
 from calib_components.handlers.evaluation import EvaluationRecords, record_case, write_evaluation
 from calib_components.handlers.evaluation_files import Evaluation
+from calib_components.quality.table import TABLES
 from calib_components.tools.cli import patients_of
 from calib_components.tools.evaluate.calibrate import estimate_of
 from calib_components.tools.evaluate.cases import (
@@ -37,6 +38,7 @@ from calib_components.tools.evaluate.pairing import (
 )
 from calib_components.tools.evaluate.quality import estimate_quality
 from calib_components.tools.parallel import map_cases
+from calib_components.tools.report.page import PAGE
 from calib_components.tools.report.quality import reference_of
 from calib_components.tools.report.report import report_folders
 from calib_components.tools.report.thresholds import check_apart
@@ -119,7 +121,6 @@ def evaluate_predictions(
     run = {
         "predictions": predictions,
         "labels": labels,
-        "pairs": pairs,
         "images": images,
         "validation": validation,
         "structures": structures,
@@ -172,36 +173,21 @@ def _evaluate_labelled(
         {**item, "files": pair.files, "image": setting.images.get(pair.name, [])}
         for item, pair in zip(setting.items(), pairs, strict=True)
     ]
-    records = EvaluationRecords(
-        setting.out, items, setting.run, ["files", "image"], setting.overwrite, alone=True
-    )
-    with records.claim(REPORT):
-        _write_evaluation(pairs, setting, records, calibration, validation, skip_existing)
-
-
-def _write_evaluation(
-    pairs: Sequence[LabelledPrediction],
-    setting: Setting,
-    records: EvaluationRecords,
-    calibration: Any,
-    validation: Path | None,
-    skip_existing: bool,
-) -> None:
     out, classes = setting.out, setting.classes
+    records = EvaluationRecords(out, items, setting.run, ["files", "image"], setting.overwrite)
     names = {item["case"] for item in records.to_measure(None, skip_existing)}
     temperature = getattr(calibration, "temperature", None)  # other calibrators have none
     measure = functools.partial(_measure, setting=setting, records=records, temperature=temperature)
     chosen = [pair for pair in pairs if pair.name in names]
-    map_cases(measure, chosen, setting.workers, "evaluate")
 
     def check(measured: Sequence[Mapping[str, Any]]) -> None:
         check_background([record["agreement"] for record in measured], pairs[0].prediction.files[0])
 
-    with warnings.catch_warnings():
+    with records.claim(f"{REPORT}/{PAGE}", *TABLES), warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing from")  # figures show a box for each
+        map_cases(measure, chosen, setting.workers, "evaluate")
         if write_evaluation(records, [*classes.structures], classes.names, "mm", "ml", check):
-            report = out / REPORT
-            report_folders(out, out=report, validation=validation, overwrite=setting.overwrite)
+            report_folders(out, out=out / REPORT, validation=validation, overwrite=True)
 
 
 def _measure(

@@ -11,6 +11,7 @@ import torch
 from calib_components.data.nifti import Grid, open_nifti
 from calib_components.errors import InputError, printable
 from calib_components.folders import OutputFolder
+from calib_components.handlers.evaluation_files import FILES
 from calib_components.quality import (
     Reference,
     ScanEstimates,
@@ -45,10 +46,10 @@ def estimate_quality(
     if reference is None:
         reference = Reference.from_tensor(torch.empty(0), [*setting.classes.structures])
     estimate = functools.partial(_estimate_scan, setting=setting, reference=reference)
-    out = OutputFolder(setting.out, "quality", setting.run, overwrite=setting.overwrite, alone=True)
-    with out.claim([*TABLES, *(f"{FOLDER}/{name}.json" for name in predictions)]):
+    out = OutputFolder(setting.out, setting.run, overwrite=setting.overwrite)
+    # No evaluation with labels is beside it
+    with out.claim([*FILES, *TABLES, *(f"{FOLDER}/{name}.json" for name in predictions)]):
         map_cases(estimate, [*predictions.items()], setting.workers, "estimate")
-        out.remove_stale()
         print(printable(write_table(setting.out, review, review_below, [*predictions])))
 
 

@@ -92,17 +92,15 @@ def write_report(
     cases are on the page alone.
 
     Raises:
-        InputError: The folder holds other files, or a report of another `run`, and `overwrite` is
-            not set; another run writes to it; or it cannot be written.
+        InputError: The folder holds files of these names, or a report of another `run`, and
+            `overwrite` is not set; another run writes to it; or it cannot be written.
     """
     sections = [section for section in sections if section.table.size or section.pictures]
     files = _render(sections, {"title": title, "answer": answer, "notices": notices})
-    folder = OutputFolder(out, "report", run or {}, overwrite=overwrite, alone=True)
-    with folder.claim(files):
+    with OutputFolder(out, run or {}, overwrite=overwrite).claim(files):
         for name, content in files.items():
             with writing(out / name) as file:
                 file.write_bytes(content)
-        folder.remove_stale()
     print(out / PAGE)
     print(*answer.sentences)
     if answer.advice:
