@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,7 +46,7 @@ class OutputFolder(AbstractContextManager):
         self.hidden = self.path.absolute() / ".run"
         self.lock = self.hidden / f"{self.shard or '1/1'}.lock".replace("/", "_of_")
 
-    def claim(self, files: Iterable[str] = ()) -> OutputFolder:
+    def claim(self, files: Collection[str] = ()) -> OutputFolder:
         """Lock the folder until `release`, the end of a context or that of the process, remove what
         is not of this run, and record it.
 
@@ -57,12 +57,11 @@ class OutputFolder(AbstractContextManager):
         Raises:
             InputError: See `check`; or the folder cannot be written.
         """
-        names = {*files}
-        self.check(names)  # a folder that is refused stays as it is
+        self.check(files)  # a folder that is refused stays as it is
         with self.locked():
-            stale = self.check(names)
-            if names:
-                self._record(names, stale)
+            stale = self.check(files)
+            if files:
+                self._record({*files}, stale)
             if self.lock not in _held:
                 _held[self.lock] = _acquire(self.lock, 0).lock
         return self
@@ -81,7 +80,7 @@ class OutputFolder(AbstractContextManager):
         make_folder(self.hidden)
         return _acquire(self.hidden / "claim", -1)
 
-    def check(self, files: Iterable[str]) -> set[str]:
+    def check(self, files: Collection[str]) -> set[str]:
         """Return the names of the files that `claim` would remove.
 
         Raises:
@@ -121,7 +120,10 @@ class OutputFolder(AbstractContextManager):
         with reading(file, "the record of what the folder holds"):
             records = json.loads(file.read_bytes())
             # Whatever the names are, the files are in the folder
-            return [(run, {os.path.relpath(f"/{name}", "/") for name in names}) for run, names in records]
+            return [
+                (run, {os.path.relpath(f"/{name}", "/") for name in names})
+                for run, names in records
+            ]
 
     def _record(self, names: set[str], stale: set[str]) -> None:
         """Record the run, once files are removed that are not of it."""
@@ -134,15 +136,14 @@ class OutputFolder(AbstractContextManager):
 
 def _acquire(file: Path, timeout: float) -> Any:
     """Take a lock of a folder, in `timeout` seconds; -1 for any time."""
-    folder = file.parent.parent
-    try:
-        return FileLock(file, thread_local=False).acquire(timeout)
-    except Timeout:
-        raise InputError(
-            f"{folder}: another run writes to this folder. Wait for its end, or choose another."
-        ) from None
-    except OSError as error:
-        raise InputError(f"{folder}: cannot lock it: {error.strerror or error}.") from error
+    with reading(file, "the lock of the folder"):
+        try:
+            return FileLock(file, thread_local=False).acquire(timeout)
+        except Timeout:
+            raise InputError(
+                f"{file.parent.parent}: another run writes to this folder. Wait for its end, or"
+                " choose another."
+            ) from None
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

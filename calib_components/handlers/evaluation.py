@@ -170,9 +170,7 @@ class EvaluationRecords:
         self.output_dir, self.folder = Path(output_dir), Path(output_dir) / ".records"
         self.cases = {Path(item["case"]).name: item for item in cases}
         self.files = files
-        sources = {name: [*map(os.path.realpath, self._sources(name))] for name in self.cases}
-        digest = hashlib.sha256(repr(sorted(sources.items())).encode()).hexdigest()[:8]
-        run = {**(stamp or {}), "cases": f"{len(sources)} ({digest})"}
+        run = {**(stamp or {}), **{f"case {name}": self._sources(name) for name in self.cases}}
         self.output = OutputFolder(self.output_dir, run, overwrite=overwrite)
         for name, count in Counter(Path(item["case"]).name for item in cases).items():
             if count > 1:
@@ -211,8 +209,9 @@ class EvaluationRecords:
         written = file.stat().st_mtime_ns
         return all(os.stat(source).st_mtime_ns <= written for source in self._sources(case))
 
-    def _sources(self, case: str) -> list[str | os.PathLike]:
-        return [file for key in self.files for file in ensure_tuple(self.cases[case].get(key, ()))]
+    def _sources(self, case: str) -> list[str]:
+        values = (ensure_tuple(self.cases[case].get(key, ())) for key in self.files)
+        return [os.path.realpath(file) for files in values for file in files]
 
     def write(self, case: str, record: Mapping[str, Any]) -> None:
         """Write the record of a case, see `record_case`."""
@@ -224,14 +223,11 @@ class EvaluationRecords:
         with reading(self._file(case)) as file, safe_globals([CalibrationBins, ThresholdCounts]):
             return torch.load(file, "cpu", weights_only=True)
 
+    @idist.one_rank_only(with_barrier=True)
     def claim(self, *further_files: str) -> OutputFolder:
         """Claim the output folder for this evaluation, see `OutputFolder`."""
-        records = [str(self._file(case).relative_to(self.output_dir)) for case in self.cases]
+        records = [f"{self.folder.name}/{self._file(case).name}" for case in self.cases]
         return self.output.claim([*FILES, *records, *further_files])
-
-    def remove(self) -> None:
-        """Remove the records."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _file(self, case: str) -> Path:
         name = repr((__version__, self.output.run, case))  # may be long
@@ -266,7 +262,6 @@ def write_evaluation(
         the files.
     """
     cases = [*records.cases]
-    make_folder(records.output_dir)
     # Of two processes that finish at the same time, one writes
     with records.output.locked():
         if missing := [case for case in cases if not records.has(case)]:
@@ -285,7 +280,7 @@ def write_evaluation(
         with replacing(records.output_dir) as folder:
             evaluation.write(folder)
             _draw(folder, evaluation, measured, structures)
-        records.remove()
+        shutil.rmtree(records.folder, ignore_errors=True)
     log.info("Wrote the evaluation of %d cases to %s", len(cases), records.output_dir)
     return evaluation.summary
 
@@ -437,14 +432,10 @@ class EvaluationWriter:
 
     def attach(self, engine: Engine) -> None:
         """Measure after each iteration of the evaluator, and write after its epoch."""
-        engine.add_event_handler(Events.STARTED, self._claim)
+        engine.add_event_handler(Events.STARTED, lambda: self.records.claim())
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._measure)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
         engine.add_event_handler(Events.COMPLETED, lambda: self.records.output.release())
-
-    @idist.one_rank_only(with_barrier=True)
-    def _claim(self) -> None:
-        self.records.claim()
 
     def _measure(self, engine: Engine) -> None:
         outputs = self.output_transform(engine.state.output)

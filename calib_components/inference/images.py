@@ -8,7 +8,6 @@ the image: `NAME_seg.nii.gz`.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import re
@@ -127,13 +126,6 @@ def run_stamp(weights: str | os.PathLike, **options: Any) -> dict[str, Any]:
     file = Path(weights)
     content = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "none"
     return {"weights": content[:16], **options}
-
-
-def stamp_text(stamp: Mapping[str, Any]) -> str:
-    """Return a stamp as a short text, for the header of a map."""
-    options = json.dumps({**stamp, "weights": None}, sort_keys=True, default=str)
-    digest = hashlib.sha256(options.encode()).hexdigest()
-    return f"weights {stamp['weights']}, options {digest[:8]}"
 
 
 @dataclass

@@ -27,7 +27,7 @@ from calib_components.data.transforms import file_name
 from calib_components.errors import InputError, check_choice, make_folder, writing
 from calib_components.inference.crops import crop_of
 from calib_components.inference.grid import ImageGrid
-from calib_components.inference.images import MAPS, result_name, stamp_text
+from calib_components.inference.images import MAPS, result_name
 from calib_components.inference.inferers import agreement_of
 from calib_components.inference.scratch import release, scratch
 from calib_components.metrics.voxels import RANGE_TOLERANCE, SUM_TOLERANCE
@@ -263,7 +263,7 @@ class SaveMapd(SaveImaged):  # MONAI Label leaves out what is a SaveImaged
         file_suffixes: Suffixes of the files of one image, see
             `calib_components.inference.find_images`.
         allow_missing_keys: Skip keys that the item lacks.
-        stamp: For the field `descrip` of the header, see `calib_components.inference.run_stamp`.
+        stamp: Text for the field `descrip` of the header.
 
     Raises:
         InputError: When called: a file cannot be written.
@@ -275,12 +275,12 @@ class SaveMapd(SaveImaged):  # MONAI Label leaves out what is a SaveImaged
         output_dir: str | os.PathLike,
         file_suffixes: Sequence[str] = (),
         allow_missing_keys: bool = False,
-        stamp: Mapping[str, Any] | None = None,
+        stamp: str = "",
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         self.output_dir = Path(str(output_dir))
         self.file_suffixes = file_suffixes
-        self.stamp = stamp_text(stamp) if stamp else ""
+        self.stamp = stamp
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         make_folder(self.output_dir)

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from calib_components.errors import check_choice
+from calib_components.folders import OutputFolder
 from calib_components.tools.report.calibration import regions_section
 from calib_components.tools.report.cases import cases_section, pictures_section
 from calib_components.tools.report.comparison import (
@@ -103,7 +104,8 @@ def report_comparison(
     reference = reference or REFERENCE
     answer = conclude(comparison, reference)
     sections = [*make_sections(comparison, reference)]
-    write_report(title, answer, make_notices(comparison), sections, out, overwrite)
+    output = OutputFolder(out, {"folder": folder}, overwrite=overwrite)
+    write_report(title, answer, make_notices(comparison), sections, output)
 
 
 def make_sections(comparison: Comparison, reference: str) -> Iterator[Section]:

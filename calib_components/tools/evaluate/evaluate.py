@@ -118,6 +118,7 @@ def evaluate_predictions(
     else:
         labelled = find_pairs(predictions, labels, pairs)
         readers = {pair.name: pair.prediction for pair in labelled}
+    calibration = estimate_of(predictions, readers.values())
     run = {
         "predictions": predictions,
         "labels": labels,
@@ -126,7 +127,7 @@ def evaluate_predictions(
         "structures": structures,
         "sigmoid": sigmoid,
         "ignore_index": ignore_index,
-        "calibration": repr(estimate_of(predictions, readers.values())),
+        "calibration": repr(calibration),
     }
     setting = Setting(
         out=out,
@@ -145,7 +146,6 @@ def evaluate_predictions(
         reference = None if fitted is None else reference_of(fitted, patient_pattern)
         estimate_quality(readers, setting, reference, review, review_below)
     else:
-        calibration = estimate_of(predictions, readers.values())
         _evaluate_labelled(labelled, setting, calibration, validation, skip_existing)
 
 

@@ -6,7 +6,6 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
@@ -82,9 +81,7 @@ def write_report(
     answer: Answer,
     notices: Sequence[str],
     sections: Sequence[Section],
-    out: Path,
-    overwrite: bool = False,
-    run: Mapping[str, Any] | None = None,
+    out: OutputFolder,
 ) -> None:
     """Write the files of a report, the page last, and print where it is and what it answers.
 
@@ -92,16 +89,15 @@ def write_report(
     cases are on the page alone.
 
     Raises:
-        InputError: The folder holds files of these names, or a report of another `run`, and
-            `overwrite` is not set; another run writes to it; or it cannot be written.
+        InputError: See `OutputFolder.claim`.
     """
     sections = [section for section in sections if section.table.size or section.pictures]
     files = _render(sections, {"title": title, "answer": answer, "notices": notices})
-    with OutputFolder(out, run or {}, overwrite=overwrite).claim(files):
+    with out.claim(files):
         for name, content in files.items():
-            with writing(out / name) as file:
+            with writing(out.path / name) as file:
                 file.write_bytes(content)
-    print(out / PAGE)
+    print(out.path / PAGE)
     print(*answer.sentences)
     if answer.advice:
         print(f"Next: {answer.advice}\n{answer.command}".strip())

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from calib_components.errors import InputError
+from calib_components.folders import OutputFolder
 from calib_components.tools.report.calibration import regions_section
 from calib_components.tools.report.cases import cases_section, pictures_section
 from calib_components.tools.report.comparison import (
@@ -79,7 +80,8 @@ def report_folders(
     sections = [section for make in SECTIONS if (section := make(context))]
     title = title.format(", ".join(names))
     run = {"folders": folders, "validation": validation}
-    write_report(title, conclude(context), notices, sections, out, overwrite, run)
+    folder = OutputFolder(out, run, overwrite=overwrite)
+    write_report(title, conclude(context), notices, sections, folder)
 
 
 def size_notices(count: str, patients: int) -> list[str]:
