@@ -44,7 +44,8 @@ class OutputFolder(AbstractContextManager):
     def __post_init__(self) -> None:
         self.run = json.loads(json.dumps(self.run, default=os.path.realpath))
         self.hidden = self.path.absolute() / ".run"
-        self.lock = self.hidden / f"{self.shard or '1/1'}.lock".replace("/", "_of_")
+        self.record = self.hidden / ".record.json"
+        self.lock = self.hidden / f".{self.shard or '1/1'}.lock".replace("/", "_of_")
 
     def claim(self, files: Collection[str] = ()) -> OutputFolder:
         """Lock the folder until `release`, the end of a context or that of the process, remove what
@@ -78,7 +79,7 @@ class OutputFolder(AbstractContextManager):
     def locked(self) -> AbstractContextManager:
         """Return a context in which no other process is, and none claims the folder."""
         make_folder(self.hidden)
-        return _acquire(self.hidden / "claim", -1)
+        return _acquire(self.hidden / ".claim", -1)
 
     def check(self, files: Collection[str]) -> set[str]:
         """Return the names of the files that `claim` would remove.
@@ -114,11 +115,10 @@ class OutputFolder(AbstractContextManager):
 
     def _read(self) -> list[tuple[dict[str, Any], set[str]]]:
         """Return each recorded run and its files."""
-        file = self.hidden / "record.json"
-        if not file.exists():
+        if not self.record.exists():
             return []
-        with reading(file, "the record of what the folder holds"):
-            records = json.loads(file.read_bytes())
+        with reading(self.record, "the record of what the folder holds"):
+            records = json.loads(self.record.read_bytes())
             # Whatever the names are, the files are in the folder
             return [
                 (run, {os.path.relpath(f"/{name}", "/") for name in names})
@@ -128,7 +128,7 @@ class OutputFolder(AbstractContextManager):
     def _record(self, names: set[str], stale: set[str]) -> None:
         """Record the run, once files are removed that are not of it."""
         kept = [(run, sorted(listed)) for run, listed in self._read() if not listed & names]
-        with writing(self.hidden / "record.json") as unfinished:
+        with writing(self.record) as unfinished:
             for name in stale:
                 (self.path / name).unlink(missing_ok=True)
             unfinished.write_text(json.dumps([*kept, (self.run, sorted(names))]))

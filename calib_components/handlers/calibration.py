@@ -29,7 +29,6 @@ from calib_components.errors import (
     InputError,
     check_choice,
     check_writable,
-    make_folder,
     reading,
     writing,
 )
@@ -161,8 +160,9 @@ class Calibration:
         self._check_places()
         with ExitStack() as stack:
             if idist.get_rank() == 0:
+                self.output.check(ALL_FILES)
                 stack.enter_context(OutputFolder(self.calibrated_path.parent).claim())
-                stack.enter_context(self._claim())
+                stack.enter_context(self.output.claim())
             if self.temperature is not None:
                 self.calibrator.set_state({"temperature": self.temperature})
                 self._write({})
@@ -171,12 +171,6 @@ class Calibration:
             else:
                 self._fit_to_cases()
         set_calibrator(self.network, self.calibrator)
-
-    def _claim(self) -> OutputFolder:
-        """Claim the folder of the other files for these weights, whatever calibrator they have."""
-        weights = with_calibrator(self.load_path, KINDS["temperature"]())
-        run = {"weights": hashlib.sha256(weights).hexdigest()[:16]}
-        return OutputFolder(self.output_dir, run, overwrite=self.overwrite).claim(ALL_FILES)
 
     def _fit_to_pool(self, folders: Sequence[str | os.PathLike]) -> None:
         if idist.get_rank() == 0:  # `compute` puts together what all processes have
@@ -205,13 +199,12 @@ class Calibration:
     def _check_places(self) -> None:
         """Find out before the work what would keep the files from being written."""
         check_writable("calibrated_path", self.calibrated_path.parent)
-        if self.calibrated_path.exists():
-            weights = with_calibrator(self.load_path, self.calibrator)
-            if weights != with_calibrator(self.calibrated_path, self.calibrator):
-                raise InputError(
-                    f"calibrated_path: {self.calibrated_path} has other weights. Choose another"
-                    " file."
-                )
+        without = KINDS["temperature"]()
+        weights, file = with_calibrator(self.load_path, without), self.calibrated_path
+        if file.exists() and weights != with_calibrator(file, without):
+            raise InputError(f"calibrated_path: {file} has other weights. Choose another file.")
+        run = {"weights": hashlib.sha256(weights).hexdigest()[:16]}
+        self.output = OutputFolder(self.output_dir, run, overwrite=self.overwrite)
         check_beside(self.calibrated_path, facts_beside(self.load_path), "calibrated_path")
 
     def _run_network(self, use: UseCase, perturbation: Perturbation | None = None) -> None:
@@ -352,11 +345,11 @@ class Calibration:
             reference = Reference.from_scans([*self.structures], patients, values).to_tensor()
         content = with_calibrator(self.load_path, self.calibrator, reference)
         with ExitStack() as stack:
-            make_folder(self.output_dir)
             for template, report in files.items():
                 place = stack.enter_context(writing(self.output_dir / template.format(name)))
                 place.write_bytes(report)
             write_weights(file, content, facts_beside(self.load_path), "calibrated_path")
+            self.output.claim(ALL_FILES)
         valid = {template.format(name) for template in (*files, *kept)}
         for old in ALL_FILES - valid:
             (self.output_dir / old).unlink(missing_ok=True)

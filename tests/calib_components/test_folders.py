@@ -6,13 +6,14 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from ignite.engine import Engine
 
 from calib_components.errors import InputError
 from calib_components.folders import OutputFolder
@@ -33,6 +34,7 @@ from tests.calib_components.tools.evaluate.made_up import (
     save_nifti,
     softmax_of,
 )
+from tests.helpers import snapshot
 
 BUSY = "another run writes to this folder. Wait for its end, or choose another."
 processes = multiprocessing.get_context("fork")
@@ -65,13 +67,11 @@ def another_process(run: Callable[[Callable[[], None]], object], kill: bool = Fa
 
 
 def folder_of(path: Path, shard: str | None = None, **options: Any) -> OutputFolder:
-    given: dict[str, Any] = {"kind": "maps", "run": {"weights": 1}, **options}
-    return OutputFolder(path, shard=shard, **given)
+    return OutputFolder(path, **{"run": {"weights": 1}, "shard": shard, **options})
 
 
 def files(folder: Path) -> set[str]:
-    found = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)) for path in found if path.parent.name != ".run"}
+    return {name for name, content in snapshot(folder).items() if content != "folder"}
 
 
 @pytest.mark.parametrize(
@@ -90,18 +90,14 @@ def test_two_processes_share_a_folder_as_shards_of_one_run_alone(
     first: str | None, second: str | None, weights: int, is_refused: bool, tmp_path: Path
 ) -> None:
     def run(pause: Callable[[], None]) -> None:
-        with folder_of(tmp_path, first).claim(["a"]):
+        with folder_of(tmp_path, first).claim(["a", "b"]):
             pause()
 
     later = folder_of(tmp_path, second, run={"weights": weights}, overwrite=True)
-    with another_process(run):
-        if is_refused:
-            with pytest.raises(InputError, match=BUSY):
-                later.claim(["b"])
-        else:
-            later.claim(["b"], keep=True).release()
-            assert later.files() == ["a", "b"]
-    later.claim(["b"]).release()  # after its end
+    refused = pytest.raises(InputError, match=BUSY) if is_refused else nullcontext()
+    with another_process(run), refused:
+        later.claim(["a", "b"]).release()
+    later.claim(["a", "b"]).release()  # after its end
 
 
 def test_a_run_that_was_killed_holds_no_folder_and_can_be_continued(tmp_path: Path) -> None:
@@ -112,40 +108,39 @@ def test_a_run_that_was_killed_holds_no_folder_and_can_be_continued(tmp_path: Pa
 
     with another_process(run, kill=True):
         pass
-    with pytest.raises(InputError, match=r"holds results of weights 1, not 2\. Pass --overwrite"):
-        folder_of(tmp_path, run={"weights": 2}).claim()
-    with folder_of(tmp_path).claim(["a", "b"], keep=True) as folder:
-        folder.remove_stale()
+    with pytest.raises(InputError, match=r"/a is of a run with weights 1, not 2\. Pass --over"):
+        folder_of(tmp_path, run={"weights": 2}).claim(["b"])
+    with folder_of(tmp_path).claim(["a", "b"]) as folder:
+        assert folder.files() == {"a", "b"}
     assert files(tmp_path) == {"a"}
 
 
-def test_a_run_that_wrote_nothing_leaves_the_folder_to_any_other(tmp_path: Path) -> None:
-    folder_of(tmp_path).claim(["a"]).release()
-    folder_of(tmp_path, run={"weights": 2}, alone=True).claim(["a"]).release()
-
-
-def test_overwrite_leaves_nothing_of_an_earlier_run_and_all_else(tmp_path: Path) -> None:
+def test_a_claim_removes_what_is_not_of_the_run_and_nothing_else(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    folder_of(out).claim(["a", "sub/b", "../beside"]).release()
-    for name in ("a", "sub/b", "../beside", "mine", "c"):
+    folder_of(out).claim(["a", "sub/b"]).release()  # and ends before it writes
+    folder_of(out, run={"weights": 2}).claim(["a", "sub/b", "../beside", "c"]).release()
+    folder_of(out, run={"other": 1}).claim(["mine"]).release()
+    for name in ("a", "sub/b", "../beside", "c", "mine", "foreign"):
         (out / name).parent.mkdir(exist_ok=True)
         (out / name).touch()
-    with pytest.raises(InputError, match="out/c exists, and is not of this run"):
-        folder_of(out).claim(["c"])
-    with pytest.raises(InputError, match="folder is not empty"):
-        folder_of(out, kind="other", alone=True).claim(["d"])
-    with folder_of(out, run={"weights": 2}, overwrite=True).claim(["a"]) as folder:
-        folder.remove_stale()
-    assert files(out) == {"a", "mine", "c"}
-    assert (tmp_path / "beside").exists()
-    with folder_of(out, kind="other", alone=True, overwrite=True).claim(["d"]) as folder:
-        folder.remove_stale()
-    assert files(out) == {"mine", "c"}
-    (tmp_path / "foreign").mkdir()
-    (tmp_path / "foreign" / "mine").touch()
-    with pytest.raises(InputError, match="folder is not empty"):
-        folder_of(tmp_path / "foreign", alone=True).claim()
-    assert [*(tmp_path / "foreign").iterdir()] == [tmp_path / "foreign" / "mine"]
+    with pytest.raises(InputError, match="out/foreign is of no recorded run"):
+        folder_of(out, run={"weights": 2}).claim(["foreign"])
+    folder_of(out, run={"weights": 2}).claim(["a", "sub/b"]).release()
+    assert files(out) == {"a", "sub/b", "mine", "foreign"}
+    folder_of(out, overwrite=True).claim(["a"]).release()
+    assert files(out) == {"mine", "foreign"}
+    assert files(tmp_path) == {"beside", "out/mine", "out/foreign"}
+    with pytest.raises(InputError, match="out/foreign is of no recorded run"):
+        folder_of(out).claim(["foreign"])
+    folder_of(out, overwrite=True).claim(["foreign"]).release()
+    assert files(out) == {"mine"}
+
+
+def test_a_folder_that_is_refused_stays_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "mine").touch()
+    with pytest.raises(InputError, match="mine is of no recorded run"):
+        folder_of(tmp_path).claim(["mine"])
+    assert [*tmp_path.iterdir()] == [tmp_path / "mine"]
 
 
 @pytest.fixture
@@ -189,7 +184,7 @@ def test_commands_on_predictions_refuse_a_folder_in_use_and_results_of_others(
         for number in (1, 2):
             with pytest.raises(InputError, match=f"out: {BUSY}"):
                 command(saved, name, number, overwrite=True)
-    with pytest.raises(InputError, match=r"out holds results of predictions .*predictions1, not "):
+    with pytest.raises(InputError, match=r"is of a run with predictions .*predictions1, not "):
         command(saved, name, 2)
     command(saved, name, 1)
     command(saved, name, 2, overwrite=True)
@@ -202,22 +197,23 @@ def test_commands_on_predictions_refuse_a_folder_in_use_and_results_of_others(
 
 def infer(folder: Path, weights: int, **options: Any) -> list[str]:
     """Do what a run of inference does, on images of some weights; return the scans of its table."""
+    stamp = {"weights": weights}
     images = ImageFolder(
-        folder / f"in{weights}",
-        1,
-        [],
-        folder / "out",
-        "label",
-        stamp={"weights": weights},
-        **options,
+        folder / f"in{weights}", 1, [], folder / "out", "label", stamp=stamp, **options
     )
     items = images.items()
     images.check(items)
-    for item in items:
+
+    def write(_: Engine, item: dict[str, list[str]]) -> None:
         name = Path(item["image"][0]).stem
         save(folder / "out" / f"{name}_seg.nii.gz")
         record = {"scan": name, "estimate": 0.5, "reasons": [], "rows": [{"structure": "s"}]}
         write_record({**record, "place": "", "note": "", "picture": ""}, folder / "out")
+
+    engine = Engine(write)
+    images.attach(engine)
+    if items:  # as an engine of MONAI
+        engine.run(items)
     images.write_table()
     return [*pd.read_csv(folder / "out" / "quality.csv")["scan"]]
 
@@ -231,14 +227,14 @@ def test_inference_mixes_no_maps_of_other_weights_or_images(
 
     def run(pause: Callable[[], None]) -> None:
         monkeypatch.setattr(ImageFolder, "write_table", lambda _: pause())
-        infer(tmp_path, 1, shard="1/2", skip_existing=True)
+        infer(tmp_path, 1, shard="1/2", overwrite=True)
 
     with another_process(run):
         with pytest.raises(InputError, match=BUSY):
             infer(tmp_path, 1, skip_existing=True)
         assert infer(tmp_path, 1, shard="2/2") == ["a", "b"]
     for options in ({}, {"skip_existing": True}):
-        with pytest.raises(InputError, match="out holds results of weights 1, not 2"):
+        with pytest.raises(InputError, match="is of a run with weights 1, not 2"):
             infer(tmp_path, 2, **options)
     assert infer(tmp_path, 2, overwrite=True, skip_existing=True) == ["b", "c"]
     maps = {"b_seg.nii.gz", "c_seg.nii.gz", "quality/b.json", "quality/c.json"}

@@ -406,6 +406,20 @@ def test_mistakes_leave_all_as_it_was(
     assert {**snapshot(tmp_path), "out": "folder"} == {**before, "out": "folder"}
 
 
+def test_calibrator_of_other_weights_is_replaced_if_asked_alone(
+    calibrate: Calibrate, tmp_path: Path
+) -> None:
+    calibrate()
+    before = snapshot(tmp_path / "out")
+    weights = {**network().state_dict(), "network.weight": torch.ones(3, 3, 1, 1)}
+    torch.save(weights, tmp_path / "models" / "model.pt")
+    with pytest.raises(InputError, match="is of a run with weights"):
+        calibrate(temperature=2)
+    assert snapshot(tmp_path / "out") == before
+    calibrate(temperature=2, overwrite=True)
+    assert snapshot(tmp_path / "out") == {}
+
+
 def test_estimate_comes_back_from_its_file(tmp_path: Path) -> None:
     estimate = TemperatureEstimate(
         0.7, np.nan, 0.8, {"a": 0.65, "b": 0.75}, 0.2, 0.1, 2, 100, False

@@ -16,7 +16,7 @@ from ignite.engine import Events
 from monai.engines import SupervisedTrainer
 
 from calib_components.errors import InputError
-from calib_components.handlers import TrainingCheckpoint
+from calib_components.handlers import TrainingCheckpoint, checkpoint
 from calib_components.posthoc import TemperatureScaled
 
 
@@ -187,10 +187,18 @@ def test_weights_that_are_no_longer_finite_replace_none(tmp_path: Path) -> None:
     assert torch.load(tmp_path / "model.pt", weights_only=True) == model
 
 
-def test_another_training_in_the_folder_is_refused(
-    tmp_path: Path,
+def test_weights_are_never_beside_the_state_of_another_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lock = tmp_path / ".run" / ".1_of_1.owner"
+    train(tmp_path)
+    monkeypatch.setattr(checkpoint, "save", lambda *_: 1 / 0)  # as if it were killed before
+    with pytest.raises(ZeroDivisionError):
+        train(tmp_path, max_epochs=1)
+    assert sorted(file.name for file in tmp_path.glob("[!.]*")) == ["model.pt"]
+
+
+def test_another_training_in_the_folder_is_refused(tmp_path: Path) -> None:
+    lock = tmp_path / ".run" / ".1_of_1.lock"
     with FileLock(lock), pytest.raises(InputError, match="another run writes to this folder"):
         train(tmp_path)
     assert not (tmp_path / "last.ckpt").exists()

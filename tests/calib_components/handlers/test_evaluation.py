@@ -72,14 +72,13 @@ def evaluate(
     folder: Path,
     items: Sequence[dict[str, Any]],
     temperature: Any = None,
-    overwrite: bool = False,
     **choice: Any,
 ) -> tuple[Engine, list[str]]:
     """Run an engine; return it, and the names of the cases that it measured."""
     cases = [
         {"case": item["case"], "patient": f"patient of {Path(item['case']).name}"} for item in items
     ]
-    records = EvaluationRecords(folder, cases, overwrite=overwrite)
+    records = EvaluationRecords(folder, cases)
     chosen = [case["case"] for case in records.to_measure(**choice)]
     engine = Engine(lambda engine, batch: batch)
     transform = from_engine(["image", "pred", "label", "logits"])
@@ -281,11 +280,11 @@ def test_records_of_other_weights_or_older_than_the_files_do_not_count(tmp_path:
     image = tmp_path / "image.nii"
     image.touch()
     items = [{"case": name, "patient": "a", "image": image} for name in ("a", "b")]
-    records = EvaluationRecords(tmp_path / "out", items, "weights 1")
+    records = EvaluationRecords(tmp_path / "out", items, {"weights": 1})
     records.write("a", {"values": {}})
     assert [records.has(name) for name in ("a", "b")] == [True, False]
     assert [item["case"] for item in records.to_measure(skip_existing=True)] == ["b"]
-    assert not EvaluationRecords(tmp_path / "out", items, "weights 2").has("a")
+    assert not EvaluationRecords(tmp_path / "out", items, {"weights": 2}).has("a")
     os.utime(image, ns=(2**62, 2**62))
     assert not records.has("a")
     with pytest.raises(InputError, match="2 cases are called a"):
@@ -300,10 +299,10 @@ def test_file_that_no_evaluation_wrote_is_not_replaced(name: str, tmp_path: Path
     (tmp_path / "temperature.json").touch()  # which the evaluation leaves alone
     evaluate(tmp_path / "new", examples(1))
     (tmp_path / name).write_text("{}")
-    with pytest.raises(InputError, match=rf"{name} exists, and is not of this run"):
+    with pytest.raises(InputError, match=f"{name} is of no recorded run"):
         evaluate(tmp_path, examples(1))
     assert (tmp_path / name).read_text() == "{}"
-    with pytest.raises(InputError, match="new holds results of cases case0"):
+    with pytest.raises(InputError, match=r"is of a run with case case1 None, not \["):
         evaluate(tmp_path / "new", examples(2))
 
 
@@ -321,7 +320,7 @@ def test_no_name_of_a_case_loses_the_evaluation(
 def test_failure_mixes_no_evaluations_and_loses_no_work(
     fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluate(tmp_path, examples())
+    evaluate(tmp_path, examples(2))
     (tmp_path / "model.pt").write_text("weights")
     (tmp_path / "logits.json").write_text("{}")  # of an earlier release
     before, replace = snapshot(tmp_path), Path.replace
@@ -336,7 +335,7 @@ def test_failure_mixes_no_evaluations_and_loses_no_work(
             *((figures, "reliability_diagram") if fails == "drawing" else (Path, "replace")), fail
         )
         with pytest.raises(InputError, match="No space left"):
-            evaluate(tmp_path, examples(2), overwrite=True)
+            evaluate(tmp_path, examples(2))
     now = {
         name: text for name, text in snapshot(tmp_path).items() if not name.startswith(".records")
     }

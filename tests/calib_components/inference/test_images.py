@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ignite.engine import Engine
 
 from calib_components.errors import InputError
 from calib_components.inference import ImageFolder, find_images, run_stamp
-from calib_components.inference.images import Image, shard_of, stamp_text
+from calib_components.inference.images import Image, shard_of
 
 MODALITIES = ("_flair", "_t1", "_t1ce", "_t2")
 
@@ -25,12 +26,11 @@ def touch(folder: Path, *names: str) -> Path:
     return folder
 
 
-def save(path: Path, *shape: int, affine: np.ndarray | None = None, stamp: str = "") -> Path:
+def save(path: Path, *shape: int, affine: np.ndarray | None = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     image = nib.Nifti1Image(
         np.ones(shape or (4, 4, 3), np.int16), np.eye(4) if affine is None else affine
     )
-    image.header["descrip"] = stamp.encode()
     nib.save(image, path)
     return path
 
@@ -43,6 +43,15 @@ def images_of(folder: Path, **options: object) -> ImageFolder:
         "output_dir": folder / "out",
     }
     return ImageFolder(**{**given, **options})  # type: ignore[arg-type]
+
+
+def claim(images: ImageFolder) -> None:
+    """Do what a run does before it writes."""
+    images.check()
+    engine = Engine(lambda *_: None)
+    images.attach(engine)
+    engine.run([None])
+    images.output.release()
 
 
 def test_nifti_files_are_found_in_any_case(tmp_path: Path) -> None:
@@ -160,15 +169,15 @@ def test_maps_replace_no_images_and_no_earlier_maps(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="output_dir holds the images"):
             images_of(tmp_path, output_dir=tmp_path / folder).check()
     save(tmp_path / "out/a_seg.nii.gz")
-    with pytest.raises(InputError, match=r"a_seg\.nii\.gz exists.*overwrite"):
-        images_of(tmp_path).check()
+    with pytest.raises(InputError, match=r"a_seg\.nii\.gz is of no recorded run.*overwrite"):
+        images_of(tmp_path, skip_existing=True).check()
     images_of(tmp_path, overwrite=True).check()
 
 
 def test_finished_images_are_skipped(tmp_path: Path) -> None:
     files = [save(tmp_path / f"in/{name}.nii") for name in "abc"]
     options = {"save": ["label", "uncertainty"], "stamp": {"weights": 1}}
-    images_of(tmp_path, **options).check()
+    claim(images_of(tmp_path, **options))
     for name in ("a_seg", "a_uncertainty", "b_seg"):
         save(tmp_path / f"out/{name}.nii.gz")
     touch(tmp_path / "out" / "quality", "a.json", "b.json")
@@ -178,7 +187,7 @@ def test_finished_images_are_skipped(tmp_path: Path) -> None:
     folder = images_of(tmp_path, **options)
     folder.check()
     assert folder.items() == [{"image": [str(file)]} for file in files[1:]]
-    with pytest.raises(InputError, match="out holds results of weights 1, not 2"):
+    with pytest.raises(InputError, match="is of a run with weights 1, not 2"):
         images_of(tmp_path, **{**options, "stamp": {"weights": 2}}).check()
     os.utime(files[0], (2**33, 2**33))  # an image that is newer than its maps
     assert len(folder.items()) == 3
@@ -187,15 +196,25 @@ def test_finished_images_are_skipped(tmp_path: Path) -> None:
     assert len(folder.items()) == 3
 
 
+def test_images_that_are_gone_lose_their_maps_by_overwriting_a_folder_alone(tmp_path: Path) -> None:
+    for name in "ab":
+        save(tmp_path / f"in/{name}.nii")
+    claim(images_of(tmp_path))
+    maps = touch(tmp_path / "out", "a_seg.nii.gz", "b_seg.nii.gz")
+    (tmp_path / "in/a.nii").rename(tmp_path / "a.nii")
+    for options in ({"skip_existing": True}, {"path": tmp_path / "in/b.nii", "overwrite": True}):
+        claim(images_of(tmp_path, **options))
+        assert (maps / "a_seg.nii.gz").exists()
+    claim(images_of(tmp_path, overwrite=True))
+    assert not (maps / "a_seg.nii.gz").exists()
+
+
 def test_stamps_tell_weights_and_options_apart(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("a")
     (tmp_path / "b").write_text("b")
-    stamps = {
-        stamp_text(run_stamp(tmp_path / name, tta=tta)) for name in "abc" for tta in (True, False)
-    }
-    assert len(stamps) == 6
-    assert max(map(len, stamps)) <= 79  # bytes of the header's field
-    assert run_stamp(tmp_path / "a", x=1, y=2) == run_stamp(tmp_path / "a", y=2, x=1)
+    stamps = [run_stamp(tmp_path / name, tta=tta) for name in "abc" for tta in (True, False)]
+    assert all(stamps.count(stamp) == 1 for stamp in stamps)
+    assert max(len(stamp["weights"]) for stamp in stamps) <= 71  # bytes, in the header's field
 
 
 @given(st.lists(st.integers()), st.integers(1, 20))

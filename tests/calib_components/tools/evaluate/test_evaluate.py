@@ -216,7 +216,7 @@ def test_what_has_not_changed_after_an_interruption_is_kept(
     elif change == "structures":
         options["structures"] = ["a=2", "both=1+2"]
     if change in ("calibration", "structures"):
-        with pytest.raises(InputError, match=f"holds results of {change}"):
+        with pytest.raises(InputError, match=f"is of a run with {change}"):
             run(predictions, labels, tmp_path / "out", **options)
         options["overwrite"] = True
     kept = run(predictions, labels, tmp_path / "out", **options)[1]
@@ -310,7 +310,8 @@ def test_quality_without_labels_is_that_of_numpy(
     save_channels_last(tmp_path / "other scan" / "x.nii.gz", softmax_of(0))
     evaluate_predictions(tmp_path / "other scan", out=tmp_path / "new", overwrite=True, **options)
     assert {*pd.read_csv(tmp_path / "new" / "quality.csv")["scan"]} == {"x"}
-    (tmp_path / "mine" / "quality").mkdir(parents=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "cases.csv").touch()  # of an evaluation with labels
     with pytest.raises(InputError, match="--overwrite"):
         evaluate_predictions(predictions, out=tmp_path / "mine", **options)
 

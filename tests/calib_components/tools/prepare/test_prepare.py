@@ -114,9 +114,9 @@ class TestAgain:
 
 class TestOutput:
     def test_another_run_is_refused(self, out: Path, prepare: Prepare) -> None:
-        out.mkdir()
+        (out / ".run").mkdir(parents=True)
         with (
-            FileLock(out / ".run" / ".1_of_1.owner"),
+            FileLock(out / ".run" / ".1_of_1.lock"),
             pytest.raises(InputError, match="out: another run writes to this folder"),
         ):
             prepare()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from calib_components.folders import OutputFolder
 from calib_components.tools.report.page import Answer, Picture, Section, write_report
 from calib_components.tools.report.tables import Cell, heading, number
 from tests.calib_components.tools.report.made_up import PNG
@@ -36,14 +36,15 @@ def test_text_of_numbers() -> None:
 HOSTILE = "a|b <script>x</script> [link](http://x)"
 
 
-def page_of(folder: Path, **options: Any) -> str:
+def page_of(folder: Path) -> str:
     table = pd.DataFrame({"x": [Cell("1", ["note"], True)]}, pd.Index([HOSTILE], name="label"))
     section = Section("all_cases", HOSTILE, HOSTILE, table, [{"x": 1}])
     shown = [
         section,
         Section("figures", "Figures", "", pictures=[Picture("a picture", "Title", PNG)]),
     ]
-    write_report("Title", Answer([HOSTILE], "Do.", "this"), ["Notice."], shown, folder, **options)
+    answer = Answer([HOSTILE], "Do.", "this")
+    write_report("Title", answer, ["Notice."], shown, OutputFolder(folder))
     return (folder / "index.html").read_text()
 
 
@@ -69,5 +70,6 @@ def test_report_replaces_an_earlier_one_but_no_other_files(tmp_path: Path) -> No
     (tmp_path / "mine.csv").touch()
     assert names() == {"a picture.png", "index.html", "mine.csv", "all_cases.csv"}
     table = pd.DataFrame({"y": [Cell("2")]}, ["a line"])
-    write_report("Title", Answer([]), [], [Section("other", "", "", table, [{"y": 2}])], tmp_path)
+    sections = [Section("other", "", "", table, [{"y": 2}])]
+    write_report("Title", Answer([]), [], sections, OutputFolder(tmp_path))
     assert names() == {"index.html", "other.csv", "mine.csv"}
