@@ -29,6 +29,11 @@ from calib_components.quality.reference import Reference, mean_estimate
 FOLDER = "quality"
 TABLES = TABLE, PAGE = "quality.csv", "quality.html"
 CUBIC_MM = 1000  # in a millilitre
+BELOW_ALL = "lower than all {scans} validation scans"
+UNLIKE = (
+    "These images are unlike those of the training: {number} of {total} have a lower estimate than"
+    " all validation scans. Do not rely on the values and limits."
+)
 CENTER = "crop_center"  # a further column, where a network of crops looked
 
 
@@ -73,6 +78,8 @@ def describe_scan(
         "reasons": _reasons(estimates, mean, reference),
         "rows": rows,
         "place": place,
+        "is_unlike": place == BELOW_ALL.format(scans=len(reference.values)),
+        "evidence": reference.evidence,
         "note": reference.note,
         "picture": base64.b64encode(picture).decode(),
     }
@@ -114,7 +121,7 @@ def _place(mean: float, reference: Reference) -> str:
     if scans == 0 or math.isnan(mean):
         return ""
     if higher == scans:
-        return f"lower than all {scans} validation scans"
+        return BELOW_ALL.format(scans=scans)
     return f"lower than {higher} of {scans} validation scans"
 
 
@@ -188,11 +195,24 @@ def write_table(
             with reading(file, "the estimates of a scan"):
                 records.append(json.loads(file.read_text(encoding="utf-8")))
     chosen = choose(records, review, review_below)
-    for name, content in ((TABLE, _table(chosen)), (PAGE, quality_page(chosen))):
+    contents = {TABLE: _table(chosen), PAGE: quality_page(chosen, caveats(chosen))}
+    for name, content in contents.items():
         with writing(folder / name) as unfinished:
             unfinished.write_text(content, encoding="utf-8")
     number = sum(scan["review"] == "yes" for scan in chosen)
-    return f"{folder / PAGE}: {number} of {len(chosen)} segmentations to check"
+    listed = f"{folder / PAGE}: {number} of {len(chosen)} segmentations to check."
+    return " ".join([listed, *caveats(chosen)])
+
+
+def caveats(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what to know before relying on the estimates of scans: whether most are unlike the
+    training's, and what labelled scans showed.
+    """
+    unlike, total = sum(record["is_unlike"] for record in records), len(records)
+    evidence = sorted({record["evidence"] for record in records} - {""})
+    if 2 * unlike > total:
+        return [UNLIKE.format(number=unlike, total=total), *evidence]
+    return evidence
 
 
 def _table(chosen: Sequence[Mapping[str, Any]]) -> str:
