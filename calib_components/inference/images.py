@@ -167,15 +167,17 @@ class ImageFolder:
         folder = self.path if self.path.is_dir() else self.path.parent
         run = {**self.stamp, "dataset_dir": folder}
         self.output = OutputFolder(self.output_dir, run, self.shard, self.overwrite)
-        self.names: set[str] = set()  # of all results, after `check`
+        self.names: set[str] = set()  # of all results, between `check` and the claim
 
     def attach(self, engine: Engine) -> None:
         """Claim the output folder when the engine that writes the maps starts, with its weights."""
         engine.add_event_handler(Events.STARTED, self._claim)
 
     def _claim(self) -> None:
-        is_whole = self.overwrite and self.path.is_dir()  # without images that are gone
-        self.output.claim(self.names if is_whole else self.names | self.output.files())
+        names, self.names = self.names, set()
+        if not (self.overwrite and self.path.is_dir()):  # else without images that are gone
+            names |= self.output.files()
+        self.output.claim(names)
 
     def items(self) -> list[dict[str, list[str]]]:
         """Items of a MONAI dataset: the files of each image of this run; none where `check` refuses

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from filelock import FileLock
 from ignite.engine import Events
 from monai.engines import SupervisedTrainer
 
@@ -195,14 +194,3 @@ def test_weights_are_never_beside_the_state_of_another_training(
     with pytest.raises(ZeroDivisionError):
         train(tmp_path, max_epochs=1)
     assert sorted(file.name for file in tmp_path.glob("[!.]*")) == ["model.pt"]
-
-
-def test_another_training_in_the_folder_is_refused(tmp_path: Path) -> None:
-    lock = tmp_path / ".run" / ".1_of_1.lock"
-    with FileLock(lock), pytest.raises(InputError, match="another run writes to this folder"):
-        train(tmp_path)
-    assert not (tmp_path / "last.ckpt").exists()
-    with pytest.raises(ZeroDivisionError):
-        train(tmp_path, stop_after=1, stop=lambda _: 1 / 0)
-    train(tmp_path)  # again in this process, which then holds it no longer
-    FileLock(lock, timeout=0).acquire().lock.release()
