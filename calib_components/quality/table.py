@@ -14,7 +14,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +183,7 @@ def write_table(
     output_dir: str | os.PathLike,
     review: str = "20%",
     review_below: float | None = None,
-    scans: Sequence[str] | None = None,
+    scans: Collection[str] | None = None,
 ) -> str:
     """Make `quality.csv` and `quality.html` from the scans in `quality/`, or from those among them
     that `scans` names, and say so; for the options, see `choose`.

@@ -12,12 +12,13 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from ignite.engine import Engine
 
 from calib_components.errors import InputError
 from calib_components.folders import OutputFolder
 from calib_components.inference import ImageFolder
-from calib_components.quality import write_record
+from calib_components.quality import Reference, describe_scan, write_record
 from calib_components.tools.evaluate import (
     calibrate,
     calibrate_predictions,
@@ -187,25 +188,23 @@ def test_commands_on_predictions_refuse_a_folder_in_use_and_results_of_others(
 
 def infer(folder: Path, weights: int, **options: Any) -> list[str]:
     """Do what a run of inference does, on images of some weights; return the scans of its table."""
-    stamp = {"weights": weights}
-    images = ImageFolder(
-        folder / f"in{weights}", 1, [], folder / "out", "label", stamp=stamp, **options
-    )
+    stamp, out = {"weights": weights}, folder / "out"
+    images = ImageFolder(folder / f"in{weights}", 1, [], out, "label", stamp=stamp, **options)
     items = images.items()
     images.check(items)
 
     def write(_: Engine, item: dict[str, list[str]]) -> None:
         name = Path(item["image"][0]).stem
-        save(folder / "out" / f"{name}_seg.nii.gz")
-        record = {"scan": name, "estimate": 0.5, "reasons": [], "rows": [{"structure": "s"}]}
-        write_record({**record, "place": "", "note": "", "picture": ""}, folder / "out")
+        save(out / f"{name}_seg.nii.gz")
+        record = describe_scan(name, {}, Reference.from_tensor(torch.empty(0), []))
+        write_record({**record, "rows": [{"structure": "s"}]}, out)
 
     engine = Engine(write)
     images.attach(engine)
     if items:  # as an engine of MONAI
         engine.run(items)
     images.write_table()
-    return [*pd.read_csv(folder / "out" / "quality.csv")["scan"]]
+    return [*pd.read_csv(out / "quality.csv")["scan"]]
 
 
 def test_inference_mixes_no_maps_of_other_weights_or_images(
@@ -240,5 +239,5 @@ def test_second_training_into_an_empty_folder_is_refused_at_once(tmp_path: Path)
     with another_process(run), pytest.raises(InputError, match=BUSY):
         train(tmp_path, max_epochs=1)
     with pytest.raises(ZeroDivisionError):
-        train(tmp_path, stop_after=1, stop=lambda _: 1 / 0)
+        train(tmp_path, at_epoch_2=lambda _: 1 / 0)
     train(tmp_path, max_epochs=1)  # again in this process

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -176,7 +177,7 @@ def test_maps_replace_no_images_and_no_earlier_maps(tmp_path: Path) -> None:
 
 def test_finished_images_are_skipped(tmp_path: Path) -> None:
     files = [save(tmp_path / f"in/{name}.nii") for name in "abc"]
-    options = {"save": ["label", "uncertainty"], "stamp": {"weights": 1}}
+    options: dict[str, Any] = {"save": ["label", "uncertainty"], "stamp": {"weights": 1}}
     claim(images_of(tmp_path, **options))
     for name in ("a_seg", "a_uncertainty", "b_seg"):
         save(tmp_path / f"out/{name}.nii.gz")
