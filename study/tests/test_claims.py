@@ -225,9 +225,7 @@ CLAIMS = [
     Claim(
         "results",
         "lower on ACDC than that of one network with a temperature",
-        lambda: all(
-            sign("ensemble_of_ce_dice+T", DICE_T, name, "nll_all") < 0 for name in SETS
-        ),
+        lambda: all(sign("ensemble_of_ce_dice+T", DICE_T, name, "nll_all") < 0 for name in SETS),
     ),
     Claim(
         "results",
@@ -805,10 +803,9 @@ CLAIMS = [
     ),
     Claim(
         "README",
-        "NACL, the paper's loss, was less sure of another sequence, but no better than cross-entropy",
-        lambda: (
-            gap("nacl", "lge") < gap(CE, "lge") and sign("nacl", CE, "lge", "nll_all") == 0
-        ),
+        "NACL, the paper's loss, was less sure of another sequence, but no better than"
+        " cross-entropy",
+        lambda: gap("nacl", "lge") < gap(CE, "lge") and sign("nacl", CE, "lge", "nll_all") == 0,
     ),
     Claim(
         "posthoc",
