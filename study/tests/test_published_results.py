@@ -115,20 +115,11 @@ def test_tables_of_calibrators_are_those_of_the_cases() -> None:
     rise = (changed - usual).loc["nll_all"]
     assert rise[others].max() < 5e-5
     assert round(rise[home].max(), 4) == 0.0007
-    text = (
-        "on changed images, it lowered the NLL where a structure is predicted of both hippocampus"
-        " networks; on"
-    )
-    assert (
-        f"{text} unchanged ones, it raised that of NACL, and with the eight patients of ACDC, the"
-        " NLL on bSSFP and" in page
-    )
-    vector = (mean.loc["vector perturbed"] - changed).loc["nll_predicted"]
-    assert vector[["hippocampus_ce_dice", "hippocampus_nacl"]].max() < -0.002
-    assert (mean.loc["vector"] - usual).loc["nll_predicted"]["hippocampus_nacl"].min() > 0.01
-    assert (mean.loc["vector perturbed"] - changed).loc[
-        "nll_all", [("acdc_nacl", "bssfp"), ("acdc_nacl", "vendor_a")]
-    ].min() > 0.001
+    assert "its NLL there is that of one `T` on both hippocampus networks" in page
+    vector = (mean.loc["vector perturbed"] - changed).loc["nll_all"]
+    assert vector[["hippocampus_ce_dice", "hippocampus_nacl"]].abs().max() < 0.0005
+    assert "it is higher on bSSFP and vendor A" in page
+    assert vector["acdc_nacl"][["bssfp", "vendor_a"]].min() > 0.001
     assert "On LGE, the expected DSC is at least .14 too high with each of them" in page
     assert (
         mean.xs("dsc_bias", level="measure")["acdc_nacl", "lge"].drop("T perturbed twice").min()

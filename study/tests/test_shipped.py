@@ -1,4 +1,4 @@
-"""Tables of the pages about the shipped weights are those of their results, and the limits hold over
+"""Tables of the pages about the shipped weights are those of their results; their limits hold over
 splits of their patients.
 """
 
