@@ -196,7 +196,7 @@ def infer(folder: Path, weights: int, **options: Any) -> list[str]:
     def write(_: Engine, item: dict[str, list[str]]) -> None:
         name = Path(item["image"][0]).stem
         save(out / f"{name}_seg.nii.gz")
-        record = describe_scan(name, {}, Reference.from_tensor(torch.empty(0), []))
+        record = describe_scan(name, {}, Reference.from_tensor(torch.empty(0), ["s"]))
         write_record({**record, "rows": [{"structure": "s"}]}, out)
 
     engine = Engine(write)
