@@ -127,7 +127,11 @@ class OutputFolder(AbstractContextManager):
 
     def _record(self, names: set[str], stale: set[str]) -> None:
         """Record the run, once files are removed that are not of it."""
-        kept = [(run, sorted(listed)) for run, listed in self._read() if not listed & names]
+        kept = [
+            (run, sorted(listed))
+            for run, listed in self._read()
+            if run != self.run and not listed & names
+        ]
         with writing(self.record) as unfinished:
             for name in stale:
                 (self.path / name).unlink(missing_ok=True)
