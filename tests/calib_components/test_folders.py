@@ -132,6 +132,7 @@ def test_a_claim_removes_what_is_not_of_the_run_and_nothing_else(tmp_path: Path)
     assert not (tmp_path / ".run").exists()
     folder_of(out, overwrite=True).claim(["foreign"]).release()
     assert files(out) == {"mine"}
+    assert folder_of(out).files() == {"foreign"}
 
 
 @pytest.fixture

@@ -79,8 +79,7 @@ def calibrate_predictions(
         patient_pattern: Regular expression for the part of a case's name that names the patient,
             such as patient[0-9]+. Default: each case is a patient.
         workers: Number of processes, each with a case in memory. Default: one per core, at most 8.
-        overwrite: Whether `out` may hold other files, or maps of other inputs or options, which are
-            replaced.
+        overwrite: Whether maps of other inputs or options in `out` are replaced.
 
     Raises:
         InputError: An argument or a file is unsuitable, another run writes to `out`, or it cannot

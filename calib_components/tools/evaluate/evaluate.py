@@ -100,8 +100,7 @@ def evaluate_predictions(
         workers: Number of processes, each with a case in memory. Default: one per core, at most 8.
         skip_existing: Keep what an evaluation that was interrupted has measured, of files that have
             not changed since.
-        overwrite: Whether `out` may hold other files, or results of other inputs or options, which
-            are removed.
+        overwrite: Whether results of other inputs or options in `out` are replaced.
 
     Raises:
         InputError: A file or option is unsuitable, files do not belong together, another run writes

@@ -59,7 +59,7 @@ def report_folders(
         out: Folder for the report.
         validation: Evaluation folder of validation cases, on which the thresholds of one network
             are chosen; default: none are chosen.
-        overwrite: Whether `out` may hold other files, or a report of other folders.
+        overwrite: Whether a report of other folders in `out` is replaced.
 
     Raises:
         InputError: A file is missing or broken, evaluations cannot be compared, an option is
