@@ -88,11 +88,11 @@ def report_comparison(
         out: Folder for the report.
         reference: Method that the others are compared with; default: nacl.
         compact: Folder for a compact form of the results; default: none is written.
-        overwrite: Whether `out` may hold other files.
+        overwrite: Whether files of a report in `out` are replaced.
 
     Raises:
         InputError: A file is missing or broken, results cannot be compared, the reference is
-            unknown, or `out` holds other files or cannot be written.
+            unknown, or `out` holds another report or cannot be written.
     """
     comparison = read_cells(folder)
     if reference is not None:

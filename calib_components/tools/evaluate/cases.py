@@ -38,7 +38,7 @@ class Setting:
         patients: Patient of each case.
         images: File of the image of each case, for pictures; empty without images.
         workers: Number of processes.
-        overwrite: Whether the folder may hold other files.
+        overwrite: Whether results of other inputs or options there are replaced.
         run: Inputs and options by name, which the folder records.
     """
 

@@ -63,7 +63,7 @@ def report_folders(
 
     Raises:
         InputError: A file is missing or broken, evaluations cannot be compared, an option is
-            unknown or does not go with these folders, or `out` holds other files or cannot be
+            unknown or does not go with these folders, or `out` holds another report or cannot be
             written.
     """
     if not folders:
