@@ -85,9 +85,11 @@ class OutputFolder(AbstractContextManager):
         """Return the names of the files that `claim` would remove.
 
         Raises:
-            InputError: Another process writes to the folder, or it holds results of others and
-                `overwrite` is not set.
+            InputError: The run reads the folder, another process writes to it, or it holds results
+                of others and `overwrite` is not set.
         """
+        if json.dumps(os.path.realpath(self.path)) in json.dumps(self.run):
+            raise InputError(f"{self.path} holds files to read. Choose another output folder.")
         self._check_locks()
         names, own = {*files}, self.files()
         origins = dict.fromkeys(names - own, "no recorded run")

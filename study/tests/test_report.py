@@ -122,7 +122,7 @@ def test_report_without_the_reference_says_so(tmp_path: Path) -> None:
     ("folder", "options", "keyword"),
     [
         ("runs", {"reference": "ncl"}, "--reference"),
-        ("runs", {"out": Path("runs")}, "not empty"),
+        ("runs", {"out": Path("runs")}, "runs holds files to read"),
         ("empty", {}, "no finished cell"),
     ],
 )

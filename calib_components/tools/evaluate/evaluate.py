@@ -106,9 +106,6 @@ def evaluate_predictions(
         InputError: A file or option is unsuitable, files do not belong together, another run writes
             to `out`, or results cannot be written.
     """
-    for source in (predictions, labels, images):
-        if source is not None and source.resolve() == out.resolve():
-            raise InputError(f"--out: {out} holds files to read. Give another folder.")
     if labels is None:
         if pairs is not None:
             raise InputError("--pairs needs the folder of the labels.")

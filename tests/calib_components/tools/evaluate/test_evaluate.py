@@ -343,7 +343,7 @@ def test_places_and_options_that_do_not_fit(
     for out, options, expected in (
         (tmp_path / "out", pattern, "--validation: .*seen has 3 of .* patient p1 is on both sides"),
         (tmp_path / "mine", {}, "--overwrite"),
-        (predictions, {}, "--out"),
+        (predictions, {}, "predictions holds files to read"),
         (tmp_path / "out", {"images": tmp_path / "images"}, "p1_es"),
         (tmp_path / "out", {"validation": tmp_path / "validation"}, "--validation"),
     ):

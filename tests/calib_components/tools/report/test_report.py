@@ -393,7 +393,7 @@ def test_a_section_of_the_list_is_on_the_page(
     ("folders", "options", "keyword"),
     [
         ([], {}, "No folder"),
-        (["eval"], {"out": Path("mine")}, r"index\.html is of no recorded run"),
+        (["eval"], {"out": Path("eval")}, "eval holds files to read"),
         (["eval"], {"validation": Path("labels")}, "thresholds.json"),
         (["eval", "eval2"], {"validation": Path("eval")}, "--validation"),
         (["eval", "runs"], {}, r"cases\.csv"),
@@ -410,8 +410,6 @@ def test_options_and_folders_that_do_not_fit_are_refused(
     monkeypatch.chdir(tmp_path)
     for name in ("eval", "eval2", "labels"):
         write_evaluation(Path(name), with_probabilities=name != "labels")
-    Path("mine").mkdir()
-    Path("mine/index.html").touch()
     with pytest.raises(InputError, match=keyword):
         report_folders(*map(Path, folders), **options)
     assert not Path("report").exists()
