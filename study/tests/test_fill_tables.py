@@ -176,7 +176,7 @@ def test_gap_closed_has_the_variance_of_the_jackknife() -> None:
     cases["expected_dsc"] = cases["dsc"] + rng.normal(0, 0.1, 24)
 
     def measure(of: pd.DataFrame) -> float:
-        return rank_scans(of["expected_dsc"], of["dsc"], ["a"] * len(of))[0].mean
+        return float(rank_scans(of["expected_dsc"], of["dsc"], ["a"] * len(of)).gap_closed[0])
 
     values = _gap_closed(cases[["expected_dsc", "dsc", "patient"]])
     assert values.mean() == pytest.approx(measure(cases))
