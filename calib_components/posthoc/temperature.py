@@ -23,7 +23,7 @@ import torch
 from scipy.interpolate import make_interp_spline
 from scipy.stats import bootstrap, norm, t
 
-from calib_components.errors import check_number, printable
+from calib_components.errors import InputError, check_number, printable
 from calib_components.metrics.regions import Region
 from calib_components.posthoc.base import Array, Calibrator, Estimate
 
@@ -35,6 +35,7 @@ UNSCALED = 3 * PER_OCTAVE  # where b = 1
 # Of any values at LOG2_B: values @ SPLINE(x)
 SPLINE = make_interp_spline(LOG2_B, np.eye(len(LOG2_B)), k=5)
 SMALLEST = 1e-300  # in place of 0, before a logarithm
+LEAST_INFORMATION = 1e-6  # change of the NLL of a voxel by 1 / T, in nats
 
 COMPARED = ("all", "predicted")  # regions whose temperatures every fit gives
 FEWEST_PATIENTS = 6
@@ -111,6 +112,8 @@ class TemperatureEstimate(Estimate):
 
     def effect(self, by_prediction: bool = True) -> str:
         relation, become, confident = "T < 1:", "sharper", "underconfident"
+        if self.at_edge:
+            return "T is the end of its range: nothing follows for the confidence of the model."
         if self.temperature > 1:
             relation, become, confident = "T > 1:", "softer", "overconfident"
         if not by_prediction:
@@ -222,7 +225,9 @@ class TemperatureScaling(Calibrator):
         return logits / self.temperature  # type: ignore[operator]
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        check_number("temperature", float(state["temperature"]), *LIMITS)
+        value = state["temperature"]
+        value = value.item() if isinstance(value, torch.Tensor) else value
+        check_number("temperature", value, *LIMITS)
         super().set_state(state)
 
     def voxel_sums(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
@@ -258,7 +263,12 @@ class TemperatureScaling(Calibrator):
             # Adds up: a difference of sums would lose digits
             without = (1 - np.eye(len(names))) @ kept[:, 2:]
             others = dict(zip(names, _temperatures(without).tolist(), strict=True))
-        voxels = kept[:, 0].sum()
+        voxels, sums = kept[:, 0].sum(), kept[:, 2:].sum(0)
+        if sums.max() < LEAST_INFORMATION * voxels:
+            raise InputError(
+                "No temperature changes the NLL: the logits of all classes are equal, or those of"
+                " the labels are larger by far. Check that they are of a trained network."
+            )
         self.set_state(fit)
         return TemperatureEstimate(
             **fit,

@@ -193,10 +193,13 @@ def test_separable_classes() -> None:
 
 def test_logits_that_say_nothing() -> None:
     logits, y = SEPARABLE
-    for wrong in (-logits - 1, 0 * logits - 1):
-        estimate = fit(wrong.repeat(2, 1, 1), y.repeat(2, 1, 1), ["a", "b"])
-        assert {estimate.temperature, estimate.low, estimate.high} == {8}
-        assert estimate.leave_one_out == {"a": 8, "b": 8}
+    estimate = fit((-logits - 1).repeat(2, 1, 1), y.repeat(2, 1, 1), ["a", "b"])
+    assert {estimate.temperature, estimate.low, estimate.high} == {8}
+    assert estimate.leave_one_out == {"a": 8, "b": 8}
+    assert "confident" not in estimate.effect()
+    for equal in (0 * logits - 1, (1e5 * F.one_hot(y[:, 0])).movedim(-1, 1)):
+        with pytest.raises(InputError, match="No temperature changes the NLL"):
+            fit(equal.float(), y)
 
 
 def test_one_patient() -> None:
