@@ -210,12 +210,12 @@ def _check_class_axis(y_pred: torch.Tensor, y: torch.Tensor, sigmoid: bool, name
         )
 
 
-def sum_to_1(values: torch.Tensor, axis: int) -> bool:
-    """Whether values that differ along an axis sum to 1 along it everywhere."""
+def sum_to_1(values: torch.Tensor, axis: int, tolerance: float = SUM_TOLERANCE) -> bool:
+    """Whether values that differ along an axis, not the last one, sum to 1 along it everywhere."""
     if values.shape[axis] < 2 or values.numel() < FEWEST_SUMS * values.shape[axis]:
         return False
     for part in (values[..., :1].float(), values.float()):  # a part suffices nearly always
-        if not ((part.sum(axis) - 1).abs() <= SUM_TOLERANCE).all():  # also NaN
+        if not ((part.sum(axis) - 1).abs() <= tolerance).all():  # also NaN
             return False
     return bool((values.amax(axis) - values.amin(axis) > 0.1).any())
 

@@ -26,6 +26,7 @@ from calib_components.tools.evaluate.cases import (
 )
 from calib_components.tools.evaluate.classes import (
     IGNORED,
+    check_axes,
     check_probabilities,
     classes_of,
     combine_masks,
@@ -39,7 +40,7 @@ from calib_components.tools.evaluate.quality import estimate_quality
 from calib_components.tools.parallel import map_cases
 from calib_components.tools.report.quality import reference_of
 from calib_components.tools.report.report import report_folders
-from calib_components.tools.report.thresholds import check_apart
+from calib_components.tools.report.thresholds import check_apart, check_kind
 
 REPORT = "report"  # folder of the page inside the output folder
 
@@ -111,7 +112,9 @@ def evaluate_predictions(
         if pairs is not None:
             raise InputError("--pairs needs the folder of the labels.")
         labelled, readers = [], find_predictions(predictions)
-        check_probabilities(next(iter(readers.values())), "An estimate of quality")
+        first = next(iter(readers.values()))
+        check_probabilities(first, "An estimate of quality")
+        check_axes(first, sigmoid)
     else:
         labelled = find_pairs(predictions, labels, pairs)
         readers = {pair.name: pair.prediction for pair in labelled}
@@ -126,7 +129,7 @@ def evaluate_predictions(
     fitted = None
     if validation is not None:
         check_probabilities(next(iter(readers.values())), "--validation")
-        fitted = _read_validation(validation, setting, patient_pattern)
+        fitted = _read_validation(validation, setting, patient_pattern, labels is not None)
     if labels is None:
         reference = None if fitted is None else reference_of(fitted, patient_pattern)
         estimate_quality(readers, setting, reference, review, review_below)
@@ -135,15 +138,16 @@ def evaluate_predictions(
         _evaluate_labelled(labelled, setting, calibration, validation, skip_existing)
 
 
-def _read_validation(folder: Path, setting: Setting, patient_pattern: str | None) -> Evaluation:
-    """Read the evaluation of other cases: of the same structures, and of other patients."""
+def _read_validation(
+    folder: Path, setting: Setting, patient_pattern: str | None, labelled: bool
+) -> Evaluation:
+    """Read the evaluation of other cases: of the same structures, and of other patients.
+
+    With labels, the report compares them, where only names are the same.
+    """
     fitted = Evaluation.read(folder)
-    structures = [*setting.classes.structures]
-    if fitted.structures != structures:
-        raise InputError(
-            f"--validation: {folder} has the structures {fitted.structures}, not {structures}."
-        )
-    check_apart(setting.items(), fitted.items(patient_pattern), folder)
+    check_kind(fitted, [*setting.classes.structures], setting.classes.sigmoid, folder)
+    check_apart(setting.items(), fitted.items(patient_pattern), folder, by_name=not labelled)
     return fitted
 
 

@@ -23,6 +23,8 @@ from calib_components.tools.evaluate.cases import Setting, read_image, read_pred
 from calib_components.tools.evaluate.formats import Reader
 from calib_components.tools.parallel import map_cases
 
+SAME = 1e-5  # relative difference of estimates of one prediction, by rounding
+
 
 def estimate_quality(
     predictions: Mapping[str, Reader],
@@ -84,4 +86,12 @@ def _estimate_scan(
         drawn = 1 - p[0, index].numpy()
     masks = torch.stack(scan.masks(p[:, index]))
     picture = draw_slice(drawn, masks, np.eye(4) if affine is None else affine)
-    write_record(describe_scan(name, scan.compute(), reference, affine, picture), setting.out)
+    record = describe_scan(name, scan.compute(), reference, affine, picture)
+    rows = [(row["expected_dsc"], row["expected_volume_ml"]) for row in record["rows"]]
+    is_same = np.isclose(reference.values[..., [1, 3]], np.array(rows, float), rtol=SAME)
+    if is_same.all((1, 2)).any():
+        raise InputError(
+            f"--validation: {prediction.files[0]} is one of the predictions there, by its expected"
+            " DSC and volumes. Give an evaluation of other patients."
+        )
+    write_record(record, setting.out)

@@ -4,6 +4,7 @@ them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -18,6 +19,7 @@ from calib_components.tools.report.statistics import paired_difference
 from calib_components.tools.report.tables import Cell, number, with_interval
 
 USUAL = 0.5
+KINDS = "a softmax", "sigmoids"
 ABOUT = (
     "A structure is where its probability is above the threshold: 0.5, or the best on the"
     " validation cases. Sensitivity and PPV (positive predictive value) are of the"
@@ -41,11 +43,7 @@ def read_validation(results: Results, folder: Path) -> tuple[Evaluation, list[st
         raise InputError(
             f"--validation: {folder} has no thresholds.json. Give an evaluation with probabilities."
         )
-    if {*fitted.structures} != {*tested.structures}:
-        names = [", ".join(evaluation.structures) for evaluation in (fitted, tested)]
-        raise InputError(
-            f"--validation: {folder} has the structures {names[0]}, the evaluation {names[1]}."
-        )
+    check_kind(fitted, tested.structures, tested.summary.get("sigmoid", False), folder)
     return fitted, check_apart(tested.items(), fitted.items(), folder)
 
 
@@ -81,15 +79,28 @@ def thresholds_section(context: Context) -> Section | None:
     return Section("thresholds", "Thresholds", caption, shown, table.reset_index())
 
 
-def check_apart(cases: Items, others: Items, folder: Path) -> list[str]:
+def check_kind(fitted: Evaluation, structures: Sequence[str], sigmoid: bool, folder: Path) -> None:
+    """Refuse an evaluation of other structures, or of a softmax for sigmoids."""
+    theirs, ours = (
+        f"{KINDS[bool(is_sigmoid)]} with the structures {', '.join(sorted(names))}"
+        for names, is_sigmoid in (
+            (fitted.structures, fitted.summary.get("sigmoid")),
+            (structures, sigmoid),
+        )
+    )
+    if theirs != ours:
+        raise InputError(f"--validation: {folder} is of {theirs}, not of {ours}.")
+
+
+def check_apart(cases: Items, others: Items, folder: Path, by_name: bool = False) -> list[str]:
     """Refuse thresholds chosen on the cases under test; return a notice where only their names are
-    the same.
+    the same, or refuse them `by_name`, too.
     """
     shared = find_shared(cases, others)
-    if certain := [pair for pair in shared if not pair.is_only_name]:
+    if certain := [pair for pair in shared if by_name or not pair.is_only_name]:
         raise InputError(
             f"--validation: {folder} has {len(certain)} of the cases or patients under test:"
-            f" {certain[0]}. Give an evaluation of other patients."
+            f" {certain[0]}. Give an evaluation of other patients, with other names."
         )
     about = (
         "of the cases have names of the validation folder, too. If they are the same, thresholds"

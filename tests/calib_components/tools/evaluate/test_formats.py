@@ -133,6 +133,24 @@ def test_what_is_no_probability_is_refused(
         prediction.probabilities(sigmoid)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "slope"), [(np.float32, 0), (np.float16, 0), (np.uint8, 1 / 255)]
+)
+def test_classes_of_a_softmax_are_no_slices(dtype: type, slope: float, tmp_path: Path) -> None:
+    p = softmax_of(0, channels=12, shape=(20, 16))
+    if slope:
+        last = nifti(save_rounded(tmp_path / "last.nii", p[None], dtype, slope))
+        readers: list[Reader] = [last]
+    else:
+        p = p.astype(dtype)
+        readers = [array(tmp_path / str(each.shape), each) for each in (p, p[None], p[..., None])]
+        readers[2] = nifti(save_channels_last(tmp_path / "last.nii", p.astype(np.float32)))
+    for reader in readers:
+        assert reader.header().channels == 1
+        with pytest.raises(InputError, match=r"along [XZ] sum to 1.* \(C, X, Y, 1\)"):
+            reader.probabilities(sigmoid=True)
+
+
 def test_wrong_files_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", logits=P)
     (tmp_path / "text.npz").write_text("no archive")
