@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from calib_components.errors import reading
+from calib_components.errors import InputError, reading
 from calib_components.tools.prepare.case import SourceCase, find_pairs
 
 LAYOUT = "imagesTr/NAME.nii.gz and labelsTr/NAME.nii.gz"
@@ -28,6 +28,8 @@ def read_task(src: Path) -> dict[str, Any]:
         return {}
     with reading(file, "the description of a task"):
         task = json.loads(file.read_bytes())
+        if "channel_names" in task:
+            raise InputError(f"{file} is of nnU-Net. Name the data set nnunet.")
         structures = [
             f"{name}={int(code)}" for code, name in task["labels"].items() if int(code) != 0
         ]
