@@ -26,10 +26,9 @@ import torch
 from calib_components.errors import InputError, warn_once
 from calib_components.metrics.bands import IGNORED, band_mask
 from calib_components.metrics.base import plain_tensor
+from calib_components.quality.estimates import RANGE_TOLERANCE, SUM_TOLERANCE
 
 CPU_CHUNK, GPU_CHUNK = 2**18, 2**23  # probabilities per chunk
-RANGE_TOLERANCE = 1e-5
-SUM_TOLERANCE = 1e-2
 SUM_ROUNDING = 1e-5
 FEWEST_SUMS = 16  # below which sums of 1 may be chance
 NO_BATCH_AXIS = "Items of lists have no batch axis, (N, *S)."

@@ -46,6 +46,11 @@ class Estimate(ABC):
     patients: int
     voxels: int
 
+    @property
+    def count(self) -> str:
+        """The number of patients as text."""
+        return "1 patient" if self.patients == 1 else f"{self.patients} patients"
+
     @abstractmethod
     def summary(self) -> str:
         """Return what was fitted and how uncertain it is, as one line."""

@@ -95,7 +95,7 @@ class TemperatureEstimate(Estimate):
         return float(1 - 2 * t.sf(limit, number - 1))
 
     def summary(self) -> str:
-        parts = [f"{self.temperature:.3f}, fitted on {self._number()}"]
+        parts = [f"{self.temperature:.3f}, fitted on {self.count}"]
         if self.patients > 1:
             others, share = self.leave_one_out.values(), 100 * self.coverage
             parts += [
@@ -128,7 +128,7 @@ class TemperatureEstimate(Estimate):
     def warnings(self) -> list[str]:
         sentences = [self._influence(), self._edge()]
         if self.patients < FEWEST_PATIENTS:
-            fitted = f"fitted on {self._number()}, fewer than {FEWEST_PATIENTS}"
+            fitted = f"fitted on {self.count}, fewer than {FEWEST_PATIENTS}"
             sentences.append(f"The temperature was {fitted}: its interval is not reliable.")
         if self.low <= 1 <= self.high:
             held = f"{self.low:.3f} to {self.high:.3f}"
@@ -181,9 +181,6 @@ class TemperatureEstimate(Estimate):
             second["nll_all"] - first["nll_all"],
             first["nll_predicted"] - second["nll_predicted"],
         )
-
-    def _number(self) -> str:
-        return "1 patient" if self.patients == 1 else f"{self.patients} patients"
 
 
 class TemperatureScaling(Calibrator):

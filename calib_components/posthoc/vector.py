@@ -63,11 +63,11 @@ class VectorEstimate(Estimate):
     voxels: int
 
     def summary(self) -> str:
-        texts = (
-            f"{name} {p['value']:.2f} [{p['low']:.2f}, {p['high']:.2f}]"
-            for name, p in self.parameters.items()
+        template = (
+            "{} {value:.2f}" if self.patients == 1 else "{} {value:.2f} [{low:.2f}, {high:.2f}]"
         )
-        return f"{', '.join(texts)}, fitted on {self.patients} patients"
+        texts = (template.format(name, **each) for name, each in self.parameters.items())
+        return f"{', '.join(texts)}, fitted on {self.count}"
 
     def effect(self, by_prediction: bool = True) -> str:
         return f"The label of {self.changed} of {self.voxels} voxels changes."
@@ -82,7 +82,7 @@ class VectorEstimate(Estimate):
         number = len(self.parameters) - 1  # a constant added to all biases changes nothing
         if self.patients < FEWEST_PATIENTS * number:
             sentences.append(
-                f"{self.patients} patients, fewer than {FEWEST_PATIENTS * number}, for {number}"
+                f"{self.count}, fewer than {FEWEST_PATIENTS * number}, for {number}"
                 " parameters: intervals are not reliable."
             )
         if self.nll_left_out > self.nll_before:
@@ -121,13 +121,12 @@ class _Sums(NamedTuple):
 
     @property
     def relative_gradient(self) -> Array:
-        """The gradient of all patients relative to the curvature, `(2 N,)`; infinite without any.
+        """The gradient of all patients relative to the curvature, `(2 N,)`; huge without any.
 
         It is about the change of a logit by which each parameter is off.
         """
         curvature = self.units * np.tile(np.split(self.units, 2)[1], 2)
-        none = np.full_like(curvature, math.inf)
-        return np.divide(abs(self.gradient.sum(0)), curvature, out=none, where=curvature > 0)
+        return (abs(self.gradient.sum(0)) + SMALLEST) / (curvature + SMALLEST**2)
 
 
 class VectorScaling(Calibrator):
@@ -203,7 +202,7 @@ class VectorScaling(Calibrator):
                     return
                 missing = np.log(labels / np.maximum(expected, SMALLEST))
                 if abs(missing).max() > 1:
-                    step = np.stack([np.zeros_like(missing), missing - missing.mean()]).ravel()
+                    step = np.append(0 * missing, missing - missing.mean())
             else:  # also NaN
                 step = step / 2
             scale, bias = np.split((start + step).ravel(), 2)
@@ -216,16 +215,13 @@ class VectorScaling(Calibrator):
 
     def _check_classes(self, labels: Array, expected: Array) -> None:
         """Refuse classes that determine no parameter, by the sums of labels and probabilities."""
-        if (absent := np.flatnonzero(labels == 0)).size:
-            raise InputError(
-                f"No voxel has class {absent[0]}, so it has no {self.name}. Fit a temperature."
-            )
-        if (unseen := np.flatnonzero(expected < FEWEST_EXPECTED * labels)).size:
-            raise InputError(
-                f"Class {unseen[0]} has {labels[unseen[0]]:.0f} voxels, but the network gives it"
-                f" almost no probability anywhere, so it has no {self.name}. Fit a temperature, or"
-                " train the network again."
-            )
+        for number, (true, p) in enumerate(zip(labels, expected, strict=True)):
+            if true == 0 or p < FEWEST_EXPECTED * true:
+                raise InputError(
+                    f"Class {number} is the label of {true:.0f} voxels, and its probabilities add"
+                    f" up to {max(p, 0):.1g}, so it has no {self.name}. Fit a temperature, or train the"
+                    " network again."
+                )
 
     def voxel_sums(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         """Return what `_Sums` holds, of these voxels."""

@@ -73,7 +73,8 @@ def _on_paper(layers: np.ndarray, axes: np.ndarray) -> np.ndarray:
 
 def quality_page(records: Sequence[Mapping[str, Any]]) -> str:
     """Return the page, in HTML, of what `calib_components.quality.table.choose` returned."""
-    names = [escape(record["scan"]) for record in records if record["review"] == "yes"]
+    records = _escaped(records)
+    names = [record["scan"] for record in records if record["review"] == "yes"]
     defined = defined_estimates(records)
     columns = [each for each in ESTIMATES if each.format and each.name in defined]
     links = ", ".join(f'<a href="#{name}">{name}</a>' for name in names)
@@ -90,6 +91,15 @@ def defined_estimates(records: Sequence[Mapping[str, Any]]) -> set[str]:
     return {name for row in rows for name, value in row.items() if value is not None}
 
 
+def _escaped(content: Any) -> Any:
+    """Return JSON data whose texts are HTML, whatever files they are from."""
+    if isinstance(content, Mapping):
+        return {name: _escaped(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_escaped(value) for value in content]
+    return escape(content) if isinstance(content, str) else content
+
+
 def _card(record: Mapping[str, Any], columns: Sequence[QualityEstimate]) -> str:
     """Return the part of the page about a scan."""
     titles = "".join(f"<th>{estimate.title}" for estimate in columns)
@@ -97,8 +107,8 @@ def _card(record: Mapping[str, Any], columns: Sequence[QualityEstimate]) -> str:
     for number, row in enumerate(record["rows"]):
         cells = "".join(f"<td>{_cell(row, estimate)}" for estimate in columns)
         mark = f'<i style="background:#{COLORS[number % len(COLORS)]}"></i>'
-        lines.append(f"<tr><th>{mark}{escape(row['structure'])}{cells}")
-    name, reasons = escape(record["scan"]), escape("; ".join(record["reasons"]))
+        lines.append(f"<tr><th>{mark}{row['structure']}{cells}")
+    name, reasons = record["scan"], "; ".join(record["reasons"])
     picture, why, text = "", "", "No structure"
     if record["picture"]:
         source = f"data:image/png;base64,{record['picture']}"

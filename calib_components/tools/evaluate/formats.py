@@ -40,7 +40,6 @@ from calib_components.metrics.voxels import sum_to_1
 ARRAY = "an array of numbers, as numpy saves it"
 SLACK = 1e-3  # beyond [0, 1], by rounding and interpolation
 SUM_SLACK = 1e-2  # of a sum of half-precision numbers
-AXES = ("channels", "voxels along X", "voxels along Y", "voxels along Z")
 SMALLEST = float(np.finfo(np.float32).tiny)  # what a 0 of 32 bits can have been, for logarithms
 
 # A pickle names what it calls. Numbers, texts and containers name nothing; arrays name these.
@@ -319,11 +318,12 @@ def _check(values: np.ndarray, sigmoid: bool, step: float, file: Path) -> None:
         )
     slacks = [min(SUM_SLACK + length * step, 0.5) for length in values.shape]
     if sigmoid:
-        for name, axis, slack in zip(AXES, range(4), slacks, strict=True):
+        for axis, slack in enumerate(slacks):
             if sum_to_1(torch.from_numpy(values).movedim(axis, 0), 0, slack):
                 raise InputError(
-                    f"{file}: {name} sum to 1, as classes of a softmax do. Leave --sigmoid out;"
-                    " save classes in 2D as (C, X, Y, 1), as NIfTI (X, Y, 1, C)."
+                    f"{file}: values sum to 1 along {'CXYZ'[axis]}, as classes of a softmax do."
+                    " Leave --sigmoid out; save classes in 2D as (C, X, Y, 1), as NIfTI (X, Y, 1,"
+                    " C)."
                 )
     else:
         sums, slack = values.sum(0), slacks[0]

@@ -23,7 +23,7 @@ from calib_components.data.nifti import open_nifti
 from calib_components.errors import InputError, check_choice, make_folder
 from calib_components.tools.cli import parse_structures, patients_of
 from calib_components.tools.parallel import count_workers
-from calib_components.tools.prepare import acdc, brats, flare, generic, hippocampus, msd, nnunet
+from calib_components.tools.prepare import acdc, brats, flare, generic, hippocampus, msd
 from calib_components.tools.prepare.case import (
     Options,
     SourceCase,
@@ -38,7 +38,7 @@ from calib_components.tools.prepare.split import SplitOptions, write_datalists
 LIKE = {"acdc": acdc, "flare": flare, "brats": brats, "hippocampus": hippocampus}
 # Which they are like by default
 OWN = {"generic": "acdc", "msd": "hippocampus", "nnunet": "hippocampus"}
-DATASETS = {**LIKE, "generic": generic, "msd": msd, "nnunet": nnunet}
+DATASETS = {**LIKE, "generic": generic, "msd": msd, "nnunet": msd}
 LARGEST_PATCH = 96  # voxels of a side, unless the data set has a patch of its own
 # The facts that decide what a prepared case holds: cases prepared with different ones must not mix.
 RECIPE = ("dataset", "source", "in_channels", "label_codes", "image_size", "slice_axis", "spacing")
@@ -154,7 +154,7 @@ def _with_own_classes(
     in_channels: int | None,
 ) -> Facts:
     """Return facts with the classes and channels that the options or the data set state."""
-    task = {} if dataset == "generic" else DATASETS[dataset].read_task(src)
+    task = {} if dataset == "generic" else msd.read_task(src)
     if in_channels is None:
         in_channels = task.get("in_channels", 1)
     option = "--labels" if labels else "--structures"

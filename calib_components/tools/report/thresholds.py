@@ -19,7 +19,6 @@ from calib_components.tools.report.statistics import paired_difference
 from calib_components.tools.report.tables import Cell, number, with_interval
 
 USUAL = 0.5
-KINDS = "a softmax", "sigmoids"
 ABOUT = (
     "A structure is where its probability is above the threshold: 0.5, or the best on the"
     " validation cases. Sensitivity and PPV (positive predictive value) are of the"
@@ -82,14 +81,14 @@ def thresholds_section(context: Context) -> Section | None:
 def check_kind(fitted: Evaluation, structures: Sequence[str], sigmoid: bool, folder: Path) -> None:
     """Refuse an evaluation of other structures, or of a softmax for sigmoids."""
     theirs, ours = (
-        f"{KINDS[bool(is_sigmoid)]} with the structures {', '.join(sorted(names))}"
+        f"structures {', '.join(sorted(names))}, sigmoid {bool(is_sigmoid)}"
         for names, is_sigmoid in (
             (fitted.structures, fitted.summary.get("sigmoid")),
             (structures, sigmoid),
         )
     )
     if theirs != ours:
-        raise InputError(f"--validation: {folder} is of {theirs}, not of {ours}.")
+        raise InputError(f"--validation: {folder} has {theirs}, not {ours}.")
 
 
 def check_apart(cases: Items, others: Items, folder: Path, by_name: bool = False) -> list[str]:

@@ -123,7 +123,7 @@ def test_classes_of_low_probability_are_right_or_refused(kind: type[Calibrator])
             assert values(estimate) == pytest.approx(expected[-number:], abs=1e-4)
             assert estimate.nll_after == pytest.approx(nll, rel=1e-9)
             continue
-        with pytest.raises(InputError, match=r"^Class 2 has \d+ voxels, .* almost no probability"):
+        with pytest.raises(InputError, match=r"^Class 2 is the label of \d+ voxels, .* up to \d"):
             fit(kind, logits, y)
 
 
@@ -174,6 +174,8 @@ def test_parts_files_and_memory(kind: type[Calibrator], monkeypatch: pytest.Monk
 def test_one_patient() -> None:
     _, estimate = fit(VectorScaling, *draw(SHAPES[2], **TRUE), ["a"] * 9)
     assert all(map(math.isnan, [*values(estimate, "low"), estimate.nll_left_out]))
+    assert estimate.summary().endswith("fitted on 1 patient")
+    assert "nan" not in estimate.summary()
     assert "null" in json.dumps(estimate.to_dict(), allow_nan=False)
     assert str(VectorEstimate.from_dict(estimate.to_dict())) == str(estimate)
 
@@ -196,7 +198,7 @@ def test_mistakes() -> None:
     once.update(logits, y, NAMES)
     with pytest.raises(InputError, match="several passes"):
         once.compute()
-    with pytest.raises(InputError, match="No voxel has class 1"):
+    with pytest.raises(InputError, match="Class 1 is the label of 0 voxels"):
         fit(ClassBias, logits, y.masked_fill(y == 1, 0))
     with pytest.raises(InputError, match="sigmoid"):
         VectorScaling(sigmoid=True)

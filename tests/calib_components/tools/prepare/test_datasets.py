@@ -297,8 +297,8 @@ class TestNnunet:
             ("nnunet", {**LABELS, "both": [1, 2]}, "", r"dataset\.json, .*'both=\[1, 2\]' is not"),
             ("nnunet", {"PZ": 1, "ignore": 2}, "", "label values 2 are none of"),
             ("nnunet", LABELS, "imagesTr/p1_b_0001.nii.gz", r"p1_b_0001\.nii\.gz: no such file"),
-            ("nnunet", LABELS, "dataset.json", r"dataset\.json: cannot read the description"),
-            ("msd", LABELS, "", r"dataset\.json is of nnU-Net\. Name the data set nnunet"),
+            ("nnunet", LABELS, "dataset.json", "labels: give the names"),
+            ("msd", {**LABELS, "both": "x"}, "", r"dataset\.json, .*'both=x' is not"),
             ("generic", LABELS, "", "with imagesTr it is nnunet"),
         ],
     )
