@@ -121,9 +121,10 @@ def record_case(
 def _slice(
     case: Case, prediction: torch.Tensor, label: torch.Tensor, image: torch.Tensor | None
 ) -> dict[str, Any]:
-    """Return maps of the slice with the most foreground."""
-    foreground = label > 0 if (label > 0).any() else prediction > 0
-    index = int(foreground.flatten(0, -2).sum(0).argmax())
+    """Return maps of the slice with the most wrong voxels, or the most foreground."""
+    wrong = (label != prediction) & case.counted
+    shown = wrong if wrong.any() else label > 0
+    index = int(shown.flatten(0, -2).sum(0).argmax())
     maps = {"image": image, "label": label.int(), "prediction": prediction.int()}
     # Of a view, the whole volume would be saved
     drawn = {

@@ -51,7 +51,7 @@ class Evaluation:
         predicted and the
     ground-truth foreground; `reliability_classes.png`, of each class, over all voxels; and
     `cases/best.png`, `median.png` and `worst.png`: of the cases ordered by DSC, the slice with the
-    most foreground and its uncertainty. One case has only the best, two have no median.
+    most wrong voxels and its uncertainty. One case has only the best, two have no median.
 
     Attributes:
         cases: `cases.csv`: one row a case, its name `case` and the measures of

@@ -133,6 +133,8 @@ class PredictionMapsd(MapTransform):
         self.codes = torch.tensor(label_codes, dtype=torch.uint8 if fits_a_byte else torch.int32)
         self.dtype, self.largest = INTEGERS[bits], 2**bits - 1
         self.show_uncertainty = show_uncertainty
+        self._stored = torch.empty(0)
+        self._reference = Reference.from_tensor(self._stored, [*structures])
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
@@ -146,7 +148,7 @@ class PredictionMapsd(MapTransform):
                 )
             scan = ScanEstimates(self.structures)
             maps = self._maps(item[key], grid, file_name(image), scan)
-            item[QUALITY] = self._describe(scan, image, maps["label"], grid, item[key])
+            item[QUALITY] = self._describe(scan, image, grid, item[key])
             for name in self.save:
                 slope = 1.0 if name == "label" else 1 / self.largest
                 item[MAPS[name]] = _with_grid(maps[name], image, grid, slope)
@@ -160,20 +162,20 @@ class PredictionMapsd(MapTransform):
         self,
         scan: ScanEstimates,
         image: MetaTensor,
-        label: torch.Tensor,
         grid: ImageGrid,
         logits: torch.Tensor,
     ) -> dict[str, Any]:
-        """Return the quality of a scan, whose label map is `(1, X, Y, Z)`, with a picture."""
+        """Return the quality of a scan, with a picture."""
         index, name = scan.most_uncertain_slice, file_name(image)
         grey = grid.slab(image.as_tensor(), index, index + 1)[0, 0]
-        shown = label[0, :, :, index].T
-        masks = [
-            torch.isin(shown, self.codes[list(classes)]) for classes in self.structures.values()
-        ]
-        picture = draw_slice(grey, torch.stack(masks), grid.affine)
+        p = _probabilities(logits, grid, index, index + 1)[:, 0].cpu()
+        masks = torch.stack(scan.masks(p))
+        picture = draw_slice(grey, masks, scan.uncertainty(p), grid.affine)
         stored = torch.empty(0) if self.network is None else find_reference(self.network)
-        reference = Reference.from_tensor(stored, [*self.structures])
+        if not torch.equal(stored, self._stored):  # what follows from it is computed once
+            self._stored = stored
+            self._reference = Reference.from_tensor(stored, [*self.structures])
+        reference = self._reference
         agreement = agreement_of(logits, self.structures)
         record = describe_scan(name, scan.compute(), reference, grid.affine, picture, agreement)
         crop = crop_of(logits)
@@ -191,17 +193,15 @@ class PredictionMapsd(MapTransform):
         that file.
         """
         maps = self._empty_maps(grid)
-        background = torch.eye(len(logits), device=logits.device)[0].view(-1, 1, 1, 1)
         depth = grid.shape[2]
         slices = max(1, SLAB // (len(logits) * grid.shape[0] * grid.shape[1]))
         for start in range(0, depth, slices):
             stop = min(start + slices, depth)
-            p = grid.slab(logits, start, stop).softmax(0)
+            p = _probabilities(logits, grid, start, stop)
             if not p.sum().isfinite():
                 raise InputError(
                     f"{file}: some logits of the network are NaN or infinite. Try --amp false."
                 )
-            p = torch.where(grid.is_seen(start, stop).to(p.device), p, background)
             scan.update(p)
             for name, values in maps.items():
                 values[:, start:stop] = self._values(name, p)
@@ -230,6 +230,15 @@ class PredictionMapsd(MapTransform):
 
     def _rounded(self, values: torch.Tensor) -> torch.Tensor:
         return (values.clamp(0, 1) * self.largest).round_().int().to(self.dtype)
+
+
+def _probabilities(logits: torch.Tensor, grid: ImageGrid, start: int, stop: int) -> torch.Tensor:
+    """Return the probabilities of slices of the image's grid, `(N, Z, Y, X)`; of the background 1
+    where the network saw nothing.
+    """
+    p = grid.slab(logits, start, stop).softmax(0)
+    background = torch.eye(len(p), device=p.device)[0].view(-1, 1, 1, 1)
+    return torch.where(grid.is_seen(start, stop).to(p.device), p, background)
 
 
 def _with_grid(

@@ -100,7 +100,10 @@ class Case:
 
         Structures are no regions of sigmoids, whose labels are 0 and 1.
         """
-        regions = {name: Region(name) for name in REGIONS}
+        regions = {
+            name: Region(name, spacing=self.spacing if kind.in_mm else None)
+            for name, kind in REGIONS.items()
+        }
         if self.sigmoid:
             return regions
         structures = {
@@ -266,7 +269,7 @@ MEASURES = (
     ),
     _of_region("ece", "ECE", "top_label"),
     _of_region("cece", "CECE", "classwise", report_regions=(PAPER_REGION,)),
-    _of_region("nll", "NLL", "nll", report_regions=("all", "predicted")),
+    _of_region("nll", "NLL", "nll", report_regions=("all", "near", "predicted")),
     _of_region("brier", "Brier", "brier", report_regions=("all",)),
     _of_region("ece_if_true", "ECE if true", "top_label_if_true", "", in_report=False),
     _of_region("cece_if_true", "CECE if true", "classwise_if_true", "", in_report=False),
@@ -282,8 +285,8 @@ MEASURES = (
     _volume("true_volume", "true volume", "true"),
     _volume("segmented_volume", "segmented volume", "segmented"),
     _volume("expected_volume", "expected volume", "expected"),
-    _volume("volume_low", "lowest volume", "low"),
-    _volume("volume_high", "highest volume", "high"),
+    _volume("certain_volume", "volume with p > 0.95", "low"),
+    _volume("possible_volume", "volume with p > 0.05", "high"),
     *(_estimate(estimate) for estimate in ESTIMATES if estimate.better),
     Measure(
         "aurc", "AURC", "lower", "", "case", lambda case: {"": case.risk.aurc.item()}, digits=5

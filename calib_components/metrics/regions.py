@@ -12,12 +12,15 @@ Regions chosen by the ground truth:
 - `foreground`: the ground truth is not background, as in Murugesan et al., "Trust Your Neighbours:
   Penalty-Based Constraints for Model Calibration", MICCAI 2023.
 - `union`: the ground truth or the predicted class is not background.
+- `near(r)`: at most `r` (5) from a voxel whose ground truth is not background, these included. They
+  are the same voxels for every network, so networks may be compared there.
 - `band(r)`: at most `r` (2) from a face between voxels of different ground-truth classes.
 - a structure: the ground truth is one of some classes.
 
-Ignored voxels are in no region. Distances are from the center of a voxel to the nearest point of a
-face, in voxels, or in mm where a spacing is given: the two voxels at a face are 0.5 voxels from it.
-A face of an ignored voxel does not count. A radius in voxels is the same along all axes, so where
+Ignored voxels are in no region. Distances are in voxels, or in mm where a spacing is given; for
+`near` those of the centers of voxels, for bands from the center of a voxel to the nearest point of
+a face: the two voxels at a face are 0.5 voxels from it. A face of an ignored voxel does not count.
+A radius in voxels is the same along all axes, so where
 slices are thick, whole slices at the ends of a structure are in the band; give `spacing` for a
 radius in mm.
 
@@ -43,6 +46,7 @@ from typing import Any, NamedTuple
 import torch
 
 from calib_components.errors import InputError, check_choice, check_number
+from calib_components.metrics.distances import band_mask, near_mask
 from calib_components.metrics.voxels import Voxels, read_voxels
 
 
@@ -59,6 +63,7 @@ class RegionKind(NamedTuple):
             region. The closed form of the error follows from it.
         parameter: Default of its parameter, which is at least 0; None without one.
         in_report: Whether reports show it; evaluations measure every region.
+        in_mm: Whether evaluations measure its distances in mm, where the spacing is known.
     """
 
     mask: Callable[[Voxels, torch.Tensor, Region], torch.Tensor]
@@ -66,6 +71,7 @@ class RegionKind(NamedTuple):
     has_closed_form: bool = False
     parameter: float | None = None
     in_report: bool = True
+    in_mm: bool = False
 
 
 def _plausible(voxels: Voxels, label: torch.Tensor, region: Region) -> torch.Tensor:
@@ -95,9 +101,17 @@ REGIONS = {
     ),
     "predicted": RegionKind(lambda voxels, *_: voxels.predicted != 0, by_prediction=True),
     "plausible": RegionKind(_plausible, by_prediction=True, parameter=0.05),
+    "near": RegionKind(
+        lambda voxels, _, region: voxels.within(
+            near_mask, "label", region.parameter or 0.0, region.spacing
+        ),
+        parameter=5.0,
+        in_report=False,
+        in_mm=True,
+    ),
     "predicted_band": RegionKind(
-        lambda voxels, _, region: voxels.near_face(
-            "predicted", region.parameter or 0.0, region.spacing
+        lambda voxels, _, region: voxels.within(
+            band_mask, "predicted", region.parameter or 0.0, region.spacing
         ),
         by_prediction=True,
         parameter=2.0,
@@ -109,8 +123,8 @@ REGIONS = {
         in_report=False,
     ),
     "band": RegionKind(
-        lambda voxels, _, region: voxels.near_face(
-            "label", region.parameter or 0.0, region.spacing
+        lambda voxels, _, region: voxels.within(
+            band_mask, "label", region.parameter or 0.0, region.spacing
         ),
         parameter=2.0,
         in_report=False,
@@ -128,11 +142,11 @@ class Region:
 
     Args:
         kind: A name of `REGIONS`, such as "predicted", or "structure".
-        parameter: Threshold of "plausible" (default 0.05), or radius of a band (default 2) in
-            voxels or in the unit of `spacing`.
+        parameter: Threshold of "plausible" (default 0.05), or radius of "near" (default 5) or a
+            band (default 2) in voxels or in the unit of `spacing`.
         classes: Class indices of a "structure".
         spacing: Size of a voxel along each spatial axis, such as in mm; None measures in voxels.
-            Only for bands.
+            Only for "near" and bands.
 
     Raises:
         InputError: An argument has an unsuitable value.

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 
 from calib_components.errors import InputError, warn_once
-from calib_components.metrics.bands import IGNORED, band_mask
 from calib_components.metrics.base import plain_tensor
+from calib_components.metrics.distances import IGNORED, Mask
 from calib_components.quality.estimates import RANGE_TOLERANCE, SUM_TOLERANCE
 
 CPU_CHUNK, GPU_CHUNK = 2**18, 2**23  # probabilities per chunk
@@ -76,13 +76,13 @@ class Voxels:
         """Probability of the label of each voxel."""
         return self.p.gather(0, self.label[None])[0]
 
-    def near_face(
-        self, classes: str, radius: float, spacing: Sequence[float] | None
+    def within(
+        self, mask: Mask, classes: str, radius: float, spacing: Sequence[float] | None
     ) -> torch.Tensor:
-        """Mask of the voxels at most `radius` from a face between different classes, "label" or
-        "predicted".
+        """Which of the voxels are in a mask of a map of classes, "label" or "predicted", see
+        `Mask`.
         """
-        return self.volume.band(classes, radius, spacing)[self._index]
+        return self.volume.mask(mask, classes, radius, spacing)[self._index]
 
     def select(self, mask: torch.Tensor) -> Voxels:
         """Return the voxels of a mask."""
@@ -109,7 +109,7 @@ class Volume:
         self.batch, self.case, self.channel = batch, case, channels.start
         self.values = batch.y_pred[case, channels].flatten(1)
         self.y = batch.y[case, channels].flatten(1)
-        self._bands: dict[Any, torch.Tensor] = {}
+        self._masks: dict[Any, torch.Tensor] = {}
 
     def chunks(self) -> Iterator[Voxels]:
         """All voxels that are not ignored."""
@@ -136,18 +136,20 @@ class Volume:
             return torch.zeros_like(voxels.label, dtype=torch.bool)
         return voxels.label == self.batch.ignore_index
 
-    def band(self, classes: str, radius: float, spacing: Sequence[float] | None) -> torch.Tensor:
-        """Mask `(voxels,)` of a band of the whole volume, see `Voxels.near_face`."""
-        key = (classes, radius, spacing)
-        if key not in self._bands:
+    def mask(
+        self, mask: Mask, classes: str, radius: float, spacing: Sequence[float] | None
+    ) -> torch.Tensor:
+        """Mask `(voxels,)` of the whole volume, see `Voxels.within`."""
+        key = (mask, classes, radius, spacing)
+        if key not in self._masks:
             dtype = torch.int8 if len(self.values) < 128 else torch.int32
             parts = [
                 getattr(voxels, classes).masked_fill(self._is_ignored(voxels), IGNORED).to(dtype)
                 for voxels in self._all_voxels()
             ]
             whole = torch.cat(parts).view(self.batch.y_pred.shape[2:])
-            self._bands[key] = band_mask(whole, radius, spacing).flatten()
-        return self._bands[key]
+            self._masks[key] = mask(whole, radius, spacing).flatten()
+        return self._masks[key]
 
 
 def check_tensors(

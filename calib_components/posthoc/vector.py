@@ -219,8 +219,8 @@ class VectorScaling(Calibrator):
             if true == 0 or p < FEWEST_EXPECTED * true:
                 raise InputError(
                     f"Class {number} is the label of {true:.0f} voxels, and its probabilities add"
-                    f" up to {max(p, 0):.1g}, so it has no {self.name}. Fit a temperature, or train the"
-                    " network again."
+                    f" up to {max(p, 0):.1g}, so it has no {self.name}. Fit a temperature, or train"
+                    " the network again."
                 )
 
     def voxel_sums(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:

@@ -262,6 +262,13 @@ class ScanEstimates:
         predicted = probabilities.argmax(0)
         return [torch.isin(predicted, predicted.new_tensor(classes)) for classes in structures]
 
+    def uncertainty(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """Return the largest `4 p (1 - p)` of a structure, `(*S)`, of probabilities `(N, *S)`: 0 is
+        certain, 1 undecided.
+        """
+        p = torch.stack([probabilities[list(each)].sum(0) for each in self.structures.values()])
+        return (4 * p * (1 - p)).amax(0)
+
     def compute(self) -> dict[str, StructureEstimate]:
         """Return the estimates of each structure, from all slices so far."""
         return {name: StructureEstimate(dict(sums)) for name, sums in self._sums.items()}

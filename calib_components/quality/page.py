@@ -15,37 +15,43 @@ from numpy.typing import ArrayLike
 
 from calib_components.quality.estimates import ESTIMATES, QualityEstimate
 
-SIDE = 256  # pixels of the longer side of a picture
+SIDE = 256  # pixels of the longer side of each picture
 GREYS = 64  # levels; more make files larger, not clearer
 GREY_RANGE = (0.5, 99.5)  # percentiles of an image that are black and white
 COLORS = ("e69f00", "56b4e9", "cc79a7", "009e73", "f0e442", "d55e00", "0072b2")  # Okabe and Ito
 
 
-def draw_slice(image: ArrayLike, masks: ArrayLike, affine: np.ndarray) -> bytes:
-    """Draw a slice with the contours of its structures as a PNG.
+def draw_slice(
+    image: ArrayLike, masks: ArrayLike, uncertainty: ArrayLike, affine: np.ndarray
+) -> bytes:
+    """Draw a slice with the contours of its structures, and beside it its uncertainty, as a PNG.
 
     Args:
         image: Grey values `(Y, X)`.
         masks: Where the structures are predicted, `(structures, Y, X)`.
+        uncertainty: From 0, black, to 1, white; `(Y, X)`.
         affine: That of the scan, `(4, 4)`, whose first two axes are X and Y. It gives pixels their
             shape, and turns the patient's right side or front to the left, the front or head to the
             top.
     """
     from PIL import Image  # comes with matplotlib, which metrics do not need
 
-    layers = _on_paper(
-        np.concatenate([np.nan_to_num(np.asarray(image, float))[None], np.asarray(masks, float)]),
-        affine[:3, 1::-1],
-    )
+    grey = np.nan_to_num(np.asarray(image, float))
+    layers = [grey, np.asarray(uncertainty, float), *np.asarray(masks, float)]
+    layers = _on_paper(np.stack(layers), affine[:3, 1::-1])
     low, high = np.percentile(layers[0], GREY_RANGE)
     pixels = ((layers[0] - low) / max(high - low, 1e-12)).clip(0, 1) * (GREYS - 1)
-    for number, mask in enumerate(layers[1:] > 0):
+    for number, mask in enumerate(layers[2:] > 0):
         padded = np.pad(mask, 1)
         inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
         pixels[mask & ~inside] = GREYS + number % len(COLORS)
-    picture, content = Image.fromarray(pixels.astype(np.uint8)), io.BytesIO()
-    greys = np.linspace(0, 255, GREYS).astype(np.uint8).repeat(3).tobytes()
-    picture.putpalette(greys + bytes.fromhex("".join(COLORS)))
+    heat = GREYS + len(COLORS) + layers[1].clip(0, 1) * (GREYS - 1)
+    picture = Image.fromarray(np.hstack([pixels, heat]).astype(np.uint8))
+    content, ramp = io.BytesIO(), np.linspace(0, 255, GREYS)[:, None]
+    greys = ramp.repeat(3, 1).astype(np.uint8).tobytes()
+    # Black, red, yellow, white
+    hot = (3 * ramp - [0, 255, 510]).clip(0, 255).astype(np.uint8).tobytes()
+    picture.putpalette(greys + bytes.fromhex("".join(COLORS)) + hot)
     picture.save(content, "PNG")
     return content.getvalue()
 
@@ -71,9 +77,11 @@ def _on_paper(layers: np.ndarray, axes: np.ndarray) -> np.ndarray:
     return layers
 
 
-def quality_page(records: Sequence[Mapping[str, Any]]) -> str:
-    """Return the page, in HTML, of what `calib_components.quality.table.choose` returned."""
-    records = _escaped(records)
+def quality_page(records: Sequence[Mapping[str, Any]], caveats: Sequence[str]) -> str:
+    """Return the page, in HTML, of what `choose` and `caveats` of `calib_components.quality.table`
+    returned.
+    """
+    records, caveats = _escaped(records), _escaped(caveats)
     names = [record["scan"] for record in records if record["review"] == "yes"]
     defined = defined_estimates(records)
     columns = [each for each in ESTIMATES if each.format and each.name in defined]
@@ -81,7 +89,12 @@ def quality_page(records: Sequence[Mapping[str, Any]]) -> str:
     notes = " ".join(sorted({record["note"] for record in records}))
     cards = "\n".join(_card(record, columns) for record in records)
     return TEMPLATE.substitute(
-        number=len(names), total=len(records), links=links, notes=notes, cards=cards
+        number=len(names),
+        total=len(records),
+        links=links,
+        caveats="".join(f"<p><strong>{text}</strong></p>" for text in caveats),
+        notes=notes,
+        cards=cards,
     )
 
 
@@ -148,7 +161,7 @@ main { grid-template-columns: repeat(auto-fill, minmax(min(100%, 620px), 1fr)); 
 article { background: #fff; border-left: 6px solid #ccc; padding: 12px; overflow-wrap: anywhere }
 article { content-visibility: auto; contain-intrinsic-size: auto 260px }
 article:target { outline: 3px solid #56b4e9 }
-img { float: left; width: 38%; max-width: 224px; margin-right: 12px }
+img { float: left; width: 55%; max-width: 400px; margin-right: 12px }
 article div { display: flow-root }
 .yes { border-color: #d55e00 }
 .why { color: #a33f00; font-weight: 600 }
@@ -166,12 +179,14 @@ td { white-space: nowrap }
 <header>
 <h1>$number of $total segmentations to check</h1>
 <p>$links</p>
+$caveats
 <p>Scans are in the order of their expected DSC, worst first. It is the Dice similarity coefficient,
 0 to 1, that the probabilities of the network let expect without labels, the mean over structures.
 Trust the order more than the values, which are too high on images unlike those of the training.</p>
 <p class="note">$notes Uncertain: of the voxels where the structure is possible (probability above
 5 %), the share where it is not certain (95 % or less). Pictures show the slice with the most
-uncertainty, and the contours of the prediction.</p>
+uncertainty: the contours of the prediction, and beside them the uncertainty, 4 p (1 - p), from
+black, certain, to white, undecided.</p>
 </header>
 <main>
 $cards

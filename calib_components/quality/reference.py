@@ -7,18 +7,46 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
 from calib_components.errors import InputError
+from calib_components.quality.ranking import BAD, rank_scans
+from calib_components.quality.ranking import MIN_PATIENTS as INTERVAL_PATIENTS
 
 Array = NDArray[np.float64]
 LEVEL = 0.9  # of the limits
 MIN_PATIENTS = 9  # of the limits, LEVEL / (1 - LEVEL); with fewer there are none
+MIN_BAD = 5  # scans of an area under the ROC curve
 SMALLEST = 1e-12  # in place of 0, below a fraction
 UNDEFINED = -1.0  # in the weights, which hold finite numbers only
+TOO_FEW = (
+    "DSC and volume have no limits, which need {minimum} validation patients: there are {count}."
+)
+LIMITS = (
+    "Limits are made to hold for 90 % of new patients like the {count} validation patients, for"
+    " each structure by itself; as these are so many only, it may be {low:.0%} to {high:.0%}. They"
+    " are optimistic if these patients also chose the epoch or fitted the calibration of the"
+    " network, and promise nothing on images of another scanner."
+)
+GAP_CLOSED = (
+    "On {scans} labelled scans like those of the training, this order closed {gap:.0%} of the gap"
+    " between a random and the perfect order [{low:.0%}, {high:.0%}]."
+)
+NOT_SHOWN = (
+    "On {scans} labelled scans like those of the training, this order was not shown to be better"
+    " than chance: it closed {gap:.0%} of the gap to the perfect order [{low:.0%}, {high:.0%}]."
+)
+BIAS = " The expected DSC minus the true one was {bias:+.3f} on average."
+ROC = (
+    " The area under the ROC curve for a DSC below {bad} was {roc:.2f} [{low:.2f}, {high:.2f}];"
+    " scans with it: {count}."
+)
 
 
 def mean_estimate(expected_dsc: Mapping[str, float], always: Collection[str]) -> float:
@@ -97,32 +125,57 @@ class Reference:
         ]
 
     @property
+    def patients(self) -> int:
+        """Number of patients."""
+        return len(np.unique(self.values[:, 0, 0]))
+
+    def count_patients(self, structure: str) -> int:
+        """Return the number of patients that the limits of a structure are of."""
+        dsc = self.values[:, list(self.structures).index(structure), 2]
+        return len(np.unique(self.values[~np.isnan(dsc), 0, 0]))
+
+    @property
     def note(self) -> str:
         """What a reader has to know of the limits."""
-        patients = len(np.unique(self.values[:, 0, 0]))
-        if patients < MIN_PATIENTS:
-            count = f"{MIN_PATIENTS} validation patients: there are {patients}"
-            return f"DSC and volume have no limits, which need {count}."
-        return (
-            f"Limits hold with 90 % probability for a new patient like the {patients} validation"
-            " patients, for each structure by itself. They are optimistic if these patients also"
-            " chose the epoch or fitted the calibration of the network, and promise nothing on"
-            " images of another scanner."
-        )
+        count = self.patients
+        if count < MIN_PATIENTS:
+            return TOO_FEW.format(minimum=MIN_PATIENTS, count=count)
+        low, high = coverage_of(count).interval(0.95)
+        return LIMITS.format(count=count, low=low, high=high)
 
-    def lower_bound(self, structure: str, estimate: float) -> float:
-        """Return the lower bound of the DSC, `estimate - q (1 - estimate)`; NaN with too few
-        patients.
+    @cached_property
+    def evidence(self) -> str:
+        """What these scans say of the estimates; empty with too few patients for an interval."""
+        if self.patients < INTERVAL_PATIENTS:
+            return ""
+        rows = (dict(zip(self.structures, row, strict=True)) for row in self.values[..., 1])
+        estimates = np.array([mean_estimate(row, self.always) for row in rows])
+        dsc = np.ma.masked_invalid(self.values[..., 2]).mean(-1).filled(np.nan)
+        ranking = rank_scans(estimates, dsc, self.values[:, 0, 0])
+        gap, low, high = ranking.gap_closed
+        template = GAP_CLOSED if low > 0 else NOT_SHOWN
+        text = template.format(scans=len(dsc), gap=gap, low=low, high=high)
+        text += BIAS.format(bias=np.nanmean(estimates - dsc))
+        count = (dsc < BAD).sum()
+        if count >= MIN_BAD:
+            roc, low, high = ranking.roc
+            text += ROC.format(bad=BAD, roc=roc, low=low, high=high, count=count)
+        return text
+
+    def lower_bound(self, structure: str, estimate: ArrayLike) -> Any:
+        """Return the lower bound of the DSC, `estimate - q (1 - estimate)`, of one estimate or an
+        array; NaN with too few patients.
 
         `q` is a quantile of the residuals `(estimate - DSC) / (1 - estimate)` of these scans.
         """
         estimates, dsc = self.values[:, list(self.structures).index(structure), 1:3].T
         quantile = self._quantile((estimates - dsc) / np.maximum(1 - estimates, SMALLEST))
-        return float(np.maximum(0, estimate - quantile * max(1 - estimate, SMALLEST)))
+        estimate = np.asarray(estimate, float)
+        return np.maximum(0, estimate - quantile * np.maximum(1 - estimate, SMALLEST))
 
-    def volume_range(self, structure: str, expected: float) -> tuple[float, float]:
-        """Return the range of the volume, `expected (1 - q)` to `expected (1 + q)`; NaN with too
-        few patients.
+    def volume_range(self, structure: str, expected: ArrayLike) -> tuple[Any, Any]:
+        """Return the range of the volume, `expected (1 - q)` to `expected (1 + q)`, of one or an
+        array; NaN with too few patients.
 
         `q` is a quantile of `|expected - true| / expected` of these scans.
         """
@@ -130,7 +183,8 @@ class Reference:
         quantile = self._quantile(
             np.abs(predicted - true) / np.maximum(predicted, SMALLEST) + 0 * dsc
         )
-        return float(expected * np.maximum(0, 1 - quantile)), expected * (1 + quantile)
+        expected = np.asarray(expected, float)
+        return expected * np.maximum(0, 1 - quantile), expected * (1 + quantile)
 
     def _quantile(self, residuals: Array) -> float:
         """The conformal quantile over patients of the largest residual of each; NaN with too few of
@@ -141,7 +195,7 @@ class Reference:
         worst = sorted(
             residuals[defined][patients == patient].max() for patient in np.unique(patients)
         )
-        rank = math.ceil(LEVEL * (len(worst) + 1) - 1e-9)  # 0.9 * 10 is 9
+        rank = _rank(len(worst))
         return float(worst[rank - 1]) if rank <= len(worst) else math.nan
 
     def place(self, estimate: float) -> tuple[int, int]:
@@ -150,3 +204,25 @@ class Reference:
         """
         rows = (dict(zip(self.structures, row, strict=True)) for row in self.values[..., 1])
         return sum(mean_estimate(row, self.always) > estimate for row in rows), len(self.values)
+
+
+def coverage_of(count: int) -> Any:
+    """Return the distribution of the share of new patients for whom a limit of `count` patients
+    holds, if they are exchangeable.
+
+    Source: Vovk, "Conditional validity of inductive conformal predictors", ACML 2012.
+    """
+    return stats.beta(_rank(count), count + 1 - _rank(count))
+
+
+def holding_patients(count: int, new: int) -> tuple[int, int]:
+    """Return for how many of `new` patients a limit of `count` patients holds, with a probability
+    of 95 %, if they are exchangeable.
+    """
+    low, high = stats.betabinom(new, _rank(count), count + 1 - _rank(count)).interval(0.95)
+    return int(low), int(high)
+
+
+def _rank(count: int) -> int:
+    """Return which of the residuals of `count` patients in order is the limit."""
+    return math.ceil(LEVEL * (count + 1) - 1e-9)  # 0.9 * 10 is 9

@@ -29,7 +29,12 @@ from calib_components.quality.reference import Reference, mean_estimate
 FOLDER, PAGE = "quality", "quality.html"
 LOCK = f"{FOLDER}/.lock"  # stays where a table was written
 CUBIC_MM = 1000  # in a millilitre
-TEXTS = "scan", "place", "note", "picture"
+TEXTS = "scan", "place", "evidence", "note", "picture"
+BELOW_ALL = "lower than all {scans} validation scans"
+UNLIKE = (
+    "These images are unlike those of the training: {number} of {total} have a lower estimate than"
+    " all validation scans. Do not rely on the values and limits."
+)
 CENTER = "crop_center"  # a further column, where a network of crops looked
 
 
@@ -74,6 +79,8 @@ def describe_scan(
         "reasons": _reasons(estimates, mean, reference),
         "rows": rows,
         "place": place,
+        "is_unlike": place == BELOW_ALL.format(scans=len(reference.values)),
+        "evidence": reference.evidence,
         "note": reference.note,
         "picture": base64.b64encode(picture).decode(),
     }
@@ -116,7 +123,7 @@ def _place(mean: float, reference: Reference) -> str:
     if scans == 0 or math.isnan(mean):
         return ""
     if higher == scans:
-        return f"lower than all {scans} validation scans"
+        return BELOW_ALL.format(scans=scans)
     return f"lower than {higher} of {scans} validation scans"
 
 
@@ -142,7 +149,7 @@ def _parse(text: str) -> dict[str, Any]:
     """Return what `write_record` wrote, or raise an error if it is something else."""
     record = json.loads(text)
     texts = [record[name] for name in TEXTS] + record["reasons"]
-    numbers = [record["estimate"], *record.get(CENTER, ())]
+    numbers = [record["estimate"], record["is_unlike"], *record.get(CENTER, ())]
     for row in record["rows"]:
         texts.append(row["structure"])
         numbers += [value for name, value in row.items() if name != "structure"]
@@ -204,11 +211,26 @@ def write_table(
             with reading(file, "the estimates of a scan"):
                 records.append(_parse(file.read_text(encoding="utf-8")))
         chosen = choose(records, review, review_below)
-        for name, content in (("quality.csv", _table(chosen)), (PAGE, quality_page(chosen))):
+        for name, content in (
+            ("quality.csv", _table(chosen)),
+            (PAGE, quality_page(chosen, caveats(chosen))),
+        ):
             with writing(folder / name) as unfinished:
                 unfinished.write_text(content, encoding="utf-8")
     number = sum(scan["review"] == "yes" for scan in chosen)
-    return f"{folder / PAGE}: {number} of {len(chosen)} segmentations to check"
+    listed = f"{folder / PAGE}: {number} of {len(chosen)} segmentations to check."
+    return " ".join([listed, *caveats(chosen)])
+
+
+def caveats(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what to know before relying on the estimates of scans: whether most are unlike the
+    training's, and what labelled scans showed.
+    """
+    unlike, total = sum(record["is_unlike"] for record in records), len(records)
+    evidence = sorted({record["evidence"] for record in records} - {""})
+    if 2 * unlike > total:
+        return [UNLIKE.format(number=unlike, total=total), *evidence]
+    return evidence
 
 
 def _table(chosen: Sequence[Mapping[str, Any]]) -> str:

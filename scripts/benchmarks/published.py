@@ -145,8 +145,8 @@ def volumes(p: Array, label: Array, structures: Structures) -> dict[str, Any]:
         values[f"expected_volume_{name}"] = of_structure.sum(dtype=np.float64)
         values[f"true_volume_{name}"] = np.isin(label, classes).sum()
         values[f"segmented_volume_{name}"] = np.isin(prediction, classes).sum()
-        values[f"volume_low_{name}"] = np.sum(of_structure > 0.95)
-        values[f"volume_high_{name}"] = np.sum(of_structure > 0.05)
+        values[f"certain_volume_{name}"] = np.sum(of_structure > 0.95)
+        values[f"possible_volume_{name}"] = np.sum(of_structure > 0.05)
     return values
 
 

@@ -12,7 +12,6 @@ from scipy.stats import rankdata
 from calib_components.tools.report.page import Section
 from calib_components.tools.report.statistics import Array, mean_of_defined
 from calib_components.tools.report.tables import (
-    DECIDING,
     Cell,
     heading,
     higher_is_better,
@@ -20,7 +19,7 @@ from calib_components.tools.report.tables import (
 from study.compare.data import WITH, WITHOUT, Comparison, Row
 
 RANKED = ("dsc", "hd95", "ece", "cece")  # what the paper reports and ranks by
-TRUSTED = ("dsc", "hd95", "nll_all", *DECIDING)
+TRUSTED = ("dsc", "hd95", "nll_all", "nll_predicted", "ece_predicted", "ece_all")
 RANKINGS = {  # name in files: title, measures, temperature
     "paper": ("Ranks by the paper's measures", RANKED, WITHOUT),
     "paper_temperature": ("Ranks by the paper's measures, with temperature", RANKED, WITH),

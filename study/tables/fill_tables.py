@@ -33,8 +33,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for a clone that
 
 from calib_components.errors import InputError
 from calib_components.metrics.measures import find_column
+from calib_components.quality.ranking import order
 from calib_components.tools import cli
-from calib_components.tools.report.quality import order
 from calib_components.tools.report.statistics import Estimate, holm
 from study.compare.compact import COMPACT
 from study.compare.published import PUBLISHED

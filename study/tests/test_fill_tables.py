@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from calib_components.errors import InputError
-from calib_components.tools.report.quality import rank_scans
+from calib_components.quality.ranking import rank_scans
 from study.compare.statistics import mean_with_interval
 from study.tables import fill_tables
 from study.tables.fill_tables import _gap_closed, corrected, difference, fill, numbers

@@ -74,18 +74,22 @@ def _estimate_scan(
             f"{prediction.files[0]}: all values are 0 or 1, as those of a label map. Save"
             " probabilities."
         )
-    p = torch.from_numpy(values).permute(0, 3, 2, 1)
+    p = torch.from_numpy(values).permute(0, 3, 2, 1)  # slices first
     scan = ScanEstimates(setting.classes.structures, setting.classes.sigmoid)
     scan.update(p)
-    index = scan.most_uncertain_slice
+    shown = p[:, scan.most_uncertain_slice]
     if image is not None:
-        drawn = image[..., index].T
+        drawn = image[..., scan.most_uncertain_slice].T
     elif setting.classes.sigmoid:
-        drawn = p[:, index].amax(0).numpy()
+        drawn = shown.amax(0).numpy()
     else:
-        drawn = 1 - p[0, index].numpy()
-    masks = torch.stack(scan.masks(p[:, index]))
-    picture = draw_slice(drawn, masks, np.eye(4) if affine is None else affine)
+        drawn = 1 - shown[0].numpy()
+    picture = draw_slice(
+        drawn,
+        torch.stack(scan.masks(shown)),
+        scan.uncertainty(shown),
+        np.eye(4) if affine is None else affine,
+    )
     record = describe_scan(name, scan.compute(), reference, affine, picture)
     rows = [(row["expected_dsc"], row["expected_volume_ml"]) for row in record["rows"]]
     is_same = np.isclose(reference.values[..., [1, 3]], np.array(rows, float), rtol=SAME)

@@ -12,9 +12,9 @@ from calib_components.tools.report.tables import SIGNED, Cell, heading, number
 FURTHER = ("ece_predicted", "nll_all", "nll_predicted", "missed", "spurious")
 ABOUT = "The lowest DSC comes first. Click a heading to sort by it."
 ABOUT_PICTURES = (
-    "The best, median and worst case by the DSC of the volume: the slice with the most foreground,"
-    " and the entropy of its probabilities, if there are any. Contours have the colours of the"
-    " classes."
+    "The best, median and worst case by the DSC of the volume: the slice with the most wrong"
+    " voxels, and the entropy of its probabilities, if there are any. Contours have the colours of"
+    " the classes."
 )
 
 

@@ -15,16 +15,16 @@ from calib_components.tools.report.calibration import REGIONS
 from calib_components.tools.report.data import Context, Results
 from calib_components.tools.report.page import Picture, Section, to_png
 from calib_components.tools.report.statistics import holm, mean_of_defined
-from calib_components.tools.report.tables import COMPARED, DECIDING, Cell, Record, tabulate
+from calib_components.tools.report.tables import COMPARED, Cell, Record, tabulate
 
 ABOUT_MEANS = "{patients}. Mean over cases, below it its 95 % interval. "
 ABOUT_REGIONS = (
     "The prediction chooses the voxels of the regions all, predicted and plausible (p of a"
     " structure above .05): true probabilities have an ECE of 0 there, up to chance. The ground"
     ' truth chooses the foreground: true probabilities have the error "if true" there, and a lower'
-    " one does not mean better calibration. The NLL of all voxels is mostly that of easy"
-    " background, and depends on how much of it there is: read it with that of the predicted"
-    " foreground. "
+    " one does not mean better calibration. To compare networks, take the NLL of all voxels, which"
+    " decides, and of those near a true structure (5 mm, or voxels where the spacing is unknown),"
+    " which explains: each network chooses its predicted foreground itself. "
 )
 ABOUT_INTERVALS = "Intervals and tests are over patients: about these trained networks. "
 ABOUT_COUNTS = (
@@ -32,9 +32,9 @@ ABOUT_COUNTS = (
 )
 ABOUT_DIFFERENCES = (
     "Mean difference on the same cases, its 95 % interval (not corrected), and its p-value,"
-    " Holm-corrected over lines, and over NLL predicted, ECE predicted and ECE all together. Bold:"
-    " p < 0.05 and 0 not in the interval. HD95 leaves out cases with a missed or spurious"
-    " structure. The DSC is 1 where there is nothing to find and nothing is found. "
+    " Holm-corrected over lines. Bold: p < 0.05 and 0 not in the interval. HD95 leaves out cases"
+    " with a missed or spurious structure. The DSC is 1 where there is nothing to find and nothing"
+    " is found. "
 )
 ABOUT_DIAGRAMS = (
     "Accuracy over confidence of the predicted class. Diagrams and their ECE are of the voxels of"
@@ -89,10 +89,8 @@ def compare(results: Results, reference: str) -> pd.DataFrame:
 def differences(
     results: Results, pairs: Sequence[tuple[str, str]], measures: Sequence[str]
 ) -> pd.DataFrame:
-    """Return paired differences of evaluations to references, with Holm-corrected p-values.
-
-    P-values of a measure are corrected over the pairs, and those of `DECIDING` over these measures,
-    too.
+    """Return paired differences of evaluations to references, with p-values of a measure that are
+    Holm-corrected over the pairs.
     """
     if not pairs:
         return pd.DataFrame()
@@ -103,8 +101,7 @@ def differences(
         difference = results.difference(name, reference, measure)
         records.append({"name": name, **keys, **difference._asdict()})
     table = pd.DataFrame(records)
-    family = table["measure"].where(~table["measure"].isin(DECIDING), "")
-    return table.assign(p_value_holm=table.groupby(family)["p_value"].transform(holm))
+    return table.assign(p_value_holm=table.groupby("measure")["p_value"].transform(holm))
 
 
 def differences_section(context: Context) -> Section | None:

@@ -1,7 +1,7 @@
 """What a report begins with: a few sentences drawn from its numbers, and what to do next.
 
-The DSC and its loss come first. A network that segments badly is not praised for its calibration,
-and no conclusion rests on the NLL over all voxels, which easy background decides.
+The DSC and its loss come first: a network that segments badly is not praised for its calibration.
+Then the NLL over all voxels decides which network is better.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from calib_components.tools.report.page import Answer
 from calib_components.tools.report.statistics import mean_of_defined
 from calib_components.tools.report.tables import (
     DECIDING,
+    EXPLAINING,
     Record,
     heading,
     higher_is_better,
@@ -51,7 +52,9 @@ OPTIMISM = "The DSC expected without labels minus the true one is {optimism} on 
 LOOK_FIRST = "Look first at {cases}."
 DIFFERS = "{kind} than {reference}: {evaluations}."
 NONE_DIFFERS = "No significant difference in {measures} on these {patients}."
-NO_SUBSTITUTE = "A lower NLL or ECE does not make up for a low DSC."
+NEAR_DIFFERS = "Near the structures, the NLL is {kind} for {evaluations}."
+NEAR_ALONE = "Near the structures, no NLL differs significantly."
+NO_SUBSTITUTE = "A lower NLL does not make up for a low DSC."
 CALIBRATE = (
     "calib-components calibrate_predictions VALIDATION VALIDATION_LABELS --apply_to PREDICTIONS"
     " --out scaled{region}\ncalib-components evaluate_predictions scaled LABELS --out"
@@ -169,7 +172,8 @@ def describe_differences(context: Context) -> tuple[list[str], str]:
     An evaluation with a lower or a low DSC is not called better for its probabilities.
     """
     results, table = context.results, context.differences
-    table = table[table["measure"].isin(["dsc", *DECIDING])]
+    near = table[table["measure"] == EXPLAINING]
+    table = table[table["measure"].isin(["dsc", DECIDING])]
     change = table.apply(_change, axis=1)
     is_loss = (table["measure"] == "dsc") & ((change < 0) | (table["mean"] < -LOSS))
     low = [name for name in results.names if mean_of_defined(results.values(name, "dsc")) < LOW]
@@ -184,9 +188,30 @@ def describe_differences(context: Context) -> tuple[list[str], str]:
     if not sentences:
         measures = ", ".join(heading(name, arrow=False) for name in table["measure"].unique())
         sentences.append(NONE_DIFFERS.format(measures=measures, patients=results.count))
+    sentences += _explain(results, near, (change[table["measure"] == DECIDING] != 0).any())
     if behind:
         sentences.append(NO_SUBSTITUTE)
     return sentences, [*better["name"], context.reference][0]
+
+
+def _explain(results: Results, near: pd.DataFrame, differs: bool) -> list[str]:
+    """Return in which evaluations the NLL near the structures differs; if in none, only where that
+    of all voxels `differs`.
+    """
+    if near.empty:
+        return []
+    change = near.apply(_change, axis=1)
+    sentences = [
+        NEAR_DIFFERS.format(
+            kind=kind,
+            evaluations=", ".join(results.labels[name] for name in near["name"][change == sign]),
+        )
+        for kind, sign in (("lower", 1), ("higher", -1))
+        if (change == sign).any()
+    ]
+    if not sentences and differs:
+        return [NEAR_ALONE]
+    return sentences
 
 
 def _change(record: Record) -> int:

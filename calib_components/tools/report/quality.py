@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from calib_components.handlers.evaluation_files import Evaluation
 from calib_components.quality import ESTIMATES, Reference, mean_estimate
+from calib_components.quality.ranking import BAD, rank_scans
+from calib_components.quality.reference import holding_patients
 from calib_components.tools.report.data import Context, Results
 from calib_components.tools.report.page import Section
-from calib_components.tools.report.statistics import MIN_PATIENTS, SEED, Array, Estimate
-from calib_components.tools.report.tables import tabulate
+from calib_components.tools.report.statistics import Array, Estimate
+from calib_components.tools.report.tables import Cell, tabulate
 
-BAD, SHARE = 0.7, 0.2  # DSC below which a segmentation is bad; share of the scans that are reviewed
-RESAMPLES = 1000
 MEAN = "mean of structures"
 TITLES = ("gap closed ↑", "ROC ↑", "found in 20 % ↑", "Spearman ↑")  # of the values of a `Ranking`
 ABOUT = (
@@ -29,9 +27,11 @@ ABOUT = (
     " Estimates of a scan are means over structures; a structure that should be there and is not"
     " predicted counts as 0. Intervals are over patients. "
 )
-ABOUT_BOUNDS = (
-    "Patients for whom the lower bound of the DSC, at 90 %, holds in every scan: {held}. {note}"
+ABOUT_LIMITS = (
+    "Patients for whom the limit holds in every scan; in brackets, for how many that is to be"
+    " expected, with a probability of 95 %, if they are like the validation patients. {note}"
 )
+HELD = "{held} of {patients} ({low} to {high})"
 NOT_SHOWN = (
     "The expected DSC is not shown to order these scans: the interval of the gap closed holds 0. "
 )
@@ -50,88 +50,22 @@ def reference_of(evaluation: Evaluation, patient_pattern: str | None = None) -> 
     return Reference.from_scans(evaluation.structures, patients, np.stack(values, -1))
 
 
-class Ranking(NamedTuple):
-    """How estimates order scans, with 95 % intervals over patients; see `rank_scans`.
-
-    Attributes:
-        gap_closed: `(random - AURC) / (random - optimal)`: 1 for the order of the DSC, 0 by chance.
-            AURC is the area under the risk-coverage curve: the mean over i of the mean of 1 - DSC
-            of the i best estimates.
-        roc: Area under the ROC curve for DSC below 0.7; NaN where no or every scan is, as the next
-            one.
-        found: Share of these scans that are among the 20 % with the lowest estimates.
-        spearman: Spearman's rank correlation of estimate and DSC.
-    """
-
-    gap_closed: Estimate
-    roc: Estimate
-    found: Estimate
-    spearman: Estimate
-
-
-def rank_scans(estimates: ArrayLike, dsc: ArrayLike, patients: Sequence[str]) -> Ranking:
-    """Compare estimates, which are higher for better segmentations, with the DSC of the same scans.
-
-    Where estimates are equal, values are the mean over all orders of these scans. Scans without
-    either (NaN) are left out. There are no intervals with fewer than six patients.
-    """
-    pair = np.array([estimates, dsc], float)
-    defined = ~np.isnan(pair).any(0)
-    pair = pair[:, defined]
-    names = pd.Series(np.asarray(patients)[defined])
-    scans = [*names.groupby(names).indices.values()]
-    ends = np.full((2, len(Ranking._fields)), np.nan)
-    if len(scans) >= MIN_PATIENTS:
-        draws = np.random.default_rng(SEED).integers(len(scans), size=(RESAMPLES, len(scans)))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # in some draws, no scan is below 0.7
-            values = [order(*pair[:, np.concatenate([scans[i] for i in row])]) for row in draws]
-            ends = np.nanquantile(values, [0.025, 0.975], axis=0)
-    rows = np.stack([order(*pair), *ends], 1).tolist()
-    return Ranking(*(Estimate(*row)._replace(cases=pair.shape[1]) for row in rows))
-
-
-def order(estimates: Array, dsc: Array) -> Array:
-    """Return the values of a `Ranking`, without intervals; see `rank_scans`."""
-    number, risk, is_bad = len(dsc), 1 - dsc, (dsc < BAD).astype(float)
-    best_first = np.argsort(-estimates)
-    _, group, sizes = np.unique(-estimates[best_first], return_inverse=True, return_counts=True)
-
-    def ordered(values: Array) -> Array:  # equal estimates have the mean of their values
-        return (np.bincount(group, values[best_first]) / sizes)[group]
-
-    kept, bad = np.arange(1, number + 1), is_bad.sum()
-    aurc, optimal = ((values.cumsum() / kept).mean() for values in (ordered(risk), np.sort(risk)))
-    ranks = stats.rankdata(estimates)
-    reviewed = ordered(is_bad)[number - int(SHARE * number + 0.5) :]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        gap = (risk.mean() - aurc) / (risk.mean() - optimal)
-        roc = 1 - (ranks @ is_bad - bad * (bad + 1) / 2) / (bad * (number - bad))
-        found = reviewed.sum() / bad if bad < number else np.nan
-        return np.array([gap, roc, found, np.corrcoef(ranks, stats.rankdata(dsc))[0, 1]])
-
-
-def coverage(
-    bounds: ArrayLike, dsc: ArrayLike, patients: Sequence[str]
-) -> tuple[int, int, float, float]:
-    """Count the patients whose DSC is at least its lower bound in all scans; those without either
-    (NaN) are left out.
+def count_held(limits: ArrayLike, values: ArrayLike, patients: Sequence[str]) -> tuple[int, int]:
+    """Count the patients whose value lies within its limits, `(scans, 2)`, in all scans; scans
+    without either (NaN) are left out.
 
     Returns:
-        Their number, the number of patients, and the 95 % interval of the share (Clopper and
-        Pearson).
+        Their number, and the number of patients.
     """
-    table = pd.DataFrame({"bound": bounds, "dsc": dsc, "patient": [*patients]}).dropna()
-    holds = (table["dsc"] >= table["bound"]).groupby(table["patient"]).all()
-    k, n = int(holds.sum()), len(holds)
-    low, high = stats.binomtest(k, n).proportion_ci() if n else (np.nan, np.nan)
-    return k, n, float(low), float(high)
+    table = pd.DataFrame(np.column_stack([limits, values]), columns=["low", "high", "value"])
+    table = table.assign(patient=[*patients]).dropna()
+    is_held = table["value"].between(table["low"], table["high"])
+    held = is_held.groupby(table["patient"]).all()
+    return int(held.sum()), len(held)
 
 
 def quality_section(context: Context) -> Section | None:
-    """Return how well estimates of one network order the scans, and whether the bounds of
-    validation cases hold.
-    """
+    """Return how well estimates of one network order the scans."""
     results, name = context.results, context.reference
     if len(results.names) > 1 or not results.has("aurc"):
         return None
@@ -146,9 +80,6 @@ def quality_section(context: Context) -> Section | None:
     caption = ABOUT.format(bad=(dsc < BAD).sum(), scans=len(dsc))
     if records[0]["low"] <= 0:
         caption += NOT_SHOWN
-    if context.validation is not None:
-        held = _bounds_that_hold(results, name, known)
-        caption += ABOUT_BOUNDS.format(held=held or "no bound", note=known.note)
     table = tabulate(records, ["score", "structure"])
     return Section("quality", "Does the expected DSC find the bad scans?", caption, table, records)
 
@@ -175,19 +106,57 @@ def _rank(
     """Return the records of a score of a structure."""
     score, structure = place
     ranking = rank_scans(estimates, dsc, results.patients)
+    cases = int((~np.isnan(estimates) & ~np.isnan(dsc)).sum())
     return [
-        results.record(results.names[0], title, estimate, score=score, structure=structure)
-        for title, estimate in zip(TITLES, ranking, strict=True)
+        results.record(
+            results.names[0],
+            title,
+            Estimate(*values.tolist(), cases=cases),
+            score=score,
+            structure=structure,
+        )
+        for title, values in zip(TITLES, ranking, strict=True)
     ]
 
 
-def _bounds_that_hold(results: Results, name: str, known: Reference) -> str:
-    """Return for how many patients the lower bound of each structure holds, as text."""
-    held = []
-    for structure in results.structures:
-        expected, true = (results.values(name, f"{each}_{structure}") for each in DSC)
-        bounds = [known.lower_bound(structure, value) for value in expected]
-        k, n, low, high = coverage(bounds, true, results.patients)
-        if n > 0:
-            held.append(f"{structure} {k} of {n} [{low:.2f}, {high:.2f}]")
-    return ", ".join(held)
+def limits_section(context: Context) -> Section | None:
+    """Return for how many patients the limits of validation cases hold, for each structure."""
+    results, name = context.results, context.reference
+    if context.validation is None or not results.has("aurc"):
+        return None
+    known = reference_of(context.validation)
+    records = [
+        record
+        for structure in results.structures
+        for record in _count_limits(results, name, structure, known)
+    ]
+    if not records:
+        return None
+    table = pd.DataFrame(records).assign(cell=[Cell(HELD.format(**record)) for record in records])
+    shown = table.pivot(index="structure", columns="limit", values="cell")
+    caption = ABOUT_LIMITS.format(note=known.note)
+    return Section("limits", "Do the limits hold?", caption, shown, records)
+
+
+def _count_limits(
+    results: Results, name: str, structure: str, known: Reference
+) -> list[dict[str, Any]]:
+    """Return how many patients have their DSC and their volume within the limits."""
+    measures = ("expected_dsc", "dsc", "expected_volume", "true_volume")
+    expected, dsc, expected_volume, volume = (
+        results.values(name, f"{measure}_{structure}") for measure in measures
+    )
+    lowest = known.lower_bound(structure, expected)
+    ranges = np.column_stack(known.volume_range(structure, expected_volume))
+    records = []
+    for title, limits, values in (
+        ("DSC at least", np.column_stack([lowest, np.ones_like(dsc)]), dsc),
+        ("volume in its range", ranges, volume),
+    ):
+        held, count = count_held(limits, values, results.patients)
+        if count:
+            low, high = holding_patients(known.count_patients(structure), count)
+            record = {"structure": structure, "limit": title, "held": held, "patients": count}
+            width = np.nanmedian(np.diff(limits))
+            records.append({**record, "low": low, "high": high, "median_width": width})
+    return records

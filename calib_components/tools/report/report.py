@@ -17,7 +17,7 @@ from calib_components.tools.report.comparison import (
 from calib_components.tools.report.conclusion import conclude
 from calib_components.tools.report.data import Context
 from calib_components.tools.report.page import Section, write_report
-from calib_components.tools.report.quality import quality_section
+from calib_components.tools.report.quality import limits_section, quality_section
 from calib_components.tools.report.readers import read_evaluations
 from calib_components.tools.report.statistics import MIN_PATIENTS
 from calib_components.tools.report.structures import structures_section
@@ -34,6 +34,7 @@ SECTIONS: Sequence[Callable[[Context], Section | None]] = (
     differences_section,
     thresholds_section,
     quality_section,
+    limits_section,
 )
 FEW_PATIENTS = 30
 TOO_FEW = "{patients}: intervals and tests need at least {minimum} patients."

@@ -19,12 +19,13 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from calib_components.quality.ranking import MIN_PATIENTS
+
 Array = NDArray[np.float64]
 
 RESAMPLES = 9_999
 SEED = 0  # a report has the same numbers each time it is made
 LEVEL = 0.95
-MIN_PATIENTS = 6  # with five, a test by signs cannot go below p = 2 / 2^5 = 0.0625
 # Of `CalibrationGap`: they limit the false alarms of simulations, see the tests of `judge`
 PARTS, SPREAD = 5, 0.05
 

@@ -18,10 +18,20 @@ from calib_components.tools.report.statistics import Estimate
 
 Record = Mapping[Any, Any]
 
-# What conclusions are drawn from: easy background does not decide these as it does the NLL of all
-# voxels.
-DECIDING = ("nll_predicted", "ece_predicted", "ece_all")
-COMPARED = ("dsc", "hd95", "nll_all", *DECIDING, "ece", "cece")
+# Which network is better: these voxels are the same for all of them. The NLL of all voxels decides,
+# that near the structures, where background does not hide a difference, explains.
+DECIDING, EXPLAINING = "nll_all", "nll_near"
+COMPARED = (
+    "dsc",
+    "hd95",
+    DECIDING,
+    EXPLAINING,
+    "nll_predicted",
+    "ece_predicted",
+    "ece_all",
+    "ece",
+    "cece",
+)
 
 SIGNIFICANT = 0.05
 ARROWS = {"higher": "↑", "lower": "↓", "": ""}

@@ -36,6 +36,14 @@ def band(classes: Array, radius: float, spacing: Sequence[float] | None = None) 
     return near
 
 
+def near(classes: Array, radius: float, spacing: Sequence[float] | None = None) -> Array:
+    """Voxels within a distance of one of a class above 0."""
+    if not (classes > 0).any():
+        return np.zeros(classes.shape, bool)
+    sampling = spacing or [1] * classes.ndim
+    return distance_transform_edt(classes <= 0, sampling=sampling) <= radius + 1e-9
+
+
 def inside(
     region: Any,
     p: Array,
@@ -52,6 +60,8 @@ def inside(
         mask = 1 - powers[0] / powers.sum(0) > 0.05
     elif region == "band":
         mask = band(np.where(ignored, -1, label), radius)
+    elif region == "near":
+        mask = near(np.where(ignored, -1, label), 5)
     elif region == "predicted_band":
         mask = band(np.where(ignored, -1, predicted), radius)
     elif isinstance(region, str):

@@ -17,10 +17,11 @@ from calib_components.errors import InputError
 from calib_components.metrics import (
     Region,
     calibration_bins,
+    distances,
     resampled_errors,
     voxels,
 )
-from calib_components.metrics.bands import IGNORED, band_mask
+from calib_components.metrics.distances import IGNORED, band_mask, near_mask
 from calib_components.metrics.measuring import Measured, measure_regions
 from calib_components.metrics.regions import read_region
 from calib_components.metrics.voxels import check_tensors
@@ -28,7 +29,7 @@ from tests.calib_components.metrics import by_definition
 
 BY_PREDICTION = ["all", "predicted", "plausible", "predicted_band"]
 CLOSED_FORM = ["foreground", "union", (1,), (2, 3)]
-REGIONS = [*BY_PREDICTION, *CLOSED_FORM, "band"]
+REGIONS = [*BY_PREDICTION, *CLOSED_FORM, "near", "band"]
 IGNORE = 255
 
 
@@ -151,6 +152,8 @@ HAND_Y = torch.tensor([[[0, 0, 1, 1, 0, 0]]])
         ("predicted_band(1.5)", [1, 2, 3, 4, 5]),
         ("foreground", [2, 3]),
         ("union", [2, 3, 4]),
+        ("near(1)", [1, 2, 3, 4]),
+        ("near", [0, 1, 2, 3, 4, 5]),
         ("band(0.5)", [1, 2, 3, 4]),
         ("band", [0, 1, 2, 3, 4, 5]),
         (0, [0, 1, 4, 5]),
@@ -168,7 +171,7 @@ def test_regions_by_hand(region: Any, members: list[int]) -> None:
     )
 
 
-# Bands
+# Distances
 
 
 @settings(max_examples=60)
@@ -177,13 +180,19 @@ def test_regions_by_hand(region: Any, members: list[int]) -> None:
     st.lists(st.integers(1, 8), min_size=1, max_size=3),
     st.sampled_from([0.5, 1.5, 2, 3.7]),
 )
-def test_band_equals_its_definition(seed: int, shape: list[int], radius: float) -> None:
+def test_masks_by_distance_equal_their_definitions(
+    seed: int, shape: list[int], radius: float
+) -> None:
     rng = np.random.default_rng(seed)
     classes = (rng.random(shape) < 0.1) * rng.integers(1, 3)
     classes[rng.random(shape) < 0.03] = IGNORED
     for spacing in (None, tuple(rng.choice([0.5, 1.0, 1.5, 3.0], len(shape)))):
         found = band_mask(torch.from_numpy(classes).int(), radius, spacing)
         assert np.array_equal(found.numpy(), by_definition.band(classes, radius, spacing))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(distances, "SLAB", int(rng.integers(1, 200)))
+            found = near_mask(torch.from_numpy(classes).int(), radius, spacing)
+        assert np.array_equal(found.numpy(), by_definition.near(classes, radius, spacing))
 
 
 # All measures in all regions

@@ -12,6 +12,7 @@ import torch
 
 from calib_components.errors import InputError
 from calib_components.quality import Reference
+from calib_components.quality.reference import holding_patients
 from tests.calib_components.quality.made_up import reference
 
 
@@ -48,6 +49,39 @@ def test_a_bound_holds_for_nine_in_ten_exchangeable_patients() -> None:
             all(dsc >= known.lower_bound("a", expected) for expected, dsc in values[-2:, 0, 1:3])
         )
     assert np.mean(held) == pytest.approx(0.9, abs=0.01)
+
+
+def test_the_number_of_patients_for_whom_a_limit_holds_is_as_expected() -> None:
+    """Of 20 new patients, with other limits of 19 each time."""
+    held = []
+    for seed in range(2000):
+        values = reference(39, seed=seed).values
+        known = Reference(["a", "b"], values[:19])
+        held.append(sum(dsc >= known.lower_bound("a", e) for e, dsc in values[19:, 0, 1:3]))
+    assert holding_patients(19, 20) == (13, 20)
+    assert np.mean([count < 13 for count in held]) == pytest.approx(0.012, abs=0.01)
+    assert np.mean([count < 14 for count in held]) == pytest.approx(0.026, abs=0.01)
+
+
+def test_evidence_says_what_the_scans_showed() -> None:
+    rng = np.random.default_rng(0)
+    dsc = rng.uniform(0.4, 0.95, 30)
+    patients = [f"p{number}" for number in range(30)]
+
+    def evidence(estimates: np.ndarray, count: int = 30) -> str:
+        volumes = np.full((30, 2), 1000.0)
+        values = np.column_stack([estimates, dsc, volumes])[:, None]
+        return Reference.from_scans(["a"], patients[:count], values[:count]).evidence
+
+    good = evidence(dsc + 0.05)
+    assert "On 30 labelled scans" in good
+    assert "closed 100% of the gap between a random and the perfect order [100%, 100%]" in good
+    assert "minus the true one was +0.050 on average" in good
+    bad = (dsc < 0.7).sum()
+    assert f"below 0.7 was 1.00 [1.00, 1.00]; scans with it: {bad}." in good
+    assert "not shown to be better than chance" in evidence(1 - dsc)
+    assert evidence(dsc, count=5) == ""
+    assert "ROC" not in evidence(dsc, count=6) or (dsc[:6] < 0.7).sum() >= 5
 
 
 def test_certain_predictions_have_limits_too() -> None:

@@ -153,7 +153,7 @@ def test_shards_and_restarts_end_in_the_same_files(tmp_path: Path) -> None:
 
 
 def test_the_page_is_complete_by_itself_and_shows_names_literally(tmp_path: Path) -> None:
-    picture = draw_slice(np.eye(9), [np.ones((9, 9))], np.eye(4))
+    picture = draw_slice(np.eye(9), [np.ones((9, 9))], np.eye(9), np.eye(4))
     for name, dsc in (("<b>&", 0.5), ("$scan", 0.9)):
         write_record(
             record(
@@ -162,11 +162,12 @@ def test_the_page_is_complete_by_itself_and_shows_names_literally(tmp_path: Path
             tmp_path,
         )
     tag = "<script>'\""
-    foreign = dict.fromkeys(("note", "place", "picture"), tag) | {"reasons": [tag, tag]}
+    foreign = dict.fromkeys(("note", "place", "picture", "evidence"), tag) | {"reasons": [tag, tag]}
     rows = [{"structure": tag, "expected_dsc": 0.8}]
     write_record({**record("foreign", 0.95), **foreign, "rows": rows}, tmp_path)
     said = write_table(tmp_path, review_below=0.6)
-    assert said == f"{tmp_path / 'quality.html'}: 2 of 3 segmentations to check"
+    evidence = reference(12).evidence
+    assert said == f"{tmp_path / 'quality.html'}: 2 of 3 segmentations to check. {tag} {evidence}"
     html = (tmp_path / "quality.html").read_text()
     assert "2 of 3 segmentations to check" in html
     assert tag[:7] not in html
@@ -174,6 +175,7 @@ def test_the_page_is_complete_by_itself_and_shows_names_literally(tmp_path: Path
     assert "&lt;b&gt;&amp;" in html
     assert html.index("&lt;b&gt;&amp;") < html.index("$scan")
     assert "optimistic" in html
+    assert evidence in html
     assert "Check: its estimate is lower than all 12 validation scans.<" in html
     assert not re.search(r"(src|href)=.(?!#|data:)", html)
 
@@ -183,16 +185,34 @@ def test_a_picture_is_a_png_with_contours_turned_as_readers_expect() -> None:
     # Near the origin: right and back of the patient, if axes point to the left and the front
     mask[2:8, 4:12] = 1
     image[::19, ::39] = 1  # the corners: nothing is left out
-    content = draw_slice(image, [mask], np.diag([-1.0, 2.0, 5.0, 1.0]))  # 40 mm x 40 mm
+    uncertainty = mask / 2
+    # 40 mm x 40 mm
+    content = draw_slice(image, [mask], uncertainty, np.diag([-1.0, 2.0, 5.0, 1.0]))
     assert content[:8] == b"\x89PNG\r\n\x1a\n"
     picture = Image.open(io.BytesIO(content))
-    pixels = np.asarray(picture)  # places in the palette
+    pixels, heat = np.hsplit(np.asarray(picture), 2)  # places in the palette
     assert pixels.shape == (256, 256)
+    red, green, blue = np.asarray(picture.convert("RGB"))[:, 256:][heat > heat.min()].astype(int).T
+    assert ((red == 255) & (green > 0) & (blue == 0)).all()  # halfway from black to white
     assert picture.getpalette()[64 * 3 :][:3] == [0xE6, 0x9F, 0x00]
     rows, columns = np.nonzero(pixels == 64)
     assert (columns.min(), columns.max() + 1) == pytest.approx((4 * scale, 12 * scale), abs=1)
     assert (rows.min(), rows.max() + 1) == pytest.approx((256 - 16 * scale, 256 - 4 * scale), abs=1)
     assert (pixels == 0).sum() > 256**2 - 800
-    assert (
-        draw_slice(np.pad(image, 9), [np.pad(mask, 9)], np.diag([-1.0, 2.0, 5.0, 1.0])) == content
-    )
+    assert (heat > heat.min()).sum() == pytest.approx(8 * 6 * scale * 2 * scale, rel=0.05)
+    padded = (np.pad(each, 9) for each in (image, mask, uncertainty))
+    image, mask, uncertainty = padded
+    assert draw_slice(image, [mask], uncertainty, np.diag([-1.0, 2.0, 5.0, 1.0])) == content
+
+
+@pytest.mark.parametrize(("bad", "is_headline"), [(3, True), (2, False)])
+def test_a_headline_says_that_most_images_are_unlike_those_of_the_training(
+    tmp_path: Path, bad: int, is_headline: bool
+) -> None:
+    known = reference(12)
+    for number in range(5):
+        dsc = 0.1 if number < bad else 0.9
+        write_record(record(f"scan{number}", dsc, known), tmp_path)
+    said, html = write_table(tmp_path), (tmp_path / "quality.html").read_text()
+    headline = f"unlike those of the training: {bad} of 5 have a lower estimate than all validation"
+    assert (headline in said) == (headline in html) == is_headline

@@ -49,7 +49,7 @@ def write_evaluation(
         error = np.abs(gaps) + rng.uniform(0, 0.01, n)
         columns |= {"ece": error, "cece": error / 2, "nll": 4 * error, "brier": 2 * error}
         columns["ece_if_true"] = np.full(n, 0.1)
-        for region, share in (("all", 0.25), ("predicted", 1)):
+        for region, share in (("all", 0.25), ("near", 0.5), ("predicted", 1)):
             columns |= {
                 f"{name}_{region}": share * columns[name]
                 for name in ("ece", "cece", "nll", "brier")
@@ -62,8 +62,8 @@ def write_evaluation(
                 f"expected_volume_{s}": true + 2,
             }
             columns |= {
-                f"volume_low_{s}": true - 10,
-                f"volume_high_{s}": true + rng.uniform(-2, 20, n),
+                f"certain_volume_{s}": true - 10,
+                f"possible_volume_{s}": true + rng.uniform(-2, 20, n),
             }
             columns[f"expected_dsc_{s}"] = columns[f"dsc_{s}"] + 0.05
         columns |= {"aurc": error / 10, "error_share_5": 0.5 + error}

@@ -13,8 +13,10 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 from calib_components.handlers.evaluation_files import Evaluation
+from calib_components.quality.ranking import rank_scans
+from calib_components.quality.reference import holding_patients
 from calib_components.tools.report.data import Context
-from calib_components.tools.report.quality import coverage, quality_section, rank_scans
+from calib_components.tools.report.quality import count_held, limits_section, quality_section
 from calib_components.tools.report.readers import read_evaluations
 from tests.calib_components.tools.report.made_up import STRUCTURES, cases_of, write_evaluation
 
@@ -33,41 +35,40 @@ def test_values_are_those_of_the_definitions(seed: int, number: int) -> None:
     estimates = np.tanh(dsc + rng.normal(0, 0.2, number))
     found = rank_scans(estimates, dsc, ["one"] * number)
     random, optimal = (1 - dsc).mean(), aurc(dsc, dsc)
-    assert found.gap_closed.mean == pytest.approx(
+    assert found.gap_closed[0] == pytest.approx(
         (random - aurc(estimates, dsc)) / (random - optimal), abs=1e-9
     )
-    assert found.roc.mean == pytest.approx(roc_auc_score(dsc < 0.7, -estimates), abs=1e-12)
-    assert found.spearman.mean == pytest.approx(spearmanr(estimates, dsc).statistic, abs=1e-12)
+    assert found.roc[0] == pytest.approx(roc_auc_score(dsc < 0.7, -estimates), abs=1e-12)
+    assert found.spearman[0] == pytest.approx(spearmanr(estimates, dsc).statistic, abs=1e-12)
     lowest = np.argsort(estimates)[: int(0.2 * number + 0.5)]
-    assert found.found.mean == pytest.approx(
-        (dsc[lowest] < 0.7).sum() / (dsc < 0.7).sum(), abs=1e-12
-    )
+    assert found.found[0] == pytest.approx((dsc[lowest] < 0.7).sum() / (dsc < 0.7).sum(), abs=1e-12)
 
 
 def test_equal_estimates_close_no_gap_and_the_dsc_closes_all() -> None:
     dsc = np.linspace(0.3, 1, 20)
     same, best = rank_scans(np.ones(20), dsc, ["p"] * 20), rank_scans(dsc, dsc, ["p"] * 20)
-    assert (same.gap_closed.mean, same.roc.mean, same.found.mean) == pytest.approx((0, 0.5, 0.2))
-    assert (best.gap_closed.mean, best.roc.mean) == pytest.approx((1, 1))
+    assert (same.gap_closed[0], same.roc[0], same.found[0]) == pytest.approx((0, 0.5, 0.2))
+    assert (best.gap_closed[0], best.roc[0]) == pytest.approx((1, 1))
 
 
 def test_intervals_are_over_patients_and_undefined_values_stay_out() -> None:
     rng = np.random.default_rng(0)
     dsc, patients = rng.uniform(0.75, 1, 30), [f"p{i}" for i in range(30)]
     once = rank_scans([*(dsc + rng.normal(0, 0.1, 30)), np.nan], [*dsc, 0.1], [*patients, "q"])
-    assert once.gap_closed.cases == 30
-    assert once.gap_closed.low < once.gap_closed.mean < once.gap_closed.high
-    assert np.isnan([once.roc.mean, once.roc.low, once.found.mean]).all()  # no scan is bad
+    mean, low, high = once.gap_closed
+    assert low < mean < high
+    assert np.isnan([*once.roc, *once.found]).all()  # no scan is bad
     few = rank_scans(dsc, dsc, ["a", "b", "c"] * 10)
-    assert not few.gap_closed.has_interval
+    assert np.isnan(few.gap_closed[1:]).all()
 
 
-def test_a_bound_has_to_hold_in_all_scans_of_a_patient() -> None:
-    found = coverage([0.5, 0.5, 0.5, np.nan], [0.6, 0.4, 0.5, 0.1], ["a", "a", "b", "c"])
-    assert found == (1, 2, pytest.approx(0.0126, abs=1e-4), pytest.approx(0.9874, abs=1e-4))
+def test_limits_have_to_hold_in_all_scans_of_a_patient() -> None:
+    limits = [[0.5, 1], [0.5, 1], [0.5, 1], [np.nan, 1], [0, 0.5]]
+    found = count_held(limits, [0.6, 0.4, 0.5, 0.1, 0.6], ["a", "a", "b", "c", "d"])
+    assert found == (1, 3)
 
 
-def test_section_ranks_the_cases_and_counts_the_bounds_of_validation_patients(
+def test_sections_rank_the_cases_and_count_the_limits_of_validation_patients(
     tmp_path: Path,
 ) -> None:
     rng = np.random.default_rng(0)
@@ -77,7 +78,8 @@ def test_section_ranks_the_cases_and_counts_the_bounds_of_validation_patients(
     tested = write_evaluation(tmp_path / "test", changed=changed)
     fitted = write_evaluation(tmp_path / "val", cases_of(12, first=30), seed=1)
     validation = Evaluation.read(fitted)
-    section = quality_section(Context(read_evaluations([tested]), "test", validation=validation))
+    context = Context(read_evaluations([tested]), "test", validation=validation)
+    section = quality_section(context)
     assert section is not None
     cases, known = (pd.read_csv(folder / "cases.csv") for folder in (tested, fitted))
     dsc, expected = (cases[[f"{m}_{s}" for s in STRUCTURES]] for m in ("dsc", "expected_dsc"))
@@ -88,9 +90,9 @@ def test_section_ranks_the_cases_and_counts_the_bounds_of_validation_patients(
         if each["measure"] == "gap closed ↑"
     }
     record = gaps["expected DSC", "mean of structures"]
-    assert (record["mean"], record["low"]) == (found.gap_closed.mean, found.gap_closed.low)
+    assert (record["mean"], record["low"]) == tuple(found.gap_closed[:2])
     entropy = 1 - cases[[f"mean_entropy_{s}" for s in STRUCTURES]].mean(axis=1)
-    by_entropy = rank_scans(entropy, dsc.mean(axis=1), [*cases_of(8).values()]).gap_closed.mean
+    by_entropy = rank_scans(entropy, dsc.mean(axis=1), [*cases_of(8).values()]).gap_closed[0]
     assert gaps["1 - mean entropy", "mean of structures"]["mean"] == pytest.approx(by_entropy)
     assert {each["score"] for each in section.records} == {
         "expected DSC",
@@ -98,8 +100,19 @@ def test_section_ranks_the_cases_and_counts_the_bounds_of_validation_patients(
         "1 - mean entropy",
     }
     assert f"{(dsc.mean(axis=1) < 0.7).sum()} of 16 scans" in section.caption
-    assert ("not shown" in section.caption) == (found.gap_closed.low <= 0)
+    assert ("not shown" in section.caption) == (found.gap_closed[1] <= 0)
     residuals = (known["expected_dsc_MYO"] - known["dsc_MYO"]) / (1 - known["expected_dsc_MYO"])
     q = sorted(residuals.to_numpy().reshape(12, 2).max(1))[11]
     holds = dsc["dsc_MYO"] >= expected["expected_dsc_MYO"] - q * (1 - expected["expected_dsc_MYO"])
-    assert f"MYO {holds.to_numpy().reshape(8, 2).all(1).sum()} of 8 [" in section.caption
+    limits = limits_section(context)
+    assert limits is not None
+    held = holds.to_numpy().reshape(8, 2).all(1).sum()
+    low, high = holding_patients(12, 8)
+    assert limits.table.loc["MYO", "DSC at least"].text == f"{held} of 8 ({low} to {high})"
+    volume, true = (cases[f"{each}_volume_MYO"].to_numpy() for each in ("expected", "true"))
+    errors = abs(known["expected_volume_MYO"] - known["true_volume_MYO"])
+    errors /= known["expected_volume_MYO"]
+    q = sorted(errors.to_numpy().reshape(12, 2).max(1))[11]
+    held = (abs(true - volume) <= volume * q).reshape(8, 2).all(1).sum()
+    assert limits.table.loc["MYO", "volume in its range"].text.startswith(f"{held} of 8 (")
+    assert "12 validation patients" in limits.caption

@@ -215,30 +215,36 @@ def compared(tmp_path: Path, *networks: dict[str, Any]) -> Answer:
 def test_answer_about_two_networks_names_what_is_significant(tmp_path: Path) -> None:
     over, better = {"gap": 0.1, "changed": dsc(0.8)}, {"gap": 0.02, "changed": dsc(0.81)}
     answer = compared(tmp_path, over, better).sentences
-    assert answer[0] == "Better than first: second (DSC, NLL predicted, ECE predicted, ECE all)."
-    assert answer[1].startswith("second: It is overconfident. Where")
+    assert answer[0] == "Better than first: second (DSC, NLL all)."
+    assert answer[1] == "Near the structures, the NLL is lower for second."
+    assert answer[2].startswith("second: It is overconfident. Where")
     assert (
         compared(tmp_path, better, over).sentences[0].startswith("Worse than first: second (DSC,")
     )
-    # What easy background decides is in the tables alone
+    # Background alone may decide: near the structures, both are alike
     equal = {"gap": 0.05, "changed": dsc(0.8)}
     answer = compared(tmp_path, equal, {"gap": 0.05, "changed": {**dsc(0.8), "nll_all": 0.01}})
-    assert answer.sentences[0] == (
-        "No significant difference in DSC, NLL predicted, ECE predicted, ECE all on these 8"
-        " patients."
-    )
+    assert answer.sentences[:2] == [
+        "Better than first: second (NLL all).",
+        "Near the structures, no NLL differs significantly.",
+    ]
+    # A network chooses its predicted voxels itself
+    chosen = {"gap": 0.05, "changed": {**dsc(0.8), "nll_predicted": 0.01}}
+    answer = compared(tmp_path, equal, chosen)
+    assert answer.sentences[0] == "No significant difference in DSC, NLL all on these 8 patients."
     assert "BUNDLE/configs/calibrate.yaml" in answer.command
 
 
 def test_network_that_segments_badly_is_not_praised(tmp_path: Path) -> None:
     good, bad = {"gap": 0.1, "changed": dsc(0.82)}, {"gap": 0.02, "changed": dsc(0.4)}
-    warning = "A lower NLL or ECE does not make up for a low DSC."
+    warning = "A lower NLL does not make up for a low DSC."
+    near = "Near the structures, the NLL is {} for second."
     answer = compared(tmp_path, good, bad).sentences
-    assert answer[:2] == ["Worse than first: second (DSC).", warning]
-    assert answer[2].startswith("first: It is overconfident")
+    assert answer[:3] == ["Worse than first: second (DSC).", near.format("lower"), warning]
+    assert answer[3].startswith("first: It is overconfident")
     answer = compared(tmp_path, bad, good).sentences  # nor is the reference
     assert answer[0] == "Better than first: second (DSC)."
-    assert answer[2] == warning
+    assert answer[2:4] == [near.format("higher"), warning]
 
 
 def test_confidence_and_accuracy_of_a_structure_are_those_of_its_predicted_voxels(
@@ -324,8 +330,8 @@ def test_report_of_several_evaluations(tmp_path: Path) -> None:
     report_folders(*folders, out=tmp_path / "out")
     page = (tmp_path / "out/index.html").read_text()
     assert "<h1>Evaluations compared: b, a, c</h1>" in page
-    worse = "(NLL predicted, ECE predicted, ECE all)"
-    assert f"<p>Worse than b: a {worse}; c {worse}.</p>" in page
+    assert "<p>Worse than b: a (NLL all); c (NLL all).</p>" in page
+    assert "<p>Near the structures, the NLL is higher for a, c.</p>" in page
     labels = write_evaluation(tmp_path / "labels", with_probabilities=False)
     report_folders(labels, folders[0], out=tmp_path / "out")
     page = (tmp_path / "out/index.html").read_text()
@@ -333,16 +339,16 @@ def test_report_of_several_evaluations(tmp_path: Path) -> None:
     assert "Structures" in titles_of(page)
 
 
-def test_differences_are_corrected_over_evaluations_and_deciding_measures(tmp_path: Path) -> None:
+def test_differences_are_corrected_over_evaluations(tmp_path: Path) -> None:
     names = ("a", "b", "c")
     found = read_evaluations(
         [write_evaluation(tmp_path / name, seed=seed) for seed, name in enumerate(names)]
     )
     table = compare(found, "a").set_index("measure")
     assert {*table["name"]} == {"b", "c"}
-    assert {"dsc", "hd95", "nll_all", "nll_predicted", "ece_all"} <= {*table.index}
-    for family in (["dsc"], ["ece"], ["nll_predicted", "ece_predicted", "ece_all"]):
-        together = table.loc[family]
+    assert {"dsc", "hd95", "nll_all", "nll_near", "ece_all"} <= {*table.index}
+    for measure in ("dsc", "nll_all", "nll_near"):
+        together = table.loc[[measure]]
         assert together["p_value_holm"].tolist() == holm(together["p_value"]).tolist()
     difference = found.values("b", "ece_all") - found.values("a", "ece_all")
     assert table.loc["ece_all", "mean"].iloc[0] == pytest.approx(difference.mean())

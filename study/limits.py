@@ -1,0 +1,168 @@
+"""What users of the shipped weights are handed, on patients that were not fitted: do the limits
+hold, and is each structure calibrated?
+
+    python -m study.limits
+
+prints the tables of the bundles' pages and of docs/quality.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from calib_components.data.facts import facts_beside
+from calib_components.posthoc.network import REFERENCE
+from calib_components.quality import Reference
+from calib_components.quality.reference import holding_patients
+from calib_components.tools.report.calibration import Judgement
+from calib_components.tools.report.data import derive
+from calib_components.tools.report.quality import count_held
+from calib_components.tools.report.statistics import CalibrationGap, holm, holm_levels
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "study" / "results"
+SPLITS, SHARE = 500, 0.75  # of the validation patients: random splits, and what limits are made of
+HEART = {
+    "acdc": "ACDC",
+    "vendor_a": "Siemens",
+    "vendor_b": "Philips",
+    "bssfp": "bSSFP",
+    "lge": "LGE",
+}
+BUNDLES = ("acdc_mri_nacl_segmentation", "hippocampus_mri_nacl_segmentation")
+
+
+def read_reference(bundle: str) -> Reference:
+    """Return the reference in the weights of a bundle."""
+    folder = ROOT / "bundles" / bundle / "models"
+    facts = facts_beside(folder / "model.pt")
+    assert facts is not None
+    weights = torch.load(folder / "model.pt", weights_only=True)
+    (stored,) = (values for name, values in weights.items() if name.endswith(REFERENCE))
+    return Reference.from_tensor(stored, [*facts.structures])
+
+
+def test_scans(bundle: str) -> dict[str, pd.DataFrame]:
+    """Return the test scans of a bundle's weights, with their temperature, by the title of their
+    set.
+    """
+    if bundle == BUNDLES[0]:
+        table = pd.read_csv(RESULTS / "acdc/heart/nacl_seed0.csv.gz", keep_default_na=False)
+        table = table[table["calibrator"] == "T"]
+        return {title: table[table["set"] == name] for name, title in HEART.items()}
+    table = pd.read_csv(RESULTS / "hippocampus/cases.csv.gz")
+    is_shipped = (table["method"] == "nacl_0.03") & (table["seed"] == 0)
+    scans = table[is_shipped & (table["temperature"] == "with")].reset_index(drop=True)
+    derived = derive(scans, ["anterior", "posterior"])
+    return {"hippocampus": derived.loc[:, ~derived.columns.duplicated()]}
+
+
+def split_coverage(known: Reference, splits: int = SPLITS) -> pd.DataFrame:
+    """Split the patients of a reference at random, make limits of some, and try them on the others.
+
+    Returns:
+        Of each structure and limit, the mean share of patients for whom it holds in every scan, and
+        the median width: of the DSC, and of the volume as a share of the expected volume.
+    """
+    generator = np.random.default_rng(0)
+    patients = np.unique(known.values[:, 0, 0])
+    rows = []
+    for _ in range(splits):
+        chosen = generator.permutation(patients)[: int(SHARE * len(patients))]
+        is_chosen = np.isin(known.values[:, 0, 0], chosen)
+        limits = Reference(known.structures, known.values[is_chosen])
+        for number, structure in enumerate(known.structures):
+            scans = known.values[~is_chosen, number]
+            table = pd.DataFrame(
+                scans[:, 1:], columns=["expected_dsc", "dsc", "expected_volume", "true_volume"]
+            )
+            for name, (held, count, width) in try_limits(
+                limits, structure, table, scans[:, 0]
+            ).items():
+                rows.append((structure, name, held / count, width))
+    table = pd.DataFrame(rows, columns=["structure", "limit", "coverage", "width"])
+    means = table.groupby(["structure", "limit"])["coverage"].mean()
+    widths = table.groupby(["structure", "limit"])["width"].median()
+    return pd.concat([means, widths], axis=1)
+
+
+def try_limits(
+    known: Reference, structure: str, scans: Mapping[str, Any], patients: Any
+) -> dict[str, tuple[int, int, float]]:
+    """Return for how many of how many patients the limits of a structure hold, and their median
+    width, by the name of the limit.
+    """
+    expected, volumes = np.asarray(scans["expected_dsc"]), np.asarray(scans["expected_volume"])
+    lowest = known.lower_bound(structure, expected)
+    ranges = np.column_stack(known.volume_range(structure, volumes))
+    dsc_limits = np.column_stack([lowest, np.ones_like(lowest)])
+    widths = np.nanmedian(expected - lowest), np.nanmedian(np.diff(ranges)[:, 0] / volumes)
+    return {
+        "DSC": (*count_held(dsc_limits, scans["dsc"], patients), float(widths[0])),
+        "volume": (*count_held(ranges, scans["true_volume"], patients), float(widths[1])),
+    }
+
+
+def limits_table(bundle: str) -> str:
+    """Return for how many test patients the limits of a bundle's weights hold, as Markdown."""
+    known = read_reference(bundle)
+    splits = split_coverage(known)
+    columns: dict[str, list[str]] = {}
+    for title, scans in test_scans(bundle).items():
+        cells = []
+        for structure in known.structures:
+            names = ("expected_dsc", "dsc", "expected_volume", "true_volume")
+            table = {name: scans[f"{name}_{structure}"].to_numpy() for name in names}
+            for held, count, _ in try_limits(known, structure, table, scans["patient"]).values():
+                low, high = holding_patients(known.count_patients(structure), count)
+                cells.append(f"{held} of {count} ({low} to {high})")
+        columns[title] = cells
+    index = [f"{each}, {limit}" for each in known.structures for limit in ("DSC", "volume")]
+    order = [(each, limit) for each in known.structures for limit in ("DSC", "volume")]
+    chosen = splits.loc[order]
+    columns["over splits"] = [f"{share:.0%}" for share in chosen["coverage"]]
+    columns["median width"] = [f"{width:.2f}" for width in chosen["width"]]
+    return markdown(pd.DataFrame(columns, index))
+
+
+def gaps_table(bundle: str) -> str:
+    """Return confidence minus accuracy of each structure, Holm-corrected over those of a set, as
+    Markdown.
+    """
+    structures = read_reference(bundle).structures
+    columns = {}
+    for title, scans in test_scans(bundle).items():
+        gaps = [_gap(scans, structure) for structure in structures]
+        p_values = [gap.p_value for gap in gaps]
+        corrected = zip(gaps, holm_levels(p_values), holm(p_values), strict=True)
+        estimates = [gap.estimate(level)._replace(p_value=p) for gap, level, p in corrected]
+        columns[title] = [
+            f"{mean:+.3f} [{low:+.3f}, {high:+.3f}] {Judgement(estimate, 0, 0).text}"
+            for estimate in estimates
+            for mean, low, high, *_ in [estimate]
+        ]
+    return markdown(pd.DataFrame(columns, [*structures]))
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """Return a table of texts as Markdown."""
+    rows = [["", *table.columns], ["---"] * (1 + len(table.columns))]
+    rows += [[str(name), *row] for name, row in zip(table.index, table.to_numpy(), strict=True)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _gap(scans: pd.DataFrame, structure: str) -> CalibrationGap:
+    columns = [f"confidence_{structure}", f"accuracy_{structure}"]
+    means = scans[columns].dropna().groupby(scans["patient"]).mean()
+    return CalibrationGap(means[columns[0]], means[columns[1]])
+
+
+if __name__ == "__main__":
+    for bundle in BUNDLES:
+        print(f"{bundle}\n\n{limits_table(bundle)}\n\n{gaps_table(bundle)}\n")
