@@ -38,7 +38,7 @@ from calib_components.quality import (
     draw_slice,
     write_record,
 )
-from calib_components.quality.estimates import check_probabilities
+from calib_components.quality.estimates import require_probabilities
 from calib_components.quality.table import CENTER
 
 log = logging.getLogger(__name__)
@@ -47,10 +47,6 @@ INTEGERS = {8: torch.uint8, 16: torch.uint16}
 SLAB = 2**22  # values of a slab: voxels times classes
 SLOPE = "scl_slope"  # key of a map's metadata: the step of the integers that it holds
 LARGEST_SUM = 1.01  # of the structures' probabilities: a softmax that was interpolated and rounded
-NO_SOFTMAX = (
-    "probabilities are not those of a softmax. {}. Apply softmax before fill_background; leave it"
-    " out if each channel has a sigmoid."
-)
 COMPRESSION = 1  # higher levels of gzip take several times as long for a few per cent
 
 
@@ -65,11 +61,12 @@ def fill_background(probabilities: torch.Tensor) -> torch.Tensor:
         InputError: These are not the probabilities of a softmax.
     """
     structures = probabilities[1:]
-    if len(structures) == 0:
-        raise InputError(NO_SOFTMAX.format("There is one channel"))
     sums = structures.sum(0, keepdim=True)
-    if sums.max() > LARGEST_SUM:
-        raise InputError(NO_SOFTMAX.format(f"The classes sum to {sums.max():.3g}"))
+    if len(structures) == 0 or sums.max() > LARGEST_SUM:
+        raise InputError(
+            "probabilities are not those of a softmax. Apply softmax before fill_background; leave"
+            " it out if each channel has a sigmoid."
+        )
     return torch.cat([1 - sums, structures]).clamp(0, 1)
 
 
@@ -79,7 +76,7 @@ def normalized_entropy(probabilities: torch.Tensor) -> torch.Tensor:
 
     Raises an `InputError` if these are not the probabilities of a softmax, or a batch of them.
     """
-    check_probabilities(probabilities)
+    require_probabilities(probabilities)
     largest = torch.log(torch.tensor(float(len(probabilities))))
     return torch.special.entr(probabilities).sum(0, keepdim=True) / largest
 

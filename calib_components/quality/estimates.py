@@ -33,7 +33,7 @@ TERMS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 }
 
 
-def check_probabilities(probabilities: torch.Tensor, sigmoid: bool = False) -> None:
+def require_probabilities(probabilities: torch.Tensor, sigmoid: bool = False) -> None:
     """Raise `InputError` unless values `(N, *S)` are probabilities: of a softmax over N classes, or
     with `sigmoid` of each channel.
     """
@@ -228,7 +228,7 @@ class ScanEstimates:
 
         Raise `InputError` if N is too small, or they are no probabilities.
         """
-        check_probabilities(probabilities, self.sigmoid)
+        require_probabilities(probabilities, self.sigmoid)
         number, slices = probabilities.shape[:2]
         if (highest := max(max(classes) for classes in self.structures.values())) >= number:
             raise InputError(

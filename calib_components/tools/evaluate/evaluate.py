@@ -129,26 +129,17 @@ def evaluate_predictions(
     fitted = None
     if validation is not None:
         check_probabilities(next(iter(readers.values())), "--validation")
-        fitted = _read_validation(validation, setting, patient_pattern, labels is not None)
+        fitted = Evaluation.read(validation)
+        check_kind(fitted, [*setting.classes.structures], setting.classes.sigmoid, validation)
+        # With labels, the report compares them, where only names are the same
+        others = fitted.items(patient_pattern)
+        check_apart(setting.items(), others, validation, by_name=labels is None)
     if labels is None:
         reference = None if fitted is None else reference_of(fitted, patient_pattern)
         estimate_quality(readers, setting, reference, review, review_below)
     else:
         calibration = estimate_of(predictions, readers.values())
         _evaluate_labelled(labelled, setting, calibration, validation, skip_existing)
-
-
-def _read_validation(
-    folder: Path, setting: Setting, patient_pattern: str | None, labelled: bool
-) -> Evaluation:
-    """Read the evaluation of other cases: of the same structures, and of other patients.
-
-    With labels, the report compares them, where only names are the same.
-    """
-    fitted = Evaluation.read(folder)
-    check_kind(fitted, [*setting.classes.structures], setting.classes.sigmoid, folder)
-    check_apart(setting.items(), fitted.items(patient_pattern), folder, by_name=not labelled)
-    return fitted
 
 
 def _evaluate_labelled(

@@ -95,8 +95,8 @@ def check_trainer(file: Path, checkpoint: Mapping[str, Any], channels: int) -> N
     name, weights = checkpoint["trainer_name"], checkpoint["network_weights"]
     if found := {len(weights[each]) for each in weights if LAYER.fullmatch(each)} - {channels}:
         raise InputError(
-            f"{file}: the network has {min(found)} channels, dataset.json {channels}. Train it on"
-            " this data set."
+            f"{file}: the network has {min(found)} channels, not the {channels} of dataset.json."
+            " Train it again."
         )
     own = nnunet_module("training.nnUNetTrainer.nnUNetTrainer").nnUNetTrainer
     with reading(

@@ -80,15 +80,12 @@ def thresholds_section(context: Context) -> Section | None:
 
 def check_kind(fitted: Evaluation, structures: Sequence[str], sigmoid: bool, folder: Path) -> None:
     """Refuse an evaluation of other structures, or of a softmax for sigmoids."""
-    theirs, ours = (
-        f"structures {', '.join(sorted(names))}, sigmoid {bool(is_sigmoid)}"
-        for names, is_sigmoid in (
-            (fitted.structures, fitted.summary.get("sigmoid")),
-            (structures, sigmoid),
+    theirs = {*fitted.structures}, bool(fitted.summary.get("sigmoid"))
+    if theirs != ({*structures}, sigmoid):
+        raise InputError(
+            f"--validation: {folder} has the structures {', '.join(fitted.structures)} and sigmoid"
+            f" {theirs[1]}, not {', '.join(structures)} and {sigmoid}."
         )
-    )
-    if theirs != ours:
-        raise InputError(f"--validation: {folder} has {theirs}, not {ours}.")
 
 
 def check_apart(cases: Items, others: Items, folder: Path, by_name: bool = False) -> list[str]:

@@ -344,9 +344,7 @@ def test_an_evaluation_of_the_same_or_other_predictions_is_no_validation(
             evaluate_predictions(tmp_path / "copy", None, tmp_path / "out", **options)
     for name in NAMES:
         save_channels_last(predictions / f"{name}.nii.gz", softmax_of(7)[1:])
-    with pytest.raises(
-        InputError, match="sigmoid False, not structures class1, class2, sigmoid True"
-    ):
+    with pytest.raises(InputError, match="and sigmoid False, not class1, class2 and True"):
         evaluate_predictions(
             predictions, labels if with_labels else None, tmp_path / "out", sigmoid=True, **options
         )
