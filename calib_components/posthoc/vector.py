@@ -116,8 +116,9 @@ class _Sums(NamedTuple):
 
     @property
     def units(self) -> Array:
-        """Root of the curvature of all patients along each parameter, `(2 N,)`."""
-        return np.sqrt(self.hessian.sum(0).diagonal())
+        """Root of the curvature of all patients along each parameter, `(2 N,)`, above 0."""
+        # Rounded, one of 0 may be below 0
+        return np.sqrt(abs(self.hessian.sum(0).diagonal())) + SMALLEST
 
     @property
     def relative_gradient(self) -> Array:
@@ -126,7 +127,7 @@ class _Sums(NamedTuple):
         It is about the change of a logit by which each parameter is off.
         """
         curvature = self.units * np.tile(np.split(self.units, 2)[1], 2)
-        return (abs(self.gradient.sum(0)) + SMALLEST) / (curvature + SMALLEST**2)
+        return (abs(self.gradient.sum(0)) + SMALLEST) / curvature
 
 
 class VectorScaling(Calibrator):
@@ -219,7 +220,7 @@ class VectorScaling(Calibrator):
             if true == 0 or p < FEWEST_EXPECTED * true:
                 raise InputError(
                     f"Class {number} is the label of {true:.0f} voxels, and its probabilities add"
-                    f" up to {max(p, 0):.1g}, so it has no {self.name}. Fit a temperature, or train"
+                    f" up to {max(p, 0):.3g}, so it has no {self.name}. Fit a temperature, or train"
                     " the network again."
                 )
 
@@ -288,7 +289,7 @@ class VectorScaling(Calibrator):
         gradient, hessian = times @ sums.gradient, np.einsum("rp,pij->rij", times, sums.hessian)
         classes = sums.labels.shape[1]
         fitted = self._fitted(classes)
-        units = np.maximum(sums.units, SMALLEST)[fitted]
+        units = sums.units[fitted]
         scaled = hessian[:, fitted, fitted] / (units[:, None] * units)
         inverse = np.linalg.pinv(scaled, rcond=1e-10, hermitian=True)
         steps = np.zeros_like(gradient)

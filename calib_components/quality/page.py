@@ -108,9 +108,9 @@ def _escaped(content: Any) -> Any:
     """Return JSON data whose texts are HTML, whatever files they are from."""
     if isinstance(content, Mapping):
         return {name: _escaped(value) for name, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_escaped(value) for value in content]
-    return escape(content) if isinstance(content, str) else content
+    if isinstance(content, str):
+        return escape(content)
+    return [*map(_escaped, content)] if isinstance(content, list) else content
 
 
 def _card(record: Mapping[str, Any], columns: Sequence[QualityEstimate]) -> str:

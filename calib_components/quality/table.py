@@ -153,9 +153,9 @@ def _parse(text: str) -> dict[str, Any]:
     for row in record["rows"]:
         texts.append(row["structure"])
         numbers += [value for name, value in row.items() if name != "structure"]
-    are_texts = all(isinstance(each, str) for each in texts)
-    if not (are_texts and all(isinstance(each, float | int | None) for each in numbers)):
-        raise ValueError("a value is neither text nor number, as it should be")
+    for values, kind in ((texts, str), (numbers, float | int | None)):
+        if not all(isinstance(each, kind) for each in values):
+            raise ValueError(f"a value is no {kind}")
     return record
 
 

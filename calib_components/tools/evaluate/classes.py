@@ -77,8 +77,11 @@ def check_probabilities(prediction: Reader, purpose: str) -> None:
         )
 
 
-def check_axes(prediction: Reader, sigmoid: bool) -> None:
-    """Raise `InputError` if neither a grid nor the option says that one channel is a volume."""
+def check_volume(prediction: Reader, sigmoid: bool) -> None:
+    """Raise `InputError` unless a prediction without a label is of probabilities, and its grid or
+    the option says that one channel is a volume.
+    """
+    check_probabilities(prediction, "An estimate of quality")
     header = prediction.header()
     if header.channels == 1 and header.affine is None and not sigmoid:
         raise InputError(

@@ -13,7 +13,7 @@ import torch
 
 from calib_components.errors import InputError, check_output, reading
 from calib_components.handlers.evaluation import EvaluationRecords, record_case, write_evaluation
-from calib_components.handlers.evaluation_files import Evaluation, check_output_dir
+from calib_components.handlers.evaluation_files import check_output_dir
 from calib_components.tools.cli import patients_of
 from calib_components.tools.evaluate.calibrate import estimate_of
 from calib_components.tools.evaluate.cases import (
@@ -26,8 +26,8 @@ from calib_components.tools.evaluate.cases import (
 )
 from calib_components.tools.evaluate.classes import (
     IGNORED,
-    check_axes,
     check_probabilities,
+    check_volume,
     classes_of,
     combine_masks,
 )
@@ -40,7 +40,7 @@ from calib_components.tools.evaluate.quality import estimate_quality
 from calib_components.tools.parallel import map_cases
 from calib_components.tools.report.quality import reference_of
 from calib_components.tools.report.report import report_folders
-from calib_components.tools.report.thresholds import check_apart, check_kind
+from calib_components.tools.report.thresholds import read_validation
 
 REPORT = "report"  # folder of the page inside the output folder
 
@@ -112,9 +112,7 @@ def evaluate_predictions(
         if pairs is not None:
             raise InputError("--pairs needs the folder of the labels.")
         labelled, readers = [], find_predictions(predictions)
-        first = next(iter(readers.values()))
-        check_probabilities(first, "An estimate of quality")
-        check_axes(first, sigmoid)
+        check_volume(next(iter(readers.values())), sigmoid)
     else:
         labelled = find_pairs(predictions, labels, pairs)
         readers = {pair.name: pair.prediction for pair in labelled}
@@ -129,11 +127,14 @@ def evaluate_predictions(
     fitted = None
     if validation is not None:
         check_probabilities(next(iter(readers.values())), "--validation")
-        fitted = Evaluation.read(validation)
-        check_kind(fitted, [*setting.classes.structures], setting.classes.sigmoid, validation)
-        # With labels, the report compares them, where only names are the same
-        others = fitted.items(patient_pattern)
-        check_apart(setting.items(), others, validation, by_name=labels is None)
+        fitted, _ = read_validation(
+            validation,
+            [*setting.classes.structures],
+            setting.classes.sigmoid,
+            setting.items(),
+            patient_pattern,
+            by_name=labels is None,  # with labels, the report compares these
+        )
     if labels is None:
         reference = None if fitted is None else reference_of(fitted, patient_pattern)
         estimate_quality(readers, setting, reference, review, review_below)

@@ -116,7 +116,7 @@ def find_pairs(
                 files.get(name + suffix, image_folder / f"{name}{suffix}.nii.gz")
                 for suffix in image_suffixes
             ),
-            label=labels.get(name) or nifti_file(label_folder, name),
+            label=labels.get(name, label_folder / f"{name}.nii.gz"),
         )
         for name in sorted({*images, *labels})
     ]
