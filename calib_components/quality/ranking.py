@@ -25,8 +25,8 @@ class Ranking(NamedTuple):
         gap_closed: `(random - AURC) / (random - optimal)`: 1 for the order of the DSC, 0 by chance.
             AURC is the area under the risk-coverage curve: the mean over i of the mean of 1 - DSC
             of the i best estimates.
-        roc: Area under the ROC curve for DSC below 0.7; NaN where no or every scan is, as the next
-            one.
+        roc: Area under the ROC curve for DSC below `bad`, 0.7; NaN where no or every scan is, as
+            the next one.
         found: Share of these scans that are among the 20 % with the lowest estimates.
         spearman: Spearman's rank correlation of estimate and DSC.
     """
@@ -37,7 +37,9 @@ class Ranking(NamedTuple):
     spearman: Array
 
 
-def rank_scans(estimates: ArrayLike, dsc: ArrayLike, patients: Sequence[object]) -> Ranking:
+def rank_scans(
+    estimates: ArrayLike, dsc: ArrayLike, patients: Sequence[object], bad: float = BAD
+) -> Ranking:
     """Compare estimates, which are higher for better segmentations, with the DSC of the same scans.
 
     Where estimates are equal, values are the mean over all orders of these scans. Scans without
@@ -53,26 +55,27 @@ def rank_scans(estimates: ArrayLike, dsc: ArrayLike, patients: Sequence[object])
         draws = np.random.default_rng(SEED).integers(len(scans), size=(RESAMPLES, len(scans)))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # in some draws, no scan is below 0.7
-            values = [order(*pair[:, np.concatenate([scans[i] for i in row])]) for row in draws]
+            drawn = (np.concatenate([scans[i] for i in row]) for row in draws)
+            values = [order(*pair[:, each], bad) for each in drawn]
             ends = np.nanquantile(values, [0.025, 0.975], axis=0)
-    return Ranking(*np.stack([order(*pair), *ends], 1))
+    return Ranking(*np.stack([order(*pair, bad), *ends], 1))
 
 
-def order(estimates: Array, dsc: Array) -> Array:
+def order(estimates: Array, dsc: Array, bad: float = BAD) -> Array:
     """Return the values of a `Ranking`, without intervals; see `rank_scans`."""
-    number, risk, is_bad = len(dsc), 1 - dsc, (dsc < BAD).astype(float)
+    number, risk, is_bad = len(dsc), 1 - dsc, (dsc < bad).astype(float)
     best_first = np.argsort(-estimates)
     _, group, sizes = np.unique(-estimates[best_first], return_inverse=True, return_counts=True)
 
     def ordered(values: Array) -> Array:  # equal estimates have the mean of their values
         return (np.bincount(group, values[best_first]) / sizes)[group]
 
-    kept, bad = np.arange(1, number + 1), is_bad.sum()
+    kept, count = np.arange(1, number + 1), is_bad.sum()
     aurc, optimal = ((values.cumsum() / kept).mean() for values in (ordered(risk), np.sort(risk)))
     ranks = stats.rankdata(estimates)
     reviewed = ordered(is_bad)[number - int(SHARE * number + 0.5) :]
     with np.errstate(invalid="ignore", divide="ignore"):
         gap = (risk.mean() - aurc) / (risk.mean() - optimal)
-        roc = 1 - (ranks @ is_bad - bad * (bad + 1) / 2) / (bad * (number - bad))
-        found = reviewed.sum() / bad if bad < number else np.nan
+        roc = 1 - (ranks @ is_bad - count * (count + 1) / 2) / (count * (number - count))
+        found = reviewed.sum() / count if count < number else np.nan
         return np.array([gap, roc, found, np.corrcoef(ranks, stats.rankdata(dsc))[0, 1]])

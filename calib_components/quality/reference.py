@@ -34,13 +34,17 @@ LIMITS = (
     " are optimistic if these patients also chose the epoch or fitted the calibration of the"
     " network, and promise nothing on images of another scanner."
 )
+SCANS = (
+    "On {scans} labelled scans like those of the training, which may have helped to choose the"
+    " network, "
+)
 GAP_CLOSED = (
-    "On {scans} labelled scans like those of the training, this order closed {gap:.0%} of the gap"
-    " between a random and the perfect order [{low:.0%}, {high:.0%}]."
+    "this order closed {gap:.0%} of the gap between a random and the perfect order"
+    " [{low:.0%}, {high:.0%}]."
 )
 NOT_SHOWN = (
-    "On {scans} labelled scans like those of the training, this order was not shown to be better"
-    " than chance: it closed {gap:.0%} of the gap to the perfect order [{low:.0%}, {high:.0%}]."
+    "this order was not shown to be better than chance: it closed {gap:.0%} of the gap to the"
+    " perfect order [{low:.0%}, {high:.0%}]."
 )
 BIAS = " The expected DSC minus the true one was {bias:+.3f} on average."
 ROC = (
@@ -154,7 +158,7 @@ class Reference:
         ranking = rank_scans(estimates, dsc, self.values[:, 0, 0])
         gap, low, high = ranking.gap_closed
         template = GAP_CLOSED if low > 0 else NOT_SHOWN
-        text = template.format(scans=len(dsc), gap=gap, low=low, high=high)
+        text = SCANS.format(scans=len(dsc)) + template.format(gap=gap, low=low, high=high)
         text += BIAS.format(bias=np.nanmean(estimates - dsc))
         count = (dsc < BAD).sum()
         if count >= MIN_BAD:

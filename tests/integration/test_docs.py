@@ -144,8 +144,9 @@ def test_commands_of_the_readme(repository: Path, places: dict[str, Path]) -> No
     assert len(commands) == 5
     # Whose commands run with its page
     assert nnunet in "\n".join(blocks(ROOT / "docs/nnunet.md", "sh"))
-    install = "".join(blocks(README, "bash"))
+    install, test = blocks(README, "bash")
     assert install.startswith("scripts/demo ")
+    assert (ROOT / test.strip()).is_file()  # it runs this test
     install = install.replace("scripts/demo", "scripts/demo --train")
     printed = run([install, *(f"{command}\n" for command in commands)], repository, places)
     for row in (

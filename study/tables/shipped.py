@@ -1,14 +1,15 @@
 """What users of the shipped weights are handed, on patients that were not fitted: do the limits
-hold, and is each structure calibrated?
+hold, is each structure calibrated, and which estimate orders the scans?
 
-    python -m study.limits
+    python study/tables/shipped.py
 
 prints the tables of the bundles' pages and of docs/quality.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,19 @@ import numpy as np
 import pandas as pd
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for a clone that is not installed
+
 from calib_components.data.facts import facts_beside
 from calib_components.posthoc.network import REFERENCE
 from calib_components.quality import Reference
-from calib_components.quality.reference import holding_patients
+from calib_components.quality.ranking import rank_scans
+from calib_components.quality.reference import MIN_BAD, holding_patients
 from calib_components.tools.report.calibration import Judgement
 from calib_components.tools.report.data import derive
 from calib_components.tools.report.quality import count_held
 from calib_components.tools.report.statistics import CalibrationGap, holm, holm_levels
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "study" / "results"
 SPLITS, SHARE = 500, 0.75  # of the validation patients: random splits, and what limits are made of
 HEART = {
@@ -150,6 +154,53 @@ def gaps_table(bundle: str) -> str:
     return markdown(pd.DataFrame(columns, [*structures]))
 
 
+def order_table(bundle: str) -> str:
+    """Return how well estimates order the test scans of the heart, as Markdown."""
+    structures = read_reference(bundle).structures
+    columns = {
+        title: _order_cells(scans, structures) for title, scans in test_scans(bundle).items()
+    }
+    return markdown(pd.DataFrame(columns))
+
+
+def _order_cells(scans: pd.DataFrame, structures: Sequence[str]) -> dict[str, str]:
+    """Return the rows of a set of `order_table`."""
+
+    def of(measure: str) -> pd.DataFrame:
+        return scans[[f"{measure}_{name}" for name in structures]].fillna(0)
+
+    dsc, expected = of("dsc").mean(axis=1), of("expected_dsc").mean(axis=1)
+    estimates = {
+        "expected DSC": expected,
+        "log of the predicted volume": np.log(of("predicted").sum(axis=1)),
+        "mean confidence, predicted voxels": of("confidence").mean(axis=1),
+        "1 - mean entropy, predicted voxels": 1 - scans["entropy_predicted"],
+    }
+    cells = {"DSC, true and expected": f"{dsc.mean():.3f}, {expected.mean():.3f}"}
+    for title, values in estimates.items():
+        cells[f"gap closed: {title}"] = _interval(rank_scans(values, dsc, scans["patient"])[0])
+    volume = scans["true_volume_LV"].groupby(scans["patient"])
+    first = volume.rank(ascending=False) == 1  # of the patient's scans, that with the larger LV
+    has_phases = not first.all()
+    for phase, chosen in (("end-diastole", first), ("end-systole", ~first)):
+        cell = "one phase"
+        if has_phases:
+            cell = _interval(
+                rank_scans(expected[chosen], dsc[chosen], scans["patient"][chosen]).gap_closed
+            )
+        cells[f"gap closed within {phase}: expected DSC"] = cell
+    for bad in (0.7, 0.8):
+        count = int((dsc < bad).sum())
+        found = rank_scans(expected, dsc, scans["patient"], bad)
+        roc = f"{_interval(found.roc)}, " if count >= MIN_BAD else ""
+        cells[f"ROC, DSC below {bad}: expected DSC"] = f"{roc}{count} of {len(dsc)} scans"
+    return cells
+
+
+def _interval(found: Any) -> str:
+    return "{:.2f} [{:.2f}, {:.2f}]".format(*found)
+
+
 def markdown(table: pd.DataFrame) -> str:
     """Return a table of texts as Markdown."""
     rows = [["", *table.columns], ["---"] * (1 + len(table.columns))]
@@ -166,3 +217,4 @@ def _gap(scans: pd.DataFrame, structure: str) -> CalibrationGap:
 if __name__ == "__main__":
     for bundle in BUNDLES:
         print(f"{bundle}\n\n{limits_table(bundle)}\n\n{gaps_table(bundle)}\n")
+    print(order_table(BUNDLES[0]))
