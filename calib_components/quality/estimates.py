@@ -38,9 +38,9 @@ def require_probabilities(probabilities: torch.Tensor, sigmoid: bool = False) ->
     with `sigmoid` of each channel.
     """
     low, high = probabilities.aminmax()
-    is_valid = low >= -RANGE_TOLERANCE and high <= 1 + RANGE_TOLERANCE  # also not NaN
+    is_valid = bool(low >= -RANGE_TOLERANCE and high <= 1 + RANGE_TOLERANCE)  # also not NaN
     if not sigmoid:
-        off = (probabilities.sum(0) - 1).abs().max()
+        off = float((probabilities.sum(0) - 1).abs().max())
         is_valid = is_valid and len(probabilities) > 1 and off <= 2 * SUM_TOLERANCE
     if not is_valid:
         raise InputError(

@@ -202,6 +202,12 @@ def test_logits_that_say_nothing() -> None:
             fit(equal.float(), y)
 
 
+@pytest.mark.parametrize("value", [True, "text", None, math.nan, 0])
+def test_what_is_no_temperature(value: Any) -> None:
+    with pytest.raises(InputError, match=r"temperature must be a number from 0\.001 to 1000"):
+        TemperatureScaling().set_state({"temperature": value})
+
+
 def test_one_patient() -> None:
     estimate = fit(*draw((2, 3, 8, 8)), "a")
     assert (estimate.patients, estimate.leave_one_out) == (1, {})
