@@ -153,6 +153,7 @@ def check_count(name: str, value: Any, lowest: int, highest: float = math.inf) -
 def _check_real(
     name: str, value: Any, lowest: float, highest: float, is_kind: bool, noun: str
 ) -> None:
+    is_kind = is_kind and not isinstance(value, bool)  # such as True of MONAI's `--name true`
     if not (is_kind and lowest <= float(value) <= highest and float(value) < math.inf):
         bounds = f"of at least {lowest}" if highest == math.inf else f"from {lowest} to {highest}"
         raise InputError(f"{name} must be {noun} {bounds}, got {value!r}.")

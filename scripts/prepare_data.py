@@ -5,6 +5,7 @@
     python scripts/prepare_data.py brats       SRC OUT
     python scripts/prepare_data.py hippocampus SRC OUT
     python scripts/prepare_data.py msd         SRC OUT
+    python scripts/prepare_data.py nnunet      SRC OUT
     python scripts/prepare_data.py generic     SRC OUT --labels liver,tumour
 
 In `SRC`, these files are looked for:
@@ -14,6 +15,7 @@ In `SRC`, these files are looked for:
     brats        NAME_{flair,t1,t1ce,t2,seg}.nii.gz, at any depth
     hippocampus  {imagesTr,labelsTr}/hippocampus_NNN.nii.gz
     msd          {imagesTr,labelsTr}/NAME.nii.gz, dataset.json
+    nnunet       imagesTr/NAME_0000.nii.gz, labelsTr/NAME.nii.gz, dataset.json of version 2
     generic      {images,labels}/NAME.nii.gz
 
 `OUT` gets the cases on the network's grid, see `calib_components.data.cases`; `facts.yaml`, which

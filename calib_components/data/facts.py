@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import operator
 import os
 from collections.abc import Mapping
@@ -106,7 +107,8 @@ class Facts:
             raise InputError(
                 f"{name}: structures have class indices beyond the {len(classes)} classes."
             )
-        if self.spacing is not None and not (len(self.spacing) == 3 and min(self.spacing) > 0):
+        sizes = [1.0] * 3 if self.spacing is None else self.spacing
+        if len(sizes) != 3 or not all(0 < size < math.inf for size in sizes):
             raise InputError(
                 f"{name}: spacing must be three sizes of voxels in mm, such as 1,1,1.5, got"
                 f" {self.spacing}."

@@ -30,7 +30,6 @@ from calib_components.inference.grid import ImageGrid
 from calib_components.inference.images import MAPS, result_name
 from calib_components.inference.inferers import agreement_of
 from calib_components.inference.scratch import release, scratch
-from calib_components.metrics.voxels import RANGE_TOLERANCE, SUM_TOLERANCE
 from calib_components.posthoc import find_reference
 from calib_components.quality import (
     Reference,
@@ -39,6 +38,7 @@ from calib_components.quality import (
     draw_slice,
     write_record,
 )
+from calib_components.quality.estimates import require_probabilities
 from calib_components.quality.table import CENTER
 
 log = logging.getLogger(__name__)
@@ -55,16 +55,7 @@ def normalized_entropy(probabilities: torch.Tensor) -> torch.Tensor:
 
     Raises an `InputError` if these are not the probabilities of a softmax, or a batch of them.
     """
-    is_softmax = (
-        len(probabilities) > 1
-        and probabilities.min() >= -RANGE_TOLERANCE
-        and (probabilities.sum(0) - 1).abs().max() <= 2 * SUM_TOLERANCE
-    )
-    if not is_softmax:
-        raise InputError(
-            "probabilities must be (N, *S) and sum to 1 over the N classes. Apply softmax to"
-            " logits; give the cases of a batch one by one."
-        )
+    require_probabilities(probabilities)
     largest = torch.log(torch.tensor(float(len(probabilities))))
     return torch.special.entr(probabilities).sum(0, keepdim=True) / largest
 

@@ -72,11 +72,11 @@ class CalibrationLoss(nn.Module, ABC):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss of logits and a target."""
         logits = plain(input)
-        if logits.ndim not in (4, 5) or logits.shape[1] < 2:
+        if logits.ndim not in (4, 5) or logits.shape[1] < 2 or not logits.numel():
             raise InputError(
                 "input must be logits of shape (B, N, H, W) or (B, N, H, W, D) with N >= 2"
-                f" classes, got {tuple(logits.shape)}. For the one channel x of a sigmoid, pass"
-                " torch.cat([zeros_like(x), x], 1)."
+                f" classes and at least one voxel, got {tuple(logits.shape)}. For the one channel x"
+                " of a sigmoid, pass torch.cat([zeros_like(x), x], 1)."
             )
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()

@@ -26,10 +26,9 @@ import torch
 from calib_components.errors import InputError, warn_once
 from calib_components.metrics.base import plain_tensor
 from calib_components.metrics.distances import IGNORED, Mask
+from calib_components.quality.estimates import RANGE_TOLERANCE, SUM_TOLERANCE
 
 CPU_CHUNK, GPU_CHUNK = 2**18, 2**23  # probabilities per chunk
-RANGE_TOLERANCE = 1e-5
-SUM_TOLERANCE = 1e-2
 SUM_ROUNDING = 1e-5
 FEWEST_SUMS = 16  # below which sums of 1 may be chance
 NO_BATCH_AXIS = "Items of lists have no batch axis, (N, *S)."
@@ -212,12 +211,12 @@ def _check_class_axis(y_pred: torch.Tensor, y: torch.Tensor, sigmoid: bool, name
         )
 
 
-def sum_to_1(values: torch.Tensor, axis: int) -> bool:
-    """Whether values that differ along an axis sum to 1 along it everywhere."""
+def sum_to_1(values: torch.Tensor, axis: int, tolerance: float = SUM_TOLERANCE) -> bool:
+    """Whether values that differ along an axis, not the last one, sum to 1 along it everywhere."""
     if values.shape[axis] < 2 or values.numel() < FEWEST_SUMS * values.shape[axis]:
         return False
     for part in (values[..., :1].float(), values.float()):  # a part suffices nearly always
-        if not ((part.sum(axis) - 1).abs() <= SUM_TOLERANCE).all():  # also NaN
+        if not ((part.sum(axis) - 1).abs() <= tolerance).all():  # also NaN
             return False
     return bool((values.amax(axis) - values.amin(axis) > 0.1).any())
 

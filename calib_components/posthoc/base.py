@@ -46,6 +46,11 @@ class Estimate(ABC):
     patients: int
     voxels: int
 
+    @property
+    def count(self) -> str:
+        """The number of patients as text."""
+        return "1 patient" if self.patients == 1 else f"{self.patients} patients"
+
     @abstractmethod
     def summary(self) -> str:
         """Return what was fitted and how uncertain it is, as one line."""
@@ -180,11 +185,9 @@ class Calibrator(torch.nn.Module):
                 " case."
             )
         if logits.min() >= 0 and logits.max() <= 1:
-            remedy = "p.double().clamp_min(1e-12).log()"
-            if self.sigmoid or logits.shape[1] == 1:
-                remedy = "p.double().logit(1e-12)"
             warn_once(
-                f"All logits are between 0 and 1. If they are probabilities p, pass {remedy}."
+                "All logits are between 0 and 1. If they are probabilities p, pass"
+                " p.double().clamp_min(1e-12).log(), or of sigmoids p.double().logit(1e-12)."
             )
         sums: dict[int, torch.Tensor] = {}
         for voxels in read_voxels(

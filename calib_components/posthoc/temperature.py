@@ -23,7 +23,7 @@ import torch
 from scipy.interpolate import make_interp_spline
 from scipy.stats import bootstrap, norm, t
 
-from calib_components.errors import check_number, printable
+from calib_components.errors import InputError, check_number, printable
 from calib_components.metrics.regions import Region
 from calib_components.posthoc.base import Array, Calibrator, Estimate
 
@@ -35,6 +35,7 @@ UNSCALED = 3 * PER_OCTAVE  # where b = 1
 # Of any values at LOG2_B: values @ SPLINE(x)
 SPLINE = make_interp_spline(LOG2_B, np.eye(len(LOG2_B)), k=5)
 SMALLEST = 1e-300  # in place of 0, before a logarithm
+LEAST_INFORMATION = 1e-6  # change of the NLL of a voxel by 1 / T, in nats
 
 COMPARED = ("all", "predicted")  # regions whose temperatures every fit gives
 FEWEST_PATIENTS = 6
@@ -94,7 +95,7 @@ class TemperatureEstimate(Estimate):
         return float(1 - 2 * t.sf(limit, number - 1))
 
     def summary(self) -> str:
-        parts = [f"{self.temperature:.3f}, fitted on {self._number()}"]
+        parts = [f"{self.temperature:.3f}, fitted on {self.count}"]
         if self.patients > 1:
             others, share = self.leave_one_out.values(), 100 * self.coverage
             parts += [
@@ -111,6 +112,8 @@ class TemperatureEstimate(Estimate):
 
     def effect(self, by_prediction: bool = True) -> str:
         relation, become, confident = "T < 1:", "sharper", "underconfident"
+        if self.at_edge:
+            return "T is the end of its range: nothing follows for the confidence of the model."
         if self.temperature > 1:
             relation, become, confident = "T > 1:", "softer", "overconfident"
         if not by_prediction:
@@ -125,7 +128,7 @@ class TemperatureEstimate(Estimate):
     def warnings(self) -> list[str]:
         sentences = [self._influence(), self._edge()]
         if self.patients < FEWEST_PATIENTS:
-            fitted = f"fitted on {self._number()}, fewer than {FEWEST_PATIENTS}"
+            fitted = f"fitted on {self.count}, fewer than {FEWEST_PATIENTS}"
             sentences.append(f"The temperature was {fitted}: its interval is not reliable.")
         if self.low <= 1 <= self.high:
             held = f"{self.low:.3f} to {self.high:.3f}"
@@ -179,9 +182,6 @@ class TemperatureEstimate(Estimate):
             first["nll_predicted"] - second["nll_predicted"],
         )
 
-    def _number(self) -> str:
-        return "1 patient" if self.patients == 1 else f"{self.patients} patients"
-
 
 class TemperatureScaling(Calibrator):
     """Divides logits by a temperature T, fitted batch by batch; see `Calibrator` for its arguments
@@ -222,7 +222,9 @@ class TemperatureScaling(Calibrator):
         return logits / self.temperature  # type: ignore[operator]
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        check_number("temperature", float(state["temperature"]), *LIMITS)
+        value = state["temperature"]
+        value = value.item() if isinstance(value, torch.Tensor) else value
+        check_number("temperature", value, *LIMITS)
         super().set_state(state)
 
     def voxel_sums(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
@@ -258,7 +260,12 @@ class TemperatureScaling(Calibrator):
             # Adds up: a difference of sums would lose digits
             without = (1 - np.eye(len(names))) @ kept[:, 2:]
             others = dict(zip(names, _temperatures(without).tolist(), strict=True))
-        voxels = kept[:, 0].sum()
+        voxels, sums = kept[:, 0].sum(), kept[:, 2:].sum(0)
+        if sums.max() < LEAST_INFORMATION * voxels:
+            raise InputError(
+                "No temperature changes the NLL: the logits of all classes are equal, or those of"
+                " the labels are larger by far. Check that they are of a trained network."
+            )
         self.set_state(fit)
         return TemperatureEstimate(
             **fit,

@@ -4,9 +4,12 @@ With `c` the logits less their mean over the classes, on which no probability de
 probabilities are `softmax(s c + b)`. Their negative log-likelihood is convex in the parameters `(s,
 b)`. A pass at some parameters keeps its value, gradient and Hessian there, for each patient. The
 next pass is at the minimum of the quadratic function with the sums of all, a step of Newton's
-method, which is halved where the likelihood got worse. At the minimum, parameters of other samples
-of the same patients are one more step, with other sums of the same rows: so are the interval, and
-the likelihood of patients that are left out of the fit.
+method, which is halved where the likelihood got worse. Where the probabilities of a class add up to
+several times its voxels, or a fraction of them, that step would be far too long: biases bring the
+sums to the numbers of voxels first. The minimum is where the gradient vanishes relative to the
+curvature. There, parameters of other samples of the same patients are one more step, with other
+sums of the same rows: so are the interval, and the likelihood of patients that are left out of the
+fit.
 
 Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 4.2.
 """
@@ -26,9 +29,11 @@ from calib_components.errors import InputError
 from calib_components.posthoc.base import Array, Calibrator, Estimate
 
 MOST_PASSES = 30
-TOLERANCE = 1e-5  # of a parameter
+TOLERANCE = 1e-6  # of the gradient, relative to the curvature: the change of a logit
+FEWEST_EXPECTED = 1e-6  # probability of a class, relative to its voxels
 FEWEST_PATIENTS = 2  # for each parameter, a rule of thumb
 RESAMPLES = 2_000
+SMALLEST = 1e-150  # in place of 0, below a fraction
 ONCE = [[1.0]]  # each patient
 
 
@@ -58,21 +63,26 @@ class VectorEstimate(Estimate):
     voxels: int
 
     def summary(self) -> str:
-        texts = (
-            f"{name} {p['value']:.2f} [{p['low']:.2f}, {p['high']:.2f}]"
-            for name, p in self.parameters.items()
+        template = (
+            "{} {value:.2f}" if self.patients == 1 else "{} {value:.2f} [{low:.2f}, {high:.2f}]"
         )
-        return f"{', '.join(texts)}, fitted on {self.patients} patients"
+        texts = (template.format(name, **each) for name, each in self.parameters.items())
+        return f"{', '.join(texts)}, fitted on {self.count}"
 
     def effect(self, by_prediction: bool = True) -> str:
         return f"The label of {self.changed} of {self.voxels} voxels changes."
 
     def warnings(self) -> list[str]:
-        sentences = []
+        sentences = [
+            f"The {name} is negative: the lower its logit, the more probable is the class. Check"
+            " that channels and labels are in the same order."
+            for name, each in self.parameters.items()
+            if name.startswith("scale") and each["value"] < 0
+        ]
         number = len(self.parameters) - 1  # a constant added to all biases changes nothing
         if self.patients < FEWEST_PATIENTS * number:
             sentences.append(
-                f"{self.patients} patients, fewer than {FEWEST_PATIENTS * number}, for {number}"
+                f"{self.count}, fewer than {FEWEST_PATIENTS * number}, for {number}"
                 " parameters: intervals are not reliable."
             )
         if self.nll_left_out > self.nll_before:
@@ -104,6 +114,21 @@ class _Sums(NamedTuple):
         voxels, before, nll, changed = (number[:, 0] for number in numbers)
         return cls(voxels, before, nll, changed, labels, gradient, hessian)
 
+    @property
+    def units(self) -> Array:
+        """Root of the curvature of all patients along each parameter, `(2 N,)`, above 0."""
+        # Rounded, one of 0 may be below 0
+        return np.sqrt(abs(self.hessian.sum(0).diagonal())) + SMALLEST
+
+    @property
+    def relative_gradient(self) -> Array:
+        """The gradient of all patients relative to the curvature, `(2 N,)`; huge without any.
+
+        It is about the change of a logit by which each parameter is off.
+        """
+        curvature = self.units * np.tile(np.split(self.units, 2)[1], 2)
+        return (abs(self.gradient.sum(0)) + SMALLEST) / curvature
+
 
 class VectorScaling(Calibrator):
     """Multiplies the logits of each class by a scale and adds a bias; see `Calibrator` for its
@@ -113,9 +138,9 @@ class VectorScaling(Calibrator):
     cases, and keeps of each patient `4 + 3 N + 4 N^2` numbers, with N classes. Labels may change.
 
     Raises:
-        InputError: Channels are sigmoids. By `passes`, if a class is no voxel's label, or the fit
-            does not converge, as where the classes are separable. By `compute`, if the cases were
-            not added in each of the `passes`.
+        InputError: Channels are sigmoids. By `passes`, if a class is no voxel's label or has almost
+            no probability, or the fit does not converge, as where the classes are separable. By
+            `compute`, if the cases were not added in each of the `passes`.
 
     Examples:
         >>> import torch
@@ -166,23 +191,38 @@ class VectorScaling(Calibrator):
             if not rows:
                 return  # `compute` says so
             sums = _Sums.read(np.array(rows)[:, 0])
-            absent = np.flatnonzero(sums.labels.sum(0) == 0)
-            if absent.size:
-                raise InputError(
-                    f"No voxel has class {absent[0]}, so it has no {self.name}. Fit a temperature."
-                )
+            labels = sums.labels.sum(0)
+            expected = labels + sums.gradient.sum(0)[len(labels) :]
+            if number == 0:
+                self._check_classes(labels, expected)
             nll = sums.nll.sum()
-            if nll > lowest * (1 + 1e-12):
-                step = step / 2
-            else:
-                lowest, start, step = nll, self._values(sums.labels.shape[1]), self._step(sums)
-                if abs(step).max() < TOLERANCE:
+            if nll <= lowest * (1 + 1e-12):
+                lowest, start, step = nll, self._values(len(labels)), self._step(sums)
+                off = sums.relative_gradient[self._fitted(len(labels))]
+                if off.max() < TOLERANCE:
                     return
+                missing = np.log(labels / np.maximum(expected, SMALLEST))
+                if abs(missing).max() > 1:
+                    step = np.append(0 * missing, missing - missing.mean())
+            else:  # also NaN
+                step = step / 2
             scale, bias = np.split((start + step).ravel(), 2)
             self.set_state({"class_scale": scale, "class_bias": bias})
         raise InputError(
-            f"The {self.name} did not converge. The classes may be separable; fit a temperature."
+            f"The {self.name} did not converge, least of all that of class"
+            f" {off.argmax() % len(labels)}. The classes may be separable, or all logits equal or"
+            " far too large. Check them, or fit a temperature."
         )
+
+    def _check_classes(self, labels: Array, expected: Array) -> None:
+        """Refuse classes that determine no parameter, by the sums of labels and probabilities."""
+        for number, (true, p) in enumerate(zip(labels, expected, strict=True)):
+            if true == 0 or p < FEWEST_EXPECTED * true:
+                raise InputError(
+                    f"Class {number} is the label of {true:.0f} voxels, and its probabilities add"
+                    f" up to {max(p, 0):.3g}, so it has no {self.name}. Fit a temperature, or train"
+                    " the network again."
+                )
 
     def voxel_sums(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         """Return what `_Sums` holds, of these voxels."""
@@ -204,18 +244,18 @@ class VectorScaling(Calibrator):
 
     def solve(self, names: Sequence[str], rows: Array) -> VectorEstimate:
         sums = _Sums.read(rows[:, 0])
-        if abs(self._step(sums)).max() > 10 * TOLERANCE:
+        classes, patients = sums.labels.shape[1], len(rows)
+        fitted = self._fitted(classes)
+        if sums.relative_gradient[fitted].max() > 10 * TOLERANCE:
             raise InputError(
                 f"A {self.name} needs several passes: for _ in fit.passes(), update with all cases."
             )
-        classes, patients = sums.labels.shape[1], len(rows)
         values = self._values(classes)
         low, high = np.full((2, 2 * classes), math.nan)
         if patients > 1:
             share = np.full(patients, 1 / patients)
             times = np.random.default_rng(0).multinomial(patients, share, RESAMPLES)
             low, high = np.quantile(values + self._step(sums, times), [0.025, 0.975], axis=0)
-        fitted = self._fitted(classes)
         labels = [f"{kind} of class {k}" for kind in ("scale", "bias") for k in range(classes)]
         table = np.stack([values, low, high], 1)[fitted].tolist()
         parameters = {
@@ -247,11 +287,15 @@ class VectorScaling(Calibrator):
         """Return the step to the minimum for each row of `times` that patients are there."""
         times = np.broadcast_to(times, (len(times), len(sums.nll)))
         gradient, hessian = times @ sums.gradient, np.einsum("rp,pij->rij", times, sums.hessian)
-        fitted = self._fitted(sums.labels.shape[1])
+        classes = sums.labels.shape[1]
+        fitted = self._fitted(classes)
+        units = sums.units[fitted]
+        scaled = hessian[:, fitted, fitted] / (units[:, None] * units)
+        inverse = np.linalg.pinv(scaled, rcond=1e-10, hermitian=True)
         steps = np.zeros_like(gradient)
+        steps[:, fitted] = -np.einsum("rij,rj->ri", inverse, gradient[:, fitted] / units) / units
         # Equal biases change nothing
-        inverse = np.linalg.pinv(hessian[:, fitted, fitted], rcond=1e-10, hermitian=True)
-        steps[:, fitted] = -np.einsum("rij,rj->ri", inverse, gradient[:, fitted])
+        steps[:, classes:] -= steps[:, classes:].mean(1, keepdims=True)
         return steps
 
     def _fitted(self, classes: int) -> slice:

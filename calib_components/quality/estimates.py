@@ -18,6 +18,8 @@ from calib_components.quality.reference import Reference
 
 # Probabilities above which a voxel may be, and almost certainly is, in a structure
 POSSIBLE, CERTAIN = 0.05, 0.95
+RANGE_TOLERANCE = 1e-5  # beyond 0 and 1
+SUM_TOLERANCE = 1e-2  # of sums over classes: half precision rounds by about this much
 Structures = Mapping[str, Sequence[int]]
 # What is summed over the voxels of a scan, from the probability of a structure and whether it is
 # predicted there. Where it is not possible, all but the first are 0.
@@ -29,6 +31,23 @@ TERMS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "certain": lambda p, is_predicted: p > CERTAIN,
     "entropy": lambda p, is_predicted: _entropy(p.clamp(0, 1)) * (p > POSSIBLE),
 }
+
+
+def require_probabilities(probabilities: torch.Tensor, sigmoid: bool = False) -> None:
+    """Raise `InputError` unless values `(N, *S)` are probabilities: of a softmax over N classes, or
+    with `sigmoid` of each channel.
+    """
+    low, high = probabilities.aminmax()
+    is_valid = bool(low >= -RANGE_TOLERANCE and high <= 1 + RANGE_TOLERANCE)  # also not NaN
+    if not sigmoid:
+        off = float((probabilities.sum(0) - 1).abs().max())
+        is_valid = is_valid and len(probabilities) > 1 and off <= 2 * SUM_TOLERANCE
+    if not is_valid:
+        raise InputError(
+            "probabilities must be (N, *S), from 0 to 1, and sum to 1 over the N classes, unless"
+            " channels are sigmoids. Apply sigmoid or softmax to logits; give the cases of a batch"
+            " one by one."
+        )
 
 
 def structure_sums(p: torch.Tensor, is_predicted: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -207,8 +226,9 @@ class ScanEstimates:
     def update(self, probabilities: torch.Tensor) -> None:
         """Add the next D slices of the scan, probabilities `(N, D, *S)`.
 
-        Raise `InputError` if N is too small.
+        Raise `InputError` if N is too small, or they are no probabilities.
         """
+        require_probabilities(probabilities, self.sigmoid)
         number, slices = probabilities.shape[:2]
         if (highest := max(max(classes) for classes in self.structures.values())) >= number:
             raise InputError(

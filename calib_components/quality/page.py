@@ -81,7 +81,8 @@ def quality_page(records: Sequence[Mapping[str, Any]], caveats: Sequence[str]) -
     """Return the page, in HTML, of what `choose` and `caveats` of `calib_components.quality.table`
     returned.
     """
-    names = [escape(record["scan"]) for record in records if record["review"] == "yes"]
+    records, caveats = _escaped(records), _escaped(caveats)
+    names = [record["scan"] for record in records if record["review"] == "yes"]
     defined = defined_estimates(records)
     columns = [each for each in ESTIMATES if each.format and each.name in defined]
     links = ", ".join(f'<a href="#{name}">{name}</a>' for name in names)
@@ -91,7 +92,7 @@ def quality_page(records: Sequence[Mapping[str, Any]], caveats: Sequence[str]) -
         number=len(names),
         total=len(records),
         links=links,
-        caveats="".join(f"<p><strong>{escape(text)}</strong></p>" for text in caveats),
+        caveats="".join(f"<p><strong>{text}</strong></p>" for text in caveats),
         notes=notes,
         cards=cards,
     )
@@ -103,6 +104,15 @@ def defined_estimates(records: Sequence[Mapping[str, Any]]) -> set[str]:
     return {name for row in rows for name, value in row.items() if value is not None}
 
 
+def _escaped(content: Any) -> Any:
+    """Return JSON data whose texts are HTML, whatever files they are from."""
+    if isinstance(content, Mapping):
+        return {name: _escaped(value) for name, value in content.items()}
+    if isinstance(content, str):
+        return escape(content)
+    return [*map(_escaped, content)] if isinstance(content, list) else content
+
+
 def _card(record: Mapping[str, Any], columns: Sequence[QualityEstimate]) -> str:
     """Return the part of the page about a scan."""
     titles = "".join(f"<th>{estimate.title}" for estimate in columns)
@@ -110,8 +120,8 @@ def _card(record: Mapping[str, Any], columns: Sequence[QualityEstimate]) -> str:
     for number, row in enumerate(record["rows"]):
         cells = "".join(f"<td>{_cell(row, estimate)}" for estimate in columns)
         mark = f'<i style="background:#{COLORS[number % len(COLORS)]}"></i>'
-        lines.append(f"<tr><th>{mark}{escape(row['structure'])}{cells}")
-    name, reasons = escape(record["scan"]), escape("; ".join(record["reasons"]))
+        lines.append(f"<tr><th>{mark}{row['structure']}{cells}")
+    name, reasons = record["scan"], "; ".join(record["reasons"])
     picture, why, text = "", "", "No structure"
     if record["picture"]:
         source = f"data:image/png;base64,{record['picture']}"

@@ -29,6 +29,7 @@ from calib_components.quality.reference import Reference, mean_estimate
 FOLDER = "quality"
 TABLES = TABLE, PAGE = "quality.csv", "quality.html"
 CUBIC_MM = 1000  # in a millilitre
+TEXTS = "scan", "place", "evidence", "note", "picture"
 BELOW_ALL = "lower than all {scans} validation scans"
 UNLIKE = (
     "These images are unlike those of the training: {number} of {total} have a lower estimate than"
@@ -101,16 +102,17 @@ def _reasons(
     estimates: Mapping[str, StructureEstimate], mean: float, reference: Reference
 ) -> list[str]:
     """Return why a scan is to be looked at in any case."""
+    scans = len(reference.values)
+    if not scans:  # they are in the order of their estimates
+        return []
     if math.isnan(mean):
         return ["nothing is found"]
-    scans = len(reference.values)
-    among = f", but is in all {scans} validation scans" if scans else ""
     reasons = [
-        f"{structure} is not found{among}"
+        f"{structure} is not found, but is in all {scans} validation scans"
         for structure, estimate in estimates.items()
         if structure in reference.always and not estimate.predicted_voxels > 0
     ]
-    if 0 < reference.place(mean)[0] == scans:
+    if reference.place(mean)[0] == scans:
         reasons.append(f"its estimate is {_place(mean, reference)}")
     return reasons
 
@@ -143,14 +145,28 @@ def write_record(record: Mapping[str, Any], output_dir: str | os.PathLike) -> No
         unfinished.write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
 
 
+def _parse(text: str) -> dict[str, Any]:
+    """Return what `write_record` wrote, or raise an error if it is something else."""
+    record = json.loads(text)
+    texts = [record[name] for name in TEXTS] + record["reasons"]
+    numbers = [record["estimate"], record["is_unlike"], *record.get(CENTER, ())]
+    for row in record["rows"]:
+        texts.append(row["structure"])
+        numbers += [value for name, value in row.items() if name != "structure"]
+    for values, kind in ((texts, str), (numbers, float | int | None)):
+        if not all(isinstance(each, kind) for each in values):
+            raise ValueError(f"a value is no {kind}")
+    return record
+
+
 def choose(
     records: Sequence[Mapping[str, Any]], review: str = "20%", review_below: float | None = None
 ) -> list[dict[str, Any]]:
     """Sort the scans, worst first, and add to each whether a person should look at it, `review`,
     and why, `reasons`.
 
-    That is so in any case where a structure is missing or the estimate is lower than those of all
-    validation scans.
+    That is so in any case where a structure of all validation scans is missing, or the estimate is
+    lower than those of all of them.
 
     Args:
         records: What `describe_scan` returned.
@@ -193,7 +209,7 @@ def write_table(
     for file in sorted((folder / FOLDER).glob("[!.]*.json")):
         if scans is None or file.stem in scans:
             with reading(file, "the estimates of a scan"):
-                records.append(json.loads(file.read_text(encoding="utf-8")))
+                records.append(_parse(file.read_text(encoding="utf-8")))
     chosen = choose(records, review, review_below)
     contents = {TABLE: _table(chosen), PAGE: quality_page(chosen, caveats(chosen))}
     for name, content in contents.items():

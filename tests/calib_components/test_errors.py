@@ -108,10 +108,10 @@ def test_arguments() -> None:
     check_number("a", 0, 0)
     check_count("a", 3, 1, 3)
     check_choice("a", "x", ["x", "y"])
-    for value in (-1, float("nan"), float("inf"), "1"):
+    for value in (-1, float("nan"), float("inf"), "1", True):
         with pytest.raises(InputError, match="a must be a number of at least 0"):
             check_number("a", value, 0)
-    for value in (4, 1.0, "2"):
+    for value in (4, 1.0, "2", True):
         with pytest.raises(InputError, match="a must be an integer from 1 to 3"):
             check_count("a", value, 1, 3)
     with pytest.raises(InputError, match="a must be one of 'x', 'y'"):

@@ -77,6 +77,19 @@ def check_probabilities(prediction: Reader, purpose: str) -> None:
         )
 
 
+def check_volume(prediction: Reader, sigmoid: bool) -> None:
+    """Raise `InputError` unless a prediction without a label is of probabilities, and its grid or
+    the option says that one channel is a volume.
+    """
+    check_probabilities(prediction, "An estimate of quality")
+    header = prediction.header()
+    if header.channels == 1 and header.affine is None and not sigmoid:
+        raise InputError(
+            f"{prediction.files[0]}: {header.shape} may be a volume of one structure or classes in"
+            " 2D. Pass --sigmoid for the first, save the second as (C, X, Y, 1)."
+        )
+
+
 def name_classes(
     channels: int,
     structures: Sequence[str] | None = None,

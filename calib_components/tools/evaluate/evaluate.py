@@ -13,7 +13,6 @@ import torch
 
 from calib_components.errors import InputError, reading
 from calib_components.handlers.evaluation import EvaluationRecords, record_case, write_evaluation
-from calib_components.handlers.evaluation_files import Evaluation
 from calib_components.quality.table import TABLES
 from calib_components.tools.cli import patients_of
 from calib_components.tools.evaluate.calibrate import estimate_of
@@ -28,6 +27,7 @@ from calib_components.tools.evaluate.cases import (
 from calib_components.tools.evaluate.classes import (
     IGNORED,
     check_probabilities,
+    check_volume,
     classes_of,
     combine_masks,
 )
@@ -41,7 +41,7 @@ from calib_components.tools.parallel import map_cases
 from calib_components.tools.report.page import PAGE
 from calib_components.tools.report.quality import reference_of
 from calib_components.tools.report.report import report_folders
-from calib_components.tools.report.thresholds import check_apart
+from calib_components.tools.report.thresholds import read_validation
 
 REPORT = "report"  # folder of the page inside the output folder
 
@@ -110,7 +110,7 @@ def evaluate_predictions(
         if pairs is not None:
             raise InputError("--pairs needs the folder of the labels.")
         labelled, readers = [], find_predictions(predictions)
-        check_probabilities(next(iter(readers.values())), "An estimate of quality")
+        check_volume(next(iter(readers.values())), sigmoid)
     else:
         labelled = find_pairs(predictions, labels, pairs)
         readers = {pair.name: pair.prediction for pair in labelled}
@@ -137,24 +137,19 @@ def evaluate_predictions(
     fitted = None
     if validation is not None:
         check_probabilities(next(iter(readers.values())), "--validation")
-        fitted = _read_validation(validation, setting, patient_pattern)
+        fitted, _ = read_validation(
+            validation,
+            [*setting.classes.structures],
+            setting.classes.sigmoid,
+            setting.items(),
+            patient_pattern,
+            by_name=labels is None,  # with labels, the report compares these
+        )
     if labels is None:
         reference = None if fitted is None else reference_of(fitted, patient_pattern)
         estimate_quality(readers, setting, reference, review, review_below)
     else:
         _evaluate_labelled(labelled, setting, calibration, validation, skip_existing)
-
-
-def _read_validation(folder: Path, setting: Setting, patient_pattern: str | None) -> Evaluation:
-    """Read the evaluation of other cases: of the same structures, and of other patients."""
-    fitted = Evaluation.read(folder)
-    structures = [*setting.classes.structures]
-    if fitted.structures != structures:
-        raise InputError(
-            f"--validation: {folder} has the structures {fitted.structures}, not {structures}."
-        )
-    check_apart(setting.items(), fitted.items(patient_pattern), folder)
-    return fitted
 
 
 def _evaluate_labelled(

@@ -316,14 +316,18 @@ def _check(values: np.ndarray, sigmoid: bool, step: float, file: Path) -> None:
             f" {'sigmoid' if sigmoid else 'softmax'} to logits, divide percentages by 100, store"
             " label maps as integers."
         )
-    if sigmoid and sum_to_1(torch.from_numpy(values)[None], 1):
-        raise InputError(
-            f"{file}: channels sum to 1, as classes of a softmax do. Leave --sigmoid out."
-        )
-    if not sigmoid:
-        sums = values.sum(0)
+    slacks = [min(SUM_SLACK + length * step, 0.5) for length in values.shape]
+    if sigmoid:
+        for axis, slack in enumerate(slacks):
+            if sum_to_1(torch.from_numpy(values).movedim(axis, 0), 0, slack):
+                raise InputError(
+                    f"{file}: values sum to 1 along {'CXYZ'[axis]}, as classes of a softmax do."
+                    " Leave --sigmoid out; save classes in 2D as (C, X, Y, 1), as NIfTI (X, Y, 1,"
+                    " C)."
+                )
+    else:
+        sums, slack = values.sum(0), slacks[0]
         low, high = float(sums.min()), float(sums.max())
-        slack = min(SUM_SLACK + len(values) * step, 0.5)
         if low < 1 - slack or high > 1 + slack:
             raise InputError(
                 f"{file}: probabilities of {len(values)} classes add up to {low:.4g} to {high:.4g},"

@@ -65,8 +65,7 @@ class _Model:
         folds: Folders of the trained folds by their numbers.
         dataset: Name of its data set.
         structures: Label codes of the structures, such as `liver=1`.
-        has_regions: Whether each channel has a sigmoid.
-        ignore_label: Label code of voxels to leave out.
+        manager: nnU-Net's label manager.
         file_ending: Of images and label maps.
     """
 
@@ -74,8 +73,7 @@ class _Model:
     folds: Mapping[int, Path]
     dataset: str
     structures: Sequence[str]
-    has_regions: bool
-    ignore_label: int | None
+    manager: Any
     file_ending: str
 
 
@@ -114,11 +112,14 @@ def calibrate_model(
     """
     fitted_on = Region.parse(region)
     trained = _read_model(model)
+    manager = trained.manager
     preprocessed = folder_of("nnUNet_preprocessed") / trained.dataset
     labels = find_labels(preprocessed / "gt_segmentations")
     pairs: dict[str, LabelledPrediction] = {}
     for number, fold in trained.folds.items():
-        check_trainer(fold / TRAINED, read_checkpoint(fold / TRAINED)["trainer_name"])
+        check_trainer(
+            fold / TRAINED, read_checkpoint(fold / TRAINED), manager.num_segmentation_heads
+        )
         with reading(preprocessed / SPLITS, f"the split of {fold.name}") as file:
             split = json.loads(file.read_bytes())[number]
             training, validation = split["train"], split["val"]
@@ -127,7 +128,7 @@ def calibrate_model(
         pairs |= {pair.name: pair for pair in pair_by_name(readers, labels)}
     check_grids([*pairs.values()])
     predictions = [pair.prediction for pair in pairs.values()]
-    classes = classes_of(predictions, trained.structures, trained.has_regions, trained.ignore_label)
+    classes = classes_of(predictions, trained.structures, manager.has_regions, manager.ignore_label)
     if not classes.sigmoid:
         check = functools.partial(_check_label_map, classes=classes, ending=trained.file_ending)
         map_cases(check, predictions, workers, "check")
@@ -175,8 +176,7 @@ def _read_model(model: Path) -> _Model:
         dict(sorted(folds.items())),
         dataset_name,
         structures,
-        manager.has_regions,
-        manager.ignore_label,
+        manager,
         dataset["file_ending"],
     )
 

@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,15 +90,20 @@ def nifti_file(folder: Path, name: str) -> Path:
     return nifti_files(folder).get(name, folder / f"{name}.nii.gz")
 
 
-def find_pairs(image_folder: Path, label_folder: Path, image_suffix: str = "") -> list[SourceCase]:
-    """List every name that has an image or a label; each is taken for a patient of its own.
+def find_pairs(
+    image_folder: Path, label_folder: Path, image_suffixes: Sequence[str] = ("",)
+) -> list[SourceCase]:
+    """List every name that has an image, with a file for each of the suffixes, or a label; each is
+    taken for a patient of its own.
 
     A label may have one of `LABEL_SUFFIXES`, unless its image is called so as well.
     """
+    files = nifti_files(image_folder)
     images = {
-        name.removesuffix(image_suffix): file
-        for name, file in nifti_files(image_folder).items()
-        if name.endswith(image_suffix)
+        name.removesuffix(suffix)
+        for name in files
+        for suffix in image_suffixes
+        if name.endswith(suffix)
     }
     labels: dict[str, Path] = {}
     for name, file in nifti_files(label_folder).items():
@@ -107,8 +112,11 @@ def find_pairs(image_folder: Path, label_folder: Path, image_suffix: str = "") -
         SourceCase(
             name,
             name,
-            images=(images.get(name) or nifti_file(image_folder, name + image_suffix),),
-            label=labels.get(name) or nifti_file(label_folder, name),
+            images=tuple(
+                files.get(name + suffix, image_folder / f"{name}{suffix}.nii.gz")
+                for suffix in image_suffixes
+            ),
+            label=labels.get(name, label_folder / f"{name}.nii.gz"),
         )
         for name in sorted({*images, *labels})
     ]

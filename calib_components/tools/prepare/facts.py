@@ -71,7 +71,6 @@ def with_structures(
             name: [codes.index(code) for code in sorted(values)]
             for name, values in structures.items()
         },
-        file_suffixes=[],
         crop_size=facts.image_size or facts.crop_size,
     )
 

@@ -11,4 +11,4 @@ LAYOUT = "TrainingImg/NAME_0000.nii.gz and TrainingMask/NAME.nii.gz"
 
 def find_cases(src: Path) -> list[SourceCase]:
     """List every name that has an image in `TrainingImg` or a label in `TrainingMask`."""
-    return find_pairs(src / "TrainingImg", src / "TrainingMask", image_suffix="_0000")
+    return find_pairs(src / "TrainingImg", src / "TrainingMask", ["_0000"])

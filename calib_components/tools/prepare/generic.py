@@ -9,7 +9,7 @@ from pathlib import Path
 from calib_components.tools.prepare.case import SourceCase, find_pairs, nifti_files
 
 FIRST_CHANNEL = "_0000"  # at the end of the names of images, as nnU-Net has them
-LAYOUT = "images/NAME.nii.gz and labels/NAME.nii.gz"
+LAYOUT = "images/NAME.nii.gz and labels/NAME.nii.gz, with imagesTr it is nnunet or msd"
 
 
 def find_cases(src: Path) -> list[SourceCase]:
@@ -17,4 +17,4 @@ def find_cases(src: Path) -> list[SourceCase]:
     names = nifti_files(src / "images")
     is_named_as_in_nnunet = bool(names) and all(name.endswith(FIRST_CHANNEL) for name in names)
     suffix = FIRST_CHANNEL if is_named_as_in_nnunet else ""
-    return find_pairs(src / "images", src / "labels", suffix)
+    return find_pairs(src / "images", src / "labels", [suffix])

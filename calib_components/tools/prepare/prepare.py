@@ -36,8 +36,9 @@ from calib_components.tools.prepare.split import SplitOptions, write_datalists
 
 # Those with a bundle
 LIKE = {"acdc": acdc, "flare": flare, "brats": brats, "hippocampus": hippocampus}
-OWN = {"generic": "acdc", "msd": "hippocampus"}  # which they are like by default
-DATASETS = {**LIKE, "generic": generic, "msd": msd}
+# Which they are like by default
+OWN = {"generic": "acdc", "msd": "hippocampus", "nnunet": "hippocampus"}
+DATASETS = {**LIKE, "generic": generic, "msd": msd, "nnunet": msd}
 LARGEST_PATCH = 96  # voxels of a side, unless the data set has a patch of its own
 # The facts that decide what a prepared case holds: cases prepared with different ones must not mix.
 RECIPE = ("dataset", "source", "in_channels", "label_codes", "image_size", "slice_axis", "spacing")
@@ -73,21 +74,23 @@ def prepare_data(
     Args:
         dataset: acdc (ACDC 2017, cardiac cine MR), flare (FLARE 2021, abdominal CT), brats (BraTS
             2019 to 2021, brain MR), hippocampus (Medical Segmentation Decathlon, Task04, brain MR),
-            msd (another task of the Decathlon) or generic (your own images and labels).
+            msd (another task of the Decathlon), nnunet (raw data of nnU-Net) or generic (your own
+            images and labels).
         src: Folder of the data set as downloaded. acdc: holds `training`, or `patientNNN` folders.
             flare: holds `TrainingImg` and `TrainingMask`. brats: holds cases at any depth.
-            hippocampus, msd: holds `imagesTr` and `labelsTr`. generic: holds `images` and `labels`
-            with files of the same names.
+            hippocampus, msd, nnunet: holds `imagesTr` and `labelsTr`. generic: holds `images` and
+            `labels` with files of the same names.
         out: Folder of the prepared cases.
         labels: Names of the structures, in the order of their values in the label files: 1, 2, ...,
-            where 0 is the background (generic and msd). Default: those in dataset.json of msd.
+            where 0 is the background (generic, msd and nnunet). Default: those in dataset.json of
+            msd and nnunet.
         structures: In place of labels, names with their values, such as liver=6,tumour=255, or
-            WT=1+2+4,TC=1+4,ET=4 for structures that consist of several (generic and msd).
+            WT=1+2+4,TC=1+4,ET=4 for structures that consist of several (generic, msd and nnunet).
         like: Data set whose geometry and intensities to follow: acdc (MR, slices as stored), flare
             (abdominal CT), brats (brain MR without the skull) or hippocampus (MR, volumes for a 3D
-            network) (generic and msd). Default: acdc, for msd hippocampus.
+            network) (generic, msd and nnunet). Default: acdc, for msd and nnunet hippocampus.
         in_channels: Channels of an image; if more than one, they are the fourth axis of the file
-            (generic and msd). Default: the number in dataset.json of msd, else 1.
+            (generic and msd). Default: the number in dataset.json of msd and nnunet, else 1.
         patient: Regular expression for the part of a case's name that names the patient, such as
             '[^_]+', so that all files of a patient stay in one split. Default: what the data set
             states, or else the whole name.
@@ -96,7 +99,8 @@ def prepare_data(
         slice_axis: Axis of the files along which the slices lie, 0, 1 or 2 (acdc, and generic like
             acdc). Default: that of the largest spacing; if equal, the shortest.
         spacing: Size of voxels, in mm, that volumes are resampled to, such as 1,1,1.5 (hippocampus,
-            and generic or msd like it). Default: 1 mm for hippocampus, as acquired for the others.
+            and generic, msd or nnunet like it). Default: 1 mm for hippocampus, as acquired for the
+            others.
         fractions: Shares of the patients for training, validation and testing; 0,0,1 makes an
             external test set.
         folds: Number of folds for cross-validation by patient: datalist_fold0.json and so on are
@@ -120,7 +124,7 @@ def prepare_data(
         facts = _with_own_classes(facts, dataset, src, labels, structures, in_channels)
     elif any((labels, structures, like, in_channels)):
         raise InputError(
-            f"{dataset}: labels, structures, like and in_channels are options of generic and msd."
+            f"{dataset}: labels, structures, like and in_channels are options of {', '.join(OWN)}."
         )
     cases = _list_cases(dataset, src, patient)
     split = SplitOptions(fractions, folds, seed)
@@ -150,18 +154,19 @@ def _with_own_classes(
     in_channels: int | None,
 ) -> Facts:
     """Return facts with the classes and channels that the options or the data set state."""
-    task = msd.read_task(src) if dataset == "msd" else {}
+    task = {} if dataset == "generic" else msd.read_task(src)
     if in_channels is None:
         in_channels = task.get("in_channels", 1)
+    option = "--labels" if labels else "--structures"
     if not labels and not structures:
-        structures = task.get("structures")
+        structures, option = task.get("structures"), f"{src / 'dataset.json'}, or --structures"
     if bool(labels) == bool(structures):
         raise InputError(
             "labels: give the names of the structures, such as --labels liver,spleen for 1 and 2,"
             " or with their values, --structures liver=6,spleen=1."
         )
     numbered = [f"{name}={value}" for value, name in enumerate(labels or [], start=1)]
-    option = "--labels" if labels else "--structures"
+    facts = replace(facts, file_suffixes=task.get("file_suffixes", []))
     return with_structures(facts, parse_structures(structures or numbered, option), in_channels)
 
 

@@ -74,7 +74,11 @@ def report_folders(
     names, chosen_on = results.names, None
     notices = [*results.notices, *size_notices(results.count, results.patients.nunique())]
     if validation is not None:
-        chosen_on, same_names = read_validation(results, validation)
+        (tested,) = results.evaluations.values()
+        sigmoid = tested.summary.get("sigmoid", False)
+        chosen_on, same_names = read_validation(
+            validation, tested.structures, sigmoid, tested.items()
+        )
         notices += same_names
     context = Context(results, names[0], compare(results, names[0]), chosen_on)
     title = "Evaluations compared: {}" if len(names) > 1 else "Is it calibrated? {}"

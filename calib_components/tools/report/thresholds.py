@@ -4,6 +4,7 @@ them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +13,7 @@ import torch
 from calib_components.data.overlap import Items, find_shared
 from calib_components.errors import InputError
 from calib_components.handlers.evaluation_files import Evaluation
-from calib_components.tools.report.data import Context, Results
+from calib_components.tools.report.data import Context
 from calib_components.tools.report.page import Section
 from calib_components.tools.report.statistics import paired_difference
 from calib_components.tools.report.tables import Cell, number, with_interval
@@ -26,27 +27,43 @@ ABOUT = (
 )
 
 
-def read_validation(results: Results, folder: Path) -> tuple[Evaluation, list[str]]:
-    """Read an evaluation of validation cases, to choose the thresholds of the one under test.
+def read_validation(
+    folder: Path,
+    structures: Sequence[str],
+    sigmoid: bool,
+    cases: Items,
+    patient_pattern: str | None = None,
+    by_name: bool = False,
+) -> tuple[Evaluation, list[str]]:
+    """Read an evaluation of validation cases, to choose what others are evaluated with.
+
+    Args:
+        folder: Its folder.
+        structures: Names of the structures of the others.
+        sigmoid: Whether their channels are sigmoids.
+        cases: Cases under test.
+        patient_pattern: See `evaluate_predictions`.
+        by_name: Whether cases of one name are the same.
 
     Returns:
         The evaluation, and a notice where its cases have names of those under test.
 
     Raises:
-        InputError: It has no thresholds, or those of other structures, or cases or patients under
-            test.
+        InputError: It is of label maps, other structures, or a softmax for sigmoids, or has cases
+            or patients under test.
     """
-    (tested,), fitted = results.evaluations.values(), Evaluation.read(folder)
-    if fitted.thresholds is None or tested.thresholds is None:
+    fitted = Evaluation.read(folder)
+    if fitted.thresholds is None:
         raise InputError(
             f"--validation: {folder} has no thresholds.json. Give an evaluation with probabilities."
         )
-    if {*fitted.structures} != {*tested.structures}:
-        names = [", ".join(evaluation.structures) for evaluation in (fitted, tested)]
+    theirs = {*fitted.structures}, bool(fitted.summary.get("sigmoid"))
+    if theirs != ({*structures}, sigmoid):
         raise InputError(
-            f"--validation: {folder} has the structures {names[0]}, the evaluation {names[1]}."
+            f"--validation: {folder} has the structures {', '.join(fitted.structures)} and sigmoid"
+            f" {theirs[1]}, not {', '.join(structures)} and {sigmoid}."
         )
-    return fitted, check_apart(tested.items(), fitted.items(), folder)
+    return fitted, check_apart(cases, fitted.items(patient_pattern), folder, by_name)
 
 
 def thresholds_section(context: Context) -> Section | None:
@@ -81,15 +98,15 @@ def thresholds_section(context: Context) -> Section | None:
     return Section("thresholds", "Thresholds", caption, shown, table.reset_index())
 
 
-def check_apart(cases: Items, others: Items, folder: Path) -> list[str]:
+def check_apart(cases: Items, others: Items, folder: Path, by_name: bool = False) -> list[str]:
     """Refuse thresholds chosen on the cases under test; return a notice where only their names are
-    the same.
+    the same, or refuse them `by_name`, too.
     """
     shared = find_shared(cases, others)
-    if certain := [pair for pair in shared if not pair.is_only_name]:
+    if certain := [pair for pair in shared if by_name or not pair.is_only_name]:
         raise InputError(
             f"--validation: {folder} has {len(certain)} of the cases or patients under test:"
-            f" {certain[0]}. Give an evaluation of other patients."
+            f" {certain[0]}. Give an evaluation of other patients, with other names."
         )
     about = (
         "of the cases have names of the validation folder, too. If they are the same, thresholds"

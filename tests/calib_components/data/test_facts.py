@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def test_without_a_file_the_facts_are_those_of_the_bundle(tmp_path: Path) -> Non
         ({"num_classes": 4}, "class_names must hold 4 different values"),
         ({"label_codes": [0, 1, 1]}, "label_codes must hold 3 different values"),
         ({"spacing": [1, 1]}, "spacing must be three sizes of voxels"),
+        ({"spacing": [1, math.nan, 1]}, "spacing must be three sizes of voxels"),
         ({"slice_axis": 7}, "slice_axis must be one of None, 0, 1, 2, got 7"),
         ({"structures": {"wall": [3]}}, "structures have class indices beyond the 3 classes"),
         ({"crop_size": [48, 112]}, r"crop_size \[48, 112\] is larger than image_size"),

@@ -42,6 +42,7 @@ NAN = torch.where(X.max() == X, math.nan, X)
     ("logits", "target", "message"),
     [
         (X[0], Y, "input must be logits"),
+        (X[:0], Y[:0], "at least one voxel, got"),
         (X[:, :1], Y, "one channel x of a sigmoid"),
         (X, Y[..., :4], "target must have shape"),
         (X, Y + 2, "target: class indices must be from 0 to 3, got values from 2 to 4"),

@@ -193,10 +193,19 @@ def test_separable_classes() -> None:
 
 def test_logits_that_say_nothing() -> None:
     logits, y = SEPARABLE
-    for wrong in (-logits - 1, 0 * logits - 1):
-        estimate = fit(wrong.repeat(2, 1, 1), y.repeat(2, 1, 1), ["a", "b"])
-        assert {estimate.temperature, estimate.low, estimate.high} == {8}
-        assert estimate.leave_one_out == {"a": 8, "b": 8}
+    estimate = fit((-logits - 1).repeat(2, 1, 1), y.repeat(2, 1, 1), ["a", "b"])
+    assert {estimate.temperature, estimate.low, estimate.high} == {8}
+    assert estimate.leave_one_out == {"a": 8, "b": 8}
+    assert "confident" not in estimate.effect()
+    for equal in (0 * logits - 1, (1e5 * F.one_hot(y[:, 0])).movedim(-1, 1)):
+        with pytest.raises(InputError, match="No temperature changes the NLL"):
+            fit(equal.float(), y)
+
+
+@pytest.mark.parametrize("value", [True, "text", None, math.nan, 0])
+def test_what_is_no_temperature(value: Any) -> None:
+    with pytest.raises(InputError, match=r"temperature must be a number from 0\.001 to 1000"):
+        TemperatureScaling().set_state({"temperature": value})
 
 
 def test_one_patient() -> None:
@@ -359,7 +368,7 @@ def test_probabilities_in_place_of_logits_are_warned_of() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fit(logits, y)
-    with pytest.warns(UserWarning, match=r"pass p\.double\(\)\.clamp_min\(1e-12\)\.log\(\)"):
+    with pytest.warns(
+        UserWarning, match=r"clamp_min\(1e-12\)\.log\(\), or .* p\.double\(\)\.logit"
+    ):
         fit(logits.softmax(1), y)
-    with pytest.warns(UserWarning, match=r"pass p\.double\(\)\.logit\(1e-12\)"):
-        fit(torch.tensor([[[0.1, 0.6, 0, 1]]]), torch.tensor([[[0, 1, 0, 1]]]), sigmoid=True)

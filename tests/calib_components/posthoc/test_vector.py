@@ -112,6 +112,22 @@ def test_steps_that_are_too_long_are_halved(spread: float) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_classes_of_low_probability_are_right_or_refused(kind: type[Calibrator]) -> None:
+    logits, y = draw(SHAPES[2], **TRUE)
+    for logit in (-12, -20, -25, -30, -1e4):
+        logits[:, 2] = logit
+        if logit == -12:
+            _, estimate = fit(kind, logits, y)
+            expected, nll = minimum(kind, logits, y)
+            number = len(estimate.parameters)
+            assert values(estimate) == pytest.approx(expected[-number:], abs=1e-4)
+            assert estimate.nll_after == pytest.approx(nll, rel=1e-9)
+            continue
+        with pytest.raises(InputError, match=r"^Class 2 is the label of \d+ voxels, .* up to \d"):
+            fit(kind, logits, y)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_other_samples_of_the_patients_are_as_refits(kind: type[Calibrator]) -> None:
     logits, y = draw(SHAPES[2], **TRUE)
     _, estimate = fit(kind, logits, y)
@@ -158,14 +174,18 @@ def test_parts_files_and_memory(kind: type[Calibrator], monkeypatch: pytest.Monk
 def test_one_patient() -> None:
     _, estimate = fit(VectorScaling, *draw(SHAPES[2], **TRUE), ["a"] * 9)
     assert all(map(math.isnan, [*values(estimate, "low"), estimate.nll_left_out]))
+    assert estimate.summary().endswith("fitted on 1 patient")
+    assert "nan" not in estimate.summary()
     assert "null" in json.dumps(estimate.to_dict(), allow_nan=False)
     assert str(VectorEstimate.from_dict(estimate.to_dict())) == str(estimate)
 
 
 def test_warnings() -> None:
     parameters = {f"scale of class {k}": {"value": 1.2, "low": 1.1, "high": 1.3} for k in range(5)}
-    few = VectorEstimate(parameters, 0.3, 0.2, 0.31, 7, 7, 100)
-    first, second = few.warnings()
+    negative = {**parameters, "scale of class 2": {"value": -0.1, "low": -0.2, "high": 0.1}}
+    few = VectorEstimate(negative, 0.3, 0.2, 0.31, 7, 7, 100)
+    turned, first, second = few.warnings()
+    assert turned.startswith("The scale of class 2 is negative")
     assert first.startswith("7 patients, fewer than 8, for 4 parameters")
     assert "left out of the fit is 0.3100, more than 0.3000" in second
     assert not VectorEstimate(parameters, 0.3, 0.2, 0.29, 7, 8, 100).warnings()
@@ -178,12 +198,13 @@ def test_mistakes() -> None:
     once.update(logits, y, NAMES)
     with pytest.raises(InputError, match="several passes"):
         once.compute()
-    with pytest.raises(InputError, match="No voxel has class 1"):
+    with pytest.raises(InputError, match="Class 1 is the label of 0 voxels"):
         fit(ClassBias, logits, y.masked_fill(y == 1, 0))
     with pytest.raises(InputError, match="sigmoid"):
         VectorScaling(sigmoid=True)
     with pytest.raises(InputError, match="one channel is a sigmoid"):
         fit(ClassBias, logits[:, :1], y > 0)
-    separable = torch.tensor([[[2.0, -1.0], [0.0, 0.0]]])
-    with pytest.raises(InputError, match="did not converge"):
-        fit(VectorScaling, separable, torch.tensor([[[0, 1]]]), "a")
+    predicted, shown = logits.argmax(1, keepdim=True), torch.randint(4, y.shape)
+    for values, label in ((logits, predicted), (logits * 1e5, y), (0 * logits - 1, shown)):
+        with pytest.raises(InputError, match="did not converge, least of all that of class"):
+            fit(VectorScaling, values, label)

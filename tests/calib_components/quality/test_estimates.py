@@ -96,9 +96,14 @@ def test_a_scan_without_structures_has_an_estimate_of_0_or_none() -> None:
     assert np.isnan(b.expected_dsc)
 
 
-def test_probabilities_of_fewer_classes_are_refused() -> None:
+def test_what_is_no_probability_is_refused() -> None:
+    p = probabilities(0)
     with pytest.raises(InputError, match="have 3 classes, but the structures need class 3"):
-        ScanEstimates(STRUCTURES).update(probabilities(0)[:3])
+        ScanEstimates(STRUCTURES).update(p[:3] / p[:3].sum(0))
+    wrong = [p.log(), 1.1 * p, p[:, :, :, :2] - 0.1, p.where(p < 0.99, torch.nan)]
+    for values, sigmoid in [(each, False) for each in (*wrong, p[:3])] + [(p.log(), True)]:
+        with pytest.raises(InputError, match="from 0 to 1, and sum to 1"):
+            ScanEstimates({"a": [1]}, sigmoid).update(values)
 
 
 def test_a_missing_structure_counts_if_it_is_always_there() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import re
 from pathlib import Path
@@ -101,10 +102,10 @@ def test_missing_structures_and_scans_unlike_the_validation_scans_are_always_rev
         "b": estimate(math.nan, 0, 0, possible=0),
     }
     assert describe_scan("empty", nothing, optional)["reasons"] == ["nothing is found"]
-    assert describe_scan("empty", nothing, NO_REFERENCE)["reasons"] == [
-        "a is not found",
-        "b is not found",
-    ]
+    empty = describe_scan("empty", nothing, NO_REFERENCE)
+    # Of scans that nothing is known of, the share that is asked for
+    chosen = choose([{**empty, "scan": name} for name in "abc"])
+    assert [each["review"] for each in chosen] == ["yes", "no", "no"]
 
 
 @pytest.mark.parametrize(
@@ -124,9 +125,24 @@ def test_unsuitable_options_and_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="review_below must be a number from 0 to 1"):
         choose([], review_below=80)
     write_record(record("one", 0.7), tmp_path)
-    (tmp_path / "quality" / "one.json").write_text('{"scan": ')
-    with pytest.raises(InputError, match=r"one.json: cannot read the estimates of a scan"):
-        write_table(tmp_path)
+    file, whole = tmp_path / "quality" / "one.json", record("one", 0.7)
+    for content, problem in (
+        ('{"scan": ', ""),
+        ("{}", "is missing"),
+        ("[]", ""),
+        (json.dumps({**whole, "note": 1}), "a value is no .*str"),
+        (json.dumps({**whole, "reasons": "none"}), ""),
+        (
+            json.dumps({**whole, "rows": [{"structure": "a", "expected_dsc": "x"}]}),
+            "a value is no float",
+        ),
+        (json.dumps({**whole, "estimate": "high"}), "a value is no float"),
+        (json.dumps({**whole, "crop_center": 1}), ""),
+    ):
+        file.write_text(content)
+        with pytest.raises(InputError, match=rf"one.json: cannot read the .* a scan: .*{problem}"):
+            write_table(tmp_path)
+    assert not (tmp_path / "quality.html").exists()
 
 
 def test_shards_and_restarts_end_in_the_same_files(tmp_path: Path) -> None:
@@ -148,11 +164,17 @@ def test_the_page_is_complete_by_itself_and_shows_names_literally(tmp_path: Path
             ),
             tmp_path,
         )
+    tag = "<script>'\""
+    foreign = dict.fromkeys(("note", "place", "picture", "evidence"), tag) | {"reasons": [tag, tag]}
+    rows = [{"structure": tag, "expected_dsc": 0.8}]
+    write_record({**record("foreign", 0.95), **foreign, "rows": rows}, tmp_path)
     said = write_table(tmp_path, review_below=0.6)
     evidence = reference(12).evidence
-    assert said == f"{tmp_path / 'quality.html'}: 1 of 2 segmentations to check. {evidence}"
+    assert said == f"{tmp_path / 'quality.html'}: 2 of 3 segmentations to check. {tag} {evidence}"
     html = (tmp_path / "quality.html").read_text()
-    assert "1 of 2 segmentations to check" in html
+    assert "2 of 3 segmentations to check" in html
+    assert tag[:7] not in html
+    assert "data:image/png;base64,&lt;script&gt;&#x27;&quot;" in html
     assert "&lt;b&gt;&amp;" in html
     assert html.index("&lt;b&gt;&amp;") < html.index("$scan")
     assert "optimistic" in html

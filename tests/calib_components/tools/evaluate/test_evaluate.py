@@ -329,6 +329,30 @@ def test_label_maps_without_labels_are_refused(labels: Path, tmp_path: Path) -> 
     save_nnunet(tmp_path / "two", "b", softmax_of(0, 4))
     with pytest.raises(InputError, match=r"4 channels, .* has 3"):
         evaluate_predictions(tmp_path / "two", out=tmp_path / "out")
+    (tmp_path / "flat").mkdir()
+    np.save(tmp_path / "flat" / "a.npy", softmax_of(0)[..., 0])
+    with pytest.raises(InputError, match=r"a\.npy: \(3, 6, 5\) may be .* Pass --sigmoid"):
+        evaluate_predictions(tmp_path / "flat", out=tmp_path / "out")
+
+
+@pytest.mark.parametrize("with_labels", [False, True])
+def test_an_evaluation_of_the_same_or_other_predictions_is_no_validation(
+    with_labels: bool, predictions: Path, labels: Path, tmp_path: Path
+) -> None:
+    run(predictions, labels, tmp_path / "seen", structures=None)
+    options: dict[str, Any] = {"validation": tmp_path / "seen", "workers": 1}
+    if not with_labels:
+        with pytest.raises(InputError, match=r"seen has 3 of .*p1_ed.* other names"):
+            evaluate_predictions(predictions, None, tmp_path / "out", **options)
+        save_channels_last(tmp_path / "copy" / "x.nii.gz", softmax_of(1))
+        with pytest.raises(InputError, match=r"x\.nii\.gz is one of the predictions there"):
+            evaluate_predictions(tmp_path / "copy", None, tmp_path / "out", **options)
+    for name in NAMES:
+        save_channels_last(predictions / f"{name}.nii.gz", softmax_of(7)[1:])
+    with pytest.raises(InputError, match="and sigmoid False, not class1, class2 and True"):
+        evaluate_predictions(
+            predictions, labels if with_labels else None, tmp_path / "out", sigmoid=True, **options
+        )
 
 
 def test_places_and_options_that_do_not_fit(

@@ -116,7 +116,7 @@ def test_values_slightly_beyond_the_range_are_clipped_and_half_precision_has_lim
         (100 * P, False, "percentages"),
         (np.where(P[0, 0, 0, 0] == P, np.nan, P), False, "NaN"),
         (P[:2], False, "--sigmoid"),
-        (P, True, "channels sum to 1.* --sigmoid"),
+        (P, True, "sum to 1 along C.* --sigmoid"),
         (np.where(np.arange(4) == 1, 0, P), False, "background 1"),
         ((255 * P).astype(np.uint8), False, "scale factor"),
         (P > 0.5, True, "bool"),
@@ -131,6 +131,24 @@ def test_what_is_no_probability_is_refused(
     with pytest.raises(InputError, match=f"case.npy.*{expected}"):  # noqa: PT012
         prediction.header()
         prediction.probabilities(sigmoid)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "slope"), [(np.float32, 0), (np.float16, 0), (np.uint8, 1 / 255)]
+)
+def test_classes_of_a_softmax_are_no_slices(dtype: type, slope: float, tmp_path: Path) -> None:
+    p = softmax_of(0, channels=12, shape=(20, 16))
+    if slope:
+        last = nifti(save_rounded(tmp_path / "last.nii", p[None], dtype, slope))
+        readers: list[Reader] = [last]
+    else:
+        p = p.astype(dtype)
+        readers = [array(tmp_path / str(each.shape), each) for each in (p, p[None], p[..., None])]
+        readers[2] = nifti(save_channels_last(tmp_path / "last.nii", p.astype(np.float32)))
+    for reader in readers:
+        assert reader.header().channels == 1
+        with pytest.raises(InputError, match=r"sum to 1 along [XZ], .* \(C, X, Y, 1\)"):
+            reader.probabilities(sigmoid=True)
 
 
 def test_wrong_files_are_refused(tmp_path: Path) -> None:

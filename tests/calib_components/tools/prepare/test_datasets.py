@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import nibabel as nib
 import numpy as np
@@ -261,6 +261,56 @@ def make_msd(
         save(root / "labelsTr" / f"{name}.nii.gz", blocks(shape, [1, 2]), affine)
     save(root / "imagesTr" / "._hidden.nii.gz", np.zeros(shape))
     return root
+
+
+def make_nnunet(root: Path, labels: dict[str, Any]) -> Path:
+    """Cases of two channels, a file for each, of patients p1 and p2."""
+    rng = np.random.default_rng(0)
+    for name in NAMES[:3]:
+        for channel in (0, 1):
+            save(root / "imagesTr" / f"{name}_000{channel}.nii.gz", rng.random((16, 16, 8)))
+        save(root / "labelsTr" / f"{name}.nii.gz", blocks((16, 16, 8), [1, 2]))
+    task = {"channel_names": {"0": "T2", "1": "ADC"}, "labels": labels, "file_ending": ".nii.gz"}
+    (root / "dataset.json").write_text(json.dumps(task))
+    return root
+
+
+class TestNnunet:
+    LABELS: ClassVar = {"background": 0, "PZ": 1, "TZ": 2}
+    OPTIONS: ClassVar[dict[str, Any]] = {"patient": "[^_]+", "fractions": (0.5, 0, 0.5)}
+
+    def test_channels_are_those_of_the_files_and_structures_of_the_description(
+        self, tmp_path: Path
+    ) -> None:
+        src = make_nnunet(tmp_path / "raw", self.LABELS)
+        prepare_data("nnunet", src, tmp_path / "out", **self.OPTIONS)
+        facts = facts_beside(tmp_path / "out" / "facts.yaml")
+        assert (facts.structures, facts.in_channels) == ({"PZ": [1], "TZ": [2]}, 2)
+        assert (facts.spatial_dims, facts.file_suffixes) == (3, ["_0000", "_0001"])
+        assert nib.load(tmp_path / "out" / "p1_a" / "image.nii").shape == (16, 16, 8, 2)
+        prepare_data("nnunet", src, tmp_path / "own", structures=["both=1+2"], **self.OPTIONS)
+        assert facts_beside(tmp_path / "own" / "facts.yaml").structures == {"both": [1, 2]}
+
+    @pytest.mark.parametrize(
+        ("dataset", "labels", "lost", "message"),
+        [
+            ("nnunet", {**LABELS, "both": [1, 2]}, "", r"dataset\.json, .*'both=\[1, 2\]' is not"),
+            ("nnunet", {"PZ": 1, "ignore": 2}, "", "label values 2 are none of"),
+            ("nnunet", LABELS, "imagesTr/p1_b_0001.nii.gz", r"p1_b_0001\.nii\.gz: no such file"),
+            ("nnunet", LABELS, "dataset.json", "labels: give the names"),
+            ("msd", {**LABELS, "both": "x"}, "", r"dataset\.json, .*'both=x' is not"),
+            ("generic", LABELS, "", "with imagesTr it is nnunet"),
+        ],
+    )
+    def test_what_is_refused(
+        self, dataset: str, labels: dict[str, Any], lost: str, message: str, tmp_path: Path
+    ) -> None:
+        src = make_nnunet(tmp_path / "raw", labels)
+        if lost:
+            (src / lost).unlink()
+        names = ["a"] if dataset == "generic" else None
+        with pytest.raises(InputError, match=message):
+            prepare_data(dataset, src, tmp_path / "out", names, **self.OPTIONS)
 
 
 class TestDecathlon:
