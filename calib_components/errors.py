@@ -5,6 +5,7 @@ or not at all.
 from __future__ import annotations
 
 import difflib
+import errno
 import functools
 import math
 import numbers
@@ -18,6 +19,9 @@ from pathlib import Path
 from typing import Any
 
 UNFINISHED = ".unfinished-"  # prefix of a file or folder while it is written
+ROOM = 2**16  # bytes that a folder must have room for
+# MONAI's, where a `_target_` is misspelt
+NO_TARGET = "Cannot locate class or function path"
 
 
 class InputError(ValueError):
@@ -35,14 +39,17 @@ def printable(text: object) -> str:
 
 
 def error_line(error: BaseException | None) -> str | None:
-    """Return the message of the first `InputError` among an exception and its causes; None without
-    one.
+    """Return the message of the first mistake of a user among an exception and its causes; None
+    without one.
 
-    PyTorch passes the exception of a DataLoader's worker on as the text of a traceback.
+    It is an `InputError`, a full disk, or a component that MONAI does not find. PyTorch passes the
+    exception of a DataLoader's worker on as the text of a traceback.
     """
     while error is not None:
-        if isinstance(error, InputError) or "InputError: " in str(error):
-            return printable(str(error).split("InputError: ")[-1].partition("\n")[0])
+        text = str(error)
+        is_mistake = isinstance(error, InputError) or getattr(error, "errno", 0) == errno.ENOSPC
+        if is_mistake or "InputError: " in text or text.startswith(NO_TARGET):
+            return printable(text.split("InputError: ")[-1].partition("\n")[0])
         error = error.__cause__ or error.__context__
     return None
 
@@ -116,7 +123,8 @@ def check_writable(name: str, folder: str | os.PathLike) -> None:
     path = Path(folder).absolute()
     there = next(place for place in (path, *path.parents) if os.path.lexists(place))
     try:
-        tempfile.TemporaryFile(dir=there).close()
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(bytes(ROOM))
     except OSError as error:
         raise InputError(f"{name}: cannot write to {folder}: {error.strerror}.") from None
 
@@ -173,6 +181,7 @@ def check_count(name: str, value: Any, lowest: int, highest: float = math.inf) -
 def _check_real(
     name: str, value: Any, lowest: float, highest: float, is_kind: bool, noun: str
 ) -> None:
+    is_kind = is_kind and not isinstance(value, bool)  # which Python counts among the integers
     if not (is_kind and lowest <= float(value) <= highest and float(value) < math.inf):
         bounds = f"of at least {lowest}" if highest == math.inf else f"from {lowest} to {highest}"
         raise InputError(f"{name} must be {noun} {bounds}, got {value!r}.")

@@ -11,7 +11,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -83,6 +84,8 @@ class Facts:
             raise InputError(
                 f"{name}: holds no facts of a data set. Copy the file that prepare_data wrote."
             )
+        for key in Facts.__annotations__.keys() & content.keys():
+            check_fact(key, content[key], name)
         try:
             facts = cls(**content)
         except TypeError as error:
@@ -102,15 +105,16 @@ class Facts:
                 raise InputError(
                     f"{name}: {key} must hold {len(classes)} different values, got {values}."
                 )
-        if not {*itertools.chain.from_iterable(self.structures.values())} <= {*classes}:
+        parts = [*self.structures.values()]
+        if not (parts and all(parts) and {*itertools.chain.from_iterable(parts)} <= {*classes}):
             raise InputError(
-                f"{name}: structures have class indices beyond the {len(classes)} classes."
+                f"{name}: structures must have class indices, those of the {len(classes)} classes,"
+                f" got {self.structures}."
             )
-        if self.spacing is not None and not (len(self.spacing) == 3 and min(self.spacing) > 0):
-            raise InputError(
-                f"{name}: spacing must be three sizes of voxels in mm, such as 1,1,1.5, got"
-                f" {self.spacing}."
-            )
+        for key, sides in (("spacing", 3), ("pixel_size", 2)):
+            sizes = getattr(self, key)
+            if sizes is not None and not (len(sizes) == sides and min(sizes) > 0):
+                raise InputError(f"{name}: {key} must be {sides} sizes in mm, got {sizes}.")
         check_choice(f"{name}: slice_axis", self.slice_axis, (None, 0, 1, 2))
         check_choice(f"{name}: spatial_dims", self.spatial_dims, MULTIPLES)
         self._check_sizes(name)
@@ -123,6 +127,25 @@ class Facts:
             raise InputError(
                 f"{name}: crop_size {self.crop_size} is larger than image_size {self.image_size}."
             )
+
+
+def check_fact(key: str, value: Any, name: str) -> None:
+    """Raise `InputError` unless a value, which is from `name`, is of the type of a fact."""
+    if not _is_kind(value, get_type_hints(Facts)[key]):
+        raise InputError(f"{name}: {key} must be {Facts.__annotations__[key]}, got {value!r}.")
+
+
+def _is_kind(value: Any, kind: Any) -> bool:
+    parts = get_args(kind)
+    if isinstance(kind, UnionType):
+        return any(_is_kind(value, part) for part in parts)
+    if isinstance(value, bool):  # which Python counts among the integers
+        return kind is bool
+    if isinstance(value, dict) and get_origin(kind) is dict:
+        return all(isinstance(key, str) and _is_kind(value[key], parts[1]) for key in value)
+    if isinstance(value, list) and get_origin(kind) is list:
+        return all(_is_kind(part, parts[0]) for part in value)
+    return not parts and isinstance(value, int | float if kind is float else kind)
 
 
 def _check_size(name: str, size: Any, dims: int) -> None:
@@ -147,7 +170,7 @@ def read_facts(file: str | os.PathLike, **bundle: Any) -> Facts:
     if facts is None:
         return default
     if facts.dataset != default.dataset:
-        place = Path(str(file)).with_name(FACTS)
+        place = Path(file).with_name(FACTS)
         raise InputError(
             f"{place}: prepared like {facts.dataset}, the bundle is for {default.dataset}. Use the"
             f" bundle of {facts.dataset}, or prepare the data again."
@@ -157,7 +180,7 @@ def read_facts(file: str | os.PathLike, **bundle: Any) -> Facts:
 
 def facts_beside(file: str | os.PathLike) -> Facts | None:
     """Read `facts.yaml`, given as that file or as one beside it; None if there is none."""
-    file = Path(str(file)).with_name(FACTS)  # MONAI reads a folder 2024 as a number
+    file = Path(file).with_name(FACTS)
     if not file.exists():
         return None
     with reading(file):

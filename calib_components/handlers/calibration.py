@@ -19,7 +19,7 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Events
 from monai.engines import Evaluator
-from monai.utils import convert_to_tensor
+from monai.utils import convert_to_tensor, ensure_tuple
 
 from calib_components.data.cases import read_datalist
 from calib_components.data.facts import Facts, facts_beside
@@ -358,8 +358,8 @@ def _encoded(content: Any, **options: Any) -> bytes:
 def _add_fits(folders: Sequence[str | os.PathLike], whole: Calibrator) -> None:
     """Add earlier fits of the same kind to a calibrator."""
     files_by_patient: dict[str, Path] = {}
-    for folder in folders:
-        file = Path(folder) / FIT.format(whole.name)
+    for folder in ensure_tuple(folders):
+        file = Path(str(folder)) / FIT.format(whole.name)
         with reading(file, "a fit of calibrate.yaml"):
             content = json.loads(file.read_bytes())
             whole.add(type(whole).from_dict(content))

@@ -8,7 +8,6 @@ import copy
 import io
 import logging
 import os
-import pickle
 import textwrap
 import zipfile
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ from calib_components.data.transforms import has_other_pixels
 from calib_components.errors import InputError, make_folder, reading, writing
 from calib_components.handlers.fingerprint import fingerprint_of_cases, fingerprint_of_list
 from calib_components.posthoc import Calibrator
-from calib_components.posthoc.network import REFERENCE, calibrator_in
+from calib_components.posthoc.network import REFERENCE, calibrator_in, find_calibrator
 
 log = logging.getLogger(__name__)
 EXPORT_ENDINGS = (".ts", ".onnx", ".plan")  # by ckpt_export, by onnx_export, and TensorRT's engine
@@ -58,7 +57,7 @@ def read_weights(file: str | os.PathLike) -> tuple[Any, dict[str, torch.Tensor]]
 def _read_tensors(file: str | os.PathLike) -> Any:
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
-    except (EOFError, RuntimeError, pickle.UnpicklingError) as error:  # whose messages fill a page
+    except Exception as error:  # of several kinds, whose messages fill a page
         reason = "not a file of tensors alone"
         if "TorchScript" in str(error):
             reason = "a TorchScript file; add configs/inference_ts.yaml"
@@ -93,6 +92,10 @@ def load_weights(network: torch.nn.Module, file: str | os.PathLike) -> None:
             network.load_state_dict(weights)
         except RuntimeError as error:  # which names all that differs
             raise ValueError(textwrap.shorten(str(error), 300)) from error
+        calibrator, classes = find_calibrator(network), getattr(network, "out_channels", None)
+        for name, values in calibrator.state().items() if calibrator and classes else ():
+            if values.numel() not in (1, classes):
+                raise ValueError(f"{name} is of {values.numel()} classes, not {classes}")
 
 
 def load_torchscript(file: str | os.PathLike, device: torch.device | str) -> torch.jit.ScriptModule:

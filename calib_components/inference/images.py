@@ -21,7 +21,7 @@ from typing import Any
 from monai.utils import ensure_tuple
 
 from calib_components.data.nifti import LABEL_SUFFIXES, check_same_grid, files_below, open_nifti
-from calib_components.errors import InputError, check_writable, printable
+from calib_components.errors import InputError, check_choice, check_writable, printable
 from calib_components.quality import write_table
 from calib_components.quality.table import FOLDER, choose
 
@@ -270,6 +270,8 @@ class ImageFolder:
         log.info(printable(write_table(self.output_dir, self.review, self.review_below)))
 
     def _maps(self, image: Image) -> list[Path]:
+        for name in self.save:
+            check_choice("save", name, MAPS)
         return [self.output_dir / f"{image.name}_{MAPS[name]}.nii.gz" for name in self.save]
 
     def _is_finished(self, image: Image) -> bool:

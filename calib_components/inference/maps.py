@@ -23,6 +23,7 @@ from monai.transforms import MapTransform, SaveImaged
 from monai.utils import ensure_tuple
 from nibabel import Nifti1Image
 
+from calib_components.bundle import as_typed
 from calib_components.data.transforms import file_name
 from calib_components.errors import InputError, check_choice, make_folder, writing
 from calib_components.inference.crops import crop_of
@@ -141,7 +142,9 @@ class PredictionMapsd(MapTransform):
         fits_a_byte = min(label_codes) >= 0 and max(label_codes) <= 255
         self.codes = torch.tensor(label_codes, dtype=torch.uint8 if fits_a_byte else torch.int32)
         self.dtype, self.largest = INTEGERS[bits], 2**bits - 1
-        self.show_uncertainty = show_uncertainty
+        # MONAI Label passes on what is typed
+        self.show_uncertainty = as_typed(show_uncertainty)
+        check_choice("show_uncertainty", self.show_uncertainty, (True, False))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
@@ -184,7 +187,10 @@ class PredictionMapsd(MapTransform):
         stored = torch.empty(0) if self.network is None else find_reference(self.network)
         reference = Reference.from_tensor(stored, [*self.structures])
         agreement = agreement_of(logits, self.structures)
-        record = describe_scan(name, scan.compute(), reference, grid.affine, picture, agreement)
+        shown_name = Path(name).name  # the answer of a server does not tell where it keeps files
+        record = describe_scan(
+            shown_name, scan.compute(), reference, grid.affine, picture, agreement
+        )
         crop = crop_of(logits)
         if crop is not None:
             log.info("%s: %s", name, crop.describe(image.shape[1:3]))

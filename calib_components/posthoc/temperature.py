@@ -222,7 +222,9 @@ class TemperatureScaling(Calibrator):
         return logits / self.temperature  # type: ignore[operator]
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        check_number("temperature", float(state["temperature"]), *LIMITS)
+        value = state["temperature"]
+        number = value.item() if isinstance(value, torch.Tensor) else value
+        check_number("temperature", number, *LIMITS)
         super().set_state(state)
 
     def voxel_sums(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:

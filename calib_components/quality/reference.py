@@ -72,10 +72,11 @@ class Reference:
         table = (
             values.double().cpu().numpy() if values.numel() else np.empty((0, len(structures), 5))
         )
-        if table.shape[1] != len(structures):
+        expected = len(structures), 5
+        if table.shape[1:] != expected:
             raise InputError(
-                f"The reference in the weights has {table.shape[1]} structures, not"
-                f" {len(structures)}."
+                f"The reference in the weights is {table.shape}, not (scans, {expected[0]}"
+                " structures, 5 values)."
             )
         return cls(structures, np.where(table == UNDEFINED, np.nan, table))
 

@@ -22,11 +22,13 @@ from monai.handlers import StatsHandler
 from monai.transforms import Compose
 
 from calib_components.bundle import (
+    STATS_LOG,
     _is_no_mistake,
     check_ids,
     check_training,
     check_values,
     config_of_run,
+    read_files,
     start_run,
 )
 from calib_components.data.facts import facts_beside, write_facts
@@ -52,8 +54,8 @@ def restored() -> Iterator[None]:
     """The hook and the filter of logs as they were."""
     yield
     sys.excepthook = sys.__excepthook__
-    for handler in logging.root.handlers:
-        handler.removeFilter(_is_no_mistake)
+    for place in (*logging.root.handlers, logging.getLogger(STATS_LOG)):
+        place.removeFilter(_is_no_mistake)
 
 
 def parser(**overrides: Any) -> ConfigParser:
@@ -77,7 +79,7 @@ def test_the_ids_of_every_bundle_have_an_effect(bundle: Path, files: tuple[str, 
     config = ConfigParser()
     config.read_config([str(bundle / "configs" / file) for file in files])
     config.read_meta(str(bundle / "configs" / "metadata.json"))
-    check_ids(config, bundle / "configs")
+    check_ids(config, read_files(bundle / "configs"))
 
 
 def test_an_exported_configuration_runs_from_its_own_folder(tmp_path: Path) -> None:
@@ -85,7 +87,7 @@ def test_an_exported_configuration_runs_from_its_own_folder(tmp_path: Path) -> N
     config.read_config(str(BUNDLES[0] / "configs" / "train.yaml"))
     (tmp_path / "summary.json").write_text("[1, 2]")  # no configuration
     ConfigParser.export_config_file(config.get(), str(tmp_path / "train.json"), fmt="json")
-    check_ids(config, tmp_path)
+    check_ids(config, read_files(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -95,40 +97,65 @@ def test_an_exported_configuration_runs_from_its_own_folder(tmp_path: Path) -> N
         ({"train::schedular": 1}, "train::schedular: .* did you mean train::scheduler?"),
     ],
 )
-def test_ids_without_effect(overrides: dict[str, Any], message: str, tmp_path: Path) -> None:
-    check_ids(parser(), tmp_path)
+def test_ids_without_effect(overrides: dict[str, Any], message: str) -> None:
+    check_ids(parser(), [])
     with pytest.raises(InputError, match="^" + re.sub(r"\?$", r"\?", message)):
-        check_ids(parser(**overrides), tmp_path)
+        check_ids(parser(**overrides), [])
 
 
-def test_ids_of_the_bundle_need_no_effect(tmp_path: Path) -> None:
+def test_ids_of_the_bundle_need_no_effect() -> None:
     # Nothing refers to learning_rate any more
     config = parser(**{"optimizer::lr": 0.2, "train::schedule": 1})
     with pytest.raises(InputError, match=r"^learning_rate: "):
-        check_ids(config, tmp_path)
-    (tmp_path / "train.yaml").write_text("learning_rate: 0.1\ntrain::schedule: 3\n")
-    check_ids(config, tmp_path)
+        check_ids(config, [])
+    check_ids(config, [{"learning_rate": 0.1, "train::schedule": 3}])
 
 
 @pytest.mark.parametrize(
-    ("values", "name"),
+    ("values", "message"),
     [
-        ({"amp": "flase"}, "amp"),
-        ({"tta": "true", "any_orientation": False}, "tta"),
+        ({"tta": "true", "any_orientation": False}, "tta: "),
+        ({"amp": "flase"}, "amp must be true or false, got 'flase'"),
+        ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
+        ({"num_workers": "true"}, "num_workers must be an integer of at least 0, got True"),
+        ({"strength": float("nan")}, "strength must be a number of at least 0, got nan"),
+        ({"strength": "$0.5 - 1"}, "strength must be a number of at least 0, got -0.5"),
+        ({"loss": "dice"}, "loss is a component, got 'dice'. Set --loss::_target_"),
+        ({"load_path": "null"}, "load_path must be a file or a folder, got None"),
+        ({"zoom_range": [0.5]}, "zoom_range must be 2 numbers, got [0.5]"),
+        ({"device": "cuda:99"}, "device: 'cuda:99' cannot be used: "),
     ],
 )
-def test_values_that_would_be_taken_for_others(values: dict[str, Any], name: str) -> None:
-    with pytest.raises(InputError, match=f"^{name}"):
-        check_values(ConfigParser(values))
+def test_values_unlike_those_of_the_bundle(values: dict[str, Any], message: str) -> None:
+    files: list[dict[str, Any]] = [
+        {"amp": "$@b", "num_workers": 2, "batch_size": 16, "loss": {"_target_": "x"}},
+        {"amp": False, "strength": 1.0, "ignore_index": None, "load_path": "$@ckpt_dir + '/m'"},
+        {"ignore_index": 255, "zoom_range": [0.5, 2.0]},
+    ]
+    with pytest.raises(InputError, match=f"^{re.escape(message)}"):
+        check_values(ConfigParser(values), files)
+    check_values(
+        ConfigParser(
+            {"ignore_index": "null", "num_workers": 0, "strength": 2, "loss": "$x", "amp": "true"}
+        ),
+        files,
+    )
 
 
 def test_options_mean_what_is_typed() -> None:
     loss = {"squared_pred": "False", "weight": "null"}
     config = ConfigParser(
-        {"resume": "TRUE", "image_size": (128, 96), "loss": loss, "output_dir": Path("out")}
+        {
+            "resume": "TRUE",
+            "image_size": (128, 96),
+            "loss": loss,
+            "output_dir": Path("out"),
+            "dataset_dir": 2024,
+        }
     )
     check_values(config)
     assert (config["output_dir"], config["loss::weight"]) == ("out", None)
+    assert config["dataset_dir"] == "2024"
     assert (config["resume"], config["image_size"]) == (True, [128, 96])
     assert config["loss::squared_pred"] is False  # an option of a component
 
@@ -265,10 +292,12 @@ class TestRun:
     def test_checks_its_own_configuration_and_shows_one_line(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        text = "resume: x\nrun:\n- _target_: calib_components.bundle.start_run\n- $print(@resume)\n"
-        error = failure(tmp_path, text)
-        sys.excepthook(type(error), error, error.__traceback__)
-        assert capsys.readouterr().err == "resume must be true or false, got 'x'.\n"
+        text = "tta: true\nrun:\n- _target_: calib_components.bundle.start_run\n- $print(@tta)\n"
+        error = failure(tmp_path, f"any_orientation: false\n{text}- $print(@any_orientation)\n")
+        with pytest.raises(SystemExit) as end:
+            sys.excepthook(type(error), error, error.__traceback__)
+        assert end.value.code == 2
+        assert capsys.readouterr().err.startswith("tta: the network was not trained")
         sys.excepthook(ZeroDivisionError, ZeroDivisionError("by zero"), None)
         assert capsys.readouterr().err == "ZeroDivisionError: by zero\n"
 
