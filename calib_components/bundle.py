@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import numbers
 import os
 import sys
 import weakref
@@ -31,6 +30,7 @@ from calib_components.errors import (
     check_writable,
     error_line,
     nearest,
+    reading,
 )
 
 # That MONAI looks up
@@ -159,12 +159,10 @@ def _check_weights(config: ConfigParser) -> None:
 
 def _show(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
     """End with the line of an `InputError` and exit code 2; print other exceptions as ever."""
-    line = error_line(error)
-    if line is None:
-        sys.__excepthook__(kind, error, traceback)
-    else:
+    if line := error_line(error):
         print(line, file=sys.stderr)
         sys.exit(2)
+    sys.__excepthook__(kind, error, traceback)
 
 
 def _is_no_mistake(record: logging.LogRecord) -> bool:
@@ -182,7 +180,7 @@ def running_workflow() -> ConfigWorkflow | None:
     return next((caller for caller in callers if isinstance(caller, ConfigWorkflow)), None)
 
 
-def check_values(config: ConfigParser, files: Sequence[Mapping[str, Any]] = ()) -> None:
+def check_values(config: ConfigParser, files: Sequence[Mapping[str, Any]]) -> None:
     """Check options whose mistakes would end a run with a traceback, or have no or another effect,
     as far as a configuration has them.
 
@@ -193,62 +191,32 @@ def check_values(config: ConfigParser, files: Sequence[Mapping[str, Any]] = ()) 
         files: Contents of the bundle's files. An option has the type of a value there.
     """
     read_as_typed(config)
-    if "device" in config:
-        _check_device(config.get_parsed_content("device"))
+    device = config.get_parsed_content("device", default="cpu")
+    with reading("device", f"{device!r} as a device"):
+        torch.zeros(1, device=torch.device(device)).cpu()
     for name, value in config.get().items():
         defaults = [content[name] for content in files if name in content]
-        if value not in defaults:
-            _check_type(config, name, next(filter(_is_literal, defaults), None))
+        typed = [each for each in defaults if isinstance(each, int | float | Mapping)]
+        if typed and value not in defaults and not isinstance(value, Mapping):
+            _check_type(name, config.get_parsed_content(name), typed[0])
     _check_orientations(config)
     if "facts" in config:  # options such as --num_classes may not fit the other facts
         _check_facts(config, config.get_parsed_content("facts"))
         _check_facts_file(config)
 
 
-def _check_device(device: Any) -> None:
-    try:
-        torch.zeros(1, device=torch.device(device)).cpu()
-    except Exception as error:  # PyTorch raises several kinds, whose messages fill a page
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"device: {device!r} cannot be used: {reason}") from error
-
-
-def _check_type(config: ConfigParser, name: str, default: Any) -> None:
-    """Refuse an option that is not of the type of its default, or a place that is no text."""
-    value = config[name]
+def _check_type(name: str, value: Any, default: Any) -> None:
+    """Refuse an option that is not of the type of its default."""
     if isinstance(default, Mapping):
-        if _is_literal(value) and not isinstance(value, Mapping):
+        if isinstance(value, str | int | float | None):
             raise InputError(f"{name} is a component, got {value!r}. Set --{name}::_target_.")
-        return
-    if isinstance(default, int | float | list):
-        _check_number(name, config.get_parsed_content(name), default)
-    if name.endswith(PLACES):
-        value = config.get_parsed_content(name)
-        if not isinstance(value, str):
-            raise InputError(f"{name} must be a file or a folder, got {value!r}.")
-
-
-def _check_number(name: str, value: Any, default: Any) -> None:
-    """Refuse an option that is no number, truth value or list of numbers as its default is."""
-    if isinstance(default, bool):
+    elif isinstance(default, bool):
         if not isinstance(value, bool):  # any text would be true
             raise InputError(f"{name} must be true or false, got {value!r}.")
     elif isinstance(default, int):
         check_count(name, value, int(name in AT_LEAST_ONE))
-    elif isinstance(default, float):
+    else:
         check_number(name, value, 0)
-    elif isinstance(default[0], float):
-        if not isinstance(value, list) or len(value) != len(default):
-            raise InputError(f"{name} must be {len(default)} numbers, got {value!r}.")
-        for part in value:
-            check_number(name, part, 0)
-
-
-def _is_literal(value: Any) -> bool:
-    """Return whether a value of a configuration is neither null nor computed."""
-    return value is not None and not str(value).startswith(
-        (ConfigExpression.prefix, ReferenceResolver.ref)
-    )
 
 
 def _check_facts(config: ConfigParser, facts: Facts) -> None:
@@ -309,21 +277,16 @@ def read_as_typed(config: ConfigParser) -> None:
     are texts, a tuple and a number for MONAI.
     """
     for name, value in config.get().items():
-        typed = as_typed(value)
-        if name.endswith(PLACES) and isinstance(value, numbers.Real):
-            typed = str(value)
+        typed = str(value) if name.endswith(PLACES) else _as_typed(value)
         if typed != value:
             config[name] = typed
 
 
-def as_typed(value: Any) -> Any:
-    """Return a value with texts such as `true` and `null` as they are meant."""
+def _as_typed(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {name: as_typed(part) for name, part in value.items()}
+        return {name: _as_typed(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [as_typed(part) for part in value]
-    if isinstance(value, Path):
-        return str(value)
+        return [_as_typed(part) for part in value]
     return TYPED.get(value.lower(), value) if isinstance(value, str) else value
 
 

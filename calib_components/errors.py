@@ -5,7 +5,6 @@ or not at all.
 from __future__ import annotations
 
 import difflib
-import errno
 import functools
 import math
 import numbers
@@ -20,8 +19,8 @@ from typing import Any
 
 UNFINISHED = ".unfinished-"  # prefix of a file or folder while it is written
 ROOM = 2**16  # bytes that a folder must have room for
-# MONAI's, where a `_target_` is misspelt
-NO_TARGET = "Cannot locate class or function path"
+# In a worker's traceback, and MONAI's, where a `_target_` is misspelt
+MISTAKES = ("InputError: ", "Cannot locate class or function path")
 
 
 class InputError(ValueError):
@@ -42,14 +41,13 @@ def error_line(error: BaseException | None) -> str | None:
     """Return the message of the first mistake of a user among an exception and its causes; None
     without one.
 
-    It is an `InputError`, a full disk, or a component that MONAI does not find. PyTorch passes the
-    exception of a DataLoader's worker on as the text of a traceback.
+    It is an `InputError`, or a component that MONAI does not find. PyTorch passes the exception of
+    a DataLoader's worker on as the text of a traceback.
     """
     while error is not None:
         text = str(error)
-        is_mistake = isinstance(error, InputError) or getattr(error, "errno", 0) == errno.ENOSPC
-        if is_mistake or "InputError: " in text or text.startswith(NO_TARGET):
-            return printable(text.split("InputError: ")[-1].partition("\n")[0])
+        if isinstance(error, InputError) or any(mark in text for mark in MISTAKES):
+            return printable(text.split(MISTAKES[0])[-1].partition("\n")[0])
         error = error.__cause__ or error.__context__
     return None
 
@@ -170,18 +168,19 @@ def check_output(folder: str | os.PathLike, *markers: str, overwrite: bool = Fal
 
 def check_number(name: str, value: Any, lowest: float, highest: float = math.inf) -> None:
     """Raise `InputError` unless an argument is a finite number from `lowest` to `highest`."""
-    _check_real(name, value, lowest, highest, isinstance(value, numbers.Real), "a number")
+    _check_real(name, value, lowest, highest, numbers.Real, "a number")
 
 
 def check_count(name: str, value: Any, lowest: int, highest: float = math.inf) -> None:
     """Raise `InputError` unless an argument is an integer from `lowest` to `highest`."""
-    _check_real(name, value, lowest, highest, isinstance(value, numbers.Integral), "an integer")
+    _check_real(name, value, lowest, highest, numbers.Integral, "an integer")
 
 
 def _check_real(
-    name: str, value: Any, lowest: float, highest: float, is_kind: bool, noun: str
+    name: str, value: Any, lowest: float, highest: float, kind: type, noun: str
 ) -> None:
-    is_kind = is_kind and not isinstance(value, bool)  # which Python counts among the integers
+    # Python counts truth values among the integers
+    is_kind = isinstance(value, kind) and not isinstance(value, bool)
     if not (is_kind and lowest <= float(value) <= highest and float(value) < math.inf):
         bounds = f"of at least {lowest}" if highest == math.inf else f"from {lowest} to {highest}"
         raise InputError(f"{name} must be {noun} {bounds}, got {value!r}.")

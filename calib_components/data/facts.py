@@ -65,10 +65,10 @@ class Facts:
     image_size: list[int] | None
     crop_size: list[int]
     slice_axis: int | None = None
-    pixel_size: list[float] | None = None
+    pixel_size: list[int | float] | None = None
     any_orientation: bool | None = None
     spatial_dims: int = 2
-    spacing: list[float] | None = None
+    spacing: list[int | float] | None = None
     source: str = ""
     schema_version: int = 1
 
@@ -80,20 +80,14 @@ class Facts:
         Raises:
             InputError: A fact is unknown or missing, or facts contradict each other.
         """
-        if not isinstance(content, Mapping):
-            raise InputError(
-                f"{name}: holds no facts of a data set. Copy the file that prepare_data wrote."
-            )
-        for key in Facts.__annotations__.keys() & content.keys():
-            check_fact(key, content[key], name)
-        try:
+        with reading(name, "the facts of a data set, as prepare_data writes them"):
             facts = cls(**content)
-        except TypeError as error:
-            raise InputError(f"{name}: not the facts of a data set: {error}.") from error
         if facts.schema_version > cls.schema_version:
             raise InputError(
                 f"{name}: written by a newer version of calib_components. Update the package."
             )
+        for key, value in vars(facts).items():
+            check_fact(key, value, name)
         facts._check(name)
         return facts
 
@@ -139,19 +133,16 @@ def _is_kind(value: Any, kind: Any) -> bool:
     parts = get_args(kind)
     if isinstance(kind, UnionType):
         return any(_is_kind(value, part) for part in parts)
-    if isinstance(value, bool):  # which Python counts among the integers
-        return kind is bool
-    if isinstance(value, dict) and get_origin(kind) is dict:
-        return all(isinstance(key, str) and _is_kind(value[key], parts[1]) for key in value)
-    if isinstance(value, list) and get_origin(kind) is list:
-        return all(_is_kind(part, parts[0]) for part in value)
-    return not parts and isinstance(value, int | float if kind is float else kind)
+    if not parts:
+        return type(value) is kind
+    values = value.values() if isinstance(value, dict) else value
+    return type(value) is get_origin(kind) and all(_is_kind(each, parts[-1]) for each in values)
 
 
 def _check_size(name: str, size: Any, dims: int) -> None:
     """Raise `InputError` unless a size suits networks of so many dimensions."""
-    is_list = isinstance(size, list) and len(size) == dims
-    if not is_list or any(side <= 0 or side % MULTIPLES[dims] for side in size):
+    sides = size or ()
+    if len(sides) != dims or any(side <= 0 or side % MULTIPLES[dims] for side in sides):
         raise InputError(f"{name} must be {EXAMPLES[dims]}, got {size}.")
 
 

@@ -26,7 +26,6 @@ from calib_components.data.facts import Facts, facts_beside
 from calib_components.data.perturbation import Perturbation
 from calib_components.errors import (
     InputError,
-    check_choice,
     check_writable,
     make_folder,
     reading,
@@ -139,7 +138,6 @@ class Calibration:
     draws: int = 1
 
     def __post_init__(self) -> None:
-        check_choice("split", self.split, SPLITS)
         is_given = self.temperature is not None or self.pool is not None
         if is_given and (self.perturbation or "temperature" not in self.calibrator.state()):
             raise InputError(

@@ -23,7 +23,7 @@ from calib_components.data.transforms import has_other_pixels
 from calib_components.errors import InputError, make_folder, reading, writing
 from calib_components.handlers.fingerprint import fingerprint_of_cases, fingerprint_of_list
 from calib_components.posthoc import Calibrator
-from calib_components.posthoc.network import REFERENCE, calibrator_in, find_calibrator
+from calib_components.posthoc.network import REFERENCE, calibrator_in
 
 log = logging.getLogger(__name__)
 EXPORT_ENDINGS = (".ts", ".onnx", ".plan")  # by ckpt_export, by onnx_export, and TensorRT's engine
@@ -92,10 +92,9 @@ def load_weights(network: torch.nn.Module, file: str | os.PathLike) -> None:
             network.load_state_dict(weights)
         except RuntimeError as error:  # which names all that differs
             raise ValueError(textwrap.shorten(str(error), 300)) from error
-        calibrator, classes = find_calibrator(network), getattr(network, "out_channels", None)
-        for name, values in calibrator.state().items() if calibrator and classes else ():
-            if values.numel() not in (1, classes):
-                raise ValueError(f"{name} is of {values.numel()} classes, not {classes}")
+        biases = weights.get("class_bias", torch.empty(1)).numel()
+        if biases not in (1, getattr(network, "out_channels", biases)):
+            raise ValueError(f"its calibrator is of {biases} classes")
 
 
 def load_torchscript(file: str | os.PathLike, device: torch.device | str) -> torch.jit.ScriptModule:
@@ -234,7 +233,7 @@ class WeightsCheckpointLoader:
     def __init__(
         self, load_path: str | os.PathLike, network: torch.nn.Module, facts: Facts | None = None
     ) -> None:
-        self.load_path, self.network, self.facts = Path(str(load_path)), network, facts
+        self.load_path, self.network, self.facts = Path(load_path), network, facts
 
     def attach(self, engine: Engine) -> None:
         """Load the weights when the engine that runs the network starts."""

@@ -162,8 +162,10 @@ class ImageFolder:
 
     def __post_init__(self) -> None:
         # MONAI gives text
-        self.path, self.output_dir = Path(str(self.path)), Path(str(self.output_dir))
+        self.path, self.output_dir = Path(self.path), Path(self.output_dir)
         self.save = ensure_tuple(self.save)
+        for name in self.save:
+            check_choice("save", name, MAPS)
 
     def items(self) -> list[dict[str, list[str]]]:
         """Items of a MONAI dataset: the files of each image of this run; none where `check` refuses
@@ -270,8 +272,6 @@ class ImageFolder:
         log.info(printable(write_table(self.output_dir, self.review, self.review_below)))
 
     def _maps(self, image: Image) -> list[Path]:
-        for name in self.save:
-            check_choice("save", name, MAPS)
         return [self.output_dir / f"{image.name}_{MAPS[name]}.nii.gz" for name in self.save]
 
     def _is_finished(self, image: Image) -> bool:

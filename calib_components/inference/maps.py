@@ -23,7 +23,6 @@ from monai.transforms import MapTransform, SaveImaged
 from monai.utils import ensure_tuple
 from nibabel import Nifti1Image
 
-from calib_components.bundle import as_typed
 from calib_components.data.transforms import file_name
 from calib_components.errors import InputError, check_choice, make_folder, writing
 from calib_components.inference.crops import crop_of
@@ -107,7 +106,8 @@ class PredictionMapsd(MapTransform):
         keys: The logits, `(N, H, W, D)`, of the preprocessed `image`.
         structures: Name of each structure and its class indices.
         label_codes: Value of each class in the label map.
-        save: Maps to make: "label", "uncertainty" and "probability", or some of them.
+        save: Maps to make: "label", "uncertainty" and "probability", or some of them, see
+            `ImageFolder`, which checks them.
         bits: Bits of the integers, 16 or 8.
         show_uncertainty: Let the key itself become the uncertainty instead, for MONAI Label, which
             shows one map.
@@ -134,17 +134,12 @@ class PredictionMapsd(MapTransform):
     ) -> None:
         super().__init__(keys)
         self.save = ensure_tuple(save)
-        for name in self.save:
-            check_choice("save", name, MAPS)
-        if bits not in INTEGERS:
-            raise InputError(f"bits must be 8 or 16, got {bits!r}.")
+        check_choice("bits", bits, INTEGERS)
         self.structures, self.network = structures, network
         fits_a_byte = min(label_codes) >= 0 and max(label_codes) <= 255
         self.codes = torch.tensor(label_codes, dtype=torch.uint8 if fits_a_byte else torch.int32)
         self.dtype, self.largest = INTEGERS[bits], 2**bits - 1
-        # MONAI Label passes on what is typed
-        self.show_uncertainty = as_typed(show_uncertainty)
-        check_choice("show_uncertainty", self.show_uncertainty, (True, False))
+        self.show_uncertainty = show_uncertainty
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
@@ -177,7 +172,8 @@ class PredictionMapsd(MapTransform):
         logits: torch.Tensor,
     ) -> dict[str, Any]:
         """Return the quality of a scan, whose label map is `(1, X, Y, Z)`, with a picture."""
-        index, name = scan.most_uncertain_slice, file_name(image)
+        # A server must not tell where its files are
+        index, name = scan.most_uncertain_slice, Path(file_name(image)).name
         grey = grid.slab(image.as_tensor(), index, index + 1)[0, 0]
         shown = label[0, :, :, index].T
         masks = [
@@ -187,10 +183,7 @@ class PredictionMapsd(MapTransform):
         stored = torch.empty(0) if self.network is None else find_reference(self.network)
         reference = Reference.from_tensor(stored, [*self.structures])
         agreement = agreement_of(logits, self.structures)
-        shown_name = Path(name).name  # the answer of a server does not tell where it keeps files
-        record = describe_scan(
-            shown_name, scan.compute(), reference, grid.affine, picture, agreement
-        )
+        record = describe_scan(name, scan.compute(), reference, grid.affine, picture, agreement)
         crop = crop_of(logits)
         if crop is not None:
             log.info("%s: %s", name, crop.describe(image.shape[1:3]))
@@ -285,7 +278,7 @@ class SaveMapd(SaveImaged):  # MONAI Label leaves out what is a SaveImaged
         stamp: str = "",
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
-        self.output_dir = Path(str(output_dir))
+        self.output_dir = Path(output_dir)
         self.file_suffixes = file_suffixes
         self.stamp = stamp
 
