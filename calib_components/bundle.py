@@ -198,19 +198,21 @@ def check_values(config: ConfigParser, files: Sequence[Mapping[str, Any]]) -> No
         defaults = [content[name] for content in files if name in content]
         typed = [each for each in defaults if isinstance(each, int | float | Mapping)]
         if typed and value not in defaults and not isinstance(value, Mapping):
-            _check_type(name, config.get_parsed_content(name), typed[0])
+            _check_type(config, name, typed[0])
     _check_orientations(config)
     if "facts" in config:  # options such as --num_classes may not fit the other facts
         _check_facts(config, config.get_parsed_content("facts"))
         _check_facts_file(config)
 
 
-def _check_type(name: str, value: Any, default: Any) -> None:
+def _check_type(config: ConfigParser, name: str, default: Any) -> None:
     """Refuse an option that is not of the type of its default."""
-    if isinstance(default, Mapping):
-        if isinstance(value, str | int | float | None):
-            raise InputError(f"{name} is a component, got {value!r}. Set --{name}::_target_.")
-    elif isinstance(default, bool):
+    if isinstance(default, Mapping):  # not made here: the seed of a run is not set yet
+        if str(config[name])[0] not in "$@":  # neither computed nor another id
+            raise InputError(f"{name} is a component, got {config[name]}. Set --{name}::_target_.")
+        return
+    value = config.get_parsed_content(name)
+    if isinstance(default, bool):
         if not isinstance(value, bool):  # any text would be true
             raise InputError(f"{name} must be true or false, got {value!r}.")
     elif isinstance(default, int):

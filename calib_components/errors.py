@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 UNFINISHED = ".unfinished-"  # prefix of a file or folder while it is written
-ROOM = 2**16  # bytes that a folder must have room for
 # In a worker's traceback, and MONAI's, where a `_target_` is misspelt
 MISTAKES = ("InputError: ", "Cannot locate class or function path")
 
@@ -79,7 +78,8 @@ def reading(file: str | os.PathLike, kind: str = "the file") -> Iterator[Path]:
     except InputError:
         raise
     except Exception as error:  # JSON, YAML, gzip, zlib and nibabel each raise their own
-        raise InputError(f"{file}: cannot read {kind}: {_reason(error)}.") from error
+        line = error_line(error) or f"{file}: cannot read {kind}: {_reason(error)}."
+        raise InputError(line) from error
 
 
 @contextmanager
@@ -122,7 +122,7 @@ def check_writable(name: str, folder: str | os.PathLike) -> None:
     there = next(place for place in (path, *path.parents) if os.path.lexists(place))
     try:
         with tempfile.TemporaryFile(dir=there) as file:
-            file.write(bytes(ROOM))
+            file.write(bytes(2**16))  # on a full disk, an empty file can be made
     except OSError as error:
         raise InputError(f"{name}: cannot write to {folder}: {error.strerror}.") from None
 

@@ -141,8 +141,7 @@ def _is_kind(value: Any, kind: Any) -> bool:
 
 def _check_size(name: str, size: Any, dims: int) -> None:
     """Raise `InputError` unless a size suits networks of so many dimensions."""
-    sides = size or ()
-    if len(sides) != dims or any(side <= 0 or side % MULTIPLES[dims] for side in sides):
+    if len(size or ()) != dims or any(side <= 0 or side % MULTIPLES[dims] for side in size):
         raise InputError(f"{name} must be {EXAMPLES[dims]}, got {size}.")
 
 

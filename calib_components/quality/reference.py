@@ -72,10 +72,9 @@ class Reference:
         table = (
             values.double().cpu().numpy() if values.numel() else np.empty((0, len(structures), 5))
         )
-        expected = len(structures), 5
-        if table.shape[1:] != expected:
+        if table.shape[1:] != (len(structures), 5):
             raise InputError(
-                f"The reference in the weights is {table.shape}, not (scans, {expected[0]}"
+                f"The reference in the weights is {table.shape}, not (scans, {len(structures)}"
                 " structures, 5 values)."
             )
         return cls(structures, np.where(table == UNDEFINED, np.nan, table))

@@ -19,7 +19,7 @@ from typing import Any, get_args, get_origin
 from cyclopts import App, CycloptsError, Parameter, Token, convert
 
 from calib_components import __version__
-from calib_components.errors import InputError, error_line, printable
+from calib_components.errors import InputError, printable
 
 Command = Callable[..., None]
 Commands = str | Command | Mapping[str, "Commands"]
@@ -42,14 +42,11 @@ def run(name: str, commands: Commands) -> None:
     try:
         command, arguments = parse(name, commands, sys.argv[1:])
         command(*arguments.args, **arguments.kwargs)
+    except (CycloptsError, InputError, OSError) as error:
+        print(f"{name}: {printable(error)}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(f"{name}: interrupted")
-    except Exception as error:
-        line = error_line(error)
-        if line is None and not isinstance(error, CycloptsError | OSError):
-            raise
-        print(f"{name}: {line or printable(error)}", file=sys.stderr)
-        sys.exit(2)
 
 
 def parse(

@@ -12,7 +12,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from calib_components.bundle import check_values, read_files
+from calib_components.bundle import read_as_typed
 from calib_components.errors import InputError, check_choice, make_folder, reading
 from calib_components.inference.images import MAPS, find_images
 from calib_components.tools.bundle_command import bundle_command
@@ -95,12 +95,12 @@ def _count_work(command: str, files: Sequence[Path], options: Mapping[str, Any])
     config = ConfigParser()
     with reading(files[-1], "a configuration of the bundle"):
         config.read_config([str(file) for file in files])
-    config.update(dict(options))
-    check_values(config, read_files(files[0].parent))
-    if command == "evaluate":
-        records = config.get_parsed_content("records")
-        return len(records.cases), f"{records.folder.name}/*.pt"
-    images = config.get_parsed_content("images")
+        config.update(dict(options))
+        read_as_typed(config)
+        if command == "evaluate":
+            records = config.get_parsed_content("records")
+            return len(records.cases), f"{records.folder.name}/*.pt"
+        images = config.get_parsed_content("images")
     images.check()
     found = find_images(images.path, images.file_suffixes)
     return len(found), f"*_{MAPS[images.save[0]]}.nii.gz"

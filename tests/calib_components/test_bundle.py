@@ -120,17 +120,15 @@ def test_ids_of_the_bundle_need_no_effect() -> None:
         ({"num_workers": "true"}, "num_workers must be an integer of at least 0, got True"),
         ({"strength": float("nan")}, "strength must be a number of at least 0, got nan"),
         ({"strength": "$0.5 - 1"}, "strength must be a number of at least 0, got -0.5"),
-        ({"loss": "dice"}, "loss is a component, got 'dice'. Set --loss::_target_"),
-        ({"load_path": "null"}, "load_path must be a file or a folder, got None"),
-        ({"zoom_range": [0.5]}, "zoom_range must be 2 numbers, got [0.5]"),
-        ({"device": "cuda:99"}, "device: 'cuda:99' cannot be used: "),
+        ({"loss": "dice"}, "loss is a component, got dice. Set --loss::_target_"),
+        ({"device": "cuda:99"}, "device: cannot read 'cuda:99' as a device: "),
     ],
 )
 def test_values_unlike_those_of_the_bundle(values: dict[str, Any], message: str) -> None:
     files: list[dict[str, Any]] = [
         {"amp": "$@b", "num_workers": 2, "batch_size": 16, "loss": {"_target_": "x"}},
-        {"amp": False, "strength": 1.0, "ignore_index": None, "load_path": "$@ckpt_dir + '/m'"},
-        {"ignore_index": 255, "zoom_range": [0.5, 2.0]},
+        {"amp": False, "strength": 1.0, "ignore_index": None},
+        {"ignore_index": 255},
     ]
     with pytest.raises(InputError, match=f"^{re.escape(message)}"):
         check_values(ConfigParser(values), files)
@@ -153,7 +151,7 @@ def test_options_mean_what_is_typed() -> None:
             "dataset_dir": 2024,
         }
     )
-    check_values(config)
+    check_values(config, [])
     assert (config["output_dir"], config["loss::weight"]) == ("out", None)
     assert config["dataset_dir"] == "2024"
     assert (config["resume"], config["image_size"]) == (True, [128, 96])
@@ -191,23 +189,23 @@ def test_options_that_contradict_the_facts(
     config.read_config(str(folder / "configs" / file))
     config.update({"bundle_root": str(folder), "device": "cpu", **overrides})
     with pytest.raises(InputError, match=name) if name else nullcontext():
-        check_values(config)
+        check_values(config, [])
 
 
 def test_the_orientations_that_weights_were_trained_on_decide(tmp_path: Path) -> None:
     config = ConfigParser(
         {"tta": True, "any_orientation": True, "load_path": str(tmp_path / "model.pt")}
     )
-    check_values(config)
+    check_values(config, [])
     facts = facts_beside(make_weights(ACDC, tmp_path) / "model.pt")
     assert facts is not None
     for known in (None, True, False):
         write_facts(replace(facts, any_orientation=known), tmp_path)
         with pytest.raises(InputError, match="tta: ") if known is False else nullcontext():
-            check_values(config)
+            check_values(config, [])
     write_facts(replace(facts, any_orientation=True), tmp_path)
     config["any_orientation"] = False  # the default of a bundle
-    check_values(config)
+    check_values(config, [])
 
 
 @pytest.mark.parametrize(

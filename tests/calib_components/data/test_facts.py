@@ -51,7 +51,7 @@ def test_without_a_file_the_facts_are_those_of_the_bundle(tmp_path: Path) -> Non
         ({"structures": {"wall": [3]}}, "structures must have class indices"),
         ({"structures": {}}, "structures must have class indices, .* got {}"),
         ({"structures": {"wall": 1}}, r"structures must be dict\[str, list\[int\]\], got"),
-        ({"pixel_size": "abc"}, r"pixel_size must be list\[float\] \| None, got 'abc'"),
+        ({"pixel_size": "abc"}, "pixel_size must be .*, got 'abc'"),
         ({"pixel_size": [1]}, "pixel_size must be 2 sizes in mm"),
         ({"in_channels": True}, "in_channels must be int, got True"),
         ({"label_codes": [0, 1, "2"]}, "label_codes must be list"),
@@ -77,7 +77,7 @@ def test_facts_that_contradict_each_other(
 @pytest.mark.parametrize("content", ["", "- 1", "text"])
 def test_file_without_facts(content: str, tmp_path: Path) -> None:
     (tmp_path / FACTS).write_text(content)
-    with pytest.raises(InputError, match=r"facts\.yaml: holds no facts"):
+    with pytest.raises(InputError, match=r"facts\.yaml: cannot read the facts of a data set"):
         read_facts(tmp_path / FACTS, **OWN)
 
 
