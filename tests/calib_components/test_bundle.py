@@ -13,13 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import monai.data
 import pytest
-import torch
 from ignite.engine import Engine
 from monai.bundle import ConfigParser, ConfigWorkflow
-from monai.handlers import StatsHandler
-from monai.transforms import Compose
 
 from calib_components.bundle import (
     STATS_LOG,
@@ -118,10 +114,8 @@ def test_ids_of_the_bundle_need_no_effect() -> None:
         ({"amp": "flase"}, "amp must be true or false, got 'flase'"),
         ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
         ({"num_workers": "true"}, "num_workers must be an integer of at least 0, got True"),
-        ({"strength": float("nan")}, "strength must be a number of at least 0, got nan"),
         ({"strength": "$0.5 - 1"}, "strength must be a number of at least 0, got -0.5"),
         ({"loss": "dice"}, "loss is a component, got dice. Set --loss::_target_"),
-        ({"device": "cuda:99"}, "device: cannot read 'cuda:99' as a device: "),
     ],
 )
 def test_values_unlike_those_of_the_bundle(values: dict[str, Any], message: str) -> None:
@@ -322,23 +316,9 @@ class TestRun:
         assert config_of_run() is None
 
 
-def broken(_: Any) -> None:
-    raise InputError("case0.nii: the file is truncated.")
-
-
-def test_a_mistake_in_a_transform_is_one_line_and_no_traceback_is_logged(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """MONAI wraps it, and a worker passes it on as the text of a traceback."""
+def test_the_traceback_of_a_bug_stays_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.handler.addFilter(_is_no_mistake)
-    engine = Engine(lambda *_: None)
-    StatsHandler().attach(engine)
-    loader = torch.utils.data.DataLoader(monai.data.Dataset([1], Compose([broken])), num_workers=1)
-    with pytest.raises(RuntimeError) as error:
-        engine.run(loader)
-    assert error_line(error.value) == "case0.nii: the file is truncated."
-    assert [record for record in caplog.records if record.levelno > logging.INFO] == []
-    with pytest.raises(ZeroDivisionError):  # whose log stays
+    with pytest.raises(ZeroDivisionError):
         Engine(lambda *_: 1 / 0).run([1])
     assert "division by zero" in caplog.text
     caplog.handler.removeFilter(_is_no_mistake)
