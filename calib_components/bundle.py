@@ -269,7 +269,8 @@ def facts_in_use(config: ConfigParser) -> Facts:
     ]
     given = {}
     for name in names:  # crop_size follows from image_size
-        given[name] = config.get_parsed_content(name)
+        with reading("options", name):
+            given[name] = config.get_parsed_content(name)
         check_fact(name, given[name], "options")
     return Facts.parse({**asdict(config.get_parsed_content("facts")), **given}, "options")
 

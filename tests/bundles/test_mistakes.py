@@ -57,7 +57,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (INFER, {"save": "labels"}, "save must be one of 'label', 'uncertainty', 'probability'"),
         (INFER, {"device": "cuda:99"}, "device: cannot read 'cuda:99' as a device: "),
         (INFER, {"image_size": "a"}, "options: image_size must be list"),
-        (INFER, {"image_size": "null"}, "options: image_size must be two multiples of 16"),
+        (INFER, {"image_size": "null"}, "options: cannot read crop_size: .*image_size"),
         (EVALUATE, {"split": "nope"}, "split must be one of 'training', 'validation', 'testing'"),
         (CALIBRATE, {"temperature": "text"}, "temperature must be a number from 0.001 to 1000"),
         (CALIBRATE, {"temperature": True}, "temperature must be a number from 0.001 to 1000"),
