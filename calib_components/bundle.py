@@ -193,7 +193,7 @@ def check_values(config: ConfigParser, files: Sequence[Mapping[str, Any]]) -> No
     read_as_typed(config)
     device = config.get_parsed_content("device", default="cpu")
     with reading("device", f"{device!r} as a device"):
-        torch.zeros(1, device=torch.device(device)).cpu()
+        torch.zeros(1, device=torch.device(device))
     for name, value in config.get().items():
         defaults = [content[name] for content in files if name in content]
         typed = [each for each in defaults if isinstance(each, int | float | Mapping)]

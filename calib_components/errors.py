@@ -46,7 +46,7 @@ def error_line(error: BaseException | None) -> str | None:
     while error is not None:
         text = str(error)
         if isinstance(error, InputError) or any(mark in text for mark in MISTAKES):
-            return printable(text.split(MISTAKES[0])[-1].partition("\n")[0])
+            return printable(text.split("InputError: ")[-1].partition("\n")[0])
         error = error.__cause__ or error.__context__
     return None
 
@@ -78,8 +78,9 @@ def reading(file: str | os.PathLike, kind: str = "the file") -> Iterator[Path]:
     except InputError:
         raise
     except Exception as error:  # JSON, YAML, gzip, zlib and nibabel each raise their own
-        line = error_line(error) or f"{file}: cannot read {kind}: {_reason(error)}."
-        raise InputError(line) from error
+        raise InputError(
+            error_line(error) or f"{file}: cannot read {kind}: {_reason(error)}."
+        ) from error
 
 
 @contextmanager
@@ -122,7 +123,7 @@ def check_writable(name: str, folder: str | os.PathLike) -> None:
     there = next(place for place in (path, *path.parents) if os.path.lexists(place))
     try:
         with tempfile.TemporaryFile(dir=there) as file:
-            file.write(bytes(2**16))  # on a full disk, an empty file can be made
+            file.write(bytes(65_536))  # on a full disk, an empty file can be made
     except OSError as error:
         raise InputError(f"{name}: cannot write to {folder}: {error.strerror}.") from None
 
@@ -179,9 +180,8 @@ def check_count(name: str, value: Any, lowest: int, highest: float = math.inf) -
 def _check_real(
     name: str, value: Any, lowest: float, highest: float, kind: type, noun: str
 ) -> None:
-    # Python counts truth values among the integers
-    is_kind = isinstance(value, kind) and not isinstance(value, bool)
-    if not (is_kind and lowest <= float(value) <= highest and float(value) < math.inf):
+    is_number = isinstance(value, kind) and type(value) is not bool  # which is an integer, too
+    if not (is_number and lowest <= float(value) <= highest and float(value) < math.inf):
         bounds = f"of at least {lowest}" if highest == math.inf else f"from {lowest} to {highest}"
         raise InputError(f"{name} must be {noun} {bounds}, got {value!r}.")
 

@@ -223,8 +223,9 @@ class TemperatureScaling(Calibrator):
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         value = state["temperature"]
-        number = value.item() if isinstance(value, torch.Tensor) else value
-        check_number("temperature", number, *LIMITS)
+        check_number(
+            "temperature", value.item() if isinstance(value, torch.Tensor) else value, *LIMITS
+        )
         super().set_state(state)
 
     def voxel_sums(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
