@@ -22,26 +22,24 @@ from typing import Any
 import torch
 from monai.bundle import ConfigExpression, ConfigParser, ConfigWorkflow, ReferenceResolver
 
-from calib_components.data.facts import FACTS, Facts, facts_beside
-from calib_components.errors import InputError, check_writable, error_line, nearest
+from calib_components.data.facts import FACTS, Facts, check_fact, facts_beside
+from calib_components.errors import (
+    InputError,
+    check_count,
+    check_number,
+    check_writable,
+    error_line,
+    nearest,
+    reading,
+)
 
 # That MONAI looks up
 ENTRIES = ("_meta_", "finalize", "imports", "initialize", "run", "save_execute_config")
 GROUPS = ("train", "validate")
 TYPED: dict[str, bool | None] = {"true": True, "false": False, "null": None}  # as on a command line
-FLAGS = (
-    "amp",
-    "any_orientation",
-    "any_scanner",
-    "bfloat16",
-    "compile",
-    "ignore_intensity",
-    "nan_to_num",
-    "overwrite",
-    "resume",
-    "skip_existing",
-    "tta",
-)
+PLACES = ("_dir", "_file", "_path", "_root", "datalist")  # endings of options that are paths
+AT_LEAST_ONE = ("batch_size", "draws", "max_epochs", "val_interval")  # others may be 0
+STATS_LOG = "monai.handlers.StatsHandler"  # has a handler of its own, and does not propagate
 # That a training writes into ckpt_dir: its best weights, and its state
 BEST, LAST = "model.pt", "last.ckpt"
 
@@ -73,8 +71,9 @@ def start_run(folders: Sequence[str] = ()) -> None:
     config = workflow.parser
     _check_processes(config)
     entries = (workflow.init_id, workflow.run_id, workflow.final_id)
-    check_ids(config, workflow.config_root_path, entries)
-    check_values(config)
+    files = read_files(workflow.config_root_path)
+    check_ids(config, files, entries)
+    check_values(config, files)
     for name in folders:
         check_writable(name, config.get_parsed_content(name))
     if "ckpt_dir" in folders:
@@ -93,8 +92,8 @@ def check_files() -> ConfigWorkflow | None:
     without.
     """
     sys.excepthook = _show
-    for handler in logging.root.handlers:
-        handler.addFilter(_is_no_mistake)
+    for place in (*logging.root.handlers, logging.getLogger(STATS_LOG)):
+        place.addFilter(_is_no_mistake)
     workflow = running_workflow()
     if workflow is None:
         return None
@@ -142,7 +141,7 @@ def check_weights(config: ConfigParser) -> None:
 
     One that loads weights of the folder first, as that of MONAI Label does, continues from them.
     """
-    folder = Path(str(config.get_parsed_content("ckpt_dir")))
+    folder = Path(config.get_parsed_content("ckpt_dir"))
     existing = [name for name in (LAST, BEST) if (folder / name).exists()]
     files = [handler.get("load_path") for handler in config["train::handlers"]]
     continues = folder in [Path(file).parent for file in files if file]
@@ -159,11 +158,11 @@ def check_weights(config: ConfigParser) -> None:
 
 
 def _show(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """Print the line of an `InputError`, and other exceptions as ever."""
+    """End with the line of an `InputError` and exit code 2; print other exceptions as ever."""
     if line := error_line(error):
         print(line, file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, error, traceback)
+        sys.exit(2)
+    sys.__excepthook__(kind, error, traceback)
 
 
 def _is_no_mistake(record: logging.LogRecord) -> bool:
@@ -181,21 +180,45 @@ def running_workflow() -> ConfigWorkflow | None:
     return next((caller for caller in callers if isinstance(caller, ConfigWorkflow)), None)
 
 
-def check_values(config: ConfigParser) -> None:
-    """Check options whose mistakes would have no or another effect, as far as a configuration has
-    them.
+def check_values(config: ConfigParser, files: Sequence[Mapping[str, Any]]) -> None:
+    """Check options whose mistakes would end a run with a traceback, or have no or another effect,
+    as far as a configuration has them.
 
     What was typed on a command line is read first, see `read_as_typed`.
+
+    Args:
+        config: The configuration.
+        files: Contents of the bundle's files. An option has the type of a value there.
     """
     read_as_typed(config)
-    for name in FLAGS:
-        value = config.get_parsed_content(name, default=False)
-        if not isinstance(value, bool):  # any text would be true
-            raise InputError(f"{name} must be true or false, got {value!r}.")
+    device = config.get_parsed_content("device", default="cpu")
+    with reading("device", f"{device!r} as a device"):
+        torch.zeros(1, device=torch.device(device))
+    for name, value in config.get().items():
+        defaults = [content[name] for content in files if name in content]
+        typed = [each for each in defaults if isinstance(each, int | float | Mapping)]
+        if typed and value not in defaults and not isinstance(value, Mapping):
+            _check_type(config, name, typed[0])
     _check_orientations(config)
     if "facts" in config:  # options such as --num_classes may not fit the other facts
         _check_facts(config, config.get_parsed_content("facts"))
         _check_facts_file(config)
+
+
+def _check_type(config: ConfigParser, name: str, default: Any) -> None:
+    """Refuse an option that is not of the type of its default."""
+    if isinstance(default, Mapping):  # not made here: the seed of a run is not set yet
+        if str(config[name])[0] not in "$@":  # neither computed nor another id
+            raise InputError(f"{name} is a component, got {config[name]}. Set --{name}::_target_.")
+        return
+    value = config.get_parsed_content(name)
+    if isinstance(default, bool):
+        if not isinstance(value, bool):  # any text would be true
+            raise InputError(f"{name} must be true or false, got {value!r}.")
+    elif isinstance(default, int):
+        check_count(name, value, int(name in AT_LEAST_ONE))
+    else:
+        check_number(name, value, 0)
 
 
 def _check_facts(config: ConfigParser, facts: Facts) -> None:
@@ -230,9 +253,7 @@ def _check_orientations(config: ConfigParser) -> None:
 
 def _check_facts_file(config: ConfigParser) -> None:
     """Refuse a file of facts that is not there: others would be taken."""
-    file, folder = (
-        Path(str(config.get_parsed_content(name))) for name in ("facts_file", "dataset_dir")
-    )
+    file, folder = (Path(config.get_parsed_content(name)) for name in ("facts_file", "dataset_dir"))
     exists = file.name == FACTS and (file.parent == folder or file.is_file())
     if file.suffix in (".yaml", ".yml") and not exists:
         raise InputError(f"facts_file: {file} is missing, or not called {FACTS}.")
@@ -246,16 +267,20 @@ def facts_in_use(config: ConfigParser) -> Facts:
     names = [
         field.name for field in fields(Facts) if field.name in config and field.name != "dataset"
     ]
-    given = {name: config.get_parsed_content(name) for name in names}
+    given = {}
+    for name in names:  # crop_size follows from image_size
+        with reading("options", name):
+            given[name] = config.get_parsed_content(name)
+        check_fact(name, given[name], "options")
     return Facts.parse({**asdict(config.get_parsed_content("facts")), **given}, "options")
 
 
 def read_as_typed(config: ConfigParser) -> None:
-    """Read `true`, `null` and `128,128` as they are meant: on a command line, they are texts and a
-    tuple for MONAI.
+    """Read `true`, `null`, `128,128` and a folder `2024` as they are meant: on a command line, they
+    are texts, a tuple and a number for MONAI.
     """
     for name, value in config.get().items():
-        typed = _as_typed(value)
+        typed = str(value) if name.endswith(PLACES) else _as_typed(value)
         if typed != value:
             config[name] = typed
 
@@ -265,23 +290,28 @@ def _as_typed(value: Any) -> Any:
         return {name: _as_typed(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
         return [_as_typed(part) for part in value]
-    if isinstance(value, Path):
-        return str(value)
     return TYPED.get(value.lower(), value) if isinstance(value, str) else value
 
 
-def check_ids(config: ConfigParser, folder: str | os.PathLike, entries: Iterable[str] = ()) -> None:
+def read_files(folder: str | os.PathLike) -> list[Mapping[str, Any]]:
+    """Return the contents of all configuration files in the folder of a bundle's."""
+    files = (*Path(folder).glob("*.yaml"), *Path(folder).glob("*.json"))
+    contents = map(ConfigParser.load_config_file, files)
+    return [content for content in contents if isinstance(content, Mapping)]
+
+
+def check_ids(
+    config: ConfigParser, files: Iterable[Mapping[str, Any]], entries: Iterable[str] = ()
+) -> None:
     """Check that every id of a configuration has an effect, which a misspelt one has not.
 
     An id has an effect if another one refers to it or to a part of it, if it is an argument of a
     component, or if MONAI runs it, as it does its usual ones and `entries`. Those of the bundle's
-    files, in `folder`, need not: what referred to them may have been overridden.
+    `files` need not: what referred to them may have been overridden.
     """
     known = {*ENTRIES, *entries, *_with_parents(_references(config.get()))}
-    for file in (*Path(folder).glob("*.yaml"), *Path(folder).glob("*.json")):
-        content = ConfigParser.load_config_file(file)
-        if isinstance(content, Mapping):
-            known |= _with_parents(name.lstrip("+") for name in _names(content))
+    for content in files:
+        known |= _with_parents(name.lstrip("+") for name in _names(content))
     for name in _names(config.get()):
         if name not in known:
             hint = nearest(name, sorted(known))

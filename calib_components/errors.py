@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 UNFINISHED = ".unfinished-"  # prefix of a file or folder while it is written
+# In a worker's traceback, and MONAI's, where a `_target_` is misspelt
+MISTAKES = ("InputError: ", "Cannot locate class or function path")
 
 
 class InputError(ValueError):
@@ -35,14 +37,16 @@ def printable(text: object) -> str:
 
 
 def error_line(error: BaseException | None) -> str | None:
-    """Return the message of the first `InputError` among an exception and its causes; None without
-    one.
+    """Return the message of the first mistake of a user among an exception and its causes; None
+    without one.
 
-    PyTorch passes the exception of a DataLoader's worker on as the text of a traceback.
+    It is an `InputError`, or a component that MONAI does not find. PyTorch passes the exception of
+    a DataLoader's worker on as the text of a traceback.
     """
     while error is not None:
-        if isinstance(error, InputError) or "InputError: " in str(error):
-            return printable(str(error).split("InputError: ")[-1].partition("\n")[0])
+        text = str(error)
+        if isinstance(error, InputError) or any(mark in text for mark in MISTAKES):
+            return printable(text.split("InputError: ")[-1].partition("\n")[0])
         error = error.__cause__ or error.__context__
     return None
 
@@ -74,7 +78,9 @@ def reading(file: str | os.PathLike, kind: str = "the file") -> Iterator[Path]:
     except InputError:
         raise
     except Exception as error:  # JSON, YAML, gzip, zlib and nibabel each raise their own
-        raise InputError(f"{file}: cannot read {kind}: {_reason(error)}.") from error
+        raise InputError(
+            error_line(error) or f"{file}: cannot read {kind}: {_reason(error)}."
+        ) from error
 
 
 @contextmanager
@@ -116,7 +122,8 @@ def check_writable(name: str, folder: str | os.PathLike) -> None:
     path = Path(folder).absolute()
     there = next(place for place in (path, *path.parents) if os.path.lexists(place))
     try:
-        tempfile.TemporaryFile(dir=there).close()
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(bytes(65_536))  # on a full disk, an empty file can be made
     except OSError as error:
         raise InputError(f"{name}: cannot write to {folder}: {error.strerror}.") from None
 
@@ -142,19 +149,19 @@ def _reason(error: Exception) -> str:
 
 def check_number(name: str, value: Any, lowest: float, highest: float = math.inf) -> None:
     """Raise `InputError` unless an argument is a finite number from `lowest` to `highest`."""
-    _check_real(name, value, lowest, highest, isinstance(value, numbers.Real), "a number")
+    _check_real(name, value, lowest, highest, numbers.Real, "a number")
 
 
 def check_count(name: str, value: Any, lowest: int, highest: float = math.inf) -> None:
     """Raise `InputError` unless an argument is an integer from `lowest` to `highest`."""
-    _check_real(name, value, lowest, highest, isinstance(value, numbers.Integral), "an integer")
+    _check_real(name, value, lowest, highest, numbers.Integral, "an integer")
 
 
 def _check_real(
-    name: str, value: Any, lowest: float, highest: float, is_kind: bool, noun: str
+    name: str, value: Any, lowest: float, highest: float, kind: type, noun: str
 ) -> None:
-    is_kind = is_kind and not isinstance(value, bool)  # such as True of MONAI's `--name true`
-    if not (is_kind and lowest <= float(value) <= highest and float(value) < math.inf):
+    is_number = isinstance(value, kind) and type(value) is not bool  # which is an integer, too
+    if not (is_number and lowest <= float(value) <= highest and float(value) < math.inf):
         bounds = f"of at least {lowest}" if highest == math.inf else f"from {lowest} to {highest}"
         raise InputError(f"{name} must be {noun} {bounds}, got {value!r}.")
 

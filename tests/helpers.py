@@ -5,9 +5,13 @@ with weights.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import logging
 import shutil
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +23,8 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
+from calib_components.bundle import STATS_LOG
 from calib_components.data.facts import Facts, write_facts
-from calib_components.errors import error_line
 from calib_components.posthoc import Calibrator
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -178,13 +182,21 @@ def run_bundle(bundle: Path, *configs: str, **override: Any) -> None:
 
 
 def refusal(bundle: Path, *configs: str, **override: Any) -> str:
-    """Run a bundle in this process with a mistake of the user, and return the line that is
-    shown.
+    """Run a bundle in this process with a mistake of the user, and return the one line that ends
+    it.
     """
-    with pytest.raises(Exception) as error:  # noqa: PT011
-        run_bundle(bundle, *configs, **override)
-    line = error_line(error.value)
-    assert line is not None
+    log, shown, before = io.StringIO(), io.StringIO(), sys.excepthook
+    for handler in logging.getLogger(STATS_LOG).handlers:
+        handler.setStream(log)  # type: ignore[attr-defined]
+    with redirect_stdout(log), redirect_stderr(shown), pytest.raises(SystemExit) as end:  # noqa: PT012
+        try:
+            run_bundle(bundle, *configs, **override)
+        except Exception as error:
+            sys.excepthook(type(error), error, error.__traceback__)
+    sys.excepthook = before
+    assert end.value.code == 2
+    assert "Traceback" not in log.getvalue()
+    (line,) = shown.getvalue().splitlines()
     return line
 
 

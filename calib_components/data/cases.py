@@ -34,7 +34,7 @@ from numpy.typing import ArrayLike
 from calib_components.data.nifti import check_same_grid, open_nifti
 from calib_components.data.overlap import find_shared
 from calib_components.data.transforms import check_finite, check_labels
-from calib_components.errors import InputError, reading, writing_folder
+from calib_components.errors import InputError, check_choice, reading, writing_folder
 
 IMAGE, LABEL, SOURCE = "image.nii", "label.nii", "source.json"
 CONTENT = "content"  # in source.json: SHA-256 of the two files
@@ -120,7 +120,8 @@ def read_datalist(
         InputError: The file is missing or malformed, the split has no cases or one of them twice,
             or a volume is missing, truncated, or of another size.
     """
-    file, folder = Path(str(file)), Path(str(folder))  # MONAI reads the folder 2024 as a number
+    check_choice("split", split, SPLITS)
+    file, folder = Path(file), Path(folder)
     listed = read_lists(file, folder)
     if not listed[split] and not may_be_empty:
         raise InputError(
@@ -154,6 +155,7 @@ def _with_paths(item: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     patient = str(item.get("patient") or item["case"]).strip()
     return {
         **item,
+        "case": str(item["case"]),
         "patient": patient,
         "image": str(folder / item["image"]),
         "label": str(folder / item["label"]),

@@ -12,7 +12,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -65,10 +66,10 @@ class Facts:
     image_size: list[int] | None
     crop_size: list[int]
     slice_axis: int | None = None
-    pixel_size: list[float] | None = None
+    pixel_size: list[int | float] | None = None
     any_orientation: bool | None = None
     spatial_dims: int = 2
-    spacing: list[float] | None = None
+    spacing: list[int | float] | None = None
     source: str = ""
     schema_version: int = 1
 
@@ -80,18 +81,14 @@ class Facts:
         Raises:
             InputError: A fact is unknown or missing, or facts contradict each other.
         """
-        if not isinstance(content, Mapping):
-            raise InputError(
-                f"{name}: holds no facts of a data set. Copy the file that prepare_data wrote."
-            )
-        try:
+        with reading(name, "the facts of a data set, as prepare_data writes them"):
             facts = cls(**content)
-        except TypeError as error:
-            raise InputError(f"{name}: not the facts of a data set: {error}.") from error
         if facts.schema_version > cls.schema_version:
             raise InputError(
                 f"{name}: written by a newer version of calib_components. Update the package."
             )
+        for key, value in vars(facts).items():
+            check_fact(key, value, name)
         facts._check(name)
         return facts
 
@@ -103,16 +100,18 @@ class Facts:
                 raise InputError(
                     f"{name}: {key} must hold {len(classes)} different values, got {values}."
                 )
-        if not {*itertools.chain.from_iterable(self.structures.values())} <= {*classes}:
+        parts = [*self.structures.values()]
+        if not (parts and all(parts) and {*itertools.chain.from_iterable(parts)} <= {*classes}):
             raise InputError(
-                f"{name}: structures have class indices beyond the {len(classes)} classes."
+                f"{name}: structures must have class indices, those of the {len(classes)} classes,"
+                f" got {self.structures}."
             )
-        sizes = [1.0] * 3 if self.spacing is None else self.spacing
-        if len(sizes) != 3 or not all(0 < size < math.inf for size in sizes):
-            raise InputError(
-                f"{name}: spacing must be three sizes of voxels in mm, such as 1,1,1.5, got"
-                f" {self.spacing}."
-            )
+        for key, sides in (("spacing", 3), ("pixel_size", 2)):
+            sizes = getattr(self, key)
+            if sizes is not None and not (
+                len(sizes) == sides and all(0 < size < math.inf for size in sizes)
+            ):
+                raise InputError(f"{name}: {key} must be {sides} sizes in mm, got {sizes}.")
         check_choice(f"{name}: slice_axis", self.slice_axis, (None, 0, 1, 2))
         check_choice(f"{name}: spatial_dims", self.spatial_dims, MULTIPLES)
         self._check_sizes(name)
@@ -127,10 +126,25 @@ class Facts:
             )
 
 
+def check_fact(key: str, value: Any, name: str) -> None:
+    """Raise `InputError` unless a value, which is from `name`, is of the type of a fact."""
+    if not _is_kind(value, get_type_hints(Facts)[key]):
+        raise InputError(f"{name}: {key} must be {Facts.__annotations__[key]}, got {value!r}.")
+
+
+def _is_kind(value: Any, kind: Any) -> bool:
+    parts = get_args(kind)
+    if isinstance(kind, UnionType):
+        return any(_is_kind(value, part) for part in parts)
+    if not parts:
+        return type(value) is kind
+    values = value.values() if isinstance(value, dict) else value
+    return type(value) is get_origin(kind) and all(_is_kind(each, parts[-1]) for each in values)
+
+
 def _check_size(name: str, size: Any, dims: int) -> None:
     """Raise `InputError` unless a size suits networks of so many dimensions."""
-    is_list = isinstance(size, list) and len(size) == dims
-    if not is_list or any(side <= 0 or side % MULTIPLES[dims] for side in size):
+    if len(size or ()) != dims or any(side <= 0 or side % MULTIPLES[dims] for side in size):
         raise InputError(f"{name} must be {EXAMPLES[dims]}, got {size}.")
 
 
@@ -149,7 +163,7 @@ def read_facts(file: str | os.PathLike, **bundle: Any) -> Facts:
     if facts is None:
         return default
     if facts.dataset != default.dataset:
-        place = Path(str(file)).with_name(FACTS)
+        place = Path(file).with_name(FACTS)
         raise InputError(
             f"{place}: prepared like {facts.dataset}, the bundle is for {default.dataset}. Use the"
             f" bundle of {facts.dataset}, or prepare the data again."
@@ -159,7 +173,7 @@ def read_facts(file: str | os.PathLike, **bundle: Any) -> Facts:
 
 def facts_beside(file: str | os.PathLike) -> Facts | None:
     """Read `facts.yaml`, given as that file or as one beside it; None if there is none."""
-    file = Path(str(file)).with_name(FACTS)  # MONAI reads a folder 2024 as a number
+    file = Path(file).with_name(FACTS)
     if not file.exists():
         return None
     with reading(file):

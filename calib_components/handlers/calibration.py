@@ -20,14 +20,13 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Events
 from monai.engines import Evaluator
-from monai.utils import convert_to_tensor
+from monai.utils import convert_to_tensor, ensure_tuple
 
 from calib_components.data.cases import read_datalist
 from calib_components.data.facts import Facts, facts_beside
 from calib_components.data.perturbation import Perturbation
 from calib_components.errors import (
     InputError,
-    check_choice,
     check_writable,
     reading,
     writing,
@@ -144,7 +143,6 @@ class Calibration:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        check_choice("split", self.split, SPLITS)
         is_given = self.temperature is not None or self.pool is not None
         if is_given and (self.perturbation or "temperature" not in self.calibrator.state()):
             raise InputError(
@@ -367,8 +365,8 @@ def _encoded(content: Any, **options: Any) -> bytes:
 def _add_fits(folders: Sequence[str | os.PathLike], whole: Calibrator) -> None:
     """Add earlier fits of the same kind to a calibrator."""
     files_by_patient: dict[str, Path] = {}
-    for folder in folders:
-        file = Path(folder) / FIT.format(whole.name)
+    for folder in ensure_tuple(folders):
+        file = Path(str(folder)) / FIT.format(whole.name)
         with reading(file, "a fit of calibrate.yaml"):
             content = json.loads(file.read_bytes())
             whole.add(type(whole).from_dict(content))

@@ -8,7 +8,6 @@ import copy
 import io
 import logging
 import os
-import pickle
 import textwrap
 import zipfile
 from collections.abc import Mapping
@@ -58,7 +57,7 @@ def read_weights(file: str | os.PathLike) -> tuple[Any, dict[str, torch.Tensor]]
 def _read_tensors(file: str | os.PathLike) -> Any:
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
-    except (EOFError, RuntimeError, pickle.UnpicklingError) as error:  # whose messages fill a page
+    except Exception as error:  # of several kinds, whose messages fill a page
         reason = "not a file of tensors alone"
         if "TorchScript" in str(error):
             reason = "a TorchScript file; add configs/inference_ts.yaml"
@@ -93,6 +92,9 @@ def load_weights(network: torch.nn.Module, file: str | os.PathLike) -> None:
             network.load_state_dict(weights)
         except RuntimeError as error:  # which names all that differs
             raise ValueError(textwrap.shorten(str(error), 300)) from error
+        biases = weights.get("class_bias", torch.empty(1)).numel()
+        if biases not in (1, getattr(network, "out_channels", biases)):
+            raise ValueError(f"its calibrator is of {biases} classes")
 
 
 def load_torchscript(file: str | os.PathLike, device: torch.device | str) -> torch.jit.ScriptModule:
@@ -231,7 +233,7 @@ class WeightsCheckpointLoader:
     def __init__(
         self, load_path: str | os.PathLike, network: torch.nn.Module, facts: Facts | None = None
     ) -> None:
-        self.load_path, self.network, self.facts = Path(str(load_path)), network, facts
+        self.load_path, self.network, self.facts = Path(load_path), network, facts
 
     def attach(self, engine: Engine) -> None:
         """Load the weights when the engine that runs the network starts."""

@@ -14,7 +14,7 @@ from monai.data import MetaTensor
 from monai.utils import ensure_tuple
 from scipy.ndimage import center_of_mass, gaussian_filter
 
-from calib_components.errors import InputError
+from calib_components.errors import InputError, check_number
 
 # Pixels: standard deviation of the Gaussian that tells a heart from a few wrong voxels
 SMOOTHING = 8.0
@@ -122,14 +122,12 @@ def check_center(center: Any) -> None:
     if center is None:
         return
     shares = ensure_tuple(center)
-    if len(shares) != 2 or not all(_is_share(share) for share in shares):
+    if len(shares) != 2:
         raise InputError(
             f"crop_center must be two shares of a slice's sides, such as .5,.5, got {center!r}."
         )
-
-
-def _is_share(value: Any) -> bool:
-    return isinstance(value, float | int) and not isinstance(value, bool) and 0 <= value <= 1
+    for share in shares:
+        check_number("crop_center", share, 0, 1)
 
 
 def cut(crop: Crop | None, volume: torch.Tensor) -> torch.Tensor:

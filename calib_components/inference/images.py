@@ -21,7 +21,7 @@ from ignite.engine import Engine, Events
 from monai.utils import ensure_tuple
 
 from calib_components.data.nifti import LABEL_SUFFIXES, check_same_grid, files_below, open_nifti
-from calib_components.errors import InputError, check_writable, printable
+from calib_components.errors import InputError, check_choice, check_writable, printable
 from calib_components.folders import OutputFolder
 from calib_components.quality import write_table
 from calib_components.quality.table import FOLDER, TABLES, choose
@@ -162,8 +162,10 @@ class ImageFolder:
 
     def __post_init__(self) -> None:
         # MONAI gives text
-        self.path, self.output_dir = Path(str(self.path)), Path(str(self.output_dir))
+        self.path, self.output_dir = Path(self.path), Path(self.output_dir)
         self.save = ensure_tuple(self.save)
+        for name in self.save:
+            check_choice("save", name, MAPS)
         folder = self.path if self.path.is_dir() else self.path.parent
         run = {**self.stamp, "dataset_dir": folder}
         self.output = OutputFolder(self.output_dir, run, self.shard, self.overwrite)

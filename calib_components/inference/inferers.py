@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer
 from monai.utils import convert_to_tensor
 
-from calib_components.errors import InputError, check_count
+from calib_components.errors import InputError
 from calib_components.inference.crops import CROP, Crop, check_center, crop_at, cut, find_crop
 from calib_components.inference.scratch import release, scratch
 from calib_components.quality.estimates import PairwiseDice, Structures
@@ -58,16 +58,12 @@ class SlicesInferer(Inferer):
         average: Whether to average over orientations.
         structures: Structures whose segmentations in these orientations are compared; see
             `agreement_of`.
-
-    Raises:
-        InputError: `batch_size` is below 1.
     """
 
     def __init__(
         self, batch_size: int, average: bool = False, structures: Structures | None = None
     ) -> None:
         super().__init__()
-        check_count("batch_size", batch_size, 1)
         self.batch_size = batch_size
         self.average = average
         self.structures: Structures = structures or {}
@@ -209,13 +205,9 @@ class PatchesInferer(SlidingWindowInferer):
         patch_size: Number of voxels of a patch along each axis.
         batch_size: Number of patches that the network gets at once.
         average: Whether to average over the mirror images.
-
-    Raises:
-        InputError: `batch_size` is below 1.
     """
 
     def __init__(self, patch_size: Sequence[int], batch_size: int, average: bool = False) -> None:
-        check_count("batch_size", batch_size, 1)
         super().__init__(
             patch_size, batch_size, overlap=0.5, mode="gaussian", device=torch.device("cpu")
         )

@@ -73,7 +73,8 @@ class PredictionMapsd(MapTransform):
         keys: The logits, `(N, H, W, D)`, of the preprocessed `image`.
         structures: Name of each structure and its class indices.
         label_codes: Value of each class in the label map.
-        save: Maps to make: "label", "uncertainty" and "probability", or some of them.
+        save: Maps to make: "label", "uncertainty" and "probability", or some of them, see
+            `ImageFolder`, which checks them.
         bits: Bits of the integers, 16 or 8.
         show_uncertainty: Let the key itself become the uncertainty instead, for MONAI Label, which
             shows one map.
@@ -100,10 +101,7 @@ class PredictionMapsd(MapTransform):
     ) -> None:
         super().__init__(keys)
         self.save = ensure_tuple(save)
-        for name in self.save:
-            check_choice("save", name, MAPS)
-        if bits not in INTEGERS:
-            raise InputError(f"bits must be 8 or 16, got {bits!r}.")
+        check_choice("bits", bits, INTEGERS)
         self.structures, self.network = structures, network
         fits_a_byte = min(label_codes) >= 0 and max(label_codes) <= 255
         self.codes = torch.tensor(label_codes, dtype=torch.uint8 if fits_a_byte else torch.int32)
@@ -142,7 +140,8 @@ class PredictionMapsd(MapTransform):
         logits: torch.Tensor,
     ) -> dict[str, Any]:
         """Return the quality of a scan, with a picture."""
-        index, name = scan.most_uncertain_slice, file_name(image)
+        # A server must not tell where its files are
+        index, name = scan.most_uncertain_slice, Path(file_name(image)).name
         grey = grid.slab(image.as_tensor(), index, index + 1)[0, 0]
         p = _probabilities(logits, grid, index, index + 1)[:, 0].cpu()
         masks = torch.stack(scan.masks(p))
@@ -254,7 +253,7 @@ class SaveMapd(SaveImaged):  # MONAI Label leaves out what is a SaveImaged
         stamp: str = "",
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
-        self.output_dir = Path(str(output_dir))
+        self.output_dir = Path(output_dir)
         self.file_suffixes = file_suffixes
         self.stamp = stamp
 

@@ -104,10 +104,10 @@ class Reference:
         table = (
             values.double().cpu().numpy() if values.numel() else np.empty((0, len(structures), 5))
         )
-        if table.shape[1] != len(structures):
+        if table.shape[1:] != (len(structures), 5):
             raise InputError(
-                f"The reference in the weights has {table.shape[1]} structures, not"
-                f" {len(structures)}."
+                f"The reference in the weights is {table.shape}, not (scans, {len(structures)}"
+                " structures, 5 values)."
             )
         return cls(structures, np.where(table == UNDEFINED, np.nan, table))
 

@@ -95,12 +95,12 @@ def _count_work(command: str, files: Sequence[Path], options: Mapping[str, Any])
     config = ConfigParser()
     with reading(files[-1], "a configuration of the bundle"):
         config.read_config([str(file) for file in files])
-    config.update(dict(options))
-    read_as_typed(config)
-    if command == "evaluate":
-        records = config.get_parsed_content("records")
-        return len(records.cases), f"{records.folder.name}/*.pt"
-    images = config.get_parsed_content("images")
+        config.update(dict(options))
+        read_as_typed(config)
+        if command == "evaluate":
+            records = config.get_parsed_content("records")
+            return len(records.cases), f"{records.folder.name}/*.pt"
+        images = config.get_parsed_content("images")
     images.check()
     found = find_images(images.path, images.file_suffixes)
     return len(found), f"*_{MAPS[images.save[0]]}.nii.gz"

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import monaibundle
+from fastapi import HTTPException
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.exception import MONAILabelException
 from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
@@ -88,7 +91,35 @@ class BundleApp(monaibundle.MyApp, MONAILabelApp):
     picked by it.
 
     There are a scoring method called `uncertainty`, and the strategies `uncertainty` and `quality`.
+    An image that cannot be segmented is answered with the reason.
     """
+
+    def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        with self._answering():
+            # Of the bundle, which is on the path after the server has loaded it
+            from calib_components.errors import check_choice
+
+            typed = str(request.get("show_uncertainty", False)).lower()
+            check_choice("show_uncertainty", typed, ("true", "false"))
+            return super().infer({**request, "show_uncertainty": typed == "true"}, datastore)
+
+    def train(self, request: dict[str, Any]) -> dict[str, Any]:
+        with self._answering():
+            return super().train(request)
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Answer a mistake of the client with its reason."""
+        from calib_components.errors import error_line
+
+        try:
+            yield
+        except Exception as error:
+            line = error.msg if isinstance(error, MONAILabelException) else error_line(error)
+            if line is None:
+                raise
+            # The client need not know where the server keeps its images
+            raise HTTPException(422, line.replace(f"{self.studies}/", "")) from error
 
     def init_infers(self) -> dict[str, InferTask]:
         infers = super().init_infers()

@@ -347,11 +347,12 @@ class Protocol:
 def _fingerprint(parser: ConfigParser, options: Mapping[str, Any], ids: Ids) -> dict[str, Any]:
     """Return the fingerprint of a run with options, whose values are checked."""
     with reading("options", "values that the bundle can use"):  # MONAI wraps what goes wrong
+        defaults = dict(parser.get())
         parser.update(dict(options))
         read_as_typed(parser)
         settings = fingerprint(parser.get(), ids)
         parser["device"] = "cpu"  # planning uses no GPU; a run checks its own device
-        check_values(parser)
+        check_values(parser, [defaults])
     return settings
 
 

@@ -216,7 +216,7 @@ class TestRefusals:
 
 class TestSettings:
     def test_overrides_are_recorded_if_no_fingerprint_shows_them(self, data: Path) -> None:
-        without_effect = {"num_workers": 3, "cache": False, "datalist": str(data / "datalist.json")}
+        without_effect = {"num_workers": 3, "cache": 0, "datalist": str(data / "datalist.json")}
         shown = {"max_epochs": 2, "any_orientation": False}
         other = {"train::handlers": []}
         assert plan(data, **without_effect, **shown, **other).settings.overrides == other

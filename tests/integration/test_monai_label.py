@@ -160,6 +160,13 @@ def test_infer_label_train_and_infer_again(phantoms: Path, tmp_path: Path) -> No
         record = json.loads((bundle / "predictions" / "quality" / f"{held_out}.json").read_text())
         assert answer["estimate"] == pytest.approx(record["estimate"], rel=1e-4)
         assert (answer["place"], answer["note"]) == (record["place"], record["note"])
+        assert answer["scan"] == f"{held_out}.nii.gz"
+        np.testing.assert_array_equal(
+            infer(address, model, held_out, maps, show_uncertainty="false"), first
+        )
+        refused = requests.post(f"{address}/infer/{model}?image=broken", data=question, timeout=600)
+        assert refused.status_code == 422
+        assert refused.json()["detail"].startswith("broken.nii.gz: cannot read the file")
 
         for name in names[1:]:
             put_label(address, labels / f"{name}.nii.gz")

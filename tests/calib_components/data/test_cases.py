@@ -85,8 +85,8 @@ class TestReadDatalist:
         (data / "datalist.json").write_bytes(
             b"\xef\xbb\xbf" + (data / "datalist.json").read_bytes()
         )
-        monkeypatch.chdir(data.parent)  # MONAI passes the folder 2024 as a number
-        assert len(read_datalist("2024/datalist.json", "training", 2024, SIZE, 1)) == 2  # type: ignore[arg-type]
+        monkeypatch.chdir(data.parent)
+        assert len(read_datalist("2024/datalist.json", "training", "2024", SIZE, 1)) == 2
 
     def test_empty_split(self, data: Path) -> None:
         self.edit(data, validation=[])

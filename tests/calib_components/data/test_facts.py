@@ -47,12 +47,18 @@ def test_without_a_file_the_facts_are_those_of_the_bundle(tmp_path: Path) -> Non
         ({"dataset": "flare"}, "prepared like flare, the bundle is for acdc"),
         ({"num_classes": 4}, "class_names must hold 4 different values"),
         ({"label_codes": [0, 1, 1]}, "label_codes must hold 3 different values"),
-        ({"spacing": [1, 1]}, "spacing must be three sizes of voxels"),
-        ({"spacing": [1, math.nan, 1]}, "spacing must be three sizes of voxels"),
+        ({"spacing": [1, 1]}, "spacing must be 3 sizes in mm"),
+        ({"spacing": [1, math.nan, 1]}, "spacing must be 3 sizes in mm"),
         ({"slice_axis": 7}, "slice_axis must be one of None, 0, 1, 2, got 7"),
-        ({"structures": {"wall": [3]}}, "structures have class indices beyond the 3 classes"),
+        ({"structures": {"wall": [3]}}, "structures must have class indices"),
+        ({"structures": {}}, "structures must have class indices, .* got {}"),
+        ({"structures": {"wall": 1}}, r"structures must be dict\[str, list\[int\]\], got"),
+        ({"pixel_size": "abc"}, "pixel_size must be .*, got 'abc'"),
+        ({"pixel_size": [1]}, "pixel_size must be 2 sizes in mm"),
+        ({"in_channels": True}, "in_channels must be int, got True"),
+        ({"label_codes": [0, 1, "2"]}, "label_codes must be list"),
         ({"crop_size": [48, 112]}, r"crop_size \[48, 112\] is larger than image_size"),
-        ({"image_size": 64}, "image_size must be two multiples of 16"),
+        ({"image_size": [64]}, "image_size must be two multiples of 16"),
         ({"crop_size": [48, 40]}, "crop_size must be two multiples of 16"),
         ({"image_size": None}, "image_size must be two multiples of 16"),
         ({"spatial_dims": 3}, "crop_size must be three multiples of 8"),
@@ -73,7 +79,7 @@ def test_facts_that_contradict_each_other(
 @pytest.mark.parametrize("content", ["", "- 1", "text"])
 def test_file_without_facts(content: str, tmp_path: Path) -> None:
     (tmp_path / FACTS).write_text(content)
-    with pytest.raises(InputError, match=r"facts\.yaml: holds no facts"):
+    with pytest.raises(InputError, match=r"facts\.yaml: cannot read the facts of a data set"):
         read_facts(tmp_path / FACTS, **OWN)
 
 

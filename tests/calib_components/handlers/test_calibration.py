@@ -364,7 +364,6 @@ def test_pool_is_fitted_to_the_patients_of_all_without_a_case(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"split": "holdout"}, "split"),
         ({"temperature": float("nan")}, "temperature"),
         ({"network": torch.nn.Conv2d(1, 3, 1)}, "Conv2d carries no calibrator"),
         ({"region": [7]}, "region"),

@@ -117,8 +117,9 @@ def test_weights_hold_the_reference() -> None:
     np.testing.assert_allclose(
         Reference.from_tensor(values, ["a", "b"]).values, found.values, rtol=1e-7
     )
-    with pytest.raises(InputError, match="has 2 structures, not 3"):
-        Reference.from_tensor(values, ["a", "b", "c"])
+    for wrong in (values, torch.ones(3)):
+        with pytest.raises(InputError, match=r"is \(.*\), not \(scans, 3 structures, 5 values"):
+            Reference.from_tensor(wrong, ["a", "b", "c"])
     empty = Reference.from_tensor(torch.empty(0), ["a", "b"])  # of weights without a reference
     assert np.isnan(empty.lower_bound("a", 0.8))
     assert (empty.place(0.8), empty.always) == ((0, 0), ["a", "b"])

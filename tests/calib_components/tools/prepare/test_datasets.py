@@ -361,7 +361,7 @@ class TestDecathlon:
             ("generic", {}, "no cases found. The layout is images/NAME.nii.gz"),
             ("msd", {}, "labels: give the names"),
             ("msd", {"labels": ["a", "b"], "image_size": (32, 32)}, "image_size is of no use"),
-            ("msd", {"labels": ["a", "b"], "spacing": (1, 1)}, "spacing must be three"),
+            ("msd", {"labels": ["a", "b"], "spacing": (1, 1)}, "spacing must be 3"),
             ("msd", {"labels": ["a"]}, r"x\.nii\.gz: label values 2 are none of \[0, 1\]"),
         ],
     )
