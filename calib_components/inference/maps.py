@@ -46,31 +46,7 @@ QUALITY = "quality"  # key of an item
 INTEGERS = {8: torch.uint8, 16: torch.uint16}
 SLAB = 2**22  # values of a slab: voxels times classes
 SLOPE = "scl_slope"  # key of a map's metadata: the step of the integers that it holds
-LARGEST_SUM = 1.01  # of the structures' probabilities: a softmax that was interpolated and rounded
-NO_SOFTMAX = (
-    "probabilities are not those of a softmax. {}. Apply softmax before fill_background; leave it"
-    " out if each channel has a sigmoid."
-)
 COMPRESSION = 1  # higher levels of gzip take several times as long for a few per cent
-
-
-def fill_background(probabilities: torch.Tensor) -> torch.Tensor:
-    """Set the probability of the background, class 0 of `(N, *S)`, to 1 minus the sum of the other
-    classes.
-
-    Resampling to the image's own grid pads with zeros where the network did not see a voxel: there,
-    background gets 1.
-
-    Raises:
-        InputError: These are not the probabilities of a softmax.
-    """
-    structures = probabilities[1:]
-    if len(structures) == 0:
-        raise InputError(NO_SOFTMAX.format("There is one channel"))
-    sums = structures.sum(0, keepdim=True)
-    if sums.max() > LARGEST_SUM:
-        raise InputError(NO_SOFTMAX.format(f"The classes sum to {sums.max():.3g}"))
-    return torch.cat([1 - sums, structures]).clamp(0, 1)
 
 
 def normalized_entropy(probabilities: torch.Tensor) -> torch.Tensor:

@@ -321,8 +321,7 @@ class Batch:
             raise InputError(
                 f"y_pred does not sum to 1 over the classes in {sums} of {voxels} voxels. Apply"
                 " softmax to logits. If each channel is a structure of its own, set sigmoid=True."
-                " Where a crop was inverted, set the background to 1 outside"
-                " (calib_components.inference.maps.fill_background)."
+                " Where the network saw nothing, set the background to 1."
             )
         if labels:
             raise InputError(

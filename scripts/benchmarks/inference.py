@@ -32,7 +32,7 @@ from monai.transforms import (
 )
 
 from calib_components.data.facts import Facts, write_facts
-from calib_components.inference.maps import fill_background, normalized_entropy
+from calib_components.inference.maps import normalized_entropy
 from scripts.benchmarks.timing import BUNDLES, peak_resident_mib, set_up
 
 
@@ -169,7 +169,9 @@ def _run_whole(workflow: ConfigWorkflow) -> None:
             Invertd(
                 "pred", transform=get("preprocessing"), orig_keys="image", nearest_interp=False
             ),
-            Lambdad("pred", fill_background),
+            Lambdad(
+                "pred", lambda p: torch.cat([1 - p[1:].sum(0, keepdim=True), p[1:]]).clamp(0, 1)
+            ),
             CopyItemsd("pred", times=2, names=["seg", "uncertainty"]),
             AsDiscreted("seg", argmax=True),
             Lambdad("uncertainty", normalized_entropy),

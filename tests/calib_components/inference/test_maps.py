@@ -19,7 +19,6 @@ from calib_components.inference import maps as prediction_maps
 from calib_components.inference.maps import (
     PredictionMapsd,
     SaveMapd,
-    fill_background,
     normalized_entropy,
 )
 from calib_components.posthoc import TemperatureScaled
@@ -62,25 +61,6 @@ class TestSaveMapd:
             saved.get_fdata(), volume.movedim(0, -1).numpy().reshape(shape)
         )
         np.testing.assert_array_equal(saved.affine, np.diag([2, 2, 5, 1]))
-
-
-# Three classes, four voxels; the last one was padded with zeros when it was brought to the image's
-# own grid.
-PROBABILITIES = torch.tensor([[0.5, 0.2, 0.0, 0.0], [0.25, 0.2, 1.0, 0.0], [0.25, 0.6, 0.0, 0.0]])
-
-
-def test_background_is_what_the_structures_leave() -> None:
-    filled = fill_background(PROBABILITIES)
-    torch.testing.assert_close(
-        filled, torch.tensor([[0.5, 0.2, 0, 1], [0.25, 0.2, 1, 0], [0.25, 0.6, 0, 0]])
-    )
-    assert fill_background(torch.tensor([[0.0], [0.7], [0.30001]])).min() >= 0
-
-
-def test_channels_of_sigmoids_have_no_background() -> None:
-    for sigmoids in ([[0.9], [0.8], [0.7]], [[0.9]]):
-        with pytest.raises(InputError, match="softmax"):
-            fill_background(torch.tensor(sigmoids))
 
 
 def test_entropy_is_0_for_certainty_and_1_for_ignorance() -> None:

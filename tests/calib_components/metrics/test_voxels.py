@@ -54,7 +54,7 @@ ONE_HOT = F.one_hot(Y[:, 0], 4).movedim(-1, 1)
         (P, Y[..., :5], r"got \(2, 1, 5, 5\)"),
         (spoil(P, torch.nan, 3), Y, "y_pred has 3 of 240 values that are NaN or outside"),
         (spoil(P, -0.1, 4), Y, r"4 of 240 values .* outside \[0, 1\]. Apply softmax"),
-        (P * (torch.arange(6) > 1), Y, "does not sum to 1 .* in 20 of 60 voxels.*fill_background"),
+        (P * (torch.arange(6) > 1), Y, "does not sum to 1 .* in 20 of 60 voxels.*background to 1"),
         (P / 2, Y, "sum to 1 .* in 60 of 60 voxels. Apply softmax .* sigmoid=True"),
         (P, spoil(Y, 4, 7), "y must hold class indices from 0 to 3 .* in 7 of 60"),
         (P, spoil(Y, -1, 2), "in 2 of 60"),
