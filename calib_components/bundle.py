@@ -81,6 +81,15 @@ def start_run(folders: Sequence[str] = ()) -> None:
     _workflow.set(weakref.ref(workflow))
 
 
+def arguments_of_run() -> dict[str, str]:
+    """Return the options that `python -m monai.bundle run` was given, as typed; none elsewhere."""
+    words = sys.argv[1:]
+    if words[:1] != ["run"] or any(word.startswith("-") and "=" in word for word in words):
+        return {}
+    names = [word.removeprefix("--") for word in words[1::2]]
+    return dict(zip(names, words[2::2], strict=False))
+
+
 def config_of_run() -> ConfigParser | None:
     """Return the configuration of the run that `start_run` began; None if there is none."""
     workflow = _workflow.get()()

@@ -151,6 +151,7 @@ class Calibration:
             )
         for name in ("load_path", "calibrated_path", "output_dir"):
             setattr(self, name, Path(getattr(self, name)))
+        self.patients = 0  # of the fit
 
     def run(self) -> None:
         """Fit the calibrator, or take the given temperature, and write the weights."""
@@ -243,6 +244,7 @@ class Calibration:
     def _compute(self) -> Estimate:
         """Compute the fit, and say what it is."""
         estimate: Estimate = self.calibrator.compute()
+        self.patients = estimate.patients
         if idist.get_rank() != 0:
             return estimate
         region = self.calibrator.region
@@ -341,7 +343,7 @@ class Calibration:
         if scans:
             patients, values = zip(*sorted(scans, key=operator.itemgetter(0)), strict=True)
             reference = Reference.from_scans([*self.structures], patients, values).to_tensor()
-        content = with_calibrator(self.load_path, self.calibrator, reference)
+        content = with_calibrator(self.load_path, self.calibrator, reference, self.patients)
         with ExitStack() as stack:
             for template, report in files.items():
                 place = stack.enter_context(writing(self.output_dir / template.format(name)))
@@ -384,7 +386,12 @@ def read_estimate(folder: str | os.PathLike) -> Any:
         return files[file].from_dict(json.loads(file.read_bytes()))
 
 
-def write_estimate(estimate: Estimate, folder: str | os.PathLike) -> None:
-    """Write the report of a fit, such as `temperature.json`, into a folder."""
+def write_estimate(
+    estimate: Estimate, folder: str | os.PathLike, arguments: Mapping[str, str] | None = None
+) -> None:
+    """Write the report of a fit, such as `temperature.json`, into a folder, with the `arguments` of
+    the command that gave it.
+    """
+    report = estimate.to_dict() | ({"arguments": arguments} if arguments else {})
     with writing(Path(folder) / REPORT.format(estimate.name)) as unfinished:
-        unfinished.write_bytes(_encoded(estimate.to_dict(), indent=2))
+        unfinished.write_bytes(_encoded(report, indent=2))

@@ -26,6 +26,7 @@ from monai.utils import convert_to_tensor, ensure_tuple
 from torch.serialization import safe_globals
 
 from calib_components import __version__
+from calib_components.bundle import arguments_of_run
 from calib_components.data.overlap import content_of
 from calib_components.data.transforms import check_labels
 from calib_components.errors import InputError, make_folder, reading
@@ -43,6 +44,7 @@ from calib_components.inference.images import shard_of
 from calib_components.inference.maps import normalized_entropy
 from calib_components.metrics import CalibrationBins, ThresholdCounts
 from calib_components.metrics.measures import MEASURES, PAPER_REGION, Case, measure_case
+from calib_components.posthoc import describe_calibration
 
 log = logging.getLogger(__name__)
 PER_CASE = ("all", "predicted")  # regions whose bins are kept of each case
@@ -242,7 +244,7 @@ def write_evaluation(
     unit: str = "voxels",
     volume_unit: str = "voxels",
     check: Callable[[Sequence[Mapping[str, Any]]], None] | None = None,
-    source: str = "predictions",
+    about: Mapping[str, Any] | None = None,
 ) -> Mapping[str, Any] | None:
     """Write the files of an evaluation if all cases have a record, and remove the records.
 
@@ -256,7 +258,8 @@ def write_evaluation(
         unit: Unit of distances: "mm" or "voxels".
         volume_unit: Unit of volumes: "ml" or "voxels".
         check: Is called with all records before the files are written.
-        source: What the probabilities are those of: "bundle" or saved "predictions".
+        about: Further entries of `summary.json`: the `source`, "bundle" or saved "predictions", the
+            `arguments` of the evaluation, and the `calibration` of the probabilities.
 
     Returns:
         The content of `summary.json`; None if another process has to measure cases, or has written
@@ -277,7 +280,7 @@ def write_evaluation(
             check([*measured.values()])
         patients = {case: item["patient"] for case, item in records.cases.items()}
         evaluation = join_records(measured, patients, structures, class_names)
-        evaluation.summary.update(source=source, unit=unit, volume_unit=volume_unit)
+        evaluation.summary.update(about or {}, unit=unit, volume_unit=volume_unit)
         with replacing(records.output_dir) as folder:
             evaluation.write(folder)
             _draw(folder, evaluation, measured, structures)
@@ -417,6 +420,7 @@ class EvaluationWriter:
             the network saw of the slices.
         temperature: By which the logits were divided, a number or a tensor of one element; None is
             1.
+        network: The network, whose weights say how it was calibrated.
 
     Raises:
         InputError: When the engine starts, if another run writes to the folder, or it holds
@@ -430,6 +434,7 @@ class EvaluationWriter:
     batch_transform: Callable[[Any], Sequence[str]]
     output_transform: Callable[[Any], Sequence[Sequence[torch.Tensor]]]
     temperature: float | torch.Tensor | None = None
+    network: torch.nn.Module | None = None
 
     def attach(self, engine: Engine) -> None:
         """Measure after each iteration of the evaluator, and write after its epoch."""
@@ -459,8 +464,11 @@ class EvaluationWriter:
         idist.barrier()
         if idist.get_rank() > 0:
             return
-        summary = write_evaluation(
-            self.records, [*self.structures], self.class_names, source="bundle"
-        )
+        about = {
+            "source": "bundle",
+            "arguments": arguments_of_run(),
+            "calibration": self.network and describe_calibration(self.network),
+        }
+        summary = write_evaluation(self.records, [*self.structures], self.class_names, about=about)
         if summary is not None:
             engine.state.metrics |= {name: summary[name]["mean"] for name in SHOWN}

@@ -64,8 +64,10 @@ class Evaluation:
             prediction (`spurious`), the patient of each case, a hash of its label (`labels`), the
             centre of the crop that the network saw (`crop_center`) and the cases in which it found
             nothing (`crop_not_found`), the units of distances (`unit`) and volumes (`volume_unit`),
-            whether a "bundle" or saved "predictions" are its `source`, the number of `channels`,
-            and whether each has a `sigmoid` of its own.
+            whether a "bundle" or saved "predictions" are its `source`, the `arguments` of the
+            command, the `calibration` of the probabilities (name of the `calibrator`, `region` and
+            number of `patients` of its fit), the number of `channels`, and whether each has a
+            `sigmoid` of its own.
         class_names: Names of the N classes, or of the channels of sigmoids.
         regions: `calibration.json`: bins pooled over cases, by kind, of each region: `top_label`
             and `classwise`; for regions with a closed form `top_label_if_true` and

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import logging
 import os
 import textwrap
@@ -23,7 +24,7 @@ from calib_components.data.transforms import has_other_pixels
 from calib_components.errors import InputError, make_folder, reading, writing
 from calib_components.handlers.fingerprint import fingerprint_of_cases, fingerprint_of_list
 from calib_components.posthoc import Calibrator
-from calib_components.posthoc.network import REFERENCE, calibrator_in
+from calib_components.posthoc.network import FITTED_ON, REFERENCE, calibrator_in
 
 log = logging.getLogger(__name__)
 EXPORT_ENDINGS = (".ts", ".onnx", ".plan")  # by ckpt_export, by onnx_export, and TensorRT's engine
@@ -125,16 +126,20 @@ def save(state: Mapping[str, Any], file: Path) -> None:
 
 
 def with_calibrator(
-    file: str | os.PathLike, calibrator: Calibrator, reference: torch.Tensor | None = None
+    file: str | os.PathLike,
+    calibrator: Calibrator,
+    reference: torch.Tensor | None = None,
+    patients: int = 0,
 ) -> memoryview:
     """Return the content of a file of weights, see `read_weights`, with another calibrator and all
     else as it is.
 
     The reference of the other calibrator, see `calib_components.quality.Reference`, takes the place
-    of any before.
+    of any before; so do its region and the number of patients that it was fitted on.
     """
     content, weights = read_weights(file)
-    weights.pop(REFERENCE, None)
+    for name in (REFERENCE, FITTED_ON):
+        weights.pop(name, None)
     before = calibrator_in(weights)
     if before is not None:
         for name in before.state():
@@ -142,6 +147,9 @@ def with_calibrator(
     weights.update({name: values.cpu() for name, values in calibrator.state().items()})
     if reference is not None:
         weights[REFERENCE] = reference
+    if patients:
+        fitted_on = json.dumps({"region": calibrator.region.name, "patients": patients})
+        weights[FITTED_ON] = torch.tensor([*fitted_on.encode()], dtype=torch.uint8)
     if "model" not in content:
         return serialize(weights)
     content["model"] = weights
@@ -196,7 +204,8 @@ def join_weights(*files: Path, out: Path) -> None:
         _, weights = read_weights(file)
         if calibrator_in(weights) is None:
             weights["temperature"] = torch.ones(())
-        weights.pop(REFERENCE, None)  # of this member alone
+        for name in (REFERENCE, FITTED_ON):  # of this member alone
+            weights.pop(name, None)
         shapes = {name: values.shape for name, values in weights.items()}
         common: dict[str, Any] = {"layers or classes": shapes, FACTS: facts_beside(file)}
         # Folds are trained on the patients that others are tested on

@@ -5,6 +5,7 @@ probabilities.
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from calib_components.posthoc.base import CARRIED, KINDS, Calibrator
 from calib_components.posthoc.temperature import TemperatureScaling
 
 REFERENCE = "reference"  # name of the buffer
+FITTED_ON = "fitted_on"  # likewise: the region and the number of patients, as bytes of JSON
 
 
 class Calibrated(torch.nn.Module):
@@ -42,10 +44,11 @@ class Calibrated(torch.nn.Module):
         set_calibrator(self, carried)
         for name, values in carried.state().items():
             state_dict[f"{prefix}{CARRIED}{name}"] = state_dict.pop(f"{prefix}{name}", values)
-        reference = state_dict.get(f"{prefix}{REFERENCE}")
-        if reference is not None:
-            device = next(iter(self.calibrator.state().values())).device
-            self.register_buffer(REFERENCE, torch.zeros_like(reference, device=device))
+        device = next(iter(self.calibrator.state().values())).device
+        for name in (REFERENCE, FITTED_ON):
+            stored = state_dict.get(f"{prefix}{name}")
+            if stored is not None:
+                self.register_buffer(name, torch.zeros_like(stored, device=device))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -182,6 +185,21 @@ def find_reference(network: torch.nn.Module) -> torch.Tensor:
     return torch.empty(0) if reference is None else reference
 
 
+def describe_calibration(network: torch.nn.Module) -> dict[str, Any] | None:
+    """Return the name of the calibrator in the weights of a network, the region that it was fitted
+    to, and the number of patients, 0 if it is not known; None if it changes nothing.
+    """
+    calibrator = find_calibrator(network)
+    if calibrator is None:
+        return None
+    unchanged = type(calibrator)().state()
+    if all((values.cpu() == unchanged[name]).all() for name, values in calibrator.state().items()):
+        return None
+    stored = _find_buffer(network, FITTED_ON)
+    fitted_on = {} if stored is None else json.loads(bytes(stored.tolist()))
+    return {"calibrator": calibrator.name, "region": "all", "patients": 0, **fitted_on}
+
+
 def _find_buffer(network: torch.nn.Module, name: str) -> torch.Tensor | None:
     inner = unwrapped(network)
     if isinstance(inner, torch.jit.ScriptModule) or find_calibrator(inner):
@@ -193,7 +211,7 @@ def set_calibrator(network: torch.nn.Module, calibrator: Calibrator) -> None:
     """Put the parameters of a calibrator into a network; those of a new calibrator undo the
     calibration.
 
-    The network loses its reference, which another calibrator gave.
+    The network loses its reference, and what is known of the fit of the calibrator before.
 
     Raises:
         InputError: The network carries no calibrator.
@@ -209,6 +227,7 @@ def set_calibrator(network: torch.nn.Module, calibrator: Calibrator) -> None:
         carried = inner.calibrator = type(calibrator)().to(device).train(carried.training)
     carried.set_state(calibrator.state())
     inner.register_buffer(REFERENCE, None)
+    inner.register_buffer(FITTED_ON, None)
 
 
 def calibrator_in(weights: Mapping[str, torch.Tensor], prefix: str = "") -> Calibrator | None:

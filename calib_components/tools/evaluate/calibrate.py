@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -129,7 +130,12 @@ def calibrate_predictions(
         for kind in KINDS:
             (out / f"{kind}.json").unlink(missing_ok=True)
         stack.close()
-        write_estimate(estimate, out)  # where it is, all maps are of it
+        arguments = {
+            "predictions": str(apply_to),
+            "validation": str(predictions),
+            "validation_labels": str(labels),
+        }
+        write_estimate(estimate, out, arguments)  # where it is, all maps are of it
     print(printable(out))
 
 
@@ -141,6 +147,21 @@ def estimate_of(folder: Path, predictions: Iterable[Reader]) -> Any:
     if folders == {folder} and any((folder / f"{kind}.json").exists() for kind in KINDS):
         return read_estimate(folder)
     return None
+
+
+def describe_estimate(folder: Path, estimate: Any) -> dict[str, Any] | None:
+    """Return what an estimate beside calibrated maps says, for the summary of their evaluation;
+    None without one.
+    """
+    if estimate is None:
+        return None
+    content = json.loads((folder / f"{estimate.name}.json").read_bytes())
+    return {
+        "calibrator": estimate.name,
+        "region": content.get("region", "all"),
+        "patients": estimate.patients,
+        "arguments": content.get("arguments", {}),
+    }
 
 
 def _refuse_calibrated(folder: Path, predictions: Iterable[Reader]) -> None:

@@ -15,7 +15,7 @@ from calib_components.errors import InputError, reading
 from calib_components.handlers.evaluation import EvaluationRecords, record_case, write_evaluation
 from calib_components.quality.table import TABLES
 from calib_components.tools.cli import patients_of
-from calib_components.tools.evaluate.calibrate import estimate_of
+from calib_components.tools.evaluate.calibrate import describe_estimate, estimate_of
 from calib_components.tools.evaluate.cases import (
     Setting,
     check_background,
@@ -149,7 +149,35 @@ def evaluate_predictions(
         reference = None if fitted is None else reference_of(fitted, patient_pattern)
         estimate_quality(readers, setting, reference, review, review_below)
     else:
-        _evaluate_labelled(labelled, setting, calibration, validation, skip_existing)
+        about = {
+            "source": "predictions",
+            "arguments": _arguments(run, pairs, patient_pattern, fitted),
+            "calibration": describe_estimate(predictions, calibration),
+        }
+        _evaluate_labelled(labelled, setting, calibration, validation, skip_existing, about)
+
+
+def _arguments(
+    run: Mapping[str, Any],
+    pairs: Path | None,
+    patient_pattern: str | None,
+    fitted: Evaluation | None,
+) -> dict[str, str]:
+    """Return the arguments of an evaluation, and those of its validation, as texts by name, for
+    the commands of its report.
+    """
+    names = ("predictions", "labels", "structures", "sigmoid", "ignore_index")
+    given = {**{name: run[name] for name in names}, "patient_pattern": patient_pattern}
+    if given["structures"] is not None:
+        given["structures"] = ",".join(given["structures"])
+    if given["sigmoid"]:
+        given["sigmoid"] = "true"
+    arguments = {name: str(value) for name, value in given.items() if value not in (None, False)}
+    of_validation = {} if fitted is None else fitted.summary.get("arguments", {})
+    for name, other in (("validation", "predictions"), ("validation_labels", "labels")):
+        if other in of_validation:
+            arguments[name] = of_validation[other]
+    return arguments
 
 
 def _evaluate_labelled(
@@ -158,6 +186,7 @@ def _evaluate_labelled(
     calibration: Any,
     validation: Path | None,
     skip_existing: bool,
+    about: Mapping[str, Any],
 ) -> None:
     """Measure the cases, and write files and page."""
     items = [
@@ -177,7 +206,9 @@ def _evaluate_labelled(
     with records.claim(f"{REPORT}/{PAGE}", *TABLES), warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing from")  # figures show a box for each
         map_cases(measure, chosen, setting.workers, "evaluate")
-        if write_evaluation(records, [*classes.structures], classes.names, "mm", "ml", check):
+        if write_evaluation(
+            records, [*classes.structures], classes.names, "mm", "ml", check, about
+        ):
             report_folders(out, out=out / REPORT, validation=validation, overwrite=True)
 
 

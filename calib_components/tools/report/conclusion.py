@@ -6,13 +6,12 @@ Then the NLL over all voxels decides which network is better.
 
 from __future__ import annotations
 
-import shlex
-
 import pandas as pd
 
 from calib_components.errors import printable
 from calib_components.tools.report.calibration import Judgement, judge_regions
 from calib_components.tools.report.data import Context, Results
+from calib_components.tools.report.next_step import LOW, Step, latest_calibration, next_step
 from calib_components.tools.report.page import Answer
 from calib_components.tools.report.statistics import mean_of_defined
 from calib_components.tools.report.tables import (
@@ -26,7 +25,6 @@ from calib_components.tools.report.tables import (
     with_interval,
 )
 
-LOW = 0.7  # a mean DSC below this is low
 # Of DSC: a network that loses more is not called better, whether the loss is significant or not
 LOSS = 0.05
 # A case is named whose DSC is as far below the median: this, and median absolute deviations
@@ -55,29 +53,6 @@ NONE_DIFFERS = "No significant difference in {measures} on these {patients}."
 NEAR_DIFFERS = "Near the structures, the NLL is {kind} for {evaluations}."
 NEAR_ALONE = "Near the structures, no NLL differs significantly."
 NO_SUBSTITUTE = "A lower NLL does not make up for a low DSC."
-CALIBRATE = (
-    "calib-components calibrate_predictions VALIDATION VALIDATION_LABELS --apply_to PREDICTIONS"
-    " --out scaled{region}\ncalib-components evaluate_predictions scaled LABELS --out"
-    " evaluation_scaled\ncalib-components report {folder} evaluation_scaled --out"
-    " temperature_report"
-)
-CALIBRATE_BUNDLE = (
-    "python -m monai.bundle run --bundle_root BUNDLE --config_file"
-    " \"['BUNDLE/configs/train.yaml','BUNDLE/configs/calibrate.yaml']\"{region}"
-)
-LONGER = (
-    "Improve the segmentation: train longer (losses without a Dice term need it most), on scans of"
-    " this origin, and ignore padded voxels."
-)
-EVALUATE = "Evaluate probabilities."
-OTHER_ORIGIN = "Test patients of another origin."
-MORE = "Evaluate more patients: about {count} more would tell."
-MANY_MORE = "Evaluate other patients: more than {count} more would be needed to tell."
-MAX_FURTHER = 200  # patients
-FIT = "Fit a temperature on validation patients, evaluate with the same options, and compare."
-FIT_AGAIN = (
-    "Fit the temperature again, where structures are, evaluate with the same options, and compare."
-)
 
 
 def conclude(context: Context) -> Answer:
@@ -144,26 +119,17 @@ def describe_calibration(results: Results, name: str) -> str:
     return sentence
 
 
-def _next_step(results: Results, name: str) -> tuple[str, str]:
-    """Return what to do next with one network, as a text and commands."""
-    judgement = _judge(results, name)
-    if mean_of_defined(results.values(name, "dsc")) < LOW:
-        return LONGER, ""
-    if judgement is None:
-        return EVALUATE, ""
-    if judgement.verdict == "undecided":
-        template = MORE if judgement.further_patients <= MAX_FURTHER else MANY_MORE
-        count = min(judgement.further_patients, MAX_FURTHER)
-        return template.format(count=count), ""
-    if judgement.verdict != "shown":
-        return OTHER_ORIGIN, ""
-    summary = results.evaluations[name].summary
-    text, region = FIT, ""
-    if summary.get("temperature", 1) != 1:
-        text, region = FIT_AGAIN, " --region predicted"
-    template = CALIBRATE_BUNDLE if summary.get("source") == "bundle" else CALIBRATE
-    folder = shlex.quote(printable(results.folders[name]))
-    return text, template.format(region=region, folder=folder)
+def _next_step(results: Results, name: str) -> Step:
+    """Return what to do next with one network, from the evaluation of its last calibration."""
+    summaries = {name: each.summary for name, each in results.evaluations.items()}
+    name = latest_calibration(summaries, name)
+    judgements = judge_regions(results, name) if results.has("ece_predicted") else {}
+    return next_step(
+        results.evaluations[name],
+        str(results.folders[name]),
+        float(mean_of_defined(results.values(name, "dsc"))),
+        judgements,
+    )
 
 
 def describe_differences(context: Context) -> tuple[list[str], str]:

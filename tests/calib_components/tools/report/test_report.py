@@ -52,6 +52,7 @@ def dsc(value: Any) -> dict[str, Any]:
 
 
 OPPOSITE = np.repeat([0.1, -0.1], 2).tolist() * 4  # by patients
+DONE = {"calibrator": "temperature", "region": "all", "patients": 8}
 OVER = "^The mean DSC of 8 patients is 0.7.* It is overconfident. Where"
 ABOUT_ONE: dict[str, tuple[dict[str, Any], str, str]] = {
     "overconfident": (
@@ -62,11 +63,21 @@ ABOUT_ONE: dict[str, tuple[dict[str, Any], str, str]] = {
     "slightly": (
         {"gap": 0.004},
         "It is calibrated within 0.02, slightly overconfident. ",
-        "another origin",
+        "Nothing on images like these",
     ),
     "underconfident": ({"gap": -0.05}, "It is underconfident. ", "configs/calibrate.yaml"),
-    "with a temperature": ({"gap": 0.1, "temperature": 1.2}, OVER, "--region predicted"),
-    "opposite patients": ({"gap": OPPOSITE}, "is undecided. ", "more patients: about"),
+    "with a temperature": ({"gap": 0.1, "calibration": DONE}, OVER, "--region predicted"),
+    "with one where structures are": (
+        {"gap": 0.1, "calibration": {**DONE, "region": "predicted"}},
+        OVER,
+        "about 16 more patients like these",
+    ),
+    "with another calibrator": (
+        {"gap": 0.1, "calibration": {**DONE, "calibrator": "vector"}},
+        OVER,
+        "about 16 more patients like these",
+    ),
+    "opposite patients": ({"gap": OPPOSITE}, "is undecided. ", "more patients and evaluate them"),
     "bad segmentation": (
         {"gap": OPPOSITE, "changed": dsc(0.4)},
         r"is 0.400 \[0.400, 0.400\], which is low: calibration does not make up for that",
@@ -82,7 +93,7 @@ ABOUT_ONE: dict[str, tuple[dict[str, Any], str, str]] = {
         "Whether it is calibrated is undecided",
         "more than 200 more",
     ),
-    "one patient": ({"patient_of": cases_of(1)}, "is undecided", "about 5 more would tell"),
+    "one patient": ({"patient_of": cases_of(1)}, "is undecided", "Label about 5 more patients"),
     "label maps": (
         {"with_probabilities": False},
         "is 0.7.* is unknown.$",
@@ -107,6 +118,7 @@ def test_answer_about_one_network(name: str, tmp_path: Path) -> None:
     assert advice in answer.advice + answer.command
     of_predictions = answer_about(write_evaluation(tmp_path, **options, source="predictions"))
     assert of_predictions.command.startswith("calib-components " if answer.command else "")
+    assert bool(answer.command) == answer.advice.startswith("Fit ")
     if np.isscalar(options.get("gap")):
         numbers = re.findall(
             r"confidence is (0\.\d+) and its accuracy (0\.\d+); difference: (.\d.\d+)", text
@@ -232,7 +244,7 @@ def test_answer_about_two_networks_names_what_is_significant(tmp_path: Path) -> 
     chosen = {"gap": 0.05, "changed": {**dsc(0.8), "nll_predicted": 0.01}}
     answer = compared(tmp_path, equal, chosen)
     assert answer.sentences[0] == "No significant difference in DSC, NLL all on these 8 patients."
-    assert "BUNDLE/configs/calibrate.yaml" in answer.command
+    assert "\"['configs/train.yaml','configs/calibrate.yaml']\"" in answer.command
 
 
 def test_network_that_segments_badly_is_not_praised(tmp_path: Path) -> None:

@@ -1,0 +1,190 @@
+"""What to do next with a network, from its evaluation and from what was done before.
+
+The advice ends: no step is proposed twice. A fit of all voxels comes first, then one of the voxels
+where a structure is predicted; after that, labels of other patients are needed.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from calib_components.errors import printable
+from calib_components.handlers.evaluation_files import Evaluation
+from calib_components.tools.report.calibration import Judgement
+
+LOW = 0.7  # a mean DSC below this is low
+MAX_FURTHER = 200  # patients
+ENOUGH = 16  # patients of a fit
+PREDICTED = "predicted"  # the region of the second fit
+
+SEGMENT = (
+    "Improve the segmentation first: train longer (losses without a Dice term need it most), on"
+    " scans of this origin, and ignore padded voxels."
+)
+EVALUATE = "Evaluate probabilities."
+NOTHING = "Nothing on images like these: where it predicts a structure, it is calibrated."
+NO_SINGLE = (
+    " Over all voxels, it is {kind} by {gap:.3f}: no single temperature fits both regions. Keep"
+    " this one for the confidence of what is predicted; take one of all voxels for volumes."
+)
+MORE = "Label about {count} more patients and evaluate them: that would tell."
+MANY_MORE = "Label other patients: more than {count} more would be needed to tell."
+FIT = "Fit a temperature on validation patients, evaluate with the same options, and compare."
+FIT_AGAIN = (
+    "Fit the temperature again, where structures are predicted, evaluate with the same options, and"
+    " compare."
+)
+UNLIKE = (
+    "Label about {count} more patients like these, and fit a temperature on them: that of other"
+    " patients ({done}) does not fit them."
+)
+# Options of an evaluation that a fit does not take, and of one that evaluates again
+ALONE = ("split", "shard", "skip_existing", "overwrite")
+RUN = "python -m monai.bundle run"
+EVALUATE_COMMAND = "calib-components evaluate_predictions"
+CALIBRATE_COMMAND = "calib-components calibrate_predictions"
+
+
+class Step(NamedTuple):
+    """A text, and commands in lines."""
+
+    text: str
+    commands: str = ""
+
+
+def next_step(
+    evaluation: Evaluation, folder: str, dsc: float, judgements: Mapping[str, Judgement]
+) -> Step:
+    """Return what remains to be done with one network.
+
+    Args:
+        evaluation: The evaluation, whose summary says what was calibrated before.
+        folder: Its folder.
+        dsc: Mean DSC.
+        judgements: Whether each region is calibrated, see `judge_regions`.
+    """
+    predicted = judgements.get(PREDICTED)
+    if dsc < LOW:
+        return Step(SEGMENT)
+    if predicted is None:
+        return Step(EVALUATE)
+    if predicted.verdict == "undecided":
+        template = MORE if predicted.further_patients <= MAX_FURTHER else MANY_MORE
+        return Step(template.format(count=min(predicted.further_patients, MAX_FURTHER)))
+    if predicted.verdict != "shown":
+        return Step(NOTHING + _other_region(judgements))
+    done = evaluation.summary.get("calibration")
+    if done is None:
+        return Step(FIT, _commands(evaluation.summary, folder))
+    if done["calibrator"] == "temperature" and done["region"] != PREDICTED:
+        return Step(FIT_AGAIN, _commands(evaluation.summary, folder, PREDICTED))
+    text = f"{done['calibrator']}, region {done['region']}"
+    return Step(UNLIKE.format(count=ENOUGH, done=text))
+
+
+def latest_calibration(summaries: Mapping[str, Mapping[str, Any]], name: str) -> str:
+    """Return the name of the evaluation of the same network as `name` that was calibrated last: a
+    fit of all voxels comes before any other.
+    """
+
+    def stage(other: str) -> int:
+        done = summaries[other].get("calibration")
+        if done is None:
+            return 0
+        return 1 if (done["calibrator"], done["region"]) == ("temperature", "all") else 2
+
+    network = _network(summaries[name])
+    same = [other for other in summaries if network and _network(summaries[other]) == network]
+    return max([name, *same], key=stage)
+
+
+def _network(summary: Mapping[str, Any]) -> list[str]:
+    """Return what tells the network of an evaluation from others; nothing if it is not known."""
+    done = summary.get("calibration") or {}
+    known = {**summary.get("arguments", {}), **done.get("arguments", {})}
+    return [
+        f"{key} {known[key]}" for key in ("predictions", "bundle_root", "ckpt_dir") if key in known
+    ]
+
+
+def _other_region(judgements: Mapping[str, Judgement]) -> str:
+    """Return what a network that is calibrated where it predicts a structure is over all voxels."""
+    whole = judgements["all"]
+    if whole.verdict != "shown":
+        return ""
+    return NO_SINGLE.format(kind=whole.kind, gap=abs(whole.gap.mean))
+
+
+def _commands(summary: Mapping[str, Any], folder: str, region: str = "") -> str:
+    """Return the commands that fit, evaluate again, and compare, with the arguments of the
+    evaluation.
+    """
+    arguments = summary.get("arguments", {})
+    of_source = _for_bundle if summary.get("source") == "bundle" else _for_predictions
+    lines = of_source(arguments, summary.get("calibration") or {}, folder, region)
+    return "\n".join(printable(line) for line in lines)
+
+
+def _for_bundle(
+    arguments: Mapping[str, str], done: Mapping[str, Any], folder: str, region: str
+) -> list[str]:
+    files = arguments.get("config_file", "['configs/train.yaml','configs/evaluate.yaml']")
+    shared = {name: value for name, value in arguments.items() if name not in ALONE}
+    fit = {**shared, "config_file": files.replace("evaluate.yaml", "calibrate.yaml")}
+    if region:
+        fit["region"] = region
+    after = f"{folder.removesuffix('_calibrated')}_calibrated" + (f"_{region}" if region else "")
+    again = {"config_file": files, **arguments, "output_dir": after}
+    return [
+        f"{RUN} {_options(fit)}",
+        f"{RUN} {_options(again)}",
+        _report(folder, after),
+    ]
+
+
+def _for_predictions(
+    arguments: Mapping[str, str], done: Mapping[str, Any], folder: str, region: str
+) -> list[str]:
+    """Return commands for saved predictions; those of the validation cases have names in capitals
+    where they are not known.
+    """
+    shared = {name: value for name, value in arguments.items() if name not in PLACES}
+    known = {**PLACES, **arguments, **done.get("arguments", {})}
+    source, labels = known["predictions"], arguments.get("labels", "LABELS")
+    suffix = f"_{region}" if region else ""
+    scaled, after = (
+        f"{place.removesuffix('_scaled')}_scaled{suffix}" for place in (source, folder)
+    )
+    places = [known["validation"], known["validation_labels"], "--apply_to", source]
+    fit = {"out": scaled, **shared, **({"region": region} if region else {})}
+    return [
+        f"{CALIBRATE_COMMAND} {shlex.join(places)} {_options(fit)}",
+        f"{EVALUATE_COMMAND} {shlex.join([scaled, labels])} {_options({'out': after, **shared})}",
+        _report(folder, after),
+    ]
+
+
+# Arguments that name places, and what stands for those that are not known
+PLACES = {
+    "predictions": "PREDICTIONS",
+    "labels": "LABELS",
+    "validation": "VALIDATION",
+    "validation_labels": "VALIDATION_LABELS",
+}
+
+
+def _report(before: str, after: str) -> str:
+    return shlex.join(["calib-components", "report", before, after, "--out", f"{after}_compared"])
+
+
+def _options(values: Mapping[str, str]) -> str:
+    return " ".join(f"--{name} {_quoted(str(value))}" for name, value in values.items())
+
+
+def _quoted(value: str) -> str:
+    """Return a word of a command line; double quotes keep lists of files legible."""
+    if "'" in value and not {*value} & {*'"$`\\!'}:
+        return f'"{value}"'
+    return shlex.quote(value)
