@@ -100,8 +100,9 @@ class Case:
 
         Structures are no regions of sigmoids, whose labels are 0 and 1.
         """
+        spacing = None if self.spacing is None else tuple(self.spacing)
         regions = {
-            name: Region(name, spacing=self.spacing if kind.in_mm else None)
+            name: Region(name, spacing=spacing if kind.in_mm else None)
             for name, kind in REGIONS.items()
         }
         if self.sigmoid:

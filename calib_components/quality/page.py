@@ -37,8 +37,8 @@ def draw_slice(
     from PIL import Image  # comes with matplotlib, which metrics do not need
 
     grey = np.nan_to_num(np.asarray(image, float))
-    layers = [grey, np.asarray(uncertainty, float), *np.asarray(masks, float)]
-    layers = _on_paper(np.stack(layers), affine[:3, 1::-1])
+    drawn = [grey, np.asarray(uncertainty, float), *np.asarray(masks, float)]
+    layers = _on_paper(np.stack(drawn), affine[:3, 1::-1])
     low, high = np.percentile(layers[0], GREY_RANGE)
     pixels = ((layers[0] - low) / max(high - low, 1e-12)).clip(0, 1) * (GREYS - 1)
     for number, mask in enumerate(layers[2:] > 0):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -38,16 +37,16 @@ class Ranking(NamedTuple):
 
 
 def rank_scans(
-    estimates: ArrayLike, dsc: ArrayLike, patients: Sequence[object], bad: float = BAD
+    estimates: ArrayLike, dsc: ArrayLike, patients: ArrayLike, bad: float = BAD
 ) -> Ranking:
     """Compare estimates, which are higher for better segmentations, with the DSC of the same scans.
 
     Where estimates are equal, values are the mean over all orders of these scans. Scans without
     either (NaN) are left out. There are no intervals (NaN) with fewer than six patients.
     """
-    pair = np.array([estimates, dsc], float)
-    defined = ~np.isnan(pair).any(0)
-    pair = pair[:, defined]
+    estimate, true = np.asarray(estimates, float), np.asarray(dsc, float)
+    defined = ~np.isnan(estimate) & ~np.isnan(true)
+    estimate, true = estimate[defined], true[defined]
     names = np.asarray(patients)[defined]
     scans = [np.flatnonzero(names == name) for name in np.unique(names)]
     ends = np.full((2, len(Ranking._fields)), np.nan)
@@ -56,9 +55,9 @@ def rank_scans(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # in some draws, no scan is below 0.7
             drawn = (np.concatenate([scans[i] for i in row]) for row in draws)
-            values = [order(*pair[:, each], bad) for each in drawn]
+            values = [order(estimate[each], true[each], bad) for each in drawn]
             ends = np.nanquantile(values, [0.025, 0.975], axis=0)
-    return Ranking(*np.stack([order(*pair, bad), *ends], 1))
+    return Ranking(*np.stack([order(estimate, true, bad), *ends], 1))
 
 
 def order(estimates: Array, dsc: Array, bad: float = BAD) -> Array:

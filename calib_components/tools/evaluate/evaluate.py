@@ -13,6 +13,7 @@ import torch
 
 from calib_components.errors import InputError, reading
 from calib_components.handlers.evaluation import EvaluationRecords, record_case, write_evaluation
+from calib_components.handlers.evaluation_files import Evaluation
 from calib_components.quality.table import TABLES
 from calib_components.tools.cli import patients_of
 from calib_components.tools.evaluate.calibrate import describe_estimate, estimate_of

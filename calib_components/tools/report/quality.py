@@ -111,7 +111,7 @@ def _rank(
         results.record(
             results.names[0],
             title,
-            Estimate(*values.tolist(), cases=cases),
+            Estimate(*values.tolist())._replace(cases=cases),
             score=score,
             structure=structure,
         )
