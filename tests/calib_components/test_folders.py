@@ -51,7 +51,11 @@ def another_process(run: Callable[[Callable[[], None]], object], kill: bool = Fa
         is_there.set()
         may_go.wait(60)
 
-    process = processes.Process(target=run, args=(pause,))
+    def start() -> None:
+        torch.set_num_threads(1)  # those of OpenMP do not survive a fork
+        run(pause)
+
+    process = processes.Process(target=start)
     process.start()
     try:
         assert is_there.wait(60)

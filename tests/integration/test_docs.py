@@ -144,11 +144,11 @@ def test_commands_of_the_readme(repository: Path, places: dict[str, Path]) -> No
     assert len(commands) == 5
     # Whose commands run with its page
     assert nnunet in "\n".join(blocks(ROOT / "docs/nnunet.md", "sh"))
-    install, test = blocks(README, "bash")
+    install, test = "".join(blocks(README, "bash")).splitlines()
     assert install.startswith("scripts/demo ")
-    assert (ROOT / test.strip()).is_file()  # it runs this test
+    assert (ROOT / test).is_file()  # it runs this test
     install = install.replace("scripts/demo", "scripts/demo --train")
-    printed = run([install, *(f"{command}\n" for command in commands)], repository, places)
+    printed = run([f"{command}\n" for command in (install, *commands)], repository, places)
     for row in (
         "CE + Dice",
         "CE + Dice with T = 1.49",
@@ -180,7 +180,7 @@ def test_commands_of_the_readme(repository: Path, places: dict[str, Path]) -> No
 
 def test_readme_is_short() -> None:
     lines = README.read_text().splitlines()
-    assert len(lines) <= 70
+    assert len(lines) <= 72
     assert max(map(len, lines)) <= 160
     assert len(README.read_text().split()) <= 520
 

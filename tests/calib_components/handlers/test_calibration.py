@@ -32,6 +32,7 @@ from calib_components.posthoc import (
     TemperatureScaled,
     TemperatureScaling,
     VectorScaling,
+    describe_calibration,
     find_reference,
 )
 from calib_components.posthoc.costs import Costs
@@ -180,6 +181,9 @@ def test_writes_what_the_calibrator_fits_and_nothing_else(
     del before["temperature"]
     assert torch.equal(after["reference"], find_reference(load(tmp_path)))
     check_reference(after.pop("reference"), cases, scaled.temperature)
+    fitted_on = {"calibrator": "temperature", "region": "all", "patients": PATIENTS}
+    assert describe_calibration(load(tmp_path)) == fitted_on
+    del after["fitted_on"]
     torch.testing.assert_close(after, before, rtol=0, atol=0)
     images, labels = (torch.stack([case[key] for case in cases]) for key in ("image", "label"))
     for when, logits in (("before", images), ("after", images / scaled.temperature)):
