@@ -13,6 +13,8 @@ import sysconfig
 import tarfile
 import venv
 import zipfile
+from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import monai
 import nibabel as nib
 import pytest
 import torch
+from packaging.requirements import Requirement
 
 import calib_components
 from calib_components.data.facts import write_facts
@@ -41,6 +44,8 @@ from tests.helpers import (
 
 RUNS = """
 import json, sys
+from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from monai.bundle import run
 for options in json.loads(sys.argv[1]):
@@ -94,19 +99,39 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "environment"
 
 
+def link_packages(names: Sequence[str], site_packages: Path) -> None:
+    """Link the packages of these names, and what they require, into an environment."""
+    known: set[str] = set()
+    queue = [*names]
+    while queue:
+        name = queue.pop()
+        if name.lower() in known:
+            continue
+        known.add(name.lower())
+        package = metadata.distribution(name)
+        for required in map(Requirement, package.requires or ()):
+            if required.marker is None or required.marker.evaluate({"extra": ""}):
+                queue.append(required.name)
+        for top in {file.parts[0] for file in package.files or () if file.parts[0] != ".."}:
+            link = site_packages / top
+            if not link.exists():
+                link.symlink_to(Path(sysconfig.get_path("purelib")) / top)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("required", [False, True], ids=["stock_monai", "wheel"])
 def test_runs_where_only_stock_monai_or_the_wheel_is_installed(
     required: bool, bundle: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """With a Python that has all that this one has except this repository, in an empty folder."""
+    """In an empty folder, with a Python that has what the bundle's page tells to install."""
     if required:
         environment = request.getfixturevalue("wheel")
     else:
         environment = tmp_path / "stock"
         venv.create(environment, symlinks=True)
         (site_packages,) = environment.glob("lib/python*/site-packages")
-        (site_packages / "stock.pth").write_text(sysconfig.get_path("purelib"))
+        (line,) = re.findall("^pip install (.+)$", (bundle / "docs/README.md").read_text(), re.M)
+        link_packages(line.split(), site_packages)
     unpacked = unpack(pack(bundle, tmp_path / "dist", required=required), tmp_path / "unpacked")
     make_acdc(tmp_path / "download", patients=3, shape=(30, 41, 4))
     empty = tmp_path / "empty"
@@ -156,8 +181,8 @@ def test_requires_the_package_in_place_of_a_copy(bundle: Path, tmp_path: Path) -
     names = names_in(pack(bundle, tmp_path / "dist"))
     archive = pack(bundle, tmp_path / "required", required=True)
     assert names_in(archive) == [name for name in names if not name.startswith("calib_components/")]
-    metadata = json.loads(zipfile.ZipFile(archive).read(f"{ACDC.name}/configs/metadata.json"))
-    assert metadata["required_packages_version"]["calib-components"] == calib_components.__version__
+    content = json.loads(zipfile.ZipFile(archive).read(f"{ACDC.name}/configs/metadata.json"))
+    assert content["required_packages_version"]["calib-components"] == calib_components.__version__
     assert b"needs calib-components" in zipfile.ZipFile(archive).read(f"{ACDC.name}/docs/README.md")
 
 
