@@ -204,8 +204,9 @@ def join_weights(*files: Path, out: Path) -> None:
         _, weights = read_weights(file)
         if calibrator_in(weights) is None:
             weights["temperature"] = torch.ones(())
-        for name in (REFERENCE, FITTED_ON):  # of this member alone
-            weights.pop(name, None)
+        weights = {  # without what is of this member alone
+            name: values for name, values in weights.items() if name not in (REFERENCE, FITTED_ON)
+        }
         shapes = {name: values.shape for name, values in weights.items()}
         common: dict[str, Any] = {"layers or classes": shapes, FACTS: facts_beside(file)}
         # Folds are trained on the patients that others are tested on

@@ -180,8 +180,8 @@ td { white-space: nowrap }
 <h1>$number of $total segmentations to check</h1>
 <p>$links</p>
 $caveats
-<p>Scans are in the order of their expected DSC, worst first. It is the Dice similarity coefficient,
-0 to 1, that the probabilities of the network let expect without labels, the mean over structures.
+<p>Scans are in the order of their expected DSC, worst first: the overlap that the network itself
+predicts, without labels, as a Dice similarity coefficient from 0 to 1; the mean over structures.
 Trust the order more than the values, which are too high on images unlike those of the training.</p>
 <p class="note">$notes Uncertain: of the voxels where the structure is possible (probability above
 5 %), the share where it is not certain (95 % or less). Pictures show the slice with the most

@@ -30,13 +30,13 @@ TOO_FEW = (
 )
 LIMITS = (
     "Limits are made to hold for 90 % of new patients like the {count} validation patients, for"
-    " each structure by itself; as these are so many only, it may be {low:.0%} to {high:.0%}. They"
-    " are optimistic if these patients also chose the epoch or fitted the calibration of the"
-    " network, and promise nothing on images of another scanner."
+    " each structure by itself. With so many patients, the true share lies between {low:.0%} and"
+    " {high:.0%} (95 %). Limits are optimistic if these patients also chose the epoch or fitted the"
+    " calibration of the network, and promise nothing on images of another scanner."
 )
 SCANS = (
-    "On {scans} labelled scans like those of the training, which may have helped to choose the"
-    " network, "
+    "On {scans} labelled scans like those of the training (too good, if they also chose the"
+    " network), "
 )
 GAP_CLOSED = (
     "this order closed {gap:.0%} of the gap between a random and the perfect order"

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from calib_components.tools.report.statistics import holm
+from calib_components.tools.report.statistics import holm, paired_difference
 from study.compare.published import PUBLISHED
 from study.tables.fill_tables import (
     LOSSES,
@@ -125,6 +125,19 @@ def needs_none(method: str) -> bool:
     return 0.95 < temperatures(method)[0] < temperatures(method)[-1] < 1.05
 
 
+def heart_sign(method: str, other: str, seed: int, name: str, measure: str) -> int:
+    """The sign of a difference of two networks of the fifth round, as trained, over patients; 0 if
+    its interval holds 0.
+    """
+    values = []
+    for each in (method, other):
+        file = ROOT / f"study/results/acdc/heart/{each}_seed{seed}.csv.gz"
+        table = pd.read_csv(file, keep_default_na=False)
+        values.append(table[(table["set"] == name) & (table["calibrator"] == "")])
+    found = paired_difference(values[0][measure], values[1][measure], [*values[0]["patient"]])
+    return int(np.sign(found.mean)) if found.low * found.high > 0 else 0
+
+
 class Claim(NamedTuple):
     page: str
     words: str
@@ -156,8 +169,11 @@ CLAIMS = [
     ),
     Claim(
         "results",
-        "cross-entropy is better on LGE, too",
-        lambda: sign(CE, "nacl", "travel_lge", "nll_all") < 0,
+        "are alike over all voxels, and NACL's is lower near the heart",
+        lambda: (
+            [heart_sign(CE, "nacl", 1, "lge", measure) for measure in ("nll_all", "nll_near")]
+            == [0, 1]
+        ),
     ),
     Claim(
         "results",
@@ -803,7 +819,7 @@ CLAIMS = [
     ),
     Claim(
         "README",
-        "NACL, the paper's loss, was less sure of another sequence, but no better than"
+        "NACL, the paper's loss, was less sure of another sequence, but not shown to be better than"
         " cross-entropy",
         lambda: gap("nacl", "lge") < gap(CE, "lge") and sign("nacl", CE, "lge", "nll_all") == 0,
     ),

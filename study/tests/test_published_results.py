@@ -118,8 +118,9 @@ def test_tables_of_calibrators_are_those_of_the_cases() -> None:
     assert "its NLL there is that of one `T` on both hippocampus networks" in page
     vector = (mean.loc["vector perturbed"] - changed).loc["nll_all"]
     assert vector[["hippocampus_ce_dice", "hippocampus_nacl"]].abs().max() < 0.0005
-    assert "it is higher on bSSFP and vendor A" in page
+    assert "it is higher on bSSFP and vendor A, and lower on LGE" in page
     assert vector["acdc_nacl"][["bssfp", "vendor_a"]].min() > 0.001
+    assert vector["acdc_nacl"]["lge"] < 0
     assert "On LGE, the expected DSC is at least .14 too high with each of them" in page
     assert (
         mean.xs("dsc_bias", level="measure")["acdc_nacl", "lge"].drop("T perturbed twice").min()

@@ -152,7 +152,7 @@ def evaluate_predictions(
     else:
         about = {
             "source": "predictions",
-            "arguments": _arguments(run, pairs, patient_pattern, fitted),
+            "arguments": _arguments(run, patient_pattern, fitted),
             "calibration": describe_estimate(predictions, calibration),
         }
         _evaluate_labelled(labelled, setting, calibration, validation, skip_existing, about)
@@ -160,7 +160,6 @@ def evaluate_predictions(
 
 def _arguments(
     run: Mapping[str, Any],
-    pairs: Path | None,
     patient_pattern: str | None,
     fitted: Evaluation | None,
 ) -> dict[str, str]:

@@ -120,9 +120,18 @@ def describe_calibration(results: Results, name: str) -> str:
 
 
 def _next_step(results: Results, name: str) -> Step:
-    """Return what to do next with one network, from the evaluation of its last calibration."""
+    """Return what to do next with one network, from the evaluation of its last calibration, which
+    the text names if it is another one.
+    """
     summaries = {name: each.summary for name, each in results.evaluations.items()}
-    name = latest_calibration(summaries, name)
+    latest = latest_calibration(summaries, name)
+    if latest != name:
+        step = _next_step_of(results, latest)
+        return step._replace(text=f"{results.labels[latest]}: {step.text}")
+    return _next_step_of(results, name)
+
+
+def _next_step_of(results: Results, name: str) -> Step:
     judgements = judge_regions(results, name) if results.has("ece_predicted") else {}
     return next_step(
         results.evaluations[name],
@@ -144,6 +153,8 @@ def describe_differences(context: Context) -> tuple[list[str], str]:
     is_loss = (table["measure"] == "dsc") & ((change < 0) | (table["mean"] < -LOSS))
     low = [name for name in results.names if mean_of_defined(results.values(name, "dsc")) < LOW]
     behind = [*low, *table["name"][is_loss]]
+    is_deciding = table["measure"] == DECIDING
+    behind += [*table["name"][is_deciding & (change < 0)]]
     better = table[(change > 0) & ~table["name"].isin(behind)]
     sentences = []
     for kind, differing in (("Better", better), ("Worse", table[change < 0])):
@@ -154,10 +165,11 @@ def describe_differences(context: Context) -> tuple[list[str], str]:
     if not sentences:
         measures = ", ".join(heading(name, arrow=False) for name in table["measure"].unique())
         sentences.append(NONE_DIFFERS.format(measures=measures, patients=results.count))
-    sentences += _explain(results, near, (change[table["measure"] == DECIDING] != 0).any())
-    if behind:
+    sentences += _explain(results, near, (change[is_deciding] != 0).any())
+    if {*behind} - {*table["name"][is_deciding & (change < 0)]}:
         sentences.append(NO_SUBSTITUTE)
-    return sentences, [*better["name"], context.reference][0]
+    ahead = table[is_deciding & table["name"].isin(better["name"])].sort_values("mean")
+    return sentences, [*ahead["name"], *better["name"], context.reference][0]
 
 
 def _explain(results: Results, near: pd.DataFrame, differs: bool) -> list[str]:

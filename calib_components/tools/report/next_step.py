@@ -37,8 +37,8 @@ FIT_AGAIN = (
     " compare."
 )
 UNLIKE = (
-    "Label about {count} more patients like these, and fit a temperature on them: that of other"
-    " patients ({done}) does not fit them."
+    "Label about {count} more patients like these, and fit a temperature on them: with what was"
+    " fitted ({done}), it is still {kind}."
 )
 # Options of an evaluation that a fit does not take, and of one that evaluates again
 ALONE = ("split", "shard", "skip_existing", "overwrite")
@@ -73,15 +73,17 @@ def next_step(
     if predicted.verdict == "undecided":
         template = MORE if predicted.further_patients <= MAX_FURTHER else MANY_MORE
         return Step(template.format(count=min(predicted.further_patients, MAX_FURTHER)))
+    done, whole = evaluation.summary.get("calibration"), judgements["all"]
     if predicted.verdict != "shown":
-        return Step(NOTHING + _other_region(judgements))
-    done = evaluation.summary.get("calibration")
+        if done is None or whole.verdict != "shown":
+            return Step(NOTHING)
+        return Step(NOTHING + NO_SINGLE.format(kind=whole.kind, gap=abs(whole.gap.mean)))
     if done is None:
         return Step(FIT, _commands(evaluation.summary, folder))
     if done["calibrator"] == "temperature" and done["region"] != PREDICTED:
         return Step(FIT_AGAIN, _commands(evaluation.summary, folder, PREDICTED))
     text = f"{done['calibrator']}, region {done['region']}"
-    return Step(UNLIKE.format(count=ENOUGH, done=text))
+    return Step(UNLIKE.format(count=ENOUGH, done=text, kind=predicted.kind))
 
 
 def latest_calibration(summaries: Mapping[str, Mapping[str, Any]], name: str) -> str:
@@ -109,27 +111,18 @@ def _network(summary: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _other_region(judgements: Mapping[str, Judgement]) -> str:
-    """Return what a network that is calibrated where it predicts a structure is over all voxels."""
-    whole = judgements["all"]
-    if whole.verdict != "shown":
-        return ""
-    return NO_SINGLE.format(kind=whole.kind, gap=abs(whole.gap.mean))
-
-
 def _commands(summary: Mapping[str, Any], folder: str, region: str = "") -> str:
     """Return the commands that fit, evaluate again, and compare, with the arguments of the
     evaluation.
     """
     arguments = summary.get("arguments", {})
     of_source = _for_bundle if summary.get("source") == "bundle" else _for_predictions
-    lines = of_source(arguments, summary.get("calibration") or {}, folder, region)
+    done = (summary.get("calibration") or {}).get("arguments", {})
+    lines = of_source({**arguments, **done}, folder, region)
     return "\n".join(printable(line) for line in lines)
 
 
-def _for_bundle(
-    arguments: Mapping[str, str], done: Mapping[str, Any], folder: str, region: str
-) -> list[str]:
+def _for_bundle(arguments: Mapping[str, str], folder: str, region: str) -> list[str]:
     files = arguments.get("config_file", "['configs/train.yaml','configs/evaluate.yaml']")
     shared = {name: value for name, value in arguments.items() if name not in ALONE}
     fit = {**shared, "config_file": files.replace("evaluate.yaml", "calibrate.yaml")}
@@ -144,15 +137,13 @@ def _for_bundle(
     ]
 
 
-def _for_predictions(
-    arguments: Mapping[str, str], done: Mapping[str, Any], folder: str, region: str
-) -> list[str]:
+def _for_predictions(arguments: Mapping[str, str], folder: str, region: str) -> list[str]:
     """Return commands for saved predictions; those of the validation cases have names in capitals
     where they are not known.
     """
     shared = {name: value for name, value in arguments.items() if name not in PLACES}
-    known = {**PLACES, **arguments, **done.get("arguments", {})}
-    source, labels = known["predictions"], arguments.get("labels", "LABELS")
+    known = {**PLACES, **arguments}
+    source, labels = known["predictions"], known["labels"]
     suffix = f"_{region}" if region else ""
     scaled, after = (
         f"{place.removesuffix('_scaled')}_scaled{suffix}" for place in (source, folder)

@@ -151,7 +151,7 @@ def _count_limits(
     records = []
     for title, limits, values in (
         ("DSC at least", np.column_stack([lowest, np.ones_like(dsc)]), dsc),
-        ("volume in its range", ranges, volume),
+        ("volume in its range", ranges, volume + 0 * dsc),  # not of a structure in neither
     ):
         held, count = count_held(limits, values, results.patients)
         if count:
