@@ -154,7 +154,6 @@ def describe_differences(context: Context) -> tuple[list[str], str]:
     low = [name for name in results.names if mean_of_defined(results.values(name, "dsc")) < LOW]
     behind = [*low, *table["name"][is_loss]]
     is_deciding = table["measure"] == DECIDING
-    behind += [*table["name"][is_deciding & (change < 0)]]
     better = table[(change > 0) & ~table["name"].isin(behind)]
     sentences = []
     for kind, differing in (("Better", better), ("Worse", table[change < 0])):
@@ -166,10 +165,13 @@ def describe_differences(context: Context) -> tuple[list[str], str]:
         measures = ", ".join(heading(name, arrow=False) for name in table["measure"].unique())
         sentences.append(NONE_DIFFERS.format(measures=measures, patients=results.count))
     sentences += _explain(results, near, (change[is_deciding] != 0).any())
-    if {*behind} - {*table["name"][is_deciding & (change < 0)]}:
+    if behind:
         sentences.append(NO_SUBSTITUTE)
-    ahead = table[is_deciding & table["name"].isin(better["name"])].sort_values("mean")
-    return sentences, [*ahead["name"], *better["name"], context.reference][0]
+    # A higher DSC with a higher NLL is not better, but than a network that segments badly
+    is_worse = is_deciding & (change < 0) & (context.reference not in low)
+    ahead = [name for name in better["name"] if name not in {*table["name"][is_worse]}]
+    by_nll = table[is_deciding & table["name"].isin(ahead)].sort_values("mean")
+    return sentences, [*by_nll["name"], *ahead, context.reference][0]
 
 
 def _explain(results: Results, near: pd.DataFrame, differs: bool) -> list[str]:

@@ -240,6 +240,12 @@ def test_answer_about_two_networks_names_what_is_significant(tmp_path: Path) -> 
         "Better than first: second (NLL all).",
         "Near the structures, no NLL differs significantly.",
     ]
+    assert answer.sentences[2].startswith("second: ")
+    # A higher DSC does not make up for a higher NLL
+    worse = {"gap": 0.05, "changed": {**dsc(0.81), "nll_all": 0.9}}
+    answer = compared(tmp_path, equal, worse).sentences
+    assert answer[:2] == ["Better than first: second (DSC).", "Worse than first: second (NLL all)."]
+    assert answer[-1].startswith("first: ")
     # A network chooses its predicted voxels itself
     chosen = {"gap": 0.05, "changed": {**dsc(0.8), "nll_predicted": 0.01}}
     answer = compared(tmp_path, equal, chosen)
