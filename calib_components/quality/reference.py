@@ -34,6 +34,7 @@ LIMITS = (
     " {high:.0%} (95 %). Limits are optimistic if these patients also chose the epoch or fitted the"
     " calibration of the network, and promise nothing on images of another scanner."
 )
+FEWER = " Only {count} of them count for {structure}; below {minimum}, it has no limits."
 SCANS = (
     "On {scans} labelled scans like those of the training (too good, if they also chose the"
     " network), "
@@ -145,7 +146,12 @@ class Reference:
         if count < MIN_PATIENTS:
             return TOO_FEW.format(minimum=MIN_PATIENTS, count=count)
         low, high = coverage_of(count).interval(0.95)
-        return LIMITS.format(count=count, low=low, high=high)
+        note = LIMITS.format(count=count, low=low, high=high)
+        for structure in self.structures:
+            fewer = self.count_patients(structure)
+            if fewer < count:
+                note += FEWER.format(structure=structure, count=fewer, minimum=MIN_PATIENTS)
+        return note
 
     @cached_property
     def evidence(self) -> str:
@@ -153,15 +159,22 @@ class Reference:
         if self.patients < INTERVAL_PATIENTS:
             return ""
         rows = (dict(zip(self.structures, row, strict=True)) for row in self.values[..., 1])
-        estimates = np.array([mean_estimate(row, self.always) for row in rows])
+        # Where nothing is predicted, the estimate is 0, as on the page
+        estimates = np.nan_to_num([mean_estimate(row, self.always) for row in rows])
         dsc = np.ma.masked_invalid(self.values[..., 2]).mean(-1).filled(np.nan)
-        ranking = rank_scans(estimates, dsc, self.values[:, 0, 0])
+        defined = ~np.isnan(dsc)
+        estimates, dsc = estimates[defined], dsc[defined]
+        if len(dsc) == 0 or np.ptp(dsc) < 1e-6:  # there is no order
+            return ""
+        ranking = rank_scans(estimates, dsc, self.values[defined, 0, 0])
         gap, low, high = ranking.gap_closed
+        if math.isnan(low):
+            return ""
         template = GAP_CLOSED if low > 0 else NOT_SHOWN
         text = SCANS.format(scans=len(dsc)) + template.format(gap=gap, low=low, high=high)
         text += BIAS.format(bias=np.nanmean(estimates - dsc))
         count = (dsc < BAD).sum()
-        if count >= MIN_BAD:
+        if count >= MIN_BAD and not math.isnan(ranking.roc[0]):
             roc, low, high = ranking.roc
             text += ROC.format(bad=BAD, roc=roc, low=low, high=high, count=count)
         return text

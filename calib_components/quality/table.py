@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from calib_components.errors import InputError, check_number, make_folder, reading, writing
 from calib_components.quality.estimates import ESTIMATES, StructureEstimate, StructureScan
 from calib_components.quality.page import defined_estimates, quality_page
-from calib_components.quality.reference import Reference, mean_estimate
+from calib_components.quality.reference import MIN_PATIENTS, Reference, mean_estimate
 
 FOLDER = "quality"
 TABLES = TABLE, PAGE = "quality.csv", "quality.html"
@@ -79,7 +79,8 @@ def describe_scan(
         "reasons": _reasons(estimates, mean, reference),
         "rows": rows,
         "place": place,
-        "is_unlike": place == BELOW_ALL.format(scans=len(reference.values)),
+        "is_unlike": reference.patients >= MIN_PATIENTS
+        and place == BELOW_ALL.format(scans=len(reference.values)),
         "evidence": reference.evidence,
         "note": reference.note,
         "picture": base64.b64encode(picture).decode(),
@@ -112,7 +113,7 @@ def _reasons(
         for structure, estimate in estimates.items()
         if structure in reference.always and not estimate.predicted_voxels > 0
     ]
-    if reference.place(mean)[0] == scans:
+    if reference.patients >= MIN_PATIENTS and reference.place(mean)[0] == scans:
         reasons.append(f"its estimate is {_place(mean, reference)}")
     return reasons
 

@@ -121,12 +121,12 @@ def test_from_raw_images_to_maps(task: Path, tmp_path: Path) -> None:
         run_bundle(
             HIPPOCAMPUS,
             "inference.yaml",
-            output_dir=str(tmp_path / "tta"),
+            output_dir=str(tmp_path / f"tta of {file.name}"),
             tta=True,
             **{**infer, "dataset_dir": str(file)},
         )
     maps = [
-        nib.load(tmp_path / "tta" / f"{name}_probability.nii.gz").get_fdata()
+        nib.load(tmp_path / f"tta of {name}.nii.gz" / f"{name}_probability.nii.gz").get_fdata()
         for name in ("hippocampus_003", "mirrored")
     ]
     np.testing.assert_allclose(maps[0], maps[1][::-1], atol=1e-3)

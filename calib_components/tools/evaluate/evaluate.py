@@ -135,13 +135,19 @@ def evaluate_predictions(
         overwrite=overwrite,
         run=run,
     )
+    about: dict[str, Any] = {
+        "source": "predictions",
+        "sigmoid": setting.classes.sigmoid,
+        "arguments": _arguments(run, patient_pattern, pairs),
+        "calibration": describe_estimate(predictions, calibration),
+    }
     fitted = None
     if validation is not None:
         check_probabilities(next(iter(readers.values())), "--validation")
         fitted, _ = read_validation(
             validation,
             [*setting.classes.structures],
-            setting.classes.sigmoid,
+            about,
             setting.items(),
             patient_pattern,
             by_name=labels is None,  # with labels, the report compares these
@@ -150,34 +156,30 @@ def evaluate_predictions(
         reference = None if fitted is None else reference_of(fitted, patient_pattern)
         estimate_quality(readers, setting, reference, review, review_below)
     else:
-        about = {
-            "source": "predictions",
-            "arguments": _arguments(run, patient_pattern, fitted),
-            "calibration": describe_estimate(predictions, calibration),
-        }
+        if fitted is not None:
+            about["arguments"] = {**about["arguments"], **_arguments_of_validation(fitted)}
         _evaluate_labelled(labelled, setting, calibration, validation, skip_existing, about)
 
 
 def _arguments(
-    run: Mapping[str, Any],
-    patient_pattern: str | None,
-    fitted: Evaluation | None,
+    run: Mapping[str, Any], patient_pattern: str | None, pairs: Path | None
 ) -> dict[str, str]:
-    """Return the arguments of an evaluation, and those of its validation, as texts by name, for
-    the commands of its report.
-    """
+    """Return the arguments of an evaluation as texts by name, for the commands of its report."""
     names = ("predictions", "labels", "structures", "sigmoid", "ignore_index")
-    given = {**{name: run[name] for name in names}, "patient_pattern": patient_pattern}
+    given = {name: run[name] for name in names}
+    given |= {"patient_pattern": patient_pattern, "pairs": pairs}
     if given["structures"] is not None:
         given["structures"] = ",".join(given["structures"])
     if given["sigmoid"]:
         given["sigmoid"] = "true"
-    arguments = {name: str(value) for name, value in given.items() if value not in (None, False)}
-    of_validation = {} if fitted is None else fitted.summary.get("arguments", {})
-    for name, other in (("validation", "predictions"), ("validation_labels", "labels")):
-        if other in of_validation:
-            arguments[name] = of_validation[other]
-    return arguments
+    return {name: str(value) for name, value in given.items() if value not in (None, False)}
+
+
+def _arguments_of_validation(fitted: Evaluation) -> dict[str, str]:
+    """Return where the validation cases are."""
+    arguments = fitted.summary.get("arguments", {})
+    names = {"predictions": "validation", "labels": "validation_labels"}
+    return {names[name]: value for name, value in arguments.items() if name in names}
 
 
 def _evaluate_labelled(

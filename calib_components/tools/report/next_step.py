@@ -6,8 +6,11 @@ where a structure is predicted; after that, labels of other patients are needed.
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from calib_components.errors import printable
@@ -116,6 +119,8 @@ def _commands(summary: Mapping[str, Any], folder: str, region: str = "") -> str:
     evaluation.
     """
     arguments = summary.get("arguments", {})
+    if "pairs" in arguments:  # the names of calibrated predictions are not in that file
+        return ""
     of_source = _for_bundle if summary.get("source") == "bundle" else _for_predictions
     done = (summary.get("calibration") or {}).get("arguments", {})
     lines = of_source({**arguments, **done}, folder, region)
@@ -124,12 +129,13 @@ def _commands(summary: Mapping[str, Any], folder: str, region: str = "") -> str:
 
 def _for_bundle(arguments: Mapping[str, str], folder: str, region: str) -> list[str]:
     files = arguments.get("config_file", "['configs/train.yaml','configs/evaluate.yaml']")
+    files = re.sub(r",'[^']*multi_gpu_evaluate.yaml'", "", files)  # one process is enough
     shared = {name: value for name, value in arguments.items() if name not in ALONE}
     fit = {**shared, "config_file": files.replace("evaluate.yaml", "calibrate.yaml")}
     if region:
         fit["region"] = region
     after = f"{folder.removesuffix('_calibrated')}_calibrated" + (f"_{region}" if region else "")
-    again = {"config_file": files, **arguments, "output_dir": after}
+    again = {**arguments, "config_file": files, "output_dir": after}
     return [
         f"{RUN} {_options(fit)}",
         f"{RUN} {_options(again)}",
@@ -144,6 +150,8 @@ def _for_predictions(arguments: Mapping[str, str], folder: str, region: str) -> 
     shared = {name: value for name, value in arguments.items() if name not in PLACES}
     known = {**PLACES, **arguments}
     source, labels = known["predictions"], known["labels"]
+    if not Path(source).name:  # such as "."
+        source = os.path.realpath(source)
     suffix = f"_{region}" if region else ""
     scaled, after = (
         f"{place.removesuffix('_scaled')}_scaled{suffix}" for place in (source, folder)

@@ -75,9 +75,8 @@ def report_folders(
     notices = [*results.notices, *size_notices(results.count, results.patients.nunique())]
     if validation is not None:
         (tested,) = results.evaluations.values()
-        sigmoid = tested.summary.get("sigmoid", False)
         chosen_on, same_names = read_validation(
-            validation, tested.structures, sigmoid, tested.items()
+            validation, tested.structures, tested.summary, tested.items()
         )
         notices += same_names
     context = Context(results, names[0], compare(results, names[0]), chosen_on)

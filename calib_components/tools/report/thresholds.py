@@ -4,8 +4,9 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -30,7 +31,7 @@ ABOUT = (
 def read_validation(
     folder: Path,
     structures: Sequence[str],
-    sigmoid: bool,
+    tested: Mapping[str, Any],
     cases: Items,
     patient_pattern: str | None = None,
     by_name: bool = False,
@@ -40,7 +41,8 @@ def read_validation(
     Args:
         folder: Its folder.
         structures: Names of the structures of the others.
-        sigmoid: Whether their channels are sigmoids.
+        tested: Summary of the others: whether channels are a `sigmoid`, their `calibration`, and
+            the label codes of `structures` among the `arguments`.
         cases: Cases under test.
         patient_pattern: See `evaluate_predictions`.
         by_name: Whether cases of one name are the same.
@@ -49,21 +51,34 @@ def read_validation(
         The evaluation, and a notice where its cases have names of those under test.
 
     Raises:
-        InputError: It is of label maps, other structures, or a softmax for sigmoids, or has cases
-            or patients under test.
+        InputError: It is of label maps, other structures, a softmax for sigmoids, or other
+            calibration, or has cases or patients under test.
     """
     fitted = Evaluation.read(folder)
     if fitted.thresholds is None:
         raise InputError(
             f"--validation: {folder} has no thresholds.json. Give an evaluation with probabilities."
         )
-    theirs = {*fitted.structures}, bool(fitted.summary.get("sigmoid"))
-    if theirs != ({*structures}, sigmoid):
-        raise InputError(
-            f"--validation: {folder} has the structures {', '.join(fitted.structures)} and sigmoid"
-            f" {theirs[1]}, not {', '.join(structures)} and {sigmoid}."
-        )
+    here = _compared(tested, structures)
+    for name, value in _compared(fitted.summary, fitted.structures).items():
+        if value != here[name]:
+            raise InputError(
+                f"--validation: {folder} has the {name} {value}, not {here[name]}. Evaluate the"
+                " validation cases as those under test."
+            )
     return fitted, check_apart(cases, fitted.items(patient_pattern), folder, by_name)
+
+
+def _compared(summary: Mapping[str, Any], structures: Sequence[str]) -> dict[str, str]:
+    """Return what evaluations of validation and test cases have in common, as texts."""
+    done = summary.get("calibration") or {"calibrator": "none"}
+    calibration = [str(done[key]) for key in ("calibrator", "region", "patients") if key in done]
+    codes = summary.get("arguments", {}).get("structures")
+    return {
+        "structures": codes or ", ".join(structures),
+        "sigmoid": str(bool(summary.get("sigmoid"))),
+        "calibration": " ".join(calibration),
+    }
 
 
 def thresholds_section(context: Context) -> Section | None:

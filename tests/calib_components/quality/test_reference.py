@@ -82,6 +82,18 @@ def test_evidence_says_what_the_scans_showed() -> None:
     assert "not shown to be better than chance" in evidence(1 - dsc)
     assert evidence(dsc, count=5) == ""
     assert "ROC" not in evidence(dsc, count=6) or (dsc[:6] < 0.7).sum() >= 5
+    missed = evidence(np.where(dsc < 0.55, np.nan, dsc))  # the worst first, as on the page
+    assert "nan" not in missed
+    assert "closed 9" in missed
+    dsc[:] = 0.9
+    assert evidence(dsc) == ""  # there is no order
+
+
+def test_the_note_says_of_how_many_patients_limits_are() -> None:
+    found = reference(20)
+    found.values[8:, 1, 1:3] = np.nan
+    assert "Only 8 of them count for b; below 9, it has no limits." in found.note
+    assert "count for a" not in found.note
 
 
 def test_certain_predictions_have_limits_too() -> None:

@@ -349,9 +349,29 @@ def test_an_evaluation_of_the_same_or_other_predictions_is_no_validation(
             evaluate_predictions(tmp_path / "copy", None, tmp_path / "out", **options)
     for name in NAMES:
         save_channels_last(predictions / f"{name}.nii.gz", softmax_of(7)[1:])
-    with pytest.raises(InputError, match="and sigmoid False, not class1, class2 and True"):
+    with pytest.raises(InputError, match="seen has the sigmoid False, not True"):
         evaluate_predictions(
             predictions, labels if with_labels else None, tmp_path / "out", sigmoid=True, **options
+        )
+
+
+def test_a_validation_has_the_calibration_and_the_codes_of_the_test(
+    predictions: Path, labels: Path, tmp_path: Path
+) -> None:
+    """Limits of probabilities before a temperature do not hold for those after it."""
+    run(predictions, labels, tmp_path / "seen", structures=["a=1", "b=2"])
+    options: dict[str, Any] = {"validation": tmp_path / "seen", "workers": 1}
+    save_channels_last(tmp_path / "new" / "x.nii.gz", softmax_of(5))
+    with pytest.raises(InputError, match="seen has the structures a=1,b=2, not a=2,b=1"):
+        evaluate_predictions(
+            tmp_path / "new", None, tmp_path / "out", structures=["a=2", "b=1"], **options
+        )
+    calibrate_predictions(
+        predictions, labels, apply_to=tmp_path / "new", out=tmp_path / "scaled", workers=1
+    )
+    with pytest.raises(InputError, match="seen has the calibration none, not temperature all 3"):
+        evaluate_predictions(
+            tmp_path / "scaled", None, tmp_path / "out", structures=["a=1", "b=2"], **options
         )
 
 
