@@ -152,6 +152,10 @@ def read_lists(file: Path, folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def _with_paths(item: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    for key in ("case", "patient"):
+        name = item.get(key, "")
+        if type(name) not in (str, int) or (key == "case" and name == ""):
+            raise ValueError(f"{key} must be a name, got {name!r}")
     patient = str(item.get("patient") or item["case"]).strip()
     return {
         **item,

@@ -98,7 +98,11 @@ class TestReadDatalist:
         self.edit(data, training=json.loads((data / "datalist.json").read_text())["training"] * 2)
         with pytest.raises(InputError, match="case training0 occurs twice for training"):
             self.read(data)
-        for content in ("[]", '{"training": [{"case": "a"}]}'):
+        names = [
+            f'{{"training": [{{"case": {name}, "image": "a", "label": "b"}}]}}'
+            for name in ("null", '["a"]', "true", '""')
+        ]
+        for content in ("[]", '{"training": [{"case": "a"}]}', *names):
             (data / "datalist.json").write_text(content)
             with pytest.raises(InputError, match=r"datalist\.json: "):
                 self.read(data)
