@@ -238,7 +238,8 @@ class SaveMapd(SaveImaged):  # MONAI Label leaves out what is a SaveImaged
         file_suffixes: Suffixes of the files of one image, see
             `calib_components.inference.find_images`.
         allow_missing_keys: Skip keys that the item lacks.
-        stamp: Text for the field `descrip` of the header.
+        stamp: What `calib_components.inference.run_stamp` returns; the field `descrip` of the
+            header gets its weights.
 
     Raises:
         InputError: When called: a file cannot be written.
@@ -250,12 +251,12 @@ class SaveMapd(SaveImaged):  # MONAI Label leaves out what is a SaveImaged
         output_dir: str | os.PathLike,
         file_suffixes: Sequence[str] = (),
         allow_missing_keys: bool = False,
-        stamp: str = "",
+        stamp: Mapping[str, Any] | None = None,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         self.output_dir = Path(output_dir)
         self.file_suffixes = file_suffixes
-        self.stamp = stamp
+        self.stamp = f"weights {stamp['weights']}" if stamp else ""
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         make_folder(self.output_dir)

@@ -201,7 +201,7 @@ def test_logits_that_are_not_finite() -> None:
 
 def test_the_header_has_the_stamp_and_the_file_no_trace_of_its_time(tmp_path: Path) -> None:
     for folder in ("a", "b"):
-        SaveMapd("seg", tmp_path / folder, stamp="weights 1")(
+        SaveMapd("seg", tmp_path / folder, stamp={"weights": 1})(
             PredictionMapsd("pred", STRUCTURES, [0, 1, 4])(item())
         )
     files = [tmp_path / folder / "scan_t1_seg.nii.gz" for folder in ("a", "b")]
