@@ -113,8 +113,7 @@ def read_datalist(
 
     Returns:
         An item for each case: its name `case`, its `patient` (the case itself where the file names
-            none), the absolute
-        paths `image` and `label`, and what else the file states.
+        none), the absolute paths `image` and `label`, and what else the file states.
 
     Raises:
         InputError: The file is missing or malformed, the split has no cases or one of them twice,

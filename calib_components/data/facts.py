@@ -9,7 +9,7 @@ import itertools
 import math
 import operator
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import UnionType
@@ -91,6 +91,10 @@ class Facts:
             check_fact(key, value, name)
         facts._check(name)
         return facts
+
+    def crop_within(self, image_size: Sequence[int]) -> list[int]:
+        """Return the size of a crop of slices of some size, which is not larger than these."""
+        return [*map(min, image_size, self.crop_size)]
 
     def _check(self, name: str) -> None:
         classes = range(self.num_classes)

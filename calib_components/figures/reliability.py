@@ -53,8 +53,7 @@ def reliability_diagram(
         ValueError: Names are not one for each class, or `if_true` does not match `bins`.
 
     Source: Broecker and Smith, "Increasing the Reliability of Reliability Diagrams", Weather and
-        Forecasting 22, 2007
-    (the bands).
+        Forecasting 22, 2007 (the bands).
 
     Examples:
         >>> import torch

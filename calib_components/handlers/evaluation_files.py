@@ -47,10 +47,10 @@ class Evaluation:
     """What the files of an evaluation hold. One of label maps has the first two.
 
     There are also pictures: `reliability.png`, of the predicted class, over all voxels, the
-        predicted and the
-    ground-truth foreground; `reliability_classes.png`, of each class, over all voxels; and
-    `cases/best.png`, `median.png` and `worst.png`: of the cases ordered by DSC, the slice with the
-    most wrong voxels and its uncertainty. One case has only the best, two have no median.
+    predicted and the ground-truth foreground; `reliability_classes.png`, of each class, over all
+    voxels; and `cases/best.png`, `median.png` and `worst.png`: of the cases ordered by DSC, the
+    slice with the most wrong voxels and its uncertainty. One case has only the best, two have no
+    median.
 
     Attributes:
         cases: `cases.csv`: one row a case, its name `case` and the measures of

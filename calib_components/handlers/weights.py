@@ -201,18 +201,7 @@ def join_weights(*files: Path, out: Path) -> None:
     joined: dict[str, torch.Tensor] = {}
     first: dict[str, Any] = {}  # what all have in common with the first
     for number, file in enumerate(files):
-        _, weights = read_weights(file)
-        if calibrator_in(weights) is None:
-            weights["temperature"] = torch.ones(())
-        weights = {  # without what is of this member alone
-            name: values for name, values in weights.items() if name not in (REFERENCE, FITTED_ON)
-        }
-        shapes = {name: values.shape for name, values in weights.items()}
-        common: dict[str, Any] = {"layers or classes": shapes, FACTS: facts_beside(file)}
-        # Folds are trained on the patients that others are tested on
-        state = file.with_name(LAST)
-        if state.is_file():
-            common["lists of cases"] = _trained_with(state)[1]
+        weights, common = _read_member(file)
         for name, value in common.items():
             if first.setdefault(name, value) != value:
                 raise InputError(
@@ -220,6 +209,24 @@ def join_weights(*files: Path, out: Path) -> None:
                 )
         joined.update({f"members.{number}.{name}": values for name, values in weights.items()})
     write_weights(out, serialize(joined), first[FACTS], "--out")
+
+
+def _read_member(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return the weights of a member of an ensemble, without what is of it alone, and what all
+    members have in common.
+    """
+    _, weights = read_weights(file)
+    if calibrator_in(weights) is None:
+        weights["temperature"] = torch.ones(())
+    for name in (REFERENCE, FITTED_ON):
+        weights.pop(name, None)
+    shapes = {name: values.shape for name, values in weights.items()}
+    common: dict[str, Any] = {"layers or classes": shapes, FACTS: facts_beside(file)}
+    # Folds are trained on the patients that others are tested on
+    state = file.with_name(LAST)
+    if state.is_file():
+        common["lists of cases"] = _trained_with(state)[1]
+    return weights, common
 
 
 class WeightsCheckpointLoader:

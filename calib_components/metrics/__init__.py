@@ -22,8 +22,7 @@ These arguments are the same everywhere:
   each.
 
 These errors, too. `InputError`, a `ValueError`: shapes do not match or hold no voxel, `y_pred` does
-    not hold
-probabilities, `y` holds invalid labels, or an option has an unsuitable value.
+not hold probabilities, `y` holds invalid labels, or an option has an unsuitable value.
 """
 
 from calib_components.metrics.bins import (

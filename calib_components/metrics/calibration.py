@@ -182,8 +182,7 @@ class CECEMetric(ECEMetric):
     `aggregate("mean_batch")` is the mean over cases of each class, `(N,)`.
 
     Source: Kull et al., "Beyond temperature scaling: Obtaining well-calibrated multi-class
-        probabilities with Dirichlet
-    calibration", NeurIPS 2019.
+        probabilities with Dirichlet calibration", NeurIPS 2019.
     """
 
     kind = "classwise"
@@ -193,9 +192,9 @@ class CalibrationMetric(ECEMetric):
     """ECE, CECE, NLL and Brier score from one pass over the voxels, in one region or several.
 
     The metric itself is an `ECEMetric` of its region: `aggregate()` is the ECE and `bins` are the
-        top-label bins. Its
-    attributes `cece`, `nll` and `brier` are metrics with the values of the same calls, such that
-    `cece.aggregate()` is the CECE. `regions` holds one such metric for each further region.
+    top-label bins. Its attributes `cece`, `nll` and `brier` are metrics with the values of the same
+    calls, such that `cece.aggregate()` is the CECE. `regions` holds one such metric for each
+    further region.
 
     `aggregate_if_true()` is the value that the error would have if the probabilities were true, see
     `calib_components.metrics.measuring`.

@@ -26,8 +26,7 @@ def band_mask(
     `(*S)`.
 
     Exact for any spacing: the distance is from the center of a voxel to the nearest point of the
-        face. A voxel of the
-    class `IGNORED` has no face.
+    face. A voxel of the class `IGNORED` has no face.
     """
     sizes = _sizes(classes, spacing)
     pairs = list(zip(sizes, classes.shape, strict=True))

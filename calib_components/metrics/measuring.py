@@ -324,8 +324,7 @@ def logit_magnitude_sums(
             labels.
 
     Source: Murugesan et al., "Trust Your Neighbours: Penalty-Based Constraints for Model
-        Calibration", MICCAI 2023,
-    Fig. 2.
+        Calibration", MICCAI 2023, Fig. 2.
     """
     logits, y = check_tensors(logits, y, name="logits")
     batch, classes = len(logits), max(2, logits.shape[1])  # a sigmoid has two

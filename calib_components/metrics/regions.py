@@ -31,8 +31,7 @@ have a smaller one. Report such an error next to its value if the probabilities 
 0 for regions chosen by the prediction.
 
 Voxels of one image are not independent: errors and their intervals computed as if they were vary
-    more from image to
-image than the number of voxels suggests.
+more from image to image than the number of voxels suggests.
 """
 
 from __future__ import annotations

@@ -193,8 +193,7 @@ class DSCMetric(CaseMetric):
     the means.
 
     `monai.metrics.DiceMetric` differs: it has other arguments, includes the background by default,
-        and leaves out a
-    structure that is predicted but not in the ground truth, which is 0 here.
+    and leaves out a structure that is predicted but not in the ground truth, which is 0 here.
 
     Args:
         include_background: False leaves out channel 0. Set it to True if no channel is background.

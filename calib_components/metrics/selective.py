@@ -64,10 +64,9 @@ def risk_coverage(
         Float64; NaN for a case without voxels, and `error_share` also for one without errors.
 
     Sources: El-Yaniv and Wiener, "On the Foundations of Noise-free Selective Classification", JMLR
-        11, 2010, and
-    Geifman and El-Yaniv, "Selective Classification for Deep Neural Networks", NeurIPS 2017 (the
-    curve). Jaeger et al., "A Call to Reflect on Evaluation Practices for Failure Detection in Image
-    Classification", ICLR 2023 (the area).
+        11, 2010, and Geifman and El-Yaniv, "Selective Classification for Deep Neural Networks",
+        NeurIPS 2017 (the curve). Jaeger et al., "A Call to Reflect on Evaluation Practices for
+        Failure Detection in Image Classification", ICLR 2023 (the area).
 
     Examples:
         >>> import torch

@@ -133,13 +133,12 @@ def measure_structures(
         voxel_volume: Volume of one voxel, such as in ml; 1 gives numbers of voxels.
 
     Sources: Popordanoska et al., "On the Relationship Between Calibrated Predictors and Unbiased
-        Volume Estimation",
-    MICCAI 2021 (the expected volume). Dhaene et al., "The concept of comonotonicity in actuarial
-    science and finance: theory", Insurance: Mathematics and Economics 31, 2002 (the range). Li et
-    al., "Estimating Model Performance under Domain Shifts with Class-Specific Confidence Scores",
-    MICCAI 2022 (the expected DSC as an estimate). Borges et al., "Soft Dice Confidence: A
-    Near-Optimal Confidence Estimator for Selective Prediction in Semantic Segmentation",
-    arXiv:2402.10665, 2024 (to order cases).
+        Volume Estimation", MICCAI 2021 (the expected volume). Dhaene et al., "The concept of
+        comonotonicity in actuarial science and finance: theory", Insurance: Mathematics and
+        Economics 31, 2002 (the range). Li et al., "Estimating Model Performance under Domain Shifts
+        with Class-Specific Confidence Scores", MICCAI 2022 (the expected DSC as an estimate).
+        Borges et al., "Soft Dice Confidence: A Near-Optimal Confidence Estimator for Selective
+        Prediction in Semantic Segmentation", arXiv:2402.10665, 2024 (to order cases).
 
     Examples:
         >>> import torch

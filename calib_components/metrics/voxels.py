@@ -5,8 +5,7 @@ Chunks keep the working memory independent of the size of the volume and the num
 each voxel of a case.)
 
 With `sigmoid`, each channel is a binary problem of its own: it is read like a prediction of two
-    classes, with
-probabilities `1 - p` and `p`. One channel alone is always read in this way.
+classes, with probabilities `1 - p` and `p`. A single channel is always read in this way.
 
 Every voxel that is not ignored must have probabilities in [0, 1] within 1e-5 that sum to 1 within
 1e-2 (half precision rounds by about this much), and a valid label. Probabilities whose sum is off

@@ -284,8 +284,7 @@ class PairwiseDice:
     then `compute`.
 
     Source: Zenk et al., "Comparative benchmarking of failure detection methods in medical image
-        segmentation", Medical
-    Image Analysis 2025.
+        segmentation", Medical Image Analysis 2025.
     """
 
     def __init__(self, structures: Structures) -> None:

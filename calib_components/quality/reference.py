@@ -139,7 +139,13 @@ class Reference:
         dsc = self.values[:, list(self.structures).index(structure), 2]
         return len(np.unique(self.values[~np.isnan(dsc), 0, 0]))
 
-    @property
+    @cached_property
+    def estimates(self) -> Array:
+        """Estimate of each scan, see `mean_estimate`, `(scans,)`."""
+        rows = (dict(zip(self.structures, row, strict=True)) for row in self.values[..., 1])
+        return np.array([mean_estimate(row, self.always) for row in rows])
+
+    @cached_property
     def note(self) -> str:
         """What a reader has to know of the limits."""
         count = self.patients
@@ -158,9 +164,8 @@ class Reference:
         """What these scans say of the estimates; empty with too few patients for an interval."""
         if self.patients < INTERVAL_PATIENTS:
             return ""
-        rows = (dict(zip(self.structures, row, strict=True)) for row in self.values[..., 1])
         # Where nothing is predicted, the estimate is 0, as on the page
-        estimates = np.nan_to_num([mean_estimate(row, self.always) for row in rows])
+        estimates = np.nan_to_num(self.estimates)
         dsc = np.ma.masked_invalid(self.values[..., 2]).mean(-1).filled(np.nan)
         defined = ~np.isnan(dsc)
         estimates, dsc = estimates[defined], dsc[defined]
@@ -172,7 +177,7 @@ class Reference:
             return ""
         template = GAP_CLOSED if low > 0 else NOT_SHOWN
         text = SCANS.format(scans=len(dsc)) + template.format(gap=gap, low=low, high=high)
-        text += BIAS.format(bias=np.nanmean(estimates - dsc))
+        text += BIAS.format(bias=(estimates - dsc).mean())
         count = (dsc < BAD).sum()
         if count >= MIN_BAD and not math.isnan(ranking.roc[0]):
             roc, low, high = ranking.roc
@@ -219,8 +224,7 @@ class Reference:
         """Return how many of these scans have a higher estimate, see `mean_estimate`, and the
         number of scans.
         """
-        rows = (dict(zip(self.structures, row, strict=True)) for row in self.values[..., 1])
-        return sum(mean_estimate(row, self.always) > estimate for row in rows), len(self.values)
+        return int((self.estimates > estimate).sum()), len(self.values)
 
 
 def coverage_of(count: int) -> Any:

@@ -73,14 +73,18 @@ def describe_scan(
     expected_dsc = {structure: found.expected_dsc for structure, found in estimates.items()}
     mean = mean_estimate(expected_dsc, reference.always)
     place = _place(mean, reference)
+    is_below_all = place == BELOW_ALL.format(scans=len(reference.values))
+    is_unlike = is_below_all and reference.patients >= MIN_PATIENTS
+    reasons = _reasons(estimates, mean, reference)
+    if is_unlike:
+        reasons.append(f"its estimate is {place}")
     return {
         "scan": name,
         "estimate": _finite(mean),
-        "reasons": _reasons(estimates, mean, reference),
+        "reasons": reasons,
         "rows": rows,
         "place": place,
-        "is_unlike": reference.patients >= MIN_PATIENTS
-        and place == BELOW_ALL.format(scans=len(reference.values)),
+        "is_unlike": is_unlike,
         "evidence": reference.evidence,
         "note": reference.note,
         "picture": base64.b64encode(picture).decode(),
@@ -102,20 +106,17 @@ def _structure_row(scan: StructureScan) -> dict[str, Any]:
 def _reasons(
     estimates: Mapping[str, StructureEstimate], mean: float, reference: Reference
 ) -> list[str]:
-    """Return why a scan is to be looked at in any case."""
+    """Return what a scan lacks that is to be looked at in any case."""
     scans = len(reference.values)
     if not scans:  # they are in the order of their estimates
         return []
     if math.isnan(mean):
         return ["nothing is found"]
-    reasons = [
+    return [
         f"{structure} is not found, but is in all {scans} validation scans"
         for structure, estimate in estimates.items()
         if structure in reference.always and not estimate.predicted_voxels > 0
     ]
-    if reference.patients >= MIN_PATIENTS and reference.place(mean)[0] == scans:
-        reasons.append(f"its estimate is {_place(mean, reference)}")
-    return reasons
 
 
 def _place(mean: float, reference: Reference) -> str:

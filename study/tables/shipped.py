@@ -26,7 +26,7 @@ from calib_components.quality.ranking import rank_scans
 from calib_components.quality.reference import MIN_BAD, holding_patients
 from calib_components.tools.report.calibration import Judgement
 from calib_components.tools.report.data import derive
-from calib_components.tools.report.quality import count_held
+from calib_components.tools.report.quality import LIMITED, count_held, find_limits
 from calib_components.tools.report.statistics import CalibrationGap, holm, holm_levels
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,6 +39,7 @@ HEART = {
     "bssfp": "bSSFP",
     "lge": "LGE",
 }
+TITLES = {"DSC at least": "DSC", "volume in its range": "volume"}  # as the pages have them
 BUNDLES = ("acdc_mri_nacl_segmentation", "hippocampus_mri_nacl_segmentation")
 
 
@@ -67,7 +68,7 @@ def test_scans(bundle: str) -> dict[str, pd.DataFrame]:
     return {"hippocampus": derived.loc[:, ~derived.columns.duplicated()]}
 
 
-def split_coverage(known: Reference, splits: int = SPLITS) -> pd.DataFrame:
+def split_coverage(known: Reference) -> pd.DataFrame:
     """Split the patients of a reference at random, make limits of some, and try them on the others.
 
     Returns:
@@ -77,15 +78,13 @@ def split_coverage(known: Reference, splits: int = SPLITS) -> pd.DataFrame:
     generator = np.random.default_rng(0)
     patients = np.unique(known.values[:, 0, 0])
     rows = []
-    for _ in range(splits):
+    for _ in range(SPLITS):
         chosen = generator.permutation(patients)[: int(SHARE * len(patients))]
         is_chosen = np.isin(known.values[:, 0, 0], chosen)
         limits = Reference(known.structures, known.values[is_chosen])
         for number, structure in enumerate(known.structures):
             scans = known.values[~is_chosen, number]
-            table = pd.DataFrame(
-                scans[:, 1:], columns=["expected_dsc", "dsc", "expected_volume", "true_volume"]
-            )
+            table = dict(zip(LIMITED, scans[:, 1:].T, strict=True))
             for name, (held, count, width) in try_limits(
                 limits, structure, table, scans[:, 0]
             ).items():
@@ -100,16 +99,17 @@ def try_limits(
     known: Reference, structure: str, scans: Mapping[str, Any], patients: Any
 ) -> dict[str, tuple[int, int, float]]:
     """Return for how many of how many patients the limits of a structure hold, and their median
-    width, by the name of the limit.
+    width, by their title.
     """
-    expected, volumes = np.asarray(scans["expected_dsc"]), np.asarray(scans["expected_volume"])
-    lowest = known.lower_bound(structure, expected)
-    ranges = np.column_stack(known.volume_range(structure, volumes))
-    dsc_limits = np.column_stack([lowest, np.ones_like(lowest)])
-    widths = np.nanmedian(expected - lowest), np.nanmedian(np.diff(ranges)[:, 0] / volumes)
+    limits = find_limits(known, structure, scans)
+    (bounds, _), (ranges, _) = limits.values()
+    widths = (
+        scans["expected_dsc"] - bounds[:, 0],
+        np.diff(ranges)[:, 0] / scans["expected_volume"],
+    )
     return {
-        "DSC": (*count_held(dsc_limits, scans["dsc"], patients), float(widths[0])),
-        "volume": (*count_held(ranges, scans["true_volume"], patients), float(widths[1])),
+        title: (*count_held(*pair, patients), float(np.nanmedian(width)))
+        for (title, pair), width in zip(limits.items(), widths, strict=True)
     }
 
 
@@ -121,14 +121,13 @@ def limits_table(bundle: str) -> str:
     for title, scans in test_scans(bundle).items():
         cells = []
         for structure in known.structures:
-            names = ("expected_dsc", "dsc", "expected_volume", "true_volume")
-            table = {name: scans[f"{name}_{structure}"].to_numpy() for name in names}
+            table = {name: scans[f"{name}_{structure}"].to_numpy() for name in LIMITED}
             for held, count, _ in try_limits(known, structure, table, scans["patient"]).values():
                 low, high = holding_patients(known.count_patients(structure), count)
                 cells.append(f"{held} of {count} ({low} to {high})")
         columns[title] = cells
-    index = [f"{each}, {limit}" for each in known.structures for limit in ("DSC", "volume")]
-    order = [(each, limit) for each in known.structures for limit in ("DSC", "volume")]
+    index = [f"{each}, {limit}" for each in known.structures for limit in TITLES.values()]
+    order = [(each, limit) for each in known.structures for limit in TITLES]
     chosen = splits.loc[order]
     columns["over splits"] = [f"{share:.0%}" for share in chosen["coverage"]]
     columns["median width"] = [f"{width:.2f}" for width in chosen["width"]]

@@ -43,7 +43,14 @@ UNLIKE = (
     "Label about {count} more patients like these, and fit a temperature on them: with what was"
     " fitted ({done}), it is still {kind}."
 )
-# Options of an evaluation that a fit does not take, and of one that evaluates again
+# Arguments that name places, and what stands for those that are not known
+PLACES = {
+    "predictions": "PREDICTIONS",
+    "labels": "LABELS",
+    "validation": "VALIDATION",
+    "validation_labels": "VALIDATION_LABELS",
+}
+# Options of an evaluation that a fit does not take
 ALONE = ("split", "shard", "skip_existing", "overwrite")
 RUN = "python -m monai.bundle run"
 EVALUATE_COMMAND = "calib-components evaluate_predictions"
@@ -132,12 +139,11 @@ def _for_bundle(arguments: Mapping[str, str], folder: str, region: str) -> list[
     files = re.sub(r",'[^']*multi_gpu_evaluate.yaml'", "", files)  # one process is enough
     shared = {name: value for name, value in arguments.items() if name not in ALONE}
     fit = {**shared, "config_file": files.replace("evaluate.yaml", "calibrate.yaml")}
-    if region:
-        fit["region"] = region
-    after = f"{folder.removesuffix('_calibrated')}_calibrated" + (f"_{region}" if region else "")
+    suffix = f"_{region}" if region else ""
+    after = f"{folder.removesuffix('_calibrated')}_calibrated{suffix}"
     again = {**arguments, "config_file": files, "output_dir": after}
     return [
-        f"{RUN} {_options(fit)}",
+        f"{RUN} {_options(fit | _region_option(region))}",
         f"{RUN} {_options(again)}",
         _report(folder, after),
     ]
@@ -157,7 +163,7 @@ def _for_predictions(arguments: Mapping[str, str], folder: str, region: str) -> 
         f"{place.removesuffix('_scaled')}_scaled{suffix}" for place in (source, folder)
     )
     places = [known["validation"], known["validation_labels"], "--apply_to", source]
-    fit = {"out": scaled, **shared, **({"region": region} if region else {})}
+    fit = {"out": scaled, **shared, **_region_option(region)}
     return [
         f"{CALIBRATE_COMMAND} {shlex.join(places)} {_options(fit)}",
         f"{EVALUATE_COMMAND} {shlex.join([scaled, labels])} {_options({'out': after, **shared})}",
@@ -165,13 +171,8 @@ def _for_predictions(arguments: Mapping[str, str], folder: str, region: str) -> 
     ]
 
 
-# Arguments that name places, and what stands for those that are not known
-PLACES = {
-    "predictions": "PREDICTIONS",
-    "labels": "LABELS",
-    "validation": "VALIDATION",
-    "validation_labels": "VALIDATION_LABELS",
-}
+def _region_option(region: str) -> dict[str, str]:
+    return {"region": region} if region else {}
 
 
 def _report(before: str, after: str) -> str:

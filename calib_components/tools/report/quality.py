@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ NOT_SHOWN = (
     "The expected DSC is not shown to order these scans: the interval of the gap closed holds 0. "
 )
 DSC = ("expected_dsc", "dsc")
+LIMITED = (*DSC, "expected_volume", "true_volume")  # of a structure, what its limits are about
 
 
 def reference_of(evaluation: Evaluation, patient_pattern: str | None = None) -> Reference:
@@ -45,7 +46,7 @@ def reference_of(evaluation: Evaluation, patient_pattern: str | None = None) -> 
     patients = [item["patient"] for item in evaluation.items(patient_pattern)]
     values = [
         evaluation.cases[[f"{measure}_{name}" for name in evaluation.structures]]
-        for measure in ("expected_dsc", "dsc", "expected_volume", "true_volume")
+        for measure in LIMITED
     ]
     return Reference.from_scans(evaluation.structures, patients, np.stack(values, -1))
 
@@ -138,21 +139,34 @@ def limits_section(context: Context) -> Section | None:
     return Section("limits", "Do the limits hold?", caption, shown, records)
 
 
+def find_limits(
+    known: Reference, structure: str, scans: Mapping[str, Array]
+) -> dict[str, tuple[Array, Array]]:
+    """Return the limits of a structure, `(scans, 2)`, and what should lie within them, by title.
+
+    Args:
+        known: The validation scans.
+        structure: Name of the structure.
+        scans: Its `expected_dsc`, `dsc`, `expected_volume` and `true_volume`, `(scans,)` each.
+    """
+    dsc = scans["dsc"]
+    lowest = known.lower_bound(structure, scans["expected_dsc"])
+    ranges = np.column_stack(known.volume_range(structure, scans["expected_volume"]))
+    # A structure in neither prediction nor label has no range
+    volume = scans["true_volume"] + 0 * dsc
+    return {
+        "DSC at least": (np.column_stack([lowest, np.ones_like(dsc)]), dsc),
+        "volume in its range": (ranges, volume),
+    }
+
+
 def _count_limits(
     results: Results, name: str, structure: str, known: Reference
 ) -> list[dict[str, Any]]:
     """Return how many patients have their DSC and their volume within the limits."""
-    measures = ("expected_dsc", "dsc", "expected_volume", "true_volume")
-    expected, dsc, expected_volume, volume = (
-        results.values(name, f"{measure}_{structure}") for measure in measures
-    )
-    lowest = known.lower_bound(structure, expected)
-    ranges = np.column_stack(known.volume_range(structure, expected_volume))
+    scans = {each: results.values(name, f"{each}_{structure}") for each in LIMITED}
     records = []
-    for title, limits, values in (
-        ("DSC at least", np.column_stack([lowest, np.ones_like(dsc)]), dsc),
-        ("volume in its range", ranges, volume + 0 * dsc),  # not of a structure in neither
-    ):
+    for title, (limits, values) in find_limits(known, structure, scans).items():
         held, count = count_held(limits, values, results.patients)
         if count:
             low, high = holding_patients(known.count_patients(structure), count)
