@@ -13,6 +13,7 @@ import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Events
+from monai.bundle import ConfigParser
 from monai.data.utils import set_rnd
 from monai.engines import Evaluator, Trainer
 from monai.utils import set_determinism
@@ -115,12 +116,12 @@ class TrainingCheckpoint:
         engine.add_event_handler(Events.COMPLETED, self.output.release)
 
     def _start(self, engine: Trainer) -> None:
-        config = config_of_run()
+        config = self._config_of_training()
         if idist.get_rank() == 0:
             self.output.claim()
             if config is not None:  # another training may have ended since the run's check
                 check_weights(config)
-        self._describe_run()
+        self._describe_run(config)
         if self.facts is not None:
             check_beside(self.best_path, self.facts, "ckpt_dir")
         if engine.scaler is not None:  # of AMP; MONAI has just created it
@@ -138,13 +139,20 @@ class TrainingCheckpoint:
             engine.remove_event_handler(self._save, Events.EPOCH_COMPLETED)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
 
-    def _describe_run(self) -> None:
+    def _config_of_training(self) -> ConfigParser | None:
+        """Return the configuration of the bundle's run that trains into this folder, if one does.
+
+        The process may have run another bundle before.
+        """
+        config = config_of_run()
+        if config is None:
+            return None
+        folder = config.get_parsed_content("ckpt_dir", default="")
+        return config if Path(str(folder)) == self.best_path.parent else None
+
+    def _describe_run(self, config: ConfigParser | None) -> None:
         """Record the facts and the settings of the bundle's run, if this is a part of one."""
-        config, folder = config_of_run(), self.best_path.parent
-        if (
-            config is not None
-            and Path(str(config.get_parsed_content("ckpt_dir", default=""))) == folder
-        ):
+        if config is not None:
             self.settings = fingerprint(config.get())
             if "facts" in config:  # weights travel, folders do not
                 self.facts = replace(facts_in_use(config), source="")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from ignite.engine import Events
+from monai.bundle import ConfigParser
 from monai.engines import SupervisedTrainer
 
 from calib_components.errors import InputError
@@ -194,3 +195,11 @@ def test_weights_are_never_beside_the_state_of_another_training(
     with pytest.raises(ZeroDivisionError):
         train(tmp_path, max_epochs=1)
     assert sorted(file.name for file in tmp_path.glob("[!.]*")) == ["model.pt"]
+
+
+def test_another_run_of_the_process_is_not_this_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ConfigParser({"ckpt_dir": str(tmp_path / "other"), "seed": 1})
+    monkeypatch.setattr("calib_components.handlers.checkpoint.config_of_run", lambda: config)
+    assert "seed" not in str(train(tmp_path / "out")["settings"])
