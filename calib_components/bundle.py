@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import shlex
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -39,7 +40,10 @@ GROUPS = ("train", "validate")
 TYPED: dict[str, bool | None] = {"true": True, "false": False, "null": None}  # as on a command line
 PLACES = ("_dir", "_file", "_path", "_root", "datalist")  # endings of options that are paths
 AT_LEAST_ONE = ("batch_size", "draws", "max_epochs", "val_interval")  # others may be 0
-STATS_LOG = "monai.handlers.StatsHandler"  # has a handler of its own, and does not propagate
+# Files that make another run of a bundle's train.yaml, and options that hold for one run alone
+RUNS = ("calibrate.yaml", "perturb.yaml", "evaluate.yaml", "multi_gpu_train.yaml")
+ONCE = ("resume", "overwrite", "max_epochs", "patience", "shard", "skip_existing")
+COMMAND = "python -m monai.bundle run"
 # That a training writes into ckpt_dir: its best weights, and its state
 BEST, LAST = "model.pt", "last.ckpt"
 
@@ -90,6 +94,37 @@ def arguments_of_run() -> dict[str, str]:
     return dict(zip(names, words[2::2], strict=False))
 
 
+def next_command(file: str, **options: str) -> str:
+    """Return the command that runs another configuration file of the bundle with the files, places
+    and options of this run, in a line of its own; nothing if this run has no command line.
+
+    Args:
+        file: Name of a file that follows `train.yaml`.
+        options: Further options.
+    """
+    arguments = arguments_of_run()
+    typed = arguments.pop("config_file", "")
+    if not typed:
+        return ""
+    files = [name.strip("'\" ") for name in typed.strip("[]").split(",")]
+    kept = [name for name in files if Path(name).name not in RUNS]
+    listed = ",".join(f"'{name}'" for name in (*kept, Path(files[0]).with_name(file)))
+    kept_options = {name: value for name, value in arguments.items() if name not in ONCE}
+    return f"\n{COMMAND} {as_options({'config_file': f'[{listed}]', **kept_options, **options})}"
+
+
+def as_options(values: Mapping[str, str]) -> str:
+    """Return options as words of a command line."""
+    return " ".join(f"--{name} {_quoted(str(value))}" for name, value in values.items())
+
+
+def _quoted(value: str) -> str:
+    """Return a word of a command line; double quotes keep lists of files legible."""
+    if "'" in value and not {*value} & {*'"$`\\!'}:
+        return f'"{value}"'
+    return shlex.quote(value)
+
+
 def config_of_run() -> ConfigParser | None:
     """Return the configuration of the run that `start_run` began; None if there is none."""
     workflow = _workflow.get()()
@@ -101,12 +136,12 @@ def check_files() -> ConfigWorkflow | None:
     without.
     """
     sys.excepthook = _show
-    for place in (*logging.root.handlers, logging.getLogger(STATS_LOG)):
+    for place in logging.root.handlers:
         place.addFilter(_is_no_mistake)
     workflow = running_workflow()
     if workflow is None:
         return None
-    ids = (workflow.run_id, *_references(workflow.parser.get()))
+    ids = (workflow.run_id, *references(workflow.parser.get()))
     # An operator @ looks like an empty name
     needed = {name.partition(ReferenceResolver.sep)[0] for name in ids} - {""}
     missing = sorted(name for name in needed if name not in workflow.parser)
@@ -318,7 +353,7 @@ def check_ids(
     component, or if MONAI runs it, as it does its usual ones and `entries`. Those of the bundle's
     `files` need not: what referred to them may have been overridden.
     """
-    known = {*ENTRIES, *entries, *_with_parents(_references(config.get()))}
+    known = {*ENTRIES, *entries, *_with_parents(references(config.get()))}
     for content in files:
         known |= _with_parents(name.lstrip("+") for name in _names(content))
     for name in _names(config.get()):
@@ -335,13 +370,13 @@ def _names(content: Mapping[str, Any]) -> Iterator[str]:
             yield from (f"{name}::{part}" for part in value)
 
 
-def _references(value: Any) -> Iterator[str]:
+def references(value: Any) -> Iterator[str]:
     """All ids that expressions and references in a configuration name."""
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list | tuple):
         for part in value:
-            yield from _references(part)
+            yield from references(part)
     elif ConfigExpression.is_expression(value) or str(value).startswith(ReferenceResolver.ref):
         yield from ReferenceResolver.match_refs_pattern(value)
 

@@ -13,12 +13,13 @@ import hashlib
 import json
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigExpression, ConfigParser, ReferenceResolver
 
+from calib_components.bundle import references
 from calib_components.data.cases import CONTENT, SOURCE, read_lists
 
 LOADING = (
@@ -172,13 +173,72 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     return plain or names
 
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Describe what differs between two runs, such as `learning_rate (0.001, now 0.01)`."""
+def options_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of the options of a configuration that its settings follow from, as JSON
+    data.
+    """
+    reached = [name for name in _reached(TRAINING, config) if name in config]
+    names = [name for name in reached if not _parts(config[name])]
+    return fingerprint(config, dict.fromkeys(names, ()))
+
+
+def changes(
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    config: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Describe what differs between two runs, such as `learning_rate (0.001, now 0.01)`.
+
+    A setting that follows from options is described by those that differ.
+
+    Args:
+        before: Settings of the first run.
+        now: Settings of the second run.
+        config: Configuration of the second run.
+        options: What `options_of` gave for the first run.
+    """
+    config, options = config or {}, options or {}
+    options_now = options_of(config) if options else {}
     lines = []
     for name in differing(before, now):
-        values = (textwrap.shorten(json.dumps(run.get(name)), 80) for run in (before, now))
-        lines.append("{} ({}, now {})".format(name, *values))
-    return lines
+        reached = [other for other in _reached([name], config) if other in options]
+        changed = [_describe(other, options[other], options_now.get(other)) for other in reached]
+        lines += [line for line in changed if line] or [
+            _describe(name, before.get(name), now.get(name))
+        ]
+    return list(dict.fromkeys(lines))
+
+
+def _reached(names: Iterable[str], config: Mapping[str, Any]) -> list[str]:
+    """Return ids, and those that they refer to, directly or not, as far as they are there."""
+    parser, found, waiting = ConfigParser(dict(config)), list[str](), [*names]
+    while waiting:
+        name = waiting.pop()
+        if name in parser and name not in found:
+            found.append(name)
+            waiting += references(parser[name])
+    return found
+
+
+def _describe(name: str, before: Any, now: Any) -> str:
+    """Describe how a setting differs, by its first part that does; nothing if it does not."""
+    if before == now:
+        return ""
+    parts, parts_now = _parts(before), _parts(now)
+    if parts and parts_now:
+        keys = {**parts, **parts_now}
+        lines = (_describe(f"{name}::{key}", parts.get(key), parts_now.get(key)) for key in keys)
+        return next(filter(None, lines))
+    values = (textwrap.shorten(json.dumps(value), 80) for value in (before, now))
+    return "{} ({}, now {})".format(name, *values)
+
+
+def _parts(value: Any) -> Mapping[Any, Any]:
+    """Return the parts of a setting that has named ones, or a list of such settings."""
+    if isinstance(value, list) and any(isinstance(part, Mapping) for part in value):
+        return dict(enumerate(value))
+    return value if isinstance(value, Mapping) else {}
 
 
 def fingerprint_of_cases(datalist: Path, folder: Path) -> str | None:
