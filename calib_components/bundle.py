@@ -12,6 +12,7 @@ import logging
 import os
 import shlex
 import sys
+import traceback
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -31,6 +32,7 @@ from calib_components.errors import (
     check_writable,
     error_line,
     nearest,
+    printable,
     reading,
 )
 
@@ -42,7 +44,7 @@ PLACES = ("_dir", "_file", "_path", "_root", "datalist")  # endings of options t
 AT_LEAST_ONE = ("batch_size", "draws", "max_epochs", "val_interval")  # others may be 0
 # Files that make another run of a bundle's train.yaml, and options that hold for one run alone
 RUNS = ("calibrate.yaml", "perturb.yaml", "evaluate.yaml", "multi_gpu_train.yaml")
-ONCE = ("resume", "overwrite", "max_epochs", "patience", "shard", "skip_existing")
+ONCE = ("resume", "overwrite", "max_epochs", "patience", "split", "shard", "skip_existing")
 COMMAND = "python -m monai.bundle run"
 # That a training writes into ckpt_dir: its best weights, and its state
 BEST, LAST = "model.pt", "last.ckpt"
@@ -75,7 +77,7 @@ def start_run(folders: Sequence[str] = ()) -> None:
     config = workflow.parser
     _check_processes(config)
     entries = (workflow.init_id, workflow.run_id, workflow.final_id)
-    files = read_files(workflow.config_root_path)
+    files = read_files(workflow.config_root_path, config)
     check_ids(config, files, entries)
     check_values(config, files)
     for name in folders:
@@ -106,10 +108,17 @@ def next_command(file: str, **options: str) -> str:
     typed = arguments.pop("config_file", "")
     if not typed:
         return ""
-    files = [name.strip("'\" ") for name in typed.strip("[]").split(",")]
-    kept = [name for name in files if Path(name).name not in RUNS]
-    listed = ",".join(f"'{name}'" for name in (*kept, Path(files[0]).with_name(file)))
-    kept_options = {name: value for name, value in arguments.items() if name not in ONCE}
+    names = [name.strip("'\" ") for name in typed.strip("[]").split(",")]
+    files = [name for name in names if Path(name).name not in RUNS]
+    files.append(str(Path(names[0]).with_name(file)))
+    config = ConfigParser()
+    config.read_config(files)
+    kept_options = {
+        name: value
+        for name, value in arguments.items()
+        if name not in ONCE and name.partition(ReferenceResolver.sep)[0] in config
+    }
+    listed = ",".join(f"'{name}'" for name in files)
     return f"\n{COMMAND} {as_options({'config_file': f'[{listed}]', **kept_options, **options})}"
 
 
@@ -201,12 +210,31 @@ def check_weights(config: ConfigParser) -> None:
     )
 
 
-def _show(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """End with the line of an `InputError` and exit code 2; print other exceptions as ever."""
-    if line := error_line(error):
+def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """End with one line and exit code 2 for an `InputError`, or a component that does not take its
+    arguments; print other exceptions as ever.
+    """
+    if line := error_line(error) or _refused_by_component(error):
         print(line, file=sys.stderr)
         sys.exit(2)
-    sys.__excepthook__(kind, error, traceback)
+    sys.__excepthook__(kind, error, trace)
+
+
+def _refused_by_component(error: BaseException | None) -> str:
+    """Return why a component of the configuration could not be made, with its id; an empty text if
+    the exception comes from elsewhere.
+
+    MONAI's message has the name of the component alone; the id is in its frame.
+    """
+    line = ""
+    while error is not None:
+        if str(error).startswith("Failed to instantiate component"):
+            frames = [frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__)]
+            ids = ["", *(names["id"] for names in frames if "waiting_list" in names)]
+            reason = printable(error.__cause__).rstrip(".")
+            line = "" if ids[-1].startswith("run") else f"{ids[-1]}: it cannot be made: {reason}."
+        error = error.__cause__
+    return line
 
 
 def _is_no_mistake(record: logging.LogRecord) -> bool:
@@ -240,7 +268,7 @@ def check_values(config: ConfigParser, files: Sequence[Mapping[str, Any]]) -> No
         torch.zeros(1, device=torch.device(device))
     for name, value in config.get().items():
         defaults = [content[name] for content in files if name in content]
-        typed = [each for each in defaults if isinstance(each, int | float | Mapping)]
+        typed = [each for each in defaults if isinstance(each, Mapping) or _are_numbers(each)]
         if typed and value not in defaults and not isinstance(value, Mapping):
             _check_type(config, name, typed[0])
     _check_orientations(config)
@@ -256,13 +284,22 @@ def _check_type(config: ConfigParser, name: str, default: Any) -> None:
             raise InputError(f"{name} is a component, got {config[name]}. Set --{name}::_target_.")
         return
     value = config.get_parsed_content(name)
-    if isinstance(default, bool):
+    if isinstance(default, list):
+        if not _are_numbers(value):
+            raise InputError(f"{name} must be a list such as {default}, got {value!r}.")
+    elif isinstance(default, bool):
         if not isinstance(value, bool):  # any text would be true
             raise InputError(f"{name} must be true or false, got {value!r}.")
     elif isinstance(default, int):
         check_count(name, value, int(name in AT_LEAST_ONE))
     else:
         check_number(name, value, 0)
+
+
+def _are_numbers(value: Any) -> bool:
+    """Whether a value is a number, or a list of numbers."""
+    parts = value if isinstance(value, list) and value else [value]
+    return all(isinstance(part, int | float) for part in parts)
 
 
 def _check_facts(config: ConfigParser, facts: Facts) -> None:
@@ -337,11 +374,17 @@ def _as_typed(value: Any) -> Any:
     return TYPED.get(value.lower(), value) if isinstance(value, str) else value
 
 
-def read_files(folder: str | os.PathLike) -> list[Mapping[str, Any]]:
-    """Return the contents of all configuration files in the folder of a bundle's."""
+def read_files(folder: str | os.PathLike, config: ConfigParser) -> list[Mapping[str, Any]]:
+    """Return the contents of those configuration files in the folder of a bundle's that a
+    configuration was read from: it has all their ids.
+    """
     files = (*Path(folder).glob("*.yaml"), *Path(folder).glob("*.json"))
-    contents = map(ConfigParser.load_config_file, files)
-    return [content for content in contents if isinstance(content, Mapping)]
+    contents = [ConfigParser.load_config_file(file) for file in files]
+    return [
+        content
+        for content in contents
+        if isinstance(content, Mapping) and all(name.lstrip("+") in config for name in content)
+    ]
 
 
 def check_ids(
@@ -359,7 +402,7 @@ def check_ids(
     for name in _names(config.get()):
         if name not in known:
             hint = nearest(name, sorted(known))
-            raise InputError(f"{name}: no such option, it would have no effect{hint}")
+            raise InputError(f"{name}: no such option of these files, it has no effect{hint}")
 
 
 def _names(content: Mapping[str, Any]) -> Iterator[str]:

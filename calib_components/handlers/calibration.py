@@ -22,6 +22,7 @@ from ignite.engine import Events
 from monai.engines import Evaluator
 from monai.utils import convert_to_tensor, ensure_tuple
 
+from calib_components.bundle import next_command
 from calib_components.data.cases import read_datalist
 from calib_components.data.facts import Facts, facts_beside
 from calib_components.data.perturbation import Perturbation
@@ -32,6 +33,7 @@ from calib_components.errors import (
     writing,
 )
 from calib_components.folders import OutputFolder
+from calib_components.handlers.evaluation_files import SUMMARY
 from calib_components.handlers.weights import (
     WeightsCheckpointLoader,
     check_beside,
@@ -252,10 +254,10 @@ class Calibration:
             log.info("Fitted on %d changed copies of each case:", self.draws)
         log.info("%s %s", self.calibrator.name.capitalize(), estimate.summary())
         log.info(
-            "NLL %.4f -> %.4f (region %s, of what the network sees)",
+            "Calibrated for region %s, of what the network sees: NLL %.4f -> %.4f",
+            region.name,
             estimate.nll_before,
             estimate.nll_after,
-            region.name,
         )
         log.info("%s", estimate.effect(region.by_prediction))
         for warning in estimate.warnings():
@@ -358,6 +360,10 @@ class Calibration:
         for export in (*exports, Path(f"{file}.plan")):
             if export.exists():
                 log.warning("%s may have the weights before calibration. Export it again.", export)
+        options = {} if file == self.load_path else {"load_path": str(file)}
+        if (self.output_dir / SUMMARY).exists():  # of the network before
+            options["output_dir"] = f"{self.output_dir}_calibrated"
+        log.info("Next: evaluate the network.%s", next_command("evaluate.yaml", **options))
 
 
 def _encoded(content: Any, **options: Any) -> bytes:

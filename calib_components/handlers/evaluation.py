@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import logging
 import os
+import shlex
 import shutil
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -22,6 +23,7 @@ import ignite.distributed as idist
 import pandas as pd
 import torch
 from ignite.engine import Engine, Events
+from monai.data import MetaTensor
 from monai.utils import convert_to_tensor, ensure_tuple
 from torch.serialization import safe_globals
 
@@ -45,11 +47,13 @@ from calib_components.inference.maps import normalized_entropy
 from calib_components.metrics import CalibrationBins, ThresholdCounts
 from calib_components.metrics.measures import MEASURES, PAPER_REGION, Case, measure_case
 from calib_components.posthoc import describe_calibration
+from calib_components.quality.table import CUBIC_MM
 
 log = logging.getLogger(__name__)
 PER_CASE = ("all", "predicted")  # regions whose bins are kept of each case
-# Among the metrics of an engine
+# Among the metrics of an engine, whose names begin with that of the split
 SHOWN = ("dsc", "hd95", "ece_all", "ece_predicted", "ece", "cece", "nll", "brier")
+PREFIXES = {"training": "train", "validation": "val", "testing": "test"}
 
 
 def check_case(item: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
@@ -95,7 +99,8 @@ def record_case(
     Returns:
         The record: the `values` of columns, the structures that only the ground truth (`missed`) or
             only the prediction (`spurious`) has, the `slice` to draw, the `content_of` the label,
-            and of probabilities also `bins`, `thresholds` and `risk`.
+            whether its voxels have a size, and of probabilities also `bins`, `thresholds` and
+            `risk`.
     """
     predicted, true = (masks[0].flatten(1).any(1) for masks in case.masks)
     record: dict[str, Any] = {
@@ -104,6 +109,7 @@ def record_case(
         "spurious": [*itertools.compress(case.structures, predicted & ~true)],
         "slice": _slice(case, prediction, label, image),
         "content": content_of(case.label),
+        "has_spacing": case.spacing is not None,
     }
     if case.probabilities is not None:
         record["bins"] = {
@@ -241,8 +247,6 @@ def write_evaluation(
     records: EvaluationRecords,
     structures: Sequence[str],
     class_names: Sequence[str],
-    unit: str = "voxels",
-    volume_unit: str = "voxels",
     check: Callable[[Sequence[Mapping[str, Any]]], None] | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Mapping[str, Any] | None:
@@ -255,8 +259,6 @@ def write_evaluation(
         records: The records.
         structures: Names of the structures.
         class_names: Names of the classes, or of the channels of sigmoids.
-        unit: Unit of distances: "mm" or "voxels".
-        volume_unit: Unit of volumes: "ml" or "voxels".
         check: Is called with all records before the files are written.
         about: Further entries of `summary.json`: the `source`, "bundle" or saved "predictions", the
             `arguments` of the evaluation, and the `calibration` of the probabilities.
@@ -280,7 +282,7 @@ def write_evaluation(
             check([*measured.values()])
         patients = {case: item["patient"] for case, item in records.cases.items()}
         evaluation = join_records(measured, patients, structures, class_names)
-        evaluation.summary.update(about or {}, unit=unit, volume_unit=volume_unit)
+        evaluation.summary.update(about or {})
         with replacing(records.output_dir) as folder:
             evaluation.write(folder)
             _draw(folder, evaluation, measured, structures)
@@ -319,6 +321,9 @@ def join_records(
     table.insert(0, "case", pd.Series([*records], dtype=object))
     first = next(iter(records.values()))
     summary["temperature"] = first.get("temperature", 1.0)
+    has_spacing = all(record["has_spacing"] for record in records.values())
+    unit, volume_unit = ("mm", "ml") if has_spacing else ("voxels", "voxels")
+    summary |= {"unit": unit, "volume_unit": volume_unit}
     if "bins" not in first:
         return Evaluation(table, summary, class_names)
     bins = _joined_bins([record["bins"] for record in records.values()])
@@ -401,13 +406,22 @@ def _errors(regions: Mapping[str, Mapping[str, CalibrationBins]]) -> dict[str, f
     }
 
 
+def _voxel_size(label: torch.Tensor) -> dict[str, Any]:
+    """Return the spacing in mm, and the volume in ml, of the voxels of a label with metadata."""
+    if not isinstance(label, MetaTensor):
+        return {}
+    volume = float(label.affine[:3, :3].det().abs()) / CUBIC_MM
+    return {"spacing": label.pixdim.tolist(), "voxel_volume": volume}
+
+
 @dataclass(eq=False)
 class EvaluationWriter:
     """Measure each case that an engine has run on, and write the files of the evaluation when all
     cases are measured.
 
     The files are those of `Evaluation`. In several processes, each measures its cases, and the
-    first writes. Some means go to `engine.state.metrics`.
+    first writes. Some means go to the log and, such as `test_dsc`, to `engine.state.metrics`.
+    Distances are in mm and volumes in ml if labels have metadata, otherwise in voxels.
 
     Args:
         records: The records of the cases.
@@ -421,6 +435,7 @@ class EvaluationWriter:
         temperature: By which the logits were divided, a number or a tensor of one element; None is
             1.
         network: The network, whose weights say how it was calibrated.
+        split: The split that the cases are from.
 
     Raises:
         InputError: When the engine starts, if another run writes to the folder, or it holds
@@ -435,6 +450,7 @@ class EvaluationWriter:
     output_transform: Callable[[Any], Sequence[Sequence[torch.Tensor]]]
     temperature: float | torch.Tensor | None = None
     network: torch.nn.Module | None = None
+    split: str = "testing"
 
     def attach(self, engine: Engine) -> None:
         """Measure after each iteration of the evaluator, and write after its epoch."""
@@ -452,7 +468,14 @@ class EvaluationWriter:
             # What argmax(0) gives, in a fraction of its time
             prediction = probabilities.max(0).indices
             temperature = None if self.temperature is None else float(self.temperature)
-            case = Case(label, self.structures, probabilities, prediction, temperature=temperature)
+            case = Case(
+                label,
+                self.structures,
+                probabilities,
+                prediction,
+                temperature=temperature,
+                **_voxel_size(volumes[2]),
+            )
             record = record_case(case, prediction, label[0], image[0])
             crop = crop_of(volumes[-1])
             if crop is not None:
@@ -464,11 +487,24 @@ class EvaluationWriter:
         idist.barrier()
         if idist.get_rank() > 0:
             return
-        about = {
-            "source": "bundle",
-            "arguments": arguments_of_run(),
-            "calibration": self.network and describe_calibration(self.network),
-        }
+        done = self.network and describe_calibration(self.network)
+        about = {"source": "bundle", "arguments": arguments_of_run(), "calibration": done}
         summary = write_evaluation(self.records, [*self.structures], self.class_names, about=about)
-        if summary is not None:
-            engine.state.metrics |= {name: summary[name]["mean"] for name in SHOWN}
+        if summary is None:
+            return
+        prefix, means = PREFIXES[self.split], {name: summary[name]["mean"] for name in SHOWN}
+        engine.state.metrics |= {f"{prefix}_{name}": mean for name, mean in means.items()}
+        log.info(
+            "%s: %s_dsc %.4f, HD95 %.2f %s, ECE %.4f over all voxels and %.4f where a structure is"
+            " predicted",
+            "{calibrator} of region {region}".format(**done) if done else "Not calibrated",
+            prefix,
+            means["dsc"],
+            means["hd95"],
+            summary["unit"],
+            means["ece_all"],
+            means["ece_predicted"],
+        )
+        folder = str(self.records.output_dir)
+        command = ["calib-components", "report", folder, "--out", str(Path(folder, "report"))]
+        log.info("Next: make a page of it.\n%s", shlex.join(command))

@@ -27,8 +27,9 @@ PICTURES = (
     "cases/worst.png",
 )
 TABLES = ("cases.csv", "calibration.json", "thresholds.json", "risk_coverage.json")
+SUMMARY = "summary.json"
 # The summary comes last: where it is, the rest belongs to it
-FILES = (*TABLES, *PICTURES, "summary.json")
+FILES = (*TABLES, *PICTURES, SUMMARY)
 FORMER_FILES = ("logits.json",)  # of releases before 0.4, which a new evaluation removes
 # Of the JSON files; those of releases before 0.3 have none and are read as version 1
 SCHEMA_VERSION = 1
@@ -106,7 +107,7 @@ class Evaluation:
     def write(self, folder: Path) -> None:
         """Write the table and the JSON files."""
         self.cases.to_csv(folder / "cases.csv", index=False, errors="surrogateescape")
-        _write_json(folder / "summary.json", self.summary, indent=2)
+        _write_json(folder / SUMMARY, self.summary, indent=2)
         if self.thresholds is None:
             return
         cases = {"cases": self.cases["case"].tolist()}
@@ -130,7 +131,7 @@ class Evaluation:
             InputError: A file is missing, cut off or holds something else.
         """
         folder = Path(folder)
-        table, summary = _read_cases(folder / "cases.csv"), _read_json(folder / "summary.json")
+        table, summary = _read_cases(folder / "cases.csv"), _read_json(folder / SUMMARY)
         if "channels" not in summary:  # of label maps
             return cls(table, summary)
         calibration = _read_json(folder / "calibration.json", "class_names", "regions", "per_case")
