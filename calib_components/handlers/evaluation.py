@@ -51,8 +51,8 @@ from calib_components.quality.table import CUBIC_MM
 
 log = logging.getLogger(__name__)
 PER_CASE = ("all", "predicted")  # regions whose bins are kept of each case
-# Among the metrics of an engine, whose names begin with that of the split
-SHOWN = ("dsc", "hd95", "ece_all", "ece_predicted", "ece", "cece", "nll", "brier")
+# In the log and among the metrics of an engine, after a prefix
+SHOWN = ("dsc", "hd95", "ece_all", "ece_predicted")
 PREFIXES = {"training": "train", "validation": "val", "testing": "test"}
 
 
@@ -492,19 +492,12 @@ class EvaluationWriter:
         summary = write_evaluation(self.records, [*self.structures], self.class_names, about=about)
         if summary is None:
             return
-        prefix, means = PREFIXES[self.split], {name: summary[name]["mean"] for name in SHOWN}
-        engine.state.metrics |= {f"{prefix}_{name}": mean for name, mean in means.items()}
-        log.info(
-            "%s: %s_dsc %.4f, HD95 %.2f %s, ECE %.4f over all voxels and %.4f where a structure is"
-            " predicted",
-            "{calibrator} of region {region}".format(**done) if done else "Not calibrated",
-            prefix,
-            means["dsc"],
-            means["hd95"],
-            summary["unit"],
-            means["ece_all"],
-            means["ece_predicted"],
-        )
+        prefix = PREFIXES[self.split]
+        means = {f"{prefix}_{name}": summary[name]["mean"] for name in SHOWN}
+        engine.state.metrics |= means
+        state = "{calibrator} of region {region}".format(**done) if done else "Not calibrated"
+        shown = ", ".join(f"{name} {mean:.4f}" for name, mean in means.items())
+        log.info("%s: %s (HD95 in %s)", state, shown, summary["unit"])
         folder = str(self.records.output_dir)
         command = ["calib-components", "report", folder, "--out", str(Path(folder, "report"))]
         log.info("Next: make a page of it.\n%s", shlex.join(command))

@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -174,12 +174,9 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
 
 def options_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of the options of a configuration that its settings follow from, as JSON
-    data.
-    """
-    reached = [name for name in _reached(TRAINING, config) if name in config]
-    names = [name for name in reached if not _parts(config[name])]
-    return fingerprint(config, dict.fromkeys(names, ()))
+    """Return the options at the top of a configuration, as JSON data."""
+    options = {name: value for name, value in config.items() if not isinstance(value, Mapping)}
+    return json.loads(json.dumps(options, default=str))
 
 
 def changes(
@@ -198,21 +195,21 @@ def changes(
         config: Configuration of the second run.
         options: What `options_of` gave for the first run.
     """
-    config, options = config or {}, options or {}
-    options_now = options_of(config) if options else {}
-    lines = []
+    parser, options = ConfigParser(dict(config or {})), options or {}
+    lines: dict[str, None] = {}  # each once, in order
     for name in differing(before, now):
-        reached = [other for other in _reached([name], config) if other in options]
-        changed = [_describe(other, options[other], options_now.get(other)) for other in reached]
-        lines += [line for line in changed if line] or [
-            _describe(name, before.get(name), now.get(name))
+        changed = [
+            _describe(each, options[each], parser[each])
+            for each in _reached(name, parser)
+            if options.get(each, parser[each]) != parser[each]
         ]
-    return list(dict.fromkeys(lines))
+        lines |= dict.fromkeys(changed or [_describe(name, before.get(name), now.get(name))])
+    return [*lines]
 
 
-def _reached(names: Iterable[str], config: Mapping[str, Any]) -> list[str]:
-    """Return ids, and those that they refer to, directly or not, as far as they are there."""
-    parser, found, waiting = ConfigParser(dict(config)), list[str](), [*names]
+def _reached(name: str, parser: ConfigParser) -> list[str]:
+    """Return an id, and those that it refers to, directly or not, as far as they are there."""
+    found, waiting = list[str](), [name]
     while waiting:
         name = waiting.pop()
         if name in parser and name not in found:
@@ -222,14 +219,11 @@ def _reached(names: Iterable[str], config: Mapping[str, Any]) -> list[str]:
 
 
 def _describe(name: str, before: Any, now: Any) -> str:
-    """Describe how a setting differs, by its first part that does; nothing if it does not."""
-    if before == now:
-        return ""
+    """Describe how a setting differs, by its first part that does."""
     parts, parts_now = _parts(before), _parts(now)
-    if parts and parts_now:
-        keys = {**parts, **parts_now}
-        lines = (_describe(f"{name}::{key}", parts.get(key), parts_now.get(key)) for key in keys)
-        return next(filter(None, lines))
+    for key in {**parts, **parts_now} if parts and parts_now else ():
+        if parts.get(key) != parts_now.get(key):
+            return _describe(f"{name}::{key}", parts.get(key), parts_now.get(key))
     values = (textwrap.shorten(json.dumps(value), 80) for value in (before, now))
     return "{} ({}, now {})".format(name, *values)
 

@@ -130,10 +130,7 @@ def prepare_data(
         raise InputError(
             f"{dataset}: labels, structures, like and in_channels are options of {', '.join(OWN)}."
         )
-    cases = _list_cases(dataset, src, patient)
-    listed = None if split is None else read_split(split, cases)
-    if listed is not None:
-        cases = [case for case in cases if case.name in listed]
+    cases, listed = _list_cases(dataset, src, patient, split)
     split_options = SplitOptions(fractions, folds, seed, listed)
     split_options.check(cases)
     workers = count_workers(workers)
@@ -177,12 +174,20 @@ def _with_own_classes(
     return with_structures(facts, parse_structures(structures or numbered, option), in_channels)
 
 
-def _list_cases(dataset: str, src: Path, patient: str | None) -> list[SourceCase]:
+def _list_cases(
+    dataset: str, src: Path, patient: str | None, split: Path | None
+) -> tuple[list[SourceCase], dict[str, str] | None]:
+    """Return the cases, and the split of each if a file lists them: then the others are left
+    out.
+    """
     cases = require_cases(DATASETS[dataset].find_cases, src, DATASETS[dataset].LAYOUT)
-    if patient is None:
-        return cases
-    patients = patients_of([case.name for case in cases], patient, "--patient")
-    return [replace(case, patient=patients[case.name]) for case in cases]
+    if patient is not None:
+        patients = patients_of([case.name for case in cases], patient, "--patient")
+        cases = [replace(case, patient=patients[case.name]) for case in cases]
+    if split is None:
+        return cases, None
+    listed = read_split(split, cases)
+    return [case for case in cases if case.name in listed], listed
 
 
 @contextmanager

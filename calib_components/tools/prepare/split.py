@@ -17,7 +17,14 @@ import pandas as pd
 from calib_components.data.cases import IMAGE, LABEL, SPLITS, read_lists
 from calib_components.data.facts import DATALIST, Facts
 from calib_components.data.overlap import find_shared
-from calib_components.errors import InputError, check_count, nearest, reading, writing
+from calib_components.errors import (
+    InputError,
+    check_choice,
+    check_count,
+    nearest,
+    reading,
+    writing,
+)
 from calib_components.tools.prepare.case import SourceCase
 
 FOLD = "datalist_fold{}.json"  # of cross-validation, numbered from 0
@@ -52,27 +59,29 @@ def read_split(file: Path, cases: Sequence[SourceCase]) -> dict[str, str]:
 
     Args:
         file: CSV with a column `case` or `patient`, and `split`; or JSON with lists of such names
-            under `training`, `validation` and `testing`. The splits may be shortened, as to `val`.
+            under `training`, `validation` and `testing`, which may be shortened, as to `val`.
         cases: The cases of the data set.
 
     Raises:
         InputError: The file has another form, a name that no case or patient has, or a patient in
             two splits.
     """
+    with reading(file, "a list of cases with their splits"):
+        names = _listed_names(file)
+    known: dict[str, list[SourceCase]] = {}
+    for case in cases:
+        for name in {case.name, case.patient}:
+            known.setdefault(name, []).append(case)
     listed: dict[str, str] = {}
     patients: dict[str, str] = {}
-    with reading(file, "a list of cases with their splits"):
-        for name, text in _listed_names(file):
-            split = next((each for each in SPLITS if text and each.startswith(text.lower())), None)
-            if split is None:
-                raise ValueError(f"{name} has the split {text!r}, not one of {', '.join(SPLITS)}")
-            found = [case for case in cases if name in (case.name, case.patient)]
-            if not found:
-                known = {name for case in cases for name in (case.name, case.patient)}
-                raise ValueError(f"no case or patient is called {name!r}{nearest(name, known)}")
-            if patients.setdefault(found[0].patient, split) != split:
-                raise ValueError(f"{name} is for {split}, and of a patient in another split")
-            listed |= {case.name: split for case in found}
+    for name, split in names:
+        check_choice(f"{file}: the split of {name}", split, SPLITS)
+        if name not in known:
+            raise InputError(f"{file}: no case or patient is called {name}{nearest(name, known)}.")
+        for case in known[name]:
+            listed[case.name] = split
+            if patients.setdefault(case.patient, split) != split:
+                raise InputError(f"{file}: patient {case.patient} is in two splits.")
     left_out = [case.name for case in cases if case.name not in listed]
     if left_out:
         print(f"{file}: {len(left_out)} case(s) not listed and left out, such as {left_out[0]}")
@@ -80,13 +89,18 @@ def read_split(file: Path, cases: Sequence[SourceCase]) -> dict[str, str]:
 
 
 def _listed_names(file: Path) -> list[tuple[str, str]]:
-    """Return the names in a file, each with its split as it is written there."""
+    """Return the names in a file, each with its split, whose name is written out."""
     if file.suffix.lower() == ".json":
         lists = json.loads(file.read_bytes())
-        return [(str(name), split) for split, names in lists.items() for name in names]
-    table = pd.read_csv(file, dtype=str, sep=None, engine="python", keep_default_na=False)
-    names = table["case" if "case" in table else "patient"]
-    return [*zip(names.str.strip(), table["split"].str.strip(), strict=True)]
+        pairs = [(str(name), split) for split, names in lists.items() for name in names]
+    else:
+        table = pd.read_csv(
+            file, sep=None, engine="python", dtype=str, keep_default_na=False, skipinitialspace=True
+        )
+        names = table["case" if "case" in table else "patient"]
+        pairs = [*zip(names.str.strip(), table["split"].str.strip(), strict=True)]
+    whole = {split[:length]: split for split in SPLITS for length in range(2, len(split) + 1)}
+    return [(name, whole.get(split.lower(), split)) for name, split in pairs]
 
 
 def split_patients(
@@ -148,9 +162,9 @@ def write_datalists(
     """Split the patients of prepared cases, write the lists for MONAI, and print what is in each
     split.
 
-    `out/datalist.json`, whose items are returned, is one split, by `fractions` or a file. If `folds` are
-    given, `out/datalist_fold0.json` and so on are the folds of a cross-validation over all
-    patients. A case that would change the split that it has in a present list is an error.
+    `out/datalist.json`, whose items are returned, is one split, by `fractions` or a file. If
+    `folds` are given, `out/datalist_fold0.json` and so on are the folds of a cross-validation over
+    all patients. A case that would change the split that it has in a present list is an error.
     """
     groups = {case.patient: case.group for case in cases}
     if options.listed is None:

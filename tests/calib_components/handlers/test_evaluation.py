@@ -16,6 +16,7 @@ import pytest
 import torch
 from ignite.engine import Engine
 from matplotlib.figure import Figure
+from monai.data import MetaTensor
 from monai.handlers import from_engine
 
 from calib_components import figures
@@ -200,8 +201,8 @@ def test_values_are_those_of_the_metrics(temperature: Any, tmp_path: Path) -> No
         assert found["mean_entropy_core"][i] == pytest.approx(bits, rel=1e-6, nan_ok=True)
         assert found["segmented_volume_core"][i] == (item["pred"].argmax(0) == 1).sum()
     assert summary["temperature"] == (1 if temperature is None else 0.5)
-    for name in ("ece", "cece", "nll", "brier", "dsc", "ece_all", "ece_predicted"):
-        assert shown[name] == pytest.approx(summary[name]["mean"])
+    for name in ("dsc", "hd95", "ece_all", "ece_predicted"):
+        assert shown[f"test_{name}"] == pytest.approx(summary[name]["mean"])
 
 
 def test_summary_has_statistics_and_what_is_known_of_all_cases(evaluation: Path) -> None:
@@ -304,6 +305,18 @@ def test_file_that_no_evaluation_wrote_is_not_replaced(name: str, tmp_path: Path
     assert (tmp_path / name).read_text() == "{}"
     with pytest.raises(InputError, match=r"is of a run with case case1 None, not \["):
         evaluate(tmp_path / "new", examples(2))
+
+
+def test_distances_and_volumes_have_units_where_labels_have_metadata(tmp_path: Path) -> None:
+    affine = torch.diag(torch.tensor([2.0, 2, 2, 1]))
+    sized = [{**item, "label": MetaTensor(item["label"], affine)} for item in examples()]
+    for name, items in (("voxels", examples()), ("sized", sized)):
+        evaluate(tmp_path / name, items)
+    voxels, known = read(tmp_path / "voxels"), read(tmp_path / "sized")
+    for evaluation, units in ((voxels, ("voxels", "voxels")), (known, ("mm", "ml"))):
+        assert (evaluation.summary["unit"], evaluation.summary["volume_unit"]) == units
+    for name, factor in (("hd95_whole", 2), ("true_volume_core", 0.008), ("dsc_core", 1)):
+        np.testing.assert_allclose(known.cases[name], factor * voxels.cases[name])
 
 
 def test_no_name_of_a_case_loses_the_evaluation(
