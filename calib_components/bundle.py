@@ -75,7 +75,6 @@ def start_run(folders: Sequence[str] = ()) -> None:
         _workflow.set(lambda: None)
         return
     config = workflow.parser
-    _check_processes(config)
     entries = (workflow.init_id, workflow.run_id, workflow.final_id)
     files = read_files(workflow.config_root_path, config)
     check_ids(config, files, entries)
@@ -160,19 +159,6 @@ def check_files() -> ConfigWorkflow | None:
             " inference configs/inference.yaml, before them."
         )
     return workflow
-
-
-def _check_processes(config: ConfigParser) -> None:
-    """Refuse processes of `torchrun` that would each do all the work."""
-    by_torchrun = "LOCAL_WORLD_SIZE" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
-    if not by_torchrun or torch.distributed.is_initialized():
-        return
-    remedy = "Use one"
-    if "validate" in config:
-        remedy = "Add configs/multi_gpu_train.yaml or multi_gpu_evaluate.yaml"
-    raise InputError(
-        f"config_file: several processes do not share the work of these files. {remedy}."
-    )
 
 
 def check_training(config: ConfigParser) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import hashlib
 import io
@@ -16,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ignite.distributed as idist
 import torch
 from ignite.engine import Events
 from monai.engines import Evaluator
@@ -43,7 +41,6 @@ from calib_components.handlers.weights import (
 from calib_components.inference.crops import Crop, crop_of, cut
 from calib_components.metrics import CalibrationBins, dice, structure_masks
 from calib_components.posthoc import KINDS, Calibrator, Estimate, set_calibrator
-from calib_components.posthoc.base import gathered
 from calib_components.posthoc.costs import REGIONS, Costs
 from calib_components.quality import Reference, ScanEstimates
 
@@ -82,8 +79,8 @@ def calibration_cases(
 class Calibration:
     """Fit a calibrator to trained weights, and write it into them.
 
-    The network runs over the cases as often as the fit needs, and once more to measure its errors,
-    beside those of what else could be used. Written are, all of them or none:
+    The network runs over the cases as often as the fit needs, and once more to measure its errors.
+    Written are, all of them or none:
 
     - the weights, with the calibrator, and the reference of the cases, see
       `calib_components.quality.Reference`. All else in the file stays; a calibrator without cases
@@ -94,9 +91,6 @@ class Calibration:
       `pool`.
     - `reliability_temperature.png`: reliability before and after, over all voxels and the predicted
       foreground.
-
-    Across several processes, the fit and the errors are those of all cases, and the first process
-    writes.
 
     Args:
         evaluator: Runs the network over the cases. Items of its batches have the name of their
@@ -117,7 +111,7 @@ class Calibration:
         facts: Facts of the data, which are compared with those of the weights; None not to compare
             them.
         perturbation: Changes the images that the calibrator is fitted on. Errors are those of the
-            images as they are, and stand beside those of a fit on them.
+            images as they are.
         draws: Number of changed copies of each case.
         overwrite: Whether the files of a calibrator of other weights in `output_dir` are replaced.
 
@@ -160,10 +154,9 @@ class Calibration:
         set_calibrator(self.network, type(self.calibrator)())
         self._check_places()
         with ExitStack() as stack:
-            if idist.get_rank() == 0:
-                self.output.check(ALL_FILES)
-                stack.enter_context(OutputFolder(self.calibrated_path.parent).claim())
-                stack.enter_context(self.output.claim())
+            self.output.check(ALL_FILES)
+            stack.enter_context(OutputFolder(self.calibrated_path.parent).claim())
+            stack.enter_context(self.output.claim())
             if self.temperature is not None:
                 self.calibrator.set_state({"temperature": self.temperature})
                 self._write({})
@@ -174,22 +167,15 @@ class Calibration:
         set_calibrator(self.network, self.calibrator)
 
     def _fit_to_pool(self, folders: Sequence[str | os.PathLike]) -> None:
-        if idist.get_rank() == 0:  # `compute` puts together what all processes have
-            _add_fits(folders, self.calibrator)
+        _add_fits(folders, self.calibrator)
         self._write({REPORT: _encoded(self._compute().to_dict(), indent=2)}, kept=(FIT,))
 
     def _fit_to_cases(self) -> None:
         WeightsCheckpointLoader(self.load_path, self.network, self.facts)(self.evaluator)
         set_calibrator(self.network, type(self.calibrator)())  # not that of the weights
-        candidates = {"before": type(self.calibrator)(), "after": self.calibrator}
-        if self.perturbation is not None:
-            unchanged = copy.deepcopy(self.calibrator)
-            self._fit(unchanged, None)
-            unchanged.compute()
-            candidates["fitted to the images as they are"] = unchanged
-        self._fit(self.calibrator, self.perturbation)
+        self._fit()
         estimate = self._compute()
-        costs, scans = self._measure(candidates)
+        costs, scans = self._measure({"before": type(self.calibrator)(), "after": self.calibrator})
         files = {
             REPORT: _encoded(estimate.to_dict(), indent=2),
             FIT: _encoded(self.calibrator.to_dict()),
@@ -230,25 +216,23 @@ class Calibration:
                 stack.enter_context(add(Events.ITERATION_STARTED, change, perturbation))
             self.evaluator.run()
 
-    def _fit(self, fit: Calibrator, perturbation: Perturbation | None) -> None:
-        """Add all cases to a fit, in as many passes as it needs."""
+    def _fit(self) -> None:
+        """Add all cases to the fit, in as many passes as it needs."""
 
         def use(patient: str, logits: torch.Tensor, label: torch.Tensor, crop: Crop | None) -> None:
             # Outside, no calibrator changes anything
-            fit.update(cut(crop, logits), cut(crop, label), patient)
+            self.calibrator.update(cut(crop, logits), cut(crop, label), patient)
 
-        for _ in fit.passes():
-            if perturbation is not None:
-                perturbation.restart()
-            for _ in range(1 if perturbation is None else self.draws):
-                self._run_network(use, perturbation)
+        for _ in self.calibrator.passes():
+            if self.perturbation is not None:
+                self.perturbation.restart()
+            for _ in range(1 if self.perturbation is None else self.draws):
+                self._run_network(use, self.perturbation)
 
     def _compute(self) -> Estimate:
         """Compute the fit, and say what it is."""
         estimate: Estimate = self.calibrator.compute()
         self.patients = estimate.patients
-        if idist.get_rank() != 0:
-            return estimate
         region = self.calibrator.region
         if self.perturbation is not None:
             log.info("Fitted on %d changed copies of each case:", self.draws)
@@ -282,12 +266,8 @@ class Calibration:
                     scans.append((patient, self._measure_scan(p[0], label[0], crop)))
 
         self._run_network(use)
-        parts = gathered(costs)
-        totals = {
-            name: functools.reduce(operator.add, (cost for part in parts for cost in part[name]))
-            for name in candidates
-        }
-        return totals, [scan for part in gathered(scans) for scan in part]
+        totals = {name: functools.reduce(operator.add, each) for name, each in costs.items()}
+        return totals, scans
 
     def _measure_scan(self, p: torch.Tensor, label: torch.Tensor, crop: Crop | None) -> ScanRow:
         """Return estimated and true DSC, expected and true volume in voxels of each structure of a
@@ -310,7 +290,6 @@ class Calibration:
             for estimate, true_dsc, volume in measured
         ]
 
-    @idist.one_rank_only()
     def _compare(self, costs: Mapping[str, Costs]) -> bytes:
         """Say what the fit changed, and return the figure of it."""
         # Training must not need matplotlib
@@ -329,7 +308,6 @@ class Calibration:
         reliability_diagram(panels, bands=True).savefig(content, format="png")
         return content.getvalue()
 
-    @idist.one_rank_only()
     def _write(
         self,
         files: Mapping[str, bytes],

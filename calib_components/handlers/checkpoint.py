@@ -34,7 +34,6 @@ from calib_components.handlers.fingerprint import (
 )
 from calib_components.handlers.weights import (
     check_beside,
-    check_sums,
     save,
     serialize,
     write_weights,
@@ -172,7 +171,6 @@ class TrainingCheckpoint:
 
     def _load(self, engine: Trainer) -> None:
         with reading(self.last_path, "a checkpoint of a training"):
-            check_sums(self.last_path)
             checkpoint = torch.load(
                 self.last_path, map_location=engine.state.device, weights_only=True
             )

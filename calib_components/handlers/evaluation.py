@@ -41,11 +41,10 @@ from calib_components.handlers.evaluation_files import (
     replacing,
 )
 from calib_components.handlers.weights import save
-from calib_components.inference.crops import crop_of
 from calib_components.inference.images import shard_of
 from calib_components.inference.maps import normalized_entropy
 from calib_components.metrics import CalibrationBins, ThresholdCounts
-from calib_components.metrics.measures import MEASURES, PAPER_REGION, Case, measure_case
+from calib_components.metrics.measures import MEASURES, Case, measure_case
 from calib_components.posthoc import describe_calibration
 from calib_components.quality.table import CUBIC_MM
 
@@ -334,7 +333,6 @@ def join_records(
         summary,
         class_names,
         regions=regions,
-        per_case={kind: bins[PAPER_REGION][kind] for kind in ("top_label", "classwise")},
         structures=structures,
         thresholds=ThresholdCounts.joined([record["thresholds"] for record in records.values()]),
         coverage=first["risk"][0].numpy(),
@@ -351,10 +349,6 @@ def _lists(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             for case, record in records.items()
             for name in record[kind]
         ]
-    crops = {case: record["crop"] for case, record in records.items() if "crop" in record}
-    if crops:
-        lists["crop_center"] = {case: center for case, (center, _) in crops.items()}
-        lists["crop_not_found"] = [case for case, (_, is_found) in crops.items() if not is_found]
     return {**lists, "labels": {case: record["content"] for case, record in records.items()}}
 
 
@@ -429,9 +423,8 @@ class EvaluationWriter:
         class_names: Names of the classes, in the order of the network's channels.
         batch_transform: Gets the names of a batch's cases, or their folders, from
             `engine.state.batch`.
-        output_transform: Gets their images, probabilities, labels and logits, lists of
-            channel-first volumes, from `engine.state.output`. The metadata of the logits say what
-            the network saw of the slices.
+        output_transform: Gets their images, probabilities and labels, lists of channel-first
+            volumes, from `engine.state.output`.
         temperature: By which the logits were divided, a number or a tensor of one element; None is
             1.
         network: The network, whose weights say how it was calibrated.
@@ -463,7 +456,7 @@ class EvaluationWriter:
         outputs = self.output_transform(engine.state.output)
         for name, *volumes in zip(self.batch_transform(engine.state.batch), *outputs, strict=True):
             image, probabilities, label = (
-                convert_to_tensor(volume, track_meta=False) for volume in volumes[:3]
+                convert_to_tensor(volume, track_meta=False) for volume in volumes
             )
             # What argmax(0) gives, in a fraction of its time
             prediction = probabilities.max(0).indices
@@ -476,12 +469,7 @@ class EvaluationWriter:
                 temperature=temperature,
                 **_voxel_size(volumes[2]),
             )
-            record = record_case(case, prediction, label[0], image[0])
-            crop = crop_of(volumes[-1])
-            if crop is not None:
-                log.info("%s: %s", Path(name).name, crop.describe(image.shape[1:3]))
-                record["crop"] = crop.center(image.shape[1:3]), crop.percent_found > 0
-            self.records.write(Path(name).name, record)
+            self.records.write(Path(name).name, record_case(case, prediction, label[0], image[0]))
 
     def _write(self, engine: Engine) -> None:
         idist.barrier()

@@ -286,18 +286,6 @@ class TestTraining:
             self.check(tmp_path, **ConfigParser.load_config_file(file))
 
 
-@pytest.mark.parametrize(
-    ("text", "remedy"), [("validate: {}\n", "multi_gpu_train"), ("", "Use one")]
-)
-def test_processes_that_do_not_share_the_work_are_refused(
-    text: str, remedy: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")  # as torchrun does, on two machines
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    error = failure(tmp_path, f"{text}run:\n- _target_: calib_components.bundle.start_run\n")
-    assert re.match(f"config_file: .*{remedy}", str(error_line(error)))
-
-
 def failure(tmp_path: Path, text: str) -> RuntimeError:
     """Run a configuration, and return its exception, which MONAI wraps."""
     with pytest.raises(RuntimeError) as error:

@@ -82,7 +82,7 @@ def evaluate(
     records = EvaluationRecords(folder, cases)
     chosen = [case["case"] for case in records.to_measure(**choice)]
     engine = Engine(lambda engine, batch: batch)
-    transform = from_engine(["image", "pred", "label", "logits"])
+    transform = from_engine(["image", "pred", "label"])
     EvaluationWriter(
         records, STRUCTURES, NAMES, from_engine("case"), transform, temperature
     ).attach(engine)
@@ -245,8 +245,6 @@ def test_bins_of_regions(evaluation: Path) -> None:
         )
         assert ("top_label_per_case" in kinds) == (region in ("all", "predicted"))
     assert len(regions["all"]["top_label_per_case"].count) == CASES
-    for kind, bins in read(evaluation).per_case.items():
-        assert bins.pooled().to_dict() == regions["foreground"][kind].to_dict()
 
 
 def test_thresholds_and_risk(evaluation: Path) -> None:
@@ -335,7 +333,6 @@ def test_failure_mixes_no_evaluations_and_loses_no_work(
 ) -> None:
     evaluate(tmp_path, examples(2))
     (tmp_path / "model.pt").write_text("weights")
-    (tmp_path / "logits.json").write_text("{}")  # of an earlier release
     before, replace = snapshot(tmp_path), Path.replace
 
     def fail(first: Any, *rest: Any, **options: Any) -> Path:
@@ -367,7 +364,7 @@ def test_failure_mixes_no_evaluations_and_loses_no_work(
         ("cases.csv", "case,dsc_core\na,1\nb,0.", "cut off"),
         ("summary.json", "{", "property name"),
         ("summary.json", '{"schema_version": 99}', "99"),
-        ("calibration.json", '{"class_names": [], "regions": {"all": 1}}', "per_case"),
+        ("calibration.json", '{"class_names": []}', "regions"),
         ("thresholds.json", None, "No such file"),
     ],
 )
