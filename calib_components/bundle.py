@@ -18,11 +18,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import asdict, fields
 from pathlib import Path
+from pydoc import locate
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import torch
-from monai.bundle import ConfigExpression, ConfigParser, ConfigWorkflow, ReferenceResolver
+from monai.bundle import (
+    ConfigComponent,
+    ConfigExpression,
+    ConfigParser,
+    ConfigWorkflow,
+    ReferenceResolver,
+)
 
 from calib_components.data.facts import FACTS, Facts, check_fact, facts_beside
 from calib_components.errors import (
@@ -257,6 +264,7 @@ def check_values(config: ConfigParser, files: Sequence[Mapping[str, Any]]) -> No
         typed = [each for each in defaults if isinstance(each, Mapping) or _are_numbers(each)]
         if typed and value not in defaults and not isinstance(value, Mapping):
             _check_type(config, name, typed[0])
+    _check_texts(config)
     _check_orientations(config)
     if "facts" in config:  # options such as --num_classes may not fit the other facts
         _check_facts(config, config.get_parsed_content("facts"))
@@ -280,6 +288,25 @@ def _check_type(config: ConfigParser, name: str, default: Any) -> None:
         check_count(name, value, int(name in AT_LEAST_ONE))
     else:
         check_number(name, value, 0)
+
+
+def _check_texts(config: ConfigParser) -> None:
+    """Refuse a text for an argument whose default is a number: some components fail late."""
+    for name, item in config.ref_resolver.items.items():
+        numbers = _numeric_arguments(item) if isinstance(item, ConfigComponent) else []
+        for argument in numbers:
+            value = item.get_config().get(argument)
+            if isinstance(value, str) and value[:1] not in "$@":
+                raise InputError(f"{name}::{argument} must be a number, got {value!r}.")
+
+
+def _numeric_arguments(component: ConfigComponent) -> list[str]:
+    try:
+        signature = inspect.signature(cast(Any, locate(component.resolve_module_name())))
+    except (ImportError, TypeError, ValueError):  # MONAI says it when it makes the component
+        return []
+    arguments = signature.parameters.values()
+    return [argument.name for argument in arguments if type(argument.default) in (int, float)]
 
 
 def _are_numbers(value: Any) -> bool:

@@ -7,7 +7,7 @@ import os
 import time
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator
@@ -55,10 +55,9 @@ class TrainingLog:
             best = f"best {validated.key_metric_name} {validated.best_metric:.4f}"
             parts.append(f"{best} in epoch {validated.best_metric_epoch}")
         seconds = (time.monotonic() - self.start) / self.epochs
-        left = timedelta(seconds=round(seconds * (trained.max_epochs - trained.epoch)))
-        log.info(
-            "Epoch %d of %d: %s, %s left", trained.epoch, trained.max_epochs, ", ".join(parts), left
-        )
+        last = cast(int, trained.max_epochs)
+        left = timedelta(seconds=round(seconds * (last - trained.epoch)))
+        log.info("Epoch %d of %d: %s, %s left", trained.epoch, last, ", ".join(parts), left)
 
     def _log_next_step(self, _: Engine) -> None:
         if self.evaluator.state.epoch_length == 0:  # there are no validation cases to calibrate on

@@ -148,6 +148,10 @@ def test_ids_of_the_bundle_need_no_effect() -> None:
         ({"num_workers": "true"}, "num_workers must be an integer of at least 0, got True"),
         ({"strength": "$0.5 - 1"}, "strength must be a number of at least 0, got -0.5"),
         ({"zoom_range": "abc"}, "zoom_range must be a list such as [0.9, 1.1], got 'abc'"),
+        (
+            {"optimizer": {"_target_": "torch.optim.Adam", "weight_decay": "x"}},
+            "optimizer::weight_decay must be a number, got 'x'",
+        ),
         ({"loss": "dice"}, "loss is a component, got dice. Set --loss::_target_"),
     ],
 )
@@ -317,7 +321,7 @@ class TestRun:
     def test_a_component_that_cannot_be_made_is_named(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        optimizer = "{_target_: torch.optim.Adam, params: '$[@torch]', lr: x}"
+        optimizer = "{_target_: torch.optim.Adam, params: '$[@torch]', betas: x}"
         text = (
             f"torch: $__import__('torch').zeros(1)\ntrain: {{optimizer: {optimizer}}}\nrun:\n-"
             " _target_: calib_components.bundle.start_run\n- $@train::optimizer\n"
