@@ -30,7 +30,7 @@ COMMANDS = "commands.md"  # of every bundle's docs
 
 
 def generate(facts: Path, bundle: Path) -> dict[Path, str]:
-    """Return the text of each generated file of a bundle, from the file of facts, `DATASET.yaml`."""
+    """Return the text of each generated file of a bundle, from its facts in `DATASET.yaml`."""
     return {file: _join(parts) for file, parts in _sources(facts, bundle)}
 
 

@@ -19,7 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from calib_components.errors import make_folder, writing
+from calib_components.errors import writing
+from calib_components.folders import OutputFolder
 from calib_components.metrics import CalibrationBins
 from calib_components.tools.prepare import prepare_data
 from calib_components.tools.report.calibration import judge_regions
@@ -30,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BUNDLE = ROOT / "bundles" / "hippocampus_mri_nacl_segmentation"
 DATA = ROOT / "demo" / "data"
 NETWORKS = {"CE + Dice": ROOT / "demo" / "ce_dice", "NACL": BUNDLE / "models"}
+WRITTEN = ("data", "weights", "evaluations", "training", "maps", "log.txt", "overview.png")
 TRAINED = "CE + Dice, trained here"
 EPOCHS = 20  # of that
 BEFORE, AFTER = "CE + Dice", "CE + Dice with T"  # in the picture
@@ -67,7 +69,7 @@ def demo(out: Path = Path("demo_output"), *, train: bool = False) -> None:
         train: Also train a network with CE + Dice, on the few patients that temperatures are fitted
             on.
     """
-    make_folder(out)
+    OutputFolder(out, {"command": "demo"}).claim(WRITTEN)
     terminal, numbers, steps = sys.stdout, itertools.count(1), 3 + 2 * len(NETWORKS) + train
 
     def show(title: str) -> None:

@@ -1,4 +1,4 @@
-"""A bundle of one's own training: the common configs with its facts, and metadata, page and licences
+"""A bundle of one's own training: the common configs with its facts; metadata, page and licences
 from what was trained, measured and told.
 """
 
@@ -22,7 +22,7 @@ from calib_components.data.facts import Facts, facts_beside, write_facts
 from calib_components.errors import InputError, make_folder, reading, writing_folder
 from calib_components.folders import OutputFolder
 from calib_components.handlers.weights import load_weights
-from scripts.helpers.bundle_files import BUNDLES, COMMON, FACTS, REPOSITORY, generate
+from scripts.helpers.bundle_files import BUNDLES, FACTS, REPOSITORY, generate
 from scripts.helpers.packages import METADATA, PAGE, WEIGHTS, render
 
 # Columns of the evaluation whose means over cases are stated, and their titles
@@ -34,8 +34,8 @@ METRICS = {
     "nll_predicted": "NLL, predicted foreground",
     "ece_predicted": "ECE, predicted foreground",
 }
-TERMS = """The weights in models/model.pt are under {weights_license}. They are by {authors}, and were
-trained on: {data_source}.
+TERMS = """The weights in models/model.pt are under {weights_license}. They are by {authors}, and
+were trained on: {data_source}.
 """
 CODE = "The licence of the code and the configurations follows; that of the weights is in\n{}.\n\n"
 DATA_LICENSE = "docs/data_license.txt"
@@ -43,8 +43,8 @@ DATA_LICENSE = "docs/data_license.txt"
 
 @dataclass(frozen=True)
 class _Training:
-    """What was trained and measured: facts of the data, the weights, the summary of their evaluation
-    and its split, and the loss, empty if it is not known.
+    """What was trained and measured: facts of the data, the weights, the summary of their
+    evaluation and its split, and the loss, empty if it is not known.
     """
 
     facts: Facts
@@ -66,7 +66,7 @@ def new_bundle(
     out: Path,
     *,
     name: str = "",
-    version: str = "",
+    bundle_version: str = "",
     authors: str = "",
     modality: str = "",
     data_source: str = "",
@@ -84,7 +84,7 @@ def new_bundle(
         trained: Folder of the training, its `--bundle_root`.
         out: Folder of the new bundle, whose last part is the bundle's name.
         name: Title of the bundle, such as "Left atrium MR segmentation".
-        version: Version of the bundle, such as 0.1.0.
+        bundle_version: Version of the bundle, such as 0.1.0.
         authors: Who trained the weights.
         modality: Modality of the images, such as MR or CT.
         data_source: Which data the weights were trained on, and whose they are.
@@ -99,7 +99,7 @@ def new_bundle(
     """
     asked = {
         "name": name,
-        "version": version,
+        "bundle_version": bundle_version,
         "authors": authors,
         "modality": modality,
         "data_source": data_source,
@@ -179,13 +179,14 @@ def _describe(training: _Training, asked: Mapping[str, str]) -> dict[str, Any]:
     patients = len({*summary["patients"].values()})
     return {
         **{name: like[name] for name in ("schema", "supported_apps", "data_type")},
-        **asked,
-        "changelog": {asked["version"]: "first version"},
+        **{name: text for name, text in asked.items() if name != "bundle_version"},
+        "version": asked["bundle_version"],
+        "changelog": {asked["bundle_version"]: "first version"},
         **versions,
         "required_packages_version": packages,
         "task": f"Segmentation of {structures} in {asked['modality']}",
-        "description": f"A {dims} network of calib_components, which segments {structures} and gives"
-        " probabilities and a map of uncertainty.",
+        "description": f"A {dims} network that segments {structures}, and gives probabilities and a"
+        " map of uncertainty.",
         "copyright": f"Copyright (c) {asked['authors']}",
         "image_classes": f"{facts.in_channels} channel(s) of {asked['modality']}, as prepare_data"
         f" --like {facts.dataset} normalises them",
