@@ -31,7 +31,6 @@ ROOT = Path(__file__).resolve().parents[2]
 BUNDLE = ROOT / "bundles" / "hippocampus_mri_nacl_segmentation"
 DATA = ROOT / "demo" / "data"
 NETWORKS = {"CE + Dice": ROOT / "demo" / "ce_dice", "NACL": BUNDLE / "models"}
-WRITTEN = ("data", "weights", "evaluations", "training", "maps", "log.txt", "overview.png")
 TRAINED = "CE + Dice, trained here"
 EPOCHS = 20  # of that
 BEFORE, AFTER = "CE + Dice", "CE + Dice with T"  # in the picture
@@ -61,15 +60,16 @@ TRAINED_HERE = (
 )
 
 
-def demo(out: Path = Path("demo_output"), *, train: bool = False) -> None:
+def demo(out: Path = Path("demo_output"), *, train: bool = False, overwrite: bool = False) -> None:
     """Calibrate and evaluate two networks, segment with one; print a table and draw a picture.
 
     Args:
         out: Folder for all that is made.
         train: Also train a network with CE + Dice, on the few patients that temperatures are fitted
             on.
+        overwrite: Whether files in `out` that are not of an earlier demo are replaced.
     """
-    OutputFolder(out, {"command": "demo"}).claim(WRITTEN)
+    OutputFolder(out, {"command": "demo"}, overwrite=overwrite).claim(["log.txt", "overview.png"])
     terminal, numbers, steps = sys.stdout, itertools.count(1), 3 + 2 * len(NETWORKS) + train
 
     def show(title: str) -> None:
