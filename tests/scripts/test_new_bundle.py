@@ -93,7 +93,7 @@ def test_a_bundle_says_what_was_trained_and_measured_and_runs(own: Path, tmp_pat
     images = make_images(FLARE, tmp_path / "images")
     options = {"ignore_intensity": True} if "ignore_intensity" in config else {}
     run_bundle(bundle, "inference.yaml", dataset_dir=str(images), **options)
-    labels = nib.load(bundle / "predictions" / "scan_seg.nii.gz")
+    labels: Any = nib.load(bundle / "predictions" / "scan_seg.nii.gz")
     assert {*np.unique(labels.dataobj)} <= {0, *range(7, 11)}
 
 
