@@ -7,6 +7,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version as version_of
@@ -22,7 +24,7 @@ from calib_components.data.facts import Facts, facts_beside, write_facts
 from calib_components.errors import InputError, make_folder, reading, writing_folder
 from calib_components.folders import OutputFolder
 from calib_components.handlers.weights import load_weights
-from scripts.helpers.bundle_files import BUNDLES, FACTS, REPOSITORY, generate
+from scripts.helpers.bundle_files import BODIES, BUNDLES, FACTS, REPOSITORY, generate
 from scripts.helpers.packages import METADATA, PAGE, WEIGHTS, render
 
 # Columns of the evaluation whose means over cases are stated, and their titles
@@ -43,15 +45,28 @@ DATA_LICENSE = "docs/data_license.txt"
 
 @dataclass(frozen=True)
 class _Training:
-    """What was trained and measured: facts of the data, the weights, the summary of their
-    evaluation and its split, and the loss, empty if it is not known.
+    """What was trained and measured.
+
+    Attributes:
+        facts: Facts of the data.
+        weights: File of the weights.
+        checksum: Its SHA-256.
+        summary: Summary of the evaluation.
+        split: Split of the evaluation.
+        settings: Settings of the training; empty if they are not known.
     """
 
     facts: Facts
-    weights: bytes
+    weights: Path
+    checksum: str
     summary: Mapping[str, Any]
     split: str
-    loss: str
+    settings: Mapping[str, Any]
+
+    @property
+    def loss(self) -> str:
+        """Class of the loss; empty if it is not known."""
+        return self.settings.get("loss", {}).get("_target_", "").rpartition(".")[2]
 
     def measured(self) -> dict[str, Mapping[str, Any]]:
         """Return mean, standard deviation and number of cases of each measure, by its title."""
@@ -123,7 +138,8 @@ def new_bundle(
         code = (REPOSITORY / "LICENSE").read_text(encoding="utf-8")
         _write(folder / "LICENSE", CODE.format(DATA_LICENSE) + code)
     print(f"{out}: read {PAGE} and {METADATA}, and add what they do not say. Then pack it:")
-    print(f"python {REPOSITORY / 'scripts' / 'package_bundle.py'} {out} --out dist")
+    command = ["python", REPOSITORY / "scripts" / "package_bundle.py", out, "--out", "dist"]
+    print(shlex.join(map(str, command)))
 
 
 def _read_training(weights: Path, evaluation: Path) -> _Training:
@@ -131,8 +147,7 @@ def _read_training(weights: Path, evaluation: Path) -> _Training:
     facts = facts_beside(weights)
     if facts is None or not weights.is_file():
         raise InputError(f"{weights} is missing, or has no facts.yaml beside it. Train first.")
-    content = weights.read_bytes()
-    checksum = hashlib.sha256(content).hexdigest()
+    checksum = hashlib.sha256(weights.read_bytes()).hexdigest()
     runs = [run for run, files in OutputFolder(evaluation).runs() if "summary.json" in files]
     if not (runs and checksum.startswith(runs[0].get("weights", "none"))):
         raise InputError(
@@ -141,13 +156,12 @@ def _read_training(weights: Path, evaluation: Path) -> _Training:
         )
     with reading(evaluation / "summary.json", "the summary of an evaluation") as file:
         summary = json.loads(file.read_bytes())
-    state, loss = weights.with_name(LAST), ""
+    state, settings = weights.with_name(LAST), {}
     if state.is_file():
         with reading(state, "a checkpoint of a training"):
             settings = torch.load(state, "cpu", weights_only=True, mmap=True)["settings"]
-        loss = settings.get("loss", {}).get("_target_", "").rpartition(".")[2]
-    # Where the data lay is nobody's business
-    return _Training(replace(facts, source=""), content, summary, runs[0]["split"], loss)
+    without_place = replace(facts, source="")  # of the data on this machine
+    return _Training(without_place, weights, checksum, summary, runs[0]["split"], settings)
 
 
 def _describe(training: _Training, asked: Mapping[str, str]) -> dict[str, Any]:
@@ -192,7 +206,7 @@ def _describe(training: _Training, asked: Mapping[str, str]) -> dict[str, Any]:
         f" --like {facts.dataset} normalises them",
         "label_classes": f"single channel: {listed}",
         "pred_classes": f"{facts.num_classes} channels, logits: {', '.join(facts.class_names)}",
-        "weights_sha256": hashlib.sha256(training.weights).hexdigest(),
+        "weights_sha256": training.checksum,
         "tags": ["monai", "medical", "segmentation", asked["modality"].lower(), dims.lower()],
         "eval_data": {
             "type": facts.dataset,
@@ -214,22 +228,31 @@ def _write_configs(training: _Training, folder: Path) -> None:
     own = folder / f"{facts.dataset}.yaml"
     text = (FACTS / own.name).read_text(encoding="utf-8")
     lines = {"_target_": "calib_components.data.facts.read_facts", "file": "@facts_file"}
-    block = yaml.safe_dump({"facts": {**lines, **asdict(facts)}}, sort_keys=False)
-    # The facts in place of the data set's; what follows begins in the first column
-    text = re.sub(r"\A.*?^facts:.*?\n(?=\S)", lambda _: block, text, flags=re.DOTALL | re.MULTILINE)
+    text = text[text.index("\nfacts:") + 1 :]  # without the comment on the data set
+    text = _with_block(text, "facts", {**lines, **asdict(facts)})
     if facts.any_orientation is not None:
         option = f"any_orientation: {str(facts.any_orientation).lower()}"
         text = re.sub(r"^any_orientation: \w+", option, text, flags=re.MULTILINE)
     _write(own, text)
+    network = training.settings.get("network_def")
     for file, content in generate(own, folder).items():
-        _write(file, content.partition("\n")[2])  # without the line on where it is edited
+        content = content.partition("\n")[2]  # without the line on where it is edited
+        if network and file.name in BODIES:
+            content = _with_block(content, "network_def", network)
+        _write(file, content)
     own.unlink()
     (folder / WEIGHTS).parent.mkdir()
-    (folder / WEIGHTS).write_bytes(training.weights)
+    shutil.copyfile(training.weights, folder / WEIGHTS)
     write_facts(facts, folder / "models")
     config = ConfigParser(ConfigParser.load_config_file(folder / "configs" / "inference.yaml"))
     config["bundle_root"] = str(folder)
-    load_weights(config.get_parsed_content("network_def"), folder / WEIGHTS)
+    load_weights(config.get_parsed_content("network_def"), training.weights)
+
+
+def _with_block(text: str, name: str, values: Mapping[str, Any]) -> str:
+    """Return a YAML file with other values of an id; the next one begins in the first column."""
+    block = yaml.safe_dump({name: dict(values)}, sort_keys=False, allow_unicode=True)
+    return re.sub(rf"^{name}:.*?\n(?=\S)", lambda _: block, text, flags=re.DOTALL | re.MULTILINE)
 
 
 def _write(file: Path, text: str) -> None:
