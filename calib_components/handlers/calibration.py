@@ -324,7 +324,7 @@ class Calibration:
         }
         log.info("%s", SPLITS[self.split])
         content = io.BytesIO()
-        reliability_diagram(panels, bands=True).savefig(content, format="png")
+        reliability_diagram(panels).savefig(content, format="png")
         return content.getvalue()
 
     @idist.one_rank_only()
