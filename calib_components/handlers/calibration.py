@@ -305,7 +305,7 @@ class Calibration:
         }
         log.info("%s", SPLITS[self.split])
         content = io.BytesIO()
-        reliability_diagram(panels, bands=True).savefig(content, format="png")
+        reliability_diagram(panels).savefig(content, format="png")
         return content.getvalue()
 
     def _write(

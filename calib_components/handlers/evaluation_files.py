@@ -217,9 +217,9 @@ def draw_reliability(folder: Path, evaluation: Evaluation) -> None:
         {title: kinds[kind] for title, kinds in regions.items() if kind in kinds}
         for kind in ("top_label", "top_label_if_true")
     )
-    reliability_diagram(bins, if_true=if_true, bands=True).savefig(folder / "reliability.png")
+    reliability_diagram(bins, if_true=if_true).savefig(folder / "reliability.png")
     classwise = evaluation.regions["all"]["classwise"]
-    reliability_diagram(classwise, evaluation.class_names, bands=True).savefig(
+    reliability_diagram(classwise, evaluation.class_names).savefig(
         folder / "reliability_classes.png"
     )
 

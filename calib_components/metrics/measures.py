@@ -271,7 +271,7 @@ MEASURES = (
     _of_region("ece", "ECE", "top_label"),
     _of_region("cece", "CECE", "classwise", report_regions=(PAPER_REGION,)),
     _of_region("nll", "NLL", "nll", report_regions=("all", "near", "predicted")),
-    _of_region("brier", "Brier", "brier", report_regions=("all",)),
+    _of_region("brier", "Brier", "brier", in_report=False),
     _of_region("ece_if_true", "ECE if true", "top_label_if_true", "", in_report=False),
     _of_region("cece_if_true", "CECE if true", "classwise_if_true", "", in_report=False),
     Measure(
@@ -281,7 +281,7 @@ MEASURES = (
         "",
         "region",
         _smooth_ece,
-        report_regions=("all", "predicted"),
+        in_report=False,
     ),
     _volume("true_volume", "true volume", "true"),
     _volume("segmented_volume", "segmented volume", "segmented"),
@@ -299,6 +299,7 @@ MEASURES = (
         "",
         "case",
         lambda case: {"": case.risk.error_share.item()},
+        in_report=False,
     ),
 )
 

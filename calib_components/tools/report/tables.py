@@ -56,6 +56,9 @@ class Cell(NamedTuple):
     notes: Sequence[str] = ()
     bold: bool = False
 
+    def __str__(self) -> str:
+        return " ".join([self.text, *self.notes])
+
 
 def heading(measure: str, structures: Sequence[str] = (), arrow: bool = True) -> str:
     """Return the heading of a column: title, region or structure, and an arrow that points to
@@ -148,10 +151,9 @@ def tabulate(records: Sequence[Record], index: Sequence[str]) -> pd.DataFrame:
     Records with the same values of `index` make a line. Their column is their "column", or the
     heading of their measure.
     """
-    lines: dict[tuple[str, ...], dict[str, Cell]] = {}
+    lines: dict[tuple[str, ...], dict[str, Any]] = {}
     for record in records:
-        line = tuple(str(record[name]) for name in index)
+        names = {name: str(record[name]) for name in index}
         column = record.get("column") or heading(record["measure"])
-        lines.setdefault(line, {})[column] = to_cell(record)
-    names = pd.MultiIndex.from_tuples(lines, names=index)
-    return pd.DataFrame([*lines.values()], names).fillna("")
+        lines.setdefault((*names.values(),), names)[column] = to_cell(record)
+    return pd.DataFrame([*lines.values()]).set_index([*index]).fillna("")
