@@ -81,9 +81,9 @@ def report_folders(
         )
         notices += same_names
     context = Context(results, names[0], compare(results, names[0]), chosen_on)
-    title = "Evaluations compared: {}" if len(names) > 1 else "Is it calibrated? {}"
+    title = "{count} evaluations compared" if len(names) > 1 else "Is it calibrated? {first}"
+    title = title.format(count=len(names), first=names[0])
     sections = [section for make in SECTIONS if (section := make(context))]
-    title = title.format(", ".join(names))
     run = {"folders": folders, "validation": validation}
     folder = OutputFolder(out, run, overwrite=overwrite)
     write_report(title, conclude(context), notices, sections, folder)
