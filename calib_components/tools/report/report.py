@@ -81,8 +81,9 @@ def report_folders(
         )
         notices += same_names
     context = Context(results, names[0], compare(results, names[0]), chosen_on)
-    title = "{count} evaluations compared" if len(names) > 1 else "Is it calibrated? {first}"
-    title = title.format(count=len(names), first=names[0])
+    title = f"Is it calibrated? {names[0]}"
+    if len(names) > 1:
+        title = f"{len(names)} evaluations compared"
     sections = [section for make in SECTIONS if (section := make(context))]
     run = {"folders": folders, "validation": validation}
     folder = OutputFolder(out, run, overwrite=overwrite)
