@@ -127,7 +127,8 @@ def summary_section(context: Context) -> Section:
 
 def _in_percent(judgement: Judgement) -> dict[str, Cell]:
     """Return the cells of a judgement."""
-    gap = Estimate(*(100 * end for end in judgement.gap[:3]))
+    mean, low, high = (100 * value for value in judgement.gap[:3])
+    gap = Estimate(mean, low, high)
     return {
         "sure": Cell(f"{100 * judgement.confidence:.1f}\u00a0%"),
         "right": Cell(f"{100 * judgement.accuracy:.1f}\u00a0%"),
