@@ -171,14 +171,13 @@ main { grid-template-columns: repeat(auto-fill, minmax(min(100%, 620px), 1fr)); 
 article { background: var(--card); border-left: 6px solid var(--line); padding: 12px }
 article { overflow-wrap: anywhere; content-visibility: auto; contain-intrinsic-size: auto 260px }
 article:target { outline: 3px solid #56b4e9 }
-img { float: left; width: 55%; max-width: 400px; margin-right: 12px }
-article div { display: flow-root }
+img { float: left; width: 60%; max-width: 400px; margin: 0 12px 6px 0 }
 .yes { border-color: #d55e00 }
 .why { color: var(--check); font-weight: 600 }
 .note { color: var(--dim); font-size: 13px }
 b { font-size: 20px }
 i { padding: 0 5px; margin-right: 6px; print-color-adjust: exact }
-table { border-collapse: collapse; width: 100% }
+table { border-collapse: collapse; width: 100%; clear: both }
 th, td { text-align: right; padding: 2px 4px }
 th, td { border-bottom: 1px solid var(--line); font-size: 13px; font-weight: 400 }
 th, td { overflow-wrap: normal }

@@ -88,8 +88,13 @@ def patient_means(means: ArrayLike, patients: pd.Series) -> pd.DataFrame:
 
 
 def judge_regions(results: Results, name: str) -> dict[str, Judgement]:
-    """Return the judgement of each region that has a voxel: a network may predict no foreground."""
-    judgements = {}
+    """Return the judgement of each region that has a voxel: a network may predict no foreground.
+
+    Without probabilities, there are none.
+    """
+    judgements: dict[str, Judgement] = {}
+    if not results.has("ece_predicted"):
+        return judgements
     for region in REGIONS:
         table = patient_means(results.case_means(name, region), results.patients)
         if len(table):
@@ -104,19 +109,12 @@ def judge_regions(results: Results, name: str) -> dict[str, Judgement]:
     return judgements
 
 
-def judge_predicted(results: Results, name: str) -> Judgement | None:
-    """Return the judgement where a network predicts a structure; None without probabilities of
-    one.
-    """
-    return judge_regions(results, name).get("predicted") if results.has("ece_predicted") else None
-
-
 def summary_section(context: Context) -> Section:
     """Return how well each evaluation segments, how sure it is, and how often right."""
     results = context.results
     lines = []
     for name in results.names:
-        dsc, judgement = results.mean(name, "dsc"), judge_predicted(results, name)
+        dsc, judgement = results.mean(name, "dsc"), judge_regions(results, name).get("predicted")
         line = {"Dice": Cell(number(dsc.mean, "dsc"), interval(dsc, "dsc"))}
         lines.append(line if judgement is None else line | _in_percent(judgement))
     labels = [*results.labels.values()] if len(lines) > 1 else [results.count]
@@ -129,11 +127,11 @@ def summary_section(context: Context) -> Section:
 
 def _in_percent(judgement: Judgement) -> dict[str, Cell]:
     """Return the cells of a judgement."""
-    gap = judgement.gap
-    ends = f"[{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
+    mean, low, high = (100 * value for value in judgement.gap[:3])
+    gap = Estimate(mean, low, high)
     return {
         "sure": Cell(f"{100 * judgement.confidence:.1f}\u00a0%"),
         "right": Cell(f"{100 * judgement.accuracy:.1f}\u00a0%"),
-        "too sure by": Cell(f"{100 * gap.mean:+.1f}", [ends] if gap.has_interval else []),
+        "too sure by": Cell(number(gap.mean, "points", True), interval(gap, "points", True)),
         "calibrated?": Cell(judgement.text, bold=True),
     }

@@ -71,8 +71,9 @@ def _numbers(results: Results) -> tuple[pd.DataFrame, list[str]]:
         values = {label: results.values(name, "dsc") for name, label in results.labels.items()}
         titles = [f"DSC {label} ↑" for label in values]
     else:
-        by_structure = [f"dsc_{structure}" for structure in results.structures]
-        measures = ["dsc", "expected_dsc", *by_structure, "missed", "spurious"]
+        measures = ["dsc", "expected_dsc", "missed", "spurious"]
+        if len(results.structures) > 1:
+            measures[2:2] = [f"dsc_{structure}" for structure in results.structures]
         shown = [measure for measure in measures if results.has(measure)]
         values = {measure: results.values(results.names[0], measure) for measure in shown}
         titles = [heading(measure, results.structures) for measure in shown]

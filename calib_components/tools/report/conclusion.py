@@ -9,7 +9,7 @@ from __future__ import annotations
 import pandas as pd
 
 from calib_components.errors import printable
-from calib_components.tools.report.calibration import judge_predicted, judge_regions
+from calib_components.tools.report.calibration import judge_regions
 from calib_components.tools.report.data import Context, Results
 from calib_components.tools.report.next_step import LOW, Step, latest_calibration, next_step
 from calib_components.tools.report.page import Answer
@@ -80,7 +80,7 @@ def _worst_cases(results: Results, name: str) -> list[str]:
 
 def describe_calibration(results: Results, name: str) -> str:
     """Return whether a network is calibrated where it predicts a structure, in words."""
-    judgement = judge_predicted(results, name)
+    judgement = judge_regions(results, name).get("predicted")
     if judgement is None:
         return NO_PROBABILITIES
     if judgement.verdict == "undecided":
@@ -95,20 +95,15 @@ def _next_step(results: Results, name: str) -> Step:
     """
     summaries = {name: each.summary for name, each in results.evaluations.items()}
     latest = latest_calibration(summaries, name)
-    if latest != name:
-        step = _next_step_of(results, latest)
-        return step._replace(text=f"{results.labels[latest]}: {step.text}")
-    return _next_step_of(results, name)
-
-
-def _next_step_of(results: Results, name: str) -> Step:
-    judgements = judge_regions(results, name) if results.has("ece_predicted") else {}
-    return next_step(
-        results.evaluations[name],
-        str(results.folders[name]),
-        float(mean_of_defined(results.values(name, "dsc"))),
-        judgements,
+    step = next_step(
+        results.evaluations[latest],
+        str(results.folders[latest]),
+        float(mean_of_defined(results.values(latest, "dsc"))),
+        judge_regions(results, latest),
     )
+    if latest == name:
+        return step
+    return step._replace(text=f"{results.labels[latest]}: {step.text}")
 
 
 def describe_differences(context: Context) -> tuple[list[str], str]:

@@ -100,8 +100,7 @@ def write_report(
             with writing(out.path / name) as file:
                 file.write_bytes(content)
     print(out.path / PAGE)
-    if sections:
-        print(sections[0].table.map(str).rename_axis(None).to_string())
+    print(sections[0].table.map(str).rename_axis(None).to_string())
     print(*answer.sentences)
     if answer.advice:
         print(f"Next: {answer.advice}\n{answer.command}".strip())

@@ -81,9 +81,10 @@ def report_folders(
         )
         notices += same_names
     context = Context(results, names[0], compare(results, names[0]), chosen_on)
-    title = "Evaluations compared: {}" if len(names) > 1 else "Is it calibrated? {}"
+    title = f"Is it calibrated? {names[0]}"
+    if len(names) > 1:
+        title = f"{len(names)} evaluations compared"
     sections = [section for make in SECTIONS if (section := make(context))]
-    title = title.format(", ".join(names))
     run = {"folders": folders, "validation": validation}
     folder = OutputFolder(out, run, overwrite=overwrite)
     write_report(title, conclude(context), notices, sections, folder)

@@ -46,18 +46,23 @@ def structures_section(context: Context) -> Section:
     ]
     index = ["structure"] if len(results.names) == 1 else ["label", "structure"]
     caption = ABOUT.format(hd95=results.unit, volumes=results.volume_unit)
-    judgements = judge_structures(results)
-    if judgements:
-        caption += ABOUT_EXPECTED
-        for name in results.names:
-            regions = judge_regions(results, name).items()
-            judgements |= {(name, REGIONS[region]): judgement for region, judgement in regions}
+    judgements = judge_structures(results) | _judge_all_regions(results)
     for (name, structure), judgement in judgements.items():
         records += _calibration_records(results, name, structure, judgement)
     table = tabulate([record for record in records if record["measure"] in SHOWN], index)
     if judgements:
+        caption += ABOUT_EXPECTED
         table["calibrated?"] = [Cell(judgement.text) for judgement in judgements.values()]
     return Section("structures", "Structures and regions", caption, table, records)
+
+
+def _judge_all_regions(results: Results) -> dict[tuple[str, str], Judgement]:
+    """Return the judgements of regions, as those of structures."""
+    return {
+        (name, REGIONS[region]): judgement
+        for name in results.names
+        for region, judgement in judge_regions(results, name).items()
+    }
 
 
 def judge_structures(results: Results) -> dict[tuple[str, str], Judgement]:

@@ -39,7 +39,7 @@ NONE = "n/a"  # in place of a number
 MAX_DIGITS = 5
 VOLUME_UNITS = ("ml", "voxels")
 # Others have 3
-DIGITS = {"mean": 2, "ml": 2, "voxels": 0, "missed": 0, "spurious": 0}
+DIGITS = {"mean": 2, "ml": 2, "voxels": 0, "points": 0, "missed": 0, "spurious": 0}
 TITLES = {  # of what is no column of cases.csv
     "gap": "confidence minus accuracy",
     "optimism": "expected minus true DSC",
