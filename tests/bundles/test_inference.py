@@ -18,7 +18,6 @@ from calib_components.handlers.weights import with_calibrator
 from calib_components.posthoc import Calibrator, ClassBias, TemperatureScaling
 from tests.helpers import (
     ACDC,
-    SIZE,
     made_up,
     make_weights,
     refusal,
@@ -157,31 +156,6 @@ def test_outside_the_crop_is_background_and_certain(
     assert (seg[~inside] == 0).all()
     assert (uncertainty[~inside] == 0).all()
     assert (uncertainty[19:51, 9:52] > 0).all()
-
-
-def test_the_axis_of_the_slices_in_the_file_changes_nothing(weights: Path, tmp_path: Path) -> None:
-    array = np.random.default_rng(0).integers(0, 1000, (40, 50, 4), np.int16)
-    affine = np.diag([1.5, 1.5, 8, 1])
-    expected = probabilities(array, affine, weights, tmp_path / "2")
-    for axis, order in ((0, [2, 0, 1]), (1, [0, 2, 1])):
-        found = probabilities(
-            array.transpose(order), affine[:, [*order, 3]], weights, tmp_path / str(axis)
-        )
-        np.testing.assert_allclose(np.moveaxis(found, axis, 2), expected, atol=STEP)
-
-
-def test_averaged_over_orientations_the_turn_of_the_slices_changes_nothing(tmp_path: Path) -> None:
-    weights, affine = make_weights(ACDC, tmp_path / "weights"), np.diag([1.5, 1.5, 8, 1])
-    array = np.random.default_rng(0).integers(0, 1000, (*SIZE, 2), np.int16)
-    expected = probabilities(array, affine, weights, tmp_path / "stored", tta=True)
-    found = probabilities(np.rot90(array).copy(), affine, weights, tmp_path / "turned", tta=True)
-    np.testing.assert_allclose(found, np.rot90(expected), atol=STEP)
-    tables = [
-        pd.read_csv(tmp_path / folder / "out" / "quality.csv")["pairwise_dsc"]
-        for folder in ("stored", "turned")
-    ]
-    assert (tables[0].between(0, 0.999) | tables[0].isna()).all()
-    np.testing.assert_allclose(*tables, atol=0.01)
 
 
 def test_the_crop_lies_around_the_heart(tmp_path: Path) -> None:
