@@ -65,15 +65,18 @@ def package_bundle(
     """
     root = bundle.resolve()
     files = contents(root, required, huggingface, any_weights)
-    archive = out / f"{root.name}_v{json.loads(files[METADATA])['version']}.zip"
-    target = zoo / "models" / root.name if zoo else archive
-    if target.exists() and not overwrite:
-        raise InputError(f"{target} exists. Pass --overwrite true to replace it.")
+    targets = [out / f"{root.name}_v{json.loads(files[METADATA])['version']}.zip"]
     if zoo:
-        write_to_zoo(files, target)
+        test = zoo / "ci" / "unit_tests" / f"test_{root.name}.py"
+        targets = [zoo / "models" / root.name, test]
+    existing = [target for target in targets if target.exists()]
+    if existing and not overwrite:
+        raise InputError(f"{existing[0]} exists. Pass --overwrite true to replace it.")
+    if zoo:
+        write_to_zoo(files, *targets)
     else:
-        write_zip(files, target, root.name)
-    print(f"{target}: {len(files)} files, {sum(map(len, files.values())) / 1e6:.1f} MB")
+        write_zip(files, targets[0], root.name)
+    print(f"{targets[0]}: {len(files)} files, {sum(map(len, files.values())) / 1e6:.1f} MB")
     if WEIGHTS not in files:
         print(f"It holds no weights: the bundle has no {WEIGHTS}.")
 
@@ -120,16 +123,15 @@ def write_zip(files: Files, archive: Path, folder: str) -> None:
             package.writestr(member, content)
 
 
-def write_to_zoo(files: Files, target: Path) -> None:
+def write_to_zoo(files: Files, target: Path, test: Path) -> None:
     """Write a package as `models/NAME` of a clone of the Model Zoo, and the test of the bundle."""
     make_folder(target.parent)
     with writing_folder(target) as folder:
         for name, content in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
-    tests = target.parents[1] / "ci" / "unit_tests"
-    make_folder(tests)
-    shutil.copyfile(ROOT / ZOO_TEST, tests / f"test_{target.name}.py")
+    make_folder(test.parent)
+    shutil.copyfile(ROOT / ZOO_TEST, test)
 
 
 def readme(bundle: Path, metadata: Mapping[str, Any]) -> bytes:

@@ -1,55 +1,10 @@
-"""Every benchmark, at a small size, prints a table and nothing else; what is timed gives the
-numbers of NumPy.
-"""
+"""What the benchmark of the evaluation times gives the numbers of NumPy."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any
-
 import pytest
-import torch
 
-from scripts.benchmarks import losses
-from scripts.benchmarks.evaluation import evaluation, heart, measure, measure_as_published
-from scripts.benchmarks.inference import inference
-
-COMMANDS: dict[str, tuple[Callable[..., None], list[str]]] = {
-    "losses": (
-        partial(losses.losses, rounds=1),
-        ["forward + backward, 2x4x16x16", "NACLLoss median"],
-    ),
-    "evaluation": (
-        partial(evaluation, rounds=1, sizes=[40], slices=4),
-        ["of 4x40x40x4", "published"],
-    ),
-    "inference": (
-        partial(inference, size=128, slices=4, num_classes=3),
-        ["inference, 128x128x4, 3 classes", "written MiB"],
-    ),
-}
-
-
-@pytest.fixture(autouse=True)
-def settings_are_put_back() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    logging.disable(logging.NOTSET)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_runs(command: str, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
-    monkeypatch.setattr(losses, "SHAPES", ((2, 4, 16, 16), (1, 3, 8, 8, 8)))
-    monkeypatch.setattr(losses, "MANY_CLASSES", (1, 105, 8, 8, 8))
-    run, expected = COMMANDS[command]
-    run(threads=1)
-    printed, errors = capfd.readouterr()
-    assert all(text in printed for text in expected)
-    assert not any(level in printed + errors for level in ("INFO", "WARNING", "Warning"))
+from scripts.benchmarks.evaluation import heart, measure, measure_as_published
 
 
 def test_an_evaluation_has_the_numbers_of_published_code() -> None:

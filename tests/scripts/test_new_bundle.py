@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
-from monai.bundle import verify_net_in_out
 
-from calib_components.data.facts import Facts, facts_beside, write_facts
+from calib_components.data.facts import write_facts
 from calib_components.errors import InputError
+from calib_components.handlers.weights import with_calibrator
+from calib_components.posthoc import TemperatureScaling
 from scripts.helpers.new_bundle import new_bundle
 from scripts.helpers.packages import contents, package_bundle
 from tests.helpers import (
@@ -25,6 +26,7 @@ from tests.helpers import (
     make_prepared,
     make_weights,
     run_bundle,
+    small_facts,
 )
 
 TOLD: dict[str, Any] = {
@@ -37,31 +39,28 @@ TOLD: dict[str, Any] = {
 }
 
 
-def facts_of(folder: Path) -> Facts:
-    facts = facts_beside(folder / "facts.yaml")
-    assert facts is not None
-    return facts
-
-
 @pytest.fixture(scope="module", params=[FLARE, HIPPOCAMPUS], ids=["slices", "volumes"])
 def own(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training of classes of one's own, and the evaluation of its weights."""
     bundle, folder = request.param, tmp_path_factory.mktemp("own")
-    places = (make_prepared(bundle, folder / "data"), make_weights(bundle, folder / "models"))
-    for place in places:
-        facts = facts_of(place)
-        names = [f"part {k}" for k in range(1, facts.num_classes)]
-        own = replace(
-            facts,
-            class_names=["background", *names],
-            label_codes=[0, *range(7, 6 + facts.num_classes)],
-            structures={name: [k] for k, name in enumerate(names, start=1)},
-            any_orientation=False,
-        )
-        write_facts(own, place)
-    data, weights = map(str, places)
-    options = {"dataset_dir": data, "ckpt_dir": weights, "output_dir": str(folder / "eval")}
-    run_bundle(bundle, "train.yaml", "evaluate.yaml", **options)
+    facts = small_facts(bundle)
+    names = [f"part {k}" for k in range(1, facts.num_classes)]
+    own = replace(
+        facts,
+        class_names=["background", *names],
+        label_codes=[0, *range(7, 6 + facts.num_classes)],
+        structures={name: [k] for k, name in enumerate(names, start=1)},
+        any_orientation=False,
+        source=str(folder),
+    )
+    places = {
+        "dataset_dir": str(make_prepared(bundle, folder / "data")),
+        "ckpt_dir": str(make_weights(bundle, folder / "models")),
+        "output_dir": str(folder / "eval"),
+    }
+    for name in ("dataset_dir", "ckpt_dir"):
+        write_facts(own, places[name])
+    run_bundle(bundle, "train.yaml", "evaluate.yaml", **places)
     return folder
 
 
@@ -84,12 +83,6 @@ def test_a_bundle_says_what_was_trained_and_measured_and_runs(own: Path, tmp_pat
     assert config["any_orientation"] is False
     assert config["facts"]["class_names"][1] == "part 1"
     package_bundle(bundle, tmp_path / "dist")
-    verify_net_in_out(
-        net_id="network_def",
-        config_file=str(bundle / "configs" / "inference.yaml"),
-        meta_file=str(bundle / "configs" / "metadata.json"),
-        bundle_root=str(bundle),
-    )
     images = make_images(FLARE, tmp_path / "images")
     options = {"ignore_intensity": True} if "ignore_intensity" in config else {}
     run_bundle(bundle, "inference.yaml", dataset_dir=str(images), **options)
@@ -108,10 +101,9 @@ def test_what_is_missing_is_named_at_once(tmp_path: Path) -> None:
 
 
 def test_results_of_other_weights_are_refused(own: Path, tmp_path: Path) -> None:
-    weights = torch.load(own / "models" / "model.pt", weights_only=True)
-    weights["temperature"] = torch.tensor(2.0)
-    torch.save(weights, tmp_path / "model.pt")
-    write_facts(facts_of(own / "models"), tmp_path)
+    shutil.copytree(own / "models", tmp_path / "models")
+    file = tmp_path / "models" / "model.pt"
+    file.write_bytes(with_calibrator(file, TemperatureScaling()))
     with pytest.raises(InputError, match=r"eval has no evaluation of .* as they are now"):
-        new_bundle(own, tmp_path / "new", weights=tmp_path / "model.pt", **TOLD)
+        new_bundle(own, tmp_path / "new", weights=file, **TOLD)
     assert not (tmp_path / "new").exists()
