@@ -279,7 +279,7 @@ def _check_type(config: ConfigParser, name: str, default: Any) -> None:
         return
     value = config.get_parsed_content(name)
     if isinstance(default, list):
-        if not _are_numbers(value):
+        if not (isinstance(value, list) and _are_numbers(value)):
             raise InputError(f"{name} must be a list such as {default}, got {value!r}.")
     elif isinstance(default, bool):
         if not isinstance(value, bool):  # any text would be true

@@ -184,14 +184,13 @@ class TrainingCheckpoint:
                 " them back, or start from the beginning with --resume false --overwrite true."
             )
         has_schedule = before.get("lr_scheduler") == self.settings.get("lr_scheduler")
-        rates = [] if has_schedule else self._rates_after(checkpoint["epoch"])
         for name, holder in self.stateful.items():
             if name == "lr_scheduler" and not has_schedule:
                 continue
             if name in checkpoint:  # a run that started without AMP has no scaler
                 holder.load_state_dict(checkpoint[name])
-        for group, rate in zip(self.stateful["optimizer"].param_groups, rates, strict=False):
-            group["lr"] = rate
+        if not has_schedule:
+            self._repeat_schedule(checkpoint["epoch"])
         engine.state.epoch = checkpoint["epoch"]
         engine.state.iteration = checkpoint["epoch"] * engine.state.epoch_length
         self.evaluator.state.best_metric = checkpoint["best_metric"]
@@ -210,13 +209,14 @@ class TrainingCheckpoint:
             return self.settings
         return {**self.settings, **fingerprint({**self.config, "max_epochs": max_epochs})}
 
-    def _rates_after(self, epochs: int) -> list[float]:
-        """Step the scheduler through the epochs so far; return the learning rates that it gives."""
+    def _repeat_schedule(self, epochs: int) -> None:
+        """Step a new scheduler through the epochs so far, from the first learning rate on."""
+        for group in self.stateful["optimizer"].param_groups:
+            group["lr"] = group["initial_lr"]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
             for _ in range(epochs):
                 self.stateful["lr_scheduler"].step()
-        return [group["lr"] for group in self.stateful["optimizer"].param_groups]
 
     def _stop_without_improvement(self, engine: Trainer) -> None:
         """End a training whose key metric has not been better for as many epochs as `patience`."""

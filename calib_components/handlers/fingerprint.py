@@ -40,6 +40,8 @@ BY_NAME = (
     "facts_file",
     "seed",
 )
+# Options in which a run may differ from the one that it continues
+FREE = (*BY_NAME, *LOADING, "cache", "device", "max_epochs")
 # Ids of a bundle, each with the arguments of its component that are left out.
 Ids = Mapping[str, tuple[str, ...]]
 DATA_AND_NETWORK: Ids = {
@@ -174,8 +176,12 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
 
 def options_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options at the top of a configuration, as JSON data."""
-    options = {name: value for name, value in config.items() if not isinstance(value, Mapping)}
+    """Return the options at the top of a configuration but for `FREE`, as JSON data."""
+    options = {
+        name: value
+        for name, value in config.items()
+        if name not in FREE and not isinstance(value, Mapping)
+    }
     return json.loads(json.dumps(options, default=str))
 
 
@@ -220,19 +226,11 @@ def _reached(name: str, parser: ConfigParser) -> list[str]:
 
 def _describe(name: str, before: Any, now: Any) -> str:
     """Describe how a setting differs, by its first part that does."""
-    parts, parts_now = _parts(before), _parts(now)
-    for key in {**parts, **parts_now} if parts and parts_now else ():
-        if parts.get(key) != parts_now.get(key):
-            return _describe(f"{name}::{key}", parts.get(key), parts_now.get(key))
-    values = (textwrap.shorten(json.dumps(value), 80) for value in (before, now))
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        key = next(key for key in {**before, **now} if before.get(key) != now.get(key))
+        return _describe(f"{name}::{key}", before.get(key), now.get(key))
+    values = (textwrap.shorten(json.dumps(value, default=str), 80) for value in (before, now))
     return "{} ({}, now {})".format(name, *values)
-
-
-def _parts(value: Any) -> Mapping[Any, Any]:
-    """Return the parts of a setting that has named ones, or a list of such settings."""
-    if isinstance(value, list) and any(isinstance(part, Mapping) for part in value):
-        return dict(enumerate(value))
-    return value if isinstance(value, Mapping) else {}
 
 
 def fingerprint_of_cases(datalist: Path, folder: Path) -> str | None:

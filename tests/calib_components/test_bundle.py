@@ -148,6 +148,7 @@ def test_ids_of_the_bundle_need_no_effect() -> None:
         ({"num_workers": "true"}, "num_workers must be an integer of at least 0, got True"),
         ({"strength": "$0.5 - 1"}, "strength must be a number of at least 0, got -0.5"),
         ({"zoom_range": "abc"}, "zoom_range must be a list such as [0.9, 1.1], got 'abc'"),
+        ({"zoom_range": 5}, "zoom_range must be a list such as [0.9, 1.1], got 5"),
         (
             {"optimizer": {"_target_": "torch.optim.Adam", "weight_decay": "x"}},
             "optimizer::weight_decay must be a number, got 'x'",

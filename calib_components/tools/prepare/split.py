@@ -77,7 +77,7 @@ def read_split(file: Path, cases: Sequence[SourceCase]) -> dict[str, str]:
     for name, split in names:
         check_choice(f"{file}: the split of {name}", split, SPLITS)
         if name not in known:
-            raise InputError(f"{file}: no case or patient is called {name}{nearest(name, known)}.")
+            raise InputError(f"{file}: no case or patient is called {name}{nearest(name, known)}")
         for case in known[name]:
             listed[case.name] = split
             if patients.setdefault(case.patient, split) != split:
