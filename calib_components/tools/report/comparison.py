@@ -125,7 +125,8 @@ def reliability_section(context: Context) -> Section | None:
         return None
     pictures = []
     for name, label in results.labels.items():
-        panel = {"predicted foreground": results.pooled_bins(name, "predicted")}
-        png = to_png(reliability_diagram(panel))
-        pictures.append(Picture(f"reliability_{name}", label, png))
+        bins = results.pooled_bins(name, "predicted")
+        if bins.count.any():  # something is predicted
+            png = to_png(reliability_diagram({"predicted foreground": bins}))
+            pictures.append(Picture(f"reliability_{name}", label, png))
     return Section("reliability", "Reliability", ABOUT_DIAGRAMS, pictures=pictures, folded=False)

@@ -80,7 +80,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, CalibrationBins]]:
     """The panels of each figure, which is not drawn here: that takes a second."""
     panels: list[dict[str, CalibrationBins]] = []
 
-    def draw(bins: dict[str, CalibrationBins], bands: bool) -> Figure:
+    def draw(bins: dict[str, CalibrationBins]) -> Figure:
         panels.append(bins)
         return Figure(figsize=(1, 1), dpi=30)
 
