@@ -1,10 +1,43 @@
-"""What the benchmark of the evaluation times gives the numbers of NumPy."""
+"""Every benchmark, at a small size, prints a table; what is timed gives the numbers of NumPy."""
 
 from __future__ import annotations
 
-import pytest
+import logging
+from collections.abc import Callable, Iterator
+from functools import partial
 
-from scripts.benchmarks.evaluation import heart, measure, measure_as_published
+import pytest
+import torch
+
+from scripts.benchmarks import losses
+from scripts.benchmarks.evaluation import evaluation, heart, measure, measure_as_published
+from scripts.benchmarks.inference import inference
+
+COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
+    "losses": (partial(losses.losses, rounds=1), "NACLLoss median"),
+    "evaluation": (partial(evaluation, rounds=1, sizes=[40], slices=4), "published"),
+    "inference": (partial(inference, size=128, slices=4, num_classes=3), "slabs"),
+}
+
+
+@pytest.fixture(autouse=True)
+def settings_are_put_back() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_runs(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(losses, "SHAPES", ((2, 4, 16, 16), (1, 3, 8, 8, 8)))
+    monkeypatch.setattr(losses, "MANY_CLASSES", (1, 105, 8, 8, 8))
+    run, expected = COMMANDS[command]
+    run(threads=1)
+    assert expected in capsys.readouterr().out
 
 
 def test_an_evaluation_has_the_numbers_of_published_code() -> None:
