@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from calib_components.figures.style import PANEL_TITLE, literal
-from calib_components.metrics import CalibrationBins, consistency_bands, resampled_errors
+from calib_components.metrics import CalibrationBins, consistency_bands
 
 ABREAST = 5  # panels in a row
 SMALLEST_SHARE = 1e-5  # of the voxels: bins with fewer are not drawn
@@ -148,7 +148,6 @@ def _draw_panel(
         label = "accuracy if true, 95 %\n(independent voxels)"
         band = bar | {"width": width / 2, "color": (0, 0, 0, 0.35), "edgecolor": "black"}
         upper.bar(left + width / 4, high - low, bottom=low, label=label, **band)
-        title += f"\n{resampled_errors(bins).mean().item():.4f} by chance alone"
     upper.set(xlim=(0, 1), ylim=(0, 1))
     upper.set_title(title, fontsize="medium")  # those of neighbours do not touch
     upper.tick_params(labelbottom=False)
