@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 
 from calib_components.errors import InputError
 
@@ -94,7 +93,7 @@ def _squared_distances(
     return squared
 
 
-def voxel_sizes(spacing: ArrayLike | None, axes: int) -> list[float]:
+def voxel_sizes(spacing: Sequence[float] | None, axes: int) -> list[float]:
     """Return the size of a voxel along each spatial axis, 1 without a spacing; raise `InputError`
     unless there is one above 0 for each.
     """
