@@ -39,15 +39,17 @@ from calib_components.handlers.weights import (
     write_weights,
 )
 from calib_components.inference.crops import Crop, crop_of, cut
-from calib_components.metrics import CalibrationBins, dice, structure_masks
+from calib_components.metrics import CalibrationBins, calibration_bins, dice, structure_masks
 from calib_components.posthoc import KINDS, Calibrator, Estimate, set_calibrator
 from calib_components.posthoc.base import gathered
-from calib_components.posthoc.costs import REGIONS, Costs
 from calib_components.quality import Reference, ScanEstimates
 
 log = logging.getLogger(__name__)
 # Gets a patient, and the logits, the label and the crop of a case
 UseCase = Callable[[str, torch.Tensor, torch.Tensor, Crop | None], None]
+# Of each calibrator and each of `REGIONS`: bins of the top label
+Bins = dict[tuple[str, str], CalibrationBins]
+REGIONS = ("all", "predicted")  # what is predicted follows from the calibrated probabilities
 # Of each structure of a scan: estimated and true DSC, expected and true volume in voxels
 ScanRow = list[tuple[float, ...]]
 # Files of a calibrator, by its name: the estimate, what the fit keeps of patients, and the figure
@@ -187,11 +189,11 @@ class Calibration:
             candidates["fitted to the images as they are"] = unchanged
         self._fit(self.calibrator, self.perturbation)
         estimate = self._compute()
-        costs, scans = self._measure(candidates)
+        bins, scans = self._measure(candidates)
         files = {
             REPORT: _encoded(estimate.to_dict(), indent=2),
             FIT: _encoded(self.calibrator.to_dict()),
-            FIGURE: self._compare(costs),
+            FIGURE: self._compare(bins),
         }
         self._write(files, scans)
 
@@ -264,26 +266,29 @@ class Calibration:
 
     def _measure(
         self, candidates: Mapping[str, Calibrator]
-    ) -> tuple[dict[str, Costs], list[tuple[str, ScanRow]]]:
-        """Return what each calibrator costs on all cases, and what the one called "after" gives of
-        each scan, with its patient.
+    ) -> tuple[Bins, list[tuple[str, ScanRow]]]:
+        """Return the bins of each calibrator over all cases, and what the one called "after" gives
+        of each scan, with its patient.
         """
-        costs: dict[str, list[Costs]] = {name: [] for name in candidates}
+        bins: dict[tuple[str, str], list[CalibrationBins]] = {
+            (name, region): [] for name in candidates for region in REGIONS
+        }
         scans: list[tuple[str, ScanRow]] = []
 
         def use(patient: str, logits: torch.Tensor, label: torch.Tensor, crop: Crop | None) -> None:
             seen, truth = cut(crop, logits), cut(crop, label)
             for name, candidate in candidates.items():
                 p = candidate.to(logits.device)(seen).softmax(1)
-                costs[name].append(Costs.measure(p, truth))
+                for region in REGIONS:
+                    bins[name, region].append(calibration_bins(p, truth, region=region))
                 if name == "after":
                     scans.append((patient, self._measure_scan(p[0], label[0], crop)))
 
         self._run_network(use)
-        parts = gathered(costs)
+        parts = gathered(bins)
         totals = {
-            name: functools.reduce(operator.add, (cost for part in parts for cost in part[name]))
-            for name in candidates
+            key: functools.reduce(operator.add, (each for part in parts for each in part[key]))
+            for key in bins
         }
         return totals, [scan for part in gathered(scans) for scan in part]
 
@@ -309,16 +314,16 @@ class Calibration:
         ]
 
     @idist.one_rank_only()
-    def _compare(self, costs: Mapping[str, Costs]) -> bytes:
+    def _compare(self, bins: Bins) -> bytes:
         """Say what the fit changed, and return the figure of it."""
         # Training must not need matplotlib
         from calib_components.figures import reliability_diagram
 
         log.info("Errors in what the network sees, of the images as they are:")
-        for name, cost in costs.items():
-            log.info("%s: %s", name.capitalize(), cost.describe())
+        for (name, region), each in bins.items():
+            log.info("%s: ECE %.4f (%s)", name.capitalize(), each.expected_error().item(), region)
         panels: dict[str, CalibrationBins] = {
-            f"{region}, {when}": costs[when].bins[region]
+            f"{region}, {when}": bins[when, region]
             for region in REGIONS
             for when in ("before", "after")
         }

@@ -35,7 +35,6 @@ from calib_components.posthoc import (
     describe_calibration,
     find_reference,
 )
-from calib_components.posthoc.costs import Costs
 from calib_components.quality import Reference
 from tests.helpers import snapshot
 
@@ -229,8 +228,10 @@ def test_fit_on_changed_images_and_its_price_on_unchanged_ones(
         ("After", estimate.temperature),
         ("Fitted to the images as they are", unchanged.temperature),
     ):
-        costs = Costs.measure((images / temperature).softmax(1), labels)
-        assert f"{name}: {costs.describe()}" in caplog.text
+        for region in ("all", "predicted"):
+            p = (images / temperature).softmax(1)
+            error = calibration_bins(p, labels, region=region).pooled().expected_error()
+            assert f"{name}: ECE {error.item():.4f} ({region})" in caplog.text
     check_reference(find_reference(load(tmp_path)), cases, torch.tensor(estimate.temperature))
 
 
