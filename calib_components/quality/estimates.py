@@ -22,7 +22,7 @@ RANGE_TOLERANCE = 1e-5  # beyond 0 and 1
 SUM_TOLERANCE = 1e-2  # of sums over classes: half precision rounds by about this much
 Structures = Mapping[str, Sequence[int]]
 # What is summed over the voxels of a scan, from the probability of a structure and whether it is
-# predicted there.
+# predicted there. Where it is not possible, all but the first are 0.
 TERMS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "expected": lambda p, is_predicted: p,
     "overlap": lambda p, is_predicted: p * is_predicted,
@@ -229,19 +229,30 @@ class ScanEstimates:
         Raise `InputError` if N is too small, or they are no probabilities.
         """
         require_probabilities(probabilities, self.sigmoid)
-        number = len(probabilities)
+        number, slices = probabilities.shape[:2]
         if (highest := max(max(classes) for classes in self.structures.values())) >= number:
             raise InputError(
                 f"probabilities have {number} classes, but the structures need class {highest}."
             )
-        variance = torch.zeros_like(probabilities[0])
-        structures = zip(self.structures.items(), self.masks(probabilities), strict=True)
+        values = probabilities.flatten(1)
+        # A row is short enough for float32
+        totals = probabilities.sum(-1).flatten(1).sum(1, dtype=torch.float64)
+        # Elsewhere, no structure is predicted or possible.
+        inside = values.amax(0) > POSSIBLE if self.sigmoid else values[0] < 1 - POSSIBLE
+        index = inside.nonzero().squeeze(1)
+        values = values[:, index]
+        variance = torch.zeros_like(values[0])
+        structures = zip(self.structures.items(), self.masks(values), strict=True)
         for (name, classes), is_predicted in structures:
-            p = probabilities[list(classes)].sum(0).clamp(0, 1)
-            for term, value in structure_sums(p, is_predicted).items():
+            rows = list(classes)
+            p = values[rows].sum(0).clamp(0, 1)
+            added = {**structure_sums(p, is_predicted), "expected": totals[rows].sum()}
+            for term, value in added.items():
                 self._sums[name][term] = self._sums[name][term] + value.cpu()
             variance += p * (1 - p)
-        self._variances.append(variance.flatten(1).sum(1).cpu())
+        self._variances.append(
+            torch.bincount(index // (inside.numel() // slices), variance, minlength=slices).cpu()
+        )
 
     def masks(self, probabilities: torch.Tensor) -> list[torch.Tensor]:
         """Return where each structure is predicted, `(*S)`, of probabilities `(N, *S)`."""
