@@ -174,12 +174,18 @@ def _refuse_calibrated(folder: Path, predictions: Iterable[Reader]) -> None:
 
 
 def _check_out(folder: OutputFolder, sources: Sequence[Path], names: set[str]) -> None:
-    """Check that the output is apart from the sources, and holds no results of others."""
+    """Check that the output is apart from the sources, and keeps no maps of other predictions."""
     out = folder.path
     for source in sources:
         if source.resolve() in (out.resolve(), *out.resolve().parents):
             raise InputError(f"--out: {out} is in {source}. Give another folder.")
-    folder.check(names)
+    maps = {file.name for ending in ENDINGS for file in out.glob(f"[!.]*{ending}")}
+    others = maps - names - folder.check(names)
+    if others:
+        raise InputError(
+            f"--out: {out / min(others)} is of another prediction. Delete it, or give another"
+            " folder."
+        )
 
 
 def _map_ending(prediction: Reader) -> str:
