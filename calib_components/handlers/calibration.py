@@ -39,14 +39,16 @@ from calib_components.handlers.weights import (
     write_weights,
 )
 from calib_components.inference.crops import Crop, crop_of, cut
-from calib_components.metrics import CalibrationBins, dice, structure_masks
+from calib_components.metrics import CalibrationBins, calibration_bins, dice, structure_masks
 from calib_components.posthoc import KINDS, Calibrator, Estimate, set_calibrator
-from calib_components.posthoc.costs import REGIONS, Costs
 from calib_components.quality import Reference, ScanEstimates
 
 log = logging.getLogger(__name__)
 # Gets a patient, and the logits, the label and the crop of a case
 UseCase = Callable[[str, torch.Tensor, torch.Tensor, Crop | None], None]
+# Of each calibrator and each of `REGIONS`: bins of the top label
+Bins = dict[tuple[str, str], CalibrationBins]
+REGIONS = ("all", "predicted")  # what is predicted follows from the calibrated probabilities
 # Of each structure of a scan: estimated and true DSC, expected and true volume in voxels
 ScanRow = list[tuple[float, ...]]
 # Files of a calibrator, by its name: the estimate, what the fit keeps of patients, and the figure
@@ -175,11 +177,11 @@ class Calibration:
         set_calibrator(self.network, type(self.calibrator)())  # not that of the weights
         self._fit()
         estimate = self._compute()
-        costs, scans = self._measure({"before": type(self.calibrator)(), "after": self.calibrator})
+        bins, scans = self._measure({"before": type(self.calibrator)(), "after": self.calibrator})
         files = {
             REPORT: _encoded(estimate.to_dict(), indent=2),
             FIT: _encoded(self.calibrator.to_dict()),
-            FIGURE: self._compare(costs),
+            FIGURE: self._compare(bins),
         }
         self._write(files, scans)
 
@@ -250,23 +252,26 @@ class Calibration:
 
     def _measure(
         self, candidates: Mapping[str, Calibrator]
-    ) -> tuple[dict[str, Costs], list[tuple[str, ScanRow]]]:
-        """Return what each calibrator costs on all cases, and what the one called "after" gives of
-        each scan, with its patient.
+    ) -> tuple[Bins, list[tuple[str, ScanRow]]]:
+        """Return the bins of each calibrator over all cases, and what the one called "after" gives
+        of each scan, with its patient.
         """
-        costs: dict[str, list[Costs]] = {name: [] for name in candidates}
+        bins: dict[tuple[str, str], list[CalibrationBins]] = {
+            (name, region): [] for name in candidates for region in REGIONS
+        }
         scans: list[tuple[str, ScanRow]] = []
 
         def use(patient: str, logits: torch.Tensor, label: torch.Tensor, crop: Crop | None) -> None:
             seen, truth = cut(crop, logits), cut(crop, label)
             for name, candidate in candidates.items():
                 p = candidate.to(logits.device)(seen).softmax(1)
-                costs[name].append(Costs.measure(p, truth))
+                for region in REGIONS:
+                    bins[name, region].append(calibration_bins(p, truth, region=region))
                 if name == "after":
                     scans.append((patient, self._measure_scan(p[0], label[0], crop)))
 
         self._run_network(use)
-        totals = {name: functools.reduce(operator.add, each) for name, each in costs.items()}
+        totals = {key: functools.reduce(operator.add, each) for key, each in bins.items()}
         return totals, scans
 
     def _measure_scan(self, p: torch.Tensor, label: torch.Tensor, crop: Crop | None) -> ScanRow:
@@ -290,16 +295,16 @@ class Calibration:
             for estimate, true_dsc, volume in measured
         ]
 
-    def _compare(self, costs: Mapping[str, Costs]) -> bytes:
+    def _compare(self, bins: Bins) -> bytes:
         """Say what the fit changed, and return the figure of it."""
         # Training must not need matplotlib
         from calib_components.figures import reliability_diagram
 
         log.info("Errors in what the network sees, of the images as they are:")
-        for name, cost in costs.items():
-            log.info("%s: %s", name.capitalize(), cost.describe())
+        for (name, region), each in bins.items():
+            log.info("%s: ECE %.4f (%s)", name.capitalize(), each.expected_error().item(), region)
         panels: dict[str, CalibrationBins] = {
-            f"{region}, {when}": costs[when].bins[region]
+            f"{region}, {when}": bins[when, region]
             for region in REGIONS
             for when in ("before", "after")
         }

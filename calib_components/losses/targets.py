@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from calib_components.errors import InputError
-from calib_components.losses.slabs import Slab
 
 # Allowed deviation of a sum of probabilities from 1; bfloat16 rounds by about this much
 SUM_TOLERANCE = 1e-2
@@ -37,20 +36,20 @@ class Labels:
     def are_probabilities(self) -> bool:
         return self.values.is_floating_point()
 
-    def probabilities(self, slab: Slab, dtype: torch.dtype) -> Tensor:
-        """Probability of each class in a slab, `(b, N, h, ...)`: one-hot, and 0 at ignored voxels,
+    def probabilities(self, slab: slice, dtype: torch.dtype) -> Tensor:
+        """Probability of each class in a slab, `(B, N, h, ...)`: one-hot, and 0 at ignored voxels,
         for indices.
         """
-        values = self.values[slab]
+        values = self.values[:, :, slab]
         if self.are_probabilities:
             return values
         return one_hot(values, self.num_classes).to(dtype)
 
-    def without_ignored(self, values: Tensor, slab: Slab) -> Tensor:
-        """Values of the voxels of a slab, `(b, n, h, ...)`, with 0 at ignored voxels."""
+    def without_ignored(self, values: Tensor, slab: slice) -> Tensor:
+        """Values of the voxels of a slab, `(B, n, h, ...)`, with 0 at ignored voxels."""
         if not self.has_ignored:
             return values
-        return values * (self.values[slab] >= 0).to(values.dtype)
+        return values * (self.values[:, :, slab] >= 0).to(values.dtype)
 
     def num_counted(self) -> int | Tensor:
         """Number of voxels that count, at least 1."""
@@ -141,10 +140,6 @@ def require(checked: Tensor, condition: Tensor, message: str, values: Tensor) ->
     """Return the tensor `checked`, or raise an error with the range of `values`; see the module's
     docstring.
     """
-    if torch.compiler.is_compiling():
-        # Adding the operator's result, which is False, makes all that follows wait for the
-        # operator.
-        return checked + _raise_unless(condition, values, message)
     if checked.is_cuda:
         torch._assert_async(condition, message)
     elif not condition:
@@ -152,20 +147,3 @@ def require(checked: Tensor, condition: Tensor, message: str, values: Tensor) ->
             f"{message}, got values from {values.min().item()} to {values.max().item()}."
         )
     return checked
-
-
-@torch.library.custom_op(
-    "calib_components::raise_unless",
-    mutates_args=(),
-    schema="(Tensor condition, Tensor values, str message) -> Tensor",
-)
-def _raise_unless(condition: Tensor, values: Tensor, message: str) -> Tensor:
-    """`require` as an operator: inductor would compile an assertion into a parallel loop, where C++
-    aborts.
-    """
-    return require(torch.zeros_like(condition), condition, message, values)
-
-
-@_raise_unless.register_fake
-def _(condition: Tensor, values: Tensor, message: str) -> Tensor:
-    return torch.zeros_like(condition)

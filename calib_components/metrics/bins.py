@@ -1,5 +1,4 @@
-"""Reliability bins, the calibration errors computed from them, also without edges, and how large
-these are by chance.
+"""Reliability bins, and the calibration errors computed from them, also without edges.
 
 Counts are int64 and sums float64: float32 sums become inexact from about one million voxels per
     bin.
@@ -7,7 +6,7 @@ Counts are int64 and sums float64: float32 sums become inexact from about one mi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from scipy.fft import dct, idct
 from scipy.optimize import brentq
 from scipy.stats import binom
 
-from calib_components.errors import InputError, check_count, check_number
+from calib_components.errors import InputError, check_number
 from calib_components.metrics.base import CaseTensors
 
 # Of the smooth ECE: a smoothing of 0.001, which a million voxels need, is then one bin wide
@@ -91,7 +90,7 @@ class CalibrationBins(CaseTensors):
         bins.
 
         `sum_bins count / total * |confidence - accuracy|`, float64 `(B,)`; NaN for a case without
-        voxels. This holds for the other two errors as well: classwise bins give the mean over
+        voxels. This holds for the average error as well: classwise bins give the mean over
         classes. Without `mean`, the error of each class, `(B, N)`.
         """
         errors = (self.confidence_sum - self.num_correct).abs().sum(-1) / self.count.sum(-1)
@@ -101,20 +100,8 @@ class CalibrationBins(CaseTensors):
         """Average calibration error (ACE), `(B,)`: the mean of `|confidence - accuracy|` over
         non-empty bins.
         """
-        return mean_over_classes(self._gaps().nanmean(-1))
-
-    def maximum_error(self) -> torch.Tensor:
-        """Maximum calibration error (MCE), `(B,)`: the largest `|confidence - accuracy|` of a
-        bin.
-        """
-        gaps = self._gaps()
-        return mean_over_classes(
-            torch.where(gaps.isnan().all(-1), torch.nan, gaps.nan_to_num().amax(-1))
-        )
-
-    def _gaps(self) -> torch.Tensor:
-        """`|confidence - accuracy|` of each bin; NaN where it is empty."""
-        return (self.confidence_sum - self.num_correct).abs() / self.count
+        gaps = (self.confidence_sum - self.num_correct).abs() / self.count
+        return mean_over_classes(gaps.nanmean(-1))
 
 
 def mean_over_classes(errors: torch.Tensor) -> torch.Tensor:
@@ -135,7 +122,7 @@ def consistency_bands(
     on the diagonal.
 
     Args:
-        bins: Observed bins; `InputError` if their counts are not whole numbers.
+        bins: Observed bins.
         level: Probability of the range.
 
     Returns:
@@ -146,35 +133,12 @@ def consistency_bands(
         Forecasting 22, 2007.
     """
     check_number("level", level, 0, 1)
-    count, probability = _binomial(bins)
+    count, probability = bins.count.double(), bins.confidence.nan_to_num().clamp(0, 1)
     tails = ((1 - level) / 2, (1 + level) / 2)
     low, high = (
         count.new_tensor(binom.ppf(tail, count.cpu(), probability.cpu())) / count for tail in tails
     )
     return low, high
-
-
-def resampled_errors(bins: CalibrationBins, draws: int = 1000, seed: int = 0) -> torch.Tensor:
-    """Expected calibration errors `(B, draws)` if the probabilities are calibrated: what chance
-    alone gives.
-
-    The numbers of correct predictions are drawn from the distribution of `consistency_bands`.
-    """
-    check_count("draws", draws, 1)
-    generator = torch.Generator(bins.count.device).manual_seed(seed)
-    drawn = (
-        replace(bins, num_correct=torch.binomial(*_binomial(bins), generator)) for _ in range(draws)
-    )
-    return torch.stack([each.expected_error() for each in drawn], 1)
-
-
-def _binomial(bins: CalibrationBins) -> tuple[torch.Tensor, torch.Tensor]:
-    """Number of draws and probability of success in each bin."""
-    if bins.count.is_floating_point():
-        raise InputError(
-            "bins must have whole counts, as observed ones have, got those expected if true."
-        )
-    return bins.count.double(), bins.confidence.nan_to_num().clamp(0, 1)
 
 
 def smooth_calibration_error(bins: CalibrationBins) -> torch.Tensor:

@@ -20,7 +20,12 @@ from calib_components.metrics.regions import REGIONS, Region
 from calib_components.metrics.segmentation import dice, hausdorff_distance_95, structure_masks
 from calib_components.metrics.selective import RiskCoverage, risk_coverage
 from calib_components.metrics.volumes import StructureMeasures, measure_structures
-from calib_components.quality.estimates import ESTIMATES, QualityEstimate, StructureScan
+from calib_components.quality.estimates import (
+    ESTIMATES,
+    QualityEstimate,
+    StructureEstimate,
+    StructureScan,
+)
 from calib_components.quality.reference import Reference
 
 PAPER_REGION = "foreground"  # columns without a region in their names, such as `ece`, are of it
@@ -139,9 +144,13 @@ class Case:
     @cached_property
     def structure_scans(self) -> dict[str, StructureScan]:
         """What estimates of quality without labels are functions of, by structure."""
-        (estimates,) = self.structure_measures.estimates
+        sums = self.structure_measures.sums
         unknown = Reference.from_tensor(torch.empty(0), [*self.structures])
-        return {name: StructureScan(name, each, unknown) for name, each in estimates.items()}
+        scans = {}
+        for number, name in enumerate(self.structures):
+            estimate = StructureEstimate({term: each[0, number] for term, each in sums.items()})
+            scans[name] = StructureScan(name, estimate, unknown)
+        return scans
 
     @cached_property
     def risk(self) -> RiskCoverage:

@@ -35,7 +35,6 @@ from calib_components.posthoc import (
     describe_calibration,
     find_reference,
 )
-from calib_components.posthoc.costs import Costs
 from calib_components.quality import Reference
 from tests.helpers import snapshot
 
@@ -225,8 +224,10 @@ def test_fit_on_changed_images_and_its_errors_on_unchanged_ones(
         1,
     )
     images, labels = (torch.stack([case[key] for case in cases]) for key in ("image", "label"))
-    costs = Costs.measure((images / estimate.temperature).softmax(1), labels)
-    assert f"After: {costs.describe()}" in caplog.text
+    for region in ("all", "predicted"):
+        p = (images / estimate.temperature).softmax(1)
+        error = calibration_bins(p, labels, region=region).pooled().expected_error()
+        assert f"After: ECE {error.item():.4f} ({region})" in caplog.text
     check_reference(find_reference(load(tmp_path)), cases, torch.tensor(estimate.temperature))
 
 

@@ -24,7 +24,6 @@ from calib_components.metrics import (
     Region,
     calibration_bins,
     consistency_bands,
-    resampled_errors,
     voxels,
 )
 from calib_components.metrics.measuring import measure_regions
@@ -91,7 +90,6 @@ def test_top_label_bins_by_hand() -> None:
     assert str(bins.accuracy.tolist()) == str([[math.nan, 0.0, 0.5, 2 / 3]])
     assert bins.expected_error().item() == pytest.approx((0.5 + 0.375 + 0.875) / 6)
     assert bins.average_error().item() == pytest.approx((0.5 + 0.375 / 2 + 0.875 / 3) / 3)
-    assert bins.maximum_error().item() == pytest.approx(0.5)
 
 
 def test_classwise_bins_by_hand() -> None:
@@ -102,7 +100,6 @@ def test_classwise_bins_by_hand() -> None:
     class_errors = [(0.875 + 0.875 + 0.75 + 0) / 6, (0.75 + 0.5 + 0.375 + 0.875) / 6]
     assert bins.expected_error(mean=False)[0].tolist() == pytest.approx(class_errors)
     assert bins.expected_error().item() == pytest.approx(sum(class_errors) / 2)
-    assert bins.maximum_error().item() == pytest.approx((0.75 + 0.5) / 2)
     assert bins.per_class()[1].count.tolist() == [[2, 1, 1, 2]]
 
 
@@ -188,7 +185,7 @@ def test_case_without_foreground_is_nan() -> None:
     y[1] = 0
     for classwise in (False, True):
         bins = calibration_bins(y_pred, y, classwise=classwise)
-        for value in (bins.expected_error(), bins.average_error(), bins.maximum_error()):
+        for value in (bins.expected_error(), bins.average_error()):
             assert value.shape == (2,)
             assert value.isnan().tolist() == [False, True]
 
@@ -230,20 +227,7 @@ def test_bands_are_binomial_quantiles() -> None:
         assert (stats.binom.cdf(correct - 1, COUNT[at], CONFIDENCE[at]) < share).all()
 
 
-def test_resampled_errors_are_those_of_drawn_labels() -> None:
-    errors = resampled_errors(BINS, draws=4000)
-    assert errors.shape == (2, 4000)
-    assert torch.equal(errors, resampled_errors(BINS, draws=4000))
-    for found, n, p in zip(errors, COUNT.numpy(), CONFIDENCE.numpy(), strict=True):
-        # The mean absolute deviation of each binomial, by de Moivre
-        most = np.floor(n * p) + 1
-        deviations = 2 * most * (1 - p) * stats.binom(n, p).pmf(most)
-        assert found.mean().item() == pytest.approx(deviations.sum() / n.sum(), rel=0.03)
-
-
-def test_bands_need_observed_bins_and_a_level() -> None:
-    with pytest.raises(InputError, match="whole counts"):
-        resampled_errors(CalibrationBins(COUNT.double(), BINS.confidence_sum, BINS.num_correct))
+def test_bands_need_a_level() -> None:
     with pytest.raises(InputError, match="level"):
         consistency_bands(BINS, level=95)
 
