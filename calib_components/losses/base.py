@@ -69,9 +69,8 @@ class CalibrationLoss(nn.Module, ABC):
         """
         return lambda slab: ()
 
-    @torch.compiler.disable
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of logits and a target; what `torch.compile` makes of it is the same."""
+        """Return the loss of logits and a target."""
         logits = plain(input)
         if logits.ndim not in (4, 5) or logits.shape[1] < 2 or not logits.numel():
             raise InputError(
@@ -84,7 +83,7 @@ class CalibrationLoss(nn.Module, ABC):
         labels = check_target(target, logits.shape, self.ignore_index, logits.dtype)
         if labels.are_probabilities and not self.accepts_probabilities:
             raise InputError(f"target must hold class indices for {self}, got probabilities.")
-        if not logits.is_cuda:
+        if not (logits.is_cuda or torch.compiler.is_compiling()):
             _warn_of_probabilities(logits.detach())
         mean = self.mean(logits, labels)
         if mean.is_cuda:
@@ -96,7 +95,8 @@ class CalibrationLoss(nn.Module, ABC):
         """Mean of `voxel_loss` over the voxels that count, computed together with its gradient,
         where one is needed.
 
-        `torch.func` and second derivatives are not supported.
+        Code compiled by `torch.compile` takes all voxels at once. `torch.func` and second
+        derivatives are not supported.
         """
         extras, num_counted = self.prepare(logits.detach(), labels), labels.num_counted()
 
@@ -105,7 +105,8 @@ class CalibrationLoss(nn.Module, ABC):
             losses = self.voxel_loss(logits, y, *extras(slab)).unsqueeze(1)
             return labels.without_ignored(losses, slab).sum() / num_counted
 
-        if torch.is_grad_enabled() and logits.requires_grad:
+        needs_gradient = torch.is_grad_enabled() and logits.requires_grad
+        if needs_gradient and not torch.compiler.is_compiling():
             return _Mean.apply(logits, part_of_mean)
         parts = [part_of_mean(logits[:, :, slab], slab) for slab in slabs_of(logits)]
         return torch.stack(parts).sum()

@@ -152,13 +152,14 @@ class Window:
         for dim, length in enumerate(values.shape[2:], 2):
             first, last = (slab.start, slab.stop) if dim == 2 else (0, length)
             places = torch.arange(first - radius, last + radius, device=values.device)
-            inside = places.clamp(0, length - 1)
-            values = values.index_select(dim, inside)
+            values = values.index_select(dim, places.clamp(0, length - 1))
             if self.padding == "background" and self.kind != "gaussian":
-                beyond = (places != inside).nonzero().squeeze(1)
-                values.index_fill_(dim, beyond, 0)
+                beyond = ((places < 0) | (places >= length)).view(
+                    -1, *[1] * (values.ndim - dim - 1)
+                )
+                values = values.masked_fill(beyond, 0)
                 if labels.are_probabilities:
-                    values[:, :1].index_fill_(dim, beyond, 1)
+                    values[:, :1].masked_fill_(beyond, 1)
         return values
 
     def _filter(self, maps: Tensor, dtype: torch.dtype) -> Tensor:

@@ -140,6 +140,10 @@ def require(checked: Tensor, condition: Tensor, message: str, values: Tensor) ->
     """Return the tensor `checked`, or raise an error with the range of `values`; see the module's
     docstring.
     """
+    if torch.compiler.is_compiling():
+        # Adding the operator's result, which is False, makes all that follows wait for the
+        # operator.
+        return checked + _raise_unless(condition, values, message)
     if checked.is_cuda:
         torch._assert_async(condition, message)
     elif not condition:
@@ -147,3 +151,20 @@ def require(checked: Tensor, condition: Tensor, message: str, values: Tensor) ->
             f"{message}, got values from {values.min().item()} to {values.max().item()}."
         )
     return checked
+
+
+@torch.library.custom_op(
+    "calib_components::raise_unless",
+    mutates_args=(),
+    schema="(Tensor condition, Tensor values, str message) -> Tensor",
+)
+def _raise_unless(condition: Tensor, values: Tensor, message: str) -> Tensor:
+    """`require` as an operator: inductor would compile an assertion into a parallel loop, where C++
+    aborts.
+    """
+    return require(torch.zeros_like(condition), condition, message, values)
+
+
+@_raise_unless.register_fake
+def _(condition: Tensor, values: Tensor, message: str) -> Tensor:
+    return torch.zeros_like(condition)

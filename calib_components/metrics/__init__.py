@@ -27,7 +27,6 @@ not hold probabilities, `y` holds invalid labels, or an option has an unsuitable
 
 from calib_components.metrics.bins import (
     CalibrationBins,
-    consistency_bands,
     smooth_calibration_error,
 )
 from calib_components.metrics.calibration import (
@@ -72,7 +71,6 @@ __all__ = [
     "ThresholdCounts",
     "VolumeMetric",
     "calibration_bins",
-    "consistency_bands",
     "dice",
     "hausdorff_distance_95",
     "measure_structures",

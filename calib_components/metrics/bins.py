@@ -13,9 +13,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.fft import dct, idct
 from scipy.optimize import brentq
-from scipy.stats import binom
 
-from calib_components.errors import InputError, check_number
+from calib_components.errors import InputError
 from calib_components.metrics.base import CaseTensors
 
 # Of the smooth ECE: a smoothing of 0.001, which a million voxels need, is then one bin wide
@@ -108,37 +107,6 @@ def mean_over_classes(errors: torch.Tensor) -> torch.Tensor:
     """Mean of classwise errors `(B, N)`; those of the top label, `(B,)`, as they are."""
     # A channel of sigmoids may have no voxel in the region
     return errors.nanmean(1) if errors.ndim == 2 else errors
-
-
-def consistency_bands(
-    bins: CalibrationBins, level: float = 0.95
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Range of the accuracy of each bin that is expected by chance if the probabilities are
-    calibrated.
-
-    Then the number of correct predictions in a bin is about binomial with its count and mean
-    confidence. This supposes independent voxels; those of one image are not, so the range is too
-    narrow. Meant for regions chosen by the prediction; in others, calibrated probabilities are not
-    on the diagonal.
-
-    Args:
-        bins: Observed bins.
-        level: Probability of the range.
-
-    Returns:
-        Lower and upper quantiles of the accuracy, float64 in the shape of the bins; NaN where the
-        bin is empty.
-
-    Source: Broecker and Smith, "Increasing the Reliability of Reliability Diagrams", Weather and
-        Forecasting 22, 2007.
-    """
-    check_number("level", level, 0, 1)
-    count, probability = bins.count.double(), bins.confidence.nan_to_num().clamp(0, 1)
-    tails = ((1 - level) / 2, (1 + level) / 2)
-    low, high = (
-        count.new_tensor(binom.ppf(tail, count.cpu(), probability.cpu())) / count for tail in tails
-    )
-    return low, high
 
 
 def smooth_calibration_error(bins: CalibrationBins) -> torch.Tensor:

@@ -30,6 +30,7 @@ from calib_components.quality.estimates import RANGE_TOLERANCE, SUM_TOLERANCE
 CPU_CHUNK, GPU_CHUNK = 2**18, 2**23  # probabilities per chunk
 SUM_ROUNDING = 1e-5
 FEWEST_SUMS = 16  # below which sums of 1 may be chance
+NO_BATCH_AXIS = "Items of lists have no batch axis, (N, *S)."
 INVALID_LABEL = torch.iinfo(torch.int64).min
 
 
@@ -174,8 +175,7 @@ def check_tensors(
         )
     sigmoid = not masks and (sigmoid or y_pred.shape[1] == 1)
     _check_shapes(y_pred, y, sigmoid, name)
-    if sigmoid or masks:
-        _check_class_axis(y_pred, y, sigmoid, name)
+    _check_class_axis(y_pred, y, sigmoid, name)
     return y_pred, y
 
 
@@ -192,18 +192,17 @@ def _check_shapes(y_pred: torch.Tensor, y: torch.Tensor, sigmoid: bool, name: st
 
 
 def _check_class_axis(y_pred: torch.Tensor, y: torch.Tensor, sigmoid: bool, name: str) -> None:
-    """Raise `InputError` if sigmoids or masks sum to 1 along another axis, or sigmoids along that
-    of the channels; of a softmax, each voxel is checked.
+    """Raise `InputError` if values sum to 1 along an axis that is not that of classes, or has a
+    sigmoid for each.
     """
+    if not sigmoid and ((y_pred[..., :1].float().sum(1) - 1).abs() <= SUM_TOLERANCE).all():
+        return
     if sigmoid and sum_to_1(y_pred, 1):
         raise InputError(
             f"{name} sums to 1 over its channels, as a softmax does. Set sigmoid=False."
         )
     if y_pred.ndim > 3 and sum_to_1(y_pred, 2):
-        raise InputError(
-            f"{name} has its classes along the third axis. Items of lists have no batch axis,"
-            " (N, *S)."
-        )
+        raise InputError(f"{name} has its classes along the third axis. {NO_BATCH_AXIS}")
     if y.shape == y_pred.shape and sum_to_1(y_pred, 0) and sum_to_1(y, 0):
         raise InputError(
             f"{name} has no batch axis: its classes lie along the first one. Give {name}[None],"
@@ -244,7 +243,8 @@ def read_voxels(
         logits: Whether `y_pred` holds logits.
 
     Raises:
-        InputError: Some values are not probabilities (or not finite logits) or not labels.
+        InputError: At the end, some values are not probabilities (or not finite logits) or not
+            labels. It counts them.
     """
     channels = y_pred.shape[1]
     sigmoid = sigmoid or channels == 1
@@ -252,14 +252,14 @@ def read_voxels(
     batch = Batch(y_pred, y, ignore_index, sigmoid, temperature or 1.0, logits)
     for case, k in itertools.product(range(len(y_pred)), range(0, channels, step)):
         for voxels in Volume(batch, case, slice(k, k + step)).chunks():
-            batch.check(voxels)
-            yield voxels
-    batch.warn_of_masks()
+            if batch.add(voxels):  # after an invalid value, the rest is counted only
+                yield voxels
+    batch.report()
 
 
 @dataclass(eq=False)
 class Batch:
-    """Predictions and ground truth as in `read_voxels`, and checks of what is read."""
+    """Predictions and ground truth as in `read_voxels`, and whether what was read is valid."""
 
     y_pred: torch.Tensor
     y: torch.Tensor
@@ -269,49 +269,67 @@ class Batch:
     logits: bool
 
     def __post_init__(self) -> None:
+        # Numbers of invalid values, sums and labels
+        self.invalid = torch.zeros(3, dtype=torch.int64, device=self.y_pred.device)
         self.any_voxel, self.only_0_and_1 = False, not self.logits
 
-    def check(self, voxels: Voxels) -> None:
-        """Raise `InputError` unless some voxels are valid.
+    def add(self, voxels: Voxels) -> bool:
+        """Check some voxels and return whether all so far are valid.
 
         Sums of probabilities that are 1 within the tolerance, but not up to rounding, become 1.
         """
+        given = voxels.values[int(self.sigmoid) :]
+        wrong_labels = (voxels.label < 0) | (voxels.label >= len(voxels.values))
+        wrong_sums = torch.zeros_like(wrong_labels)
         if self.logits:
-            if not voxels.values.isfinite().all():
-                raise InputError("logits must be finite, got some that are NaN or infinite.")
+            wrong_values = ~given.isfinite()
         else:
-            self._check_probabilities(voxels)
-        if ((voxels.label < 0) | (voxels.label >= len(voxels.values))).any():
-            raise InputError(f"y must hold {self._valid_labels()}, got other values.")
+            wrong_values = ~((given - 0.5).abs() <= 0.5 + RANGE_TOLERANCE)  # also NaN
+            sums = voxels.values.sum(0)
+            off = (sums - 1).abs()
+            wrong_sums = off > SUM_TOLERANCE
+            is_off = off > max(SUM_ROUNDING, torch.finfo(self.y_pred.dtype).eps)
+            if is_off.any():
+                voxels.values = voxels.values / sums.where(is_off, 1)
+        self.invalid += torch.stack([w.sum() for w in (wrong_values, wrong_sums, wrong_labels)])
+        if self.invalid.any():
+            return False
         if self.only_0_and_1:
             self.only_0_and_1 = bool(((voxels.values == 0) | (voxels.values == 1)).all())
         self.any_voxel = True
+        return True
 
-    def _check_probabilities(self, voxels: Voxels) -> None:
-        given = voxels.values[int(self.sigmoid) :]
+    def report(self) -> None:
+        """Raise `InputError` for what was invalid; warn if every probability was 0 or 1."""
+        values, sums, labels = self.invalid.tolist()
+        channels = self.y_pred.shape[1]
+        among_values = f"of {self.y_pred.numel()} values"
+        voxels = self.y_pred.numel() // (1 if self.sigmoid else channels)
         activation = "sigmoid" if self.sigmoid else "softmax"
-        if not ((given - 0.5).abs() <= 0.5 + RANGE_TOLERANCE).all():  # also NaN
+        if values and self.logits:
             raise InputError(
-                f"y_pred has values that are NaN or outside [0, 1]. Apply {activation} to logits."
+                f"logits must be finite, got {values} {among_values} that are NaN or infinite."
             )
-        sums = voxels.values.sum(0)
-        off = (sums - 1).abs()
-        if (off > SUM_TOLERANCE).any():
+        if values:
             raise InputError(
-                "y_pred does not sum to 1 over the classes in some voxels. Apply softmax to logits."
-                " If each channel is a structure of its own, set sigmoid=True. Where the network"
-                " saw nothing, set the background to 1."
+                f"y_pred has {values} {among_values} that are NaN or outside [0, 1]. Apply"
+                f" {activation} to logits."
             )
-        is_off = off > max(SUM_ROUNDING, torch.finfo(self.y_pred.dtype).eps)
-        if is_off.any():
-            voxels.values = voxels.values / sums.where(is_off, 1)
-
-    def warn_of_masks(self) -> None:
-        """Warn if every probability was 0 or 1."""
+        if sums:
+            raise InputError(
+                f"y_pred does not sum to 1 over the classes in {sums} of {voxels} voxels. Apply"
+                " softmax to logits. If each channel is a structure of its own, set sigmoid=True."
+                " Where the network saw nothing, set the background to 1."
+            )
+        if labels:
+            raise InputError(
+                f"y must hold {self._valid_labels()}, got other values in {labels} of {voxels}"
+                " voxels."
+            )
         if self.any_voxel and self.only_0_and_1:
             warn_once(
                 "y_pred holds only 0 and 1, like a one-hot segmentation, which says nothing of"
-                " calibration. Give the output of softmax or sigmoid."
+                f" calibration. Give the output of {activation}."
             )
 
     def _valid_labels(self) -> str:

@@ -78,6 +78,13 @@ def test_losses_under_autocast(loss: torch.nn.Module) -> None:
     torch.testing.assert_close(value, loss(logits, target), rtol=1e-2, atol=1e-2)
 
 
+def test_nacl_compiled() -> None:
+    logits, target = (tensor.cuda() for tensor in example())
+    torch.testing.assert_close(
+        torch.compile(NACLLoss(), fullgraph=True)(logits, target), NACLLoss()(logits, target)
+    )
+
+
 def test_label_out_of_range_is_an_error() -> None:
     """In a separate process, since a failed assertion makes the device unusable for the process."""
     code = (

@@ -80,4 +80,12 @@ def _estimate_scan(
         scan.uncertainty(shown),
         np.eye(4) if affine is None else affine,
     )
-    write_record(describe_scan(name, scan.compute(), reference, affine, picture), setting.out)
+    record = describe_scan(name, scan.compute(), reference, affine, picture)
+    rows = [(row["expected_dsc"], row["expected_volume_ml"]) for row in record["rows"]]
+    is_same = np.isclose(reference.values[..., [1, 3]], np.array(rows, float))
+    if is_same.all((1, 2)).any():
+        raise InputError(
+            f"--validation: {prediction.files[0]} is one of the predictions there, by its expected"
+            " DSC and volumes. Give an evaluation of other patients."
+        )
+    write_record(record, setting.out)

@@ -125,7 +125,9 @@ def calibrate_model(
     labels = find_labels(preprocessed / "gt_segmentations")
     pairs: dict[str, LabelledPrediction] = {}
     for number, fold in trained.folds.items():
-        check_trainer(fold / TRAINED, read_checkpoint(fold / TRAINED)["trainer_name"])
+        check_trainer(
+            fold / TRAINED, read_checkpoint(fold / TRAINED), manager.num_segmentation_heads
+        )
         with reading(preprocessed / SPLITS, f"the split of {fold.name}") as file:
             split = json.loads(file.read_bytes())[number]
             training, validation = split["train"], split["val"]

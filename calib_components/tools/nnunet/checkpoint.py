@@ -50,6 +50,8 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
             dict(checkpoint)[key] for key in ("network_weights", "init_args", "trainer_name")
         )
         has_layers = any(map(LAYER.fullmatch, weights))
+        if not all(values.isfinite().all() for values in weights.values()):
+            raise ValueError("some weights are NaN or infinite, train it again")
     if not has_layers:
         raise InputError(
             f"{file}: the network has no layers decoder.seg_layers, which only U-Nets of nnU-Net"
@@ -86,8 +88,16 @@ def scale_checkpoint(checkpoint: Mapping[str, Any], calibrator: Calibrator) -> d
     return {**checkpoint, "network_weights": weights, "trainer_name": TRAINER, **state}
 
 
-def check_trainer(file: Path, name: str) -> None:
-    """Check that a trainer builds its network as nnU-Net's own does, which replaces it."""
+def check_trainer(file: Path, checkpoint: Mapping[str, Any], channels: int) -> None:
+    """Check that a network has these channels, and that its trainer builds it as nnU-Net's own
+    does, which replaces it.
+    """
+    name, weights = checkpoint["trainer_name"], checkpoint["network_weights"]
+    if found := {len(weights[each]) for each in weights if LAYER.fullmatch(each)} - {channels}:
+        raise InputError(
+            f"{file}: the network has {min(found)} channels, not the {channels} of dataset.json."
+            " Train it again."
+        )
     own = nnunet_module("training.nnUNetTrainer.nnUNetTrainer").nnUNetTrainer
     with reading(
         file,

@@ -23,6 +23,7 @@ from calib_components.losses import (
     neighbor_prior,
 )
 from tests.calib_components.losses.test_losses import (
+    FORMULAS,
     SHAPES,
     example,
     one_hot,
@@ -133,11 +134,30 @@ def test_probabilities_in_place_of_logits_warn_once(loss: torch.nn.Module) -> No
             loss(logits, Y)
 
 
-def test_a_compiled_step_calls_the_loss_as_it_is() -> None:
-    loss = NACLLoss()
+@pytest.mark.parametrize(
+    "name", ["nacl_mean", "nacl_mode", "nacl_median", "svls", "focal", "l1_ace_dice_ce"]
+)
+def test_compiled_equals_eager(name: str) -> None:
+    loss = FORMULAS[name][0](ignore_index=1)
     torch._dynamo.reset()
-    compiled = torch.compile(lambda x, y: 2 * loss(x, y), backend="eager")
-    value, gradient = value_and_gradient(loss, X, Y)
-    torch.testing.assert_close(value_and_gradient(compiled, X, Y), (2 * value, 2 * gradient))
-    with pytest.raises(InputError, match="class indices must be from 0 to 3"):
-        compiled(X, Y + 2)
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(value_and_gradient(compiled, X, Y), value_and_gradient(loss, X, Y))
+    if name == "nacl_mean":
+        with pytest.raises(ValueError, match="class indices must be from 0 to 3"):
+            compiled(X, Y + 2)
+        with pytest.raises(ValueError, match="logits must be finite"):
+            compiled(NAN, Y)
+
+
+@pytest.mark.slow
+def test_compiled_with_inductor() -> None:
+    """An assertion that fails in a parallel loop of compiled code would end the process."""
+    logits, target = (part.repeat(2, 1, 20, 20) for part in example(SHAPES[0]))
+    torch._dynamo.reset()
+    compiled = torch.compile(NACLLoss(), fullgraph=True)
+    torch.testing.assert_close(
+        value_and_gradient(compiled, logits, target),
+        value_and_gradient(NACLLoss(), logits, target),
+    )
+    with pytest.raises(ValueError, match="class indices must be from 0 to 3"):
+        compiled(logits, target + 2)

@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -23,7 +22,6 @@ from calib_components.metrics import (
     CalibrationBins,
     Region,
     calibration_bins,
-    consistency_bands,
     voxels,
 )
 from calib_components.metrics.measuring import measure_regions
@@ -207,29 +205,6 @@ def test_only_bins_of_the_same_shape_are_added() -> None:
         CalibrationBins(top.count[0], top.confidence_sum[0], top.num_correct[0])
     with pytest.raises(InputError, match="one shape"):
         top.per_class()
-
-
-# What chance gives
-
-COUNT = torch.tensor([[10, 0, 400, 100_000], [25, 7, 1, 2_000_000]])
-CONFIDENCE = torch.tensor([[0.2, 0.5, 0.61, 0.93], [0.1, 0.34, 0.7, 1.0]], dtype=torch.float64)
-BINS = CalibrationBins(COUNT, COUNT * CONFIDENCE, torch.zeros(2, 4, dtype=torch.float64))
-
-
-def test_bands_are_binomial_quantiles() -> None:
-    low, high = consistency_bands(BINS, level=0.9)
-    assert low.isnan().tolist() == high.isnan().tolist() == (COUNT == 0).tolist()
-    at = COUNT > 0
-    # The fewest that so large a share does not exceed
-    for found, share in ((low[at], 0.05), (high[at], 0.95)):
-        correct = (found * COUNT[at]).round()
-        assert (stats.binom.cdf(correct, COUNT[at], CONFIDENCE[at]) >= share).all()
-        assert (stats.binom.cdf(correct - 1, COUNT[at], CONFIDENCE[at]) < share).all()
-
-
-def test_bands_need_a_level() -> None:
-    with pytest.raises(InputError, match="level"):
-        consistency_bands(BINS, level=95)
 
 
 # Volumes on which float32 sums fail, as those of MONAI 1.6.1 do

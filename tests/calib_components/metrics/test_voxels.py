@@ -40,7 +40,7 @@ ONE_HOT = F.one_hot(Y[:, 0], 4).movedim(-1, 1)
 @pytest.mark.parametrize(
     ("y_pred", "y", "message"),
     [
-        (P[:, :1], Y, r"y must hold 0 or 1 in each channel"),
+        (P[:, :1], Y, r"y must hold 0 or 1 in each channel, .* in \d+ of 60"),
         (P[:, :1], ONE_HOT, r"y must have shape \(2, 1, 5, 6\) \(0 or 1 in each channel\)"),
         (P[:, :, 0, 0], Y[:, :, 0, 0], r"y_pred must have shape \(B, N, \*S\)"),
         (P[:, :, :0], Y[:, :, :0], "at least one voxel"),
@@ -51,18 +51,20 @@ ONE_HOT = F.one_hot(Y[:, 0], 4).movedim(-1, 1)
             r"y must have shape \(2, 1, 5, 6\) .* to match y_pred, \(B, N, \*S\), got \(2, 5, 6\)",
         ),
         (P, Y[..., :5], r"got \(2, 1, 5, 5\)"),
-        (spoil(P, torch.nan, 3), Y, "y_pred has values that are NaN or outside"),
-        (spoil(P, -0.1, 4), Y, r"outside \[0, 1\]. Apply softmax"),
-        (P * (torch.arange(6) > 1), Y, "does not sum to 1 .*background to 1"),
-        (P / 2, Y, "sum to 1 .* Apply softmax .* sigmoid=True"),
-        (P, spoil(Y, 4, 7), "y must hold class indices from 0 to 3"),
-        (P, spoil(Y, -1, 2), "y must hold"),
-        (P, spoil(Y.float(), 1.5, 6), "y must hold"),
-        (P, torch.ones_like(ONE_HOT), "y must hold"),
-        (P, ONE_HOT.float() * 0.8 + 0.05, "y must hold"),
+        (spoil(P, torch.nan, 3), Y, "y_pred has 3 of 240 values that are NaN or outside"),
+        (spoil(P, -0.1, 4), Y, r"4 of 240 values .* outside \[0, 1\]. Apply softmax"),
+        (P * (torch.arange(6) > 1), Y, "does not sum to 1 .* in 20 of 60 voxels.*background to 1"),
+        (P / 2, Y, "sum to 1 .* in 60 of 60 voxels. Apply softmax .* sigmoid=True"),
+        (P, spoil(Y, 4, 7), "y must hold class indices from 0 to 3 .* in 7 of 60"),
+        (P, spoil(Y, -1, 2), "in 2 of 60"),
+        (P, spoil(Y.float(), 1.5, 6), "in 6 of 60"),
+        (P, torch.ones_like(ONE_HOT), "in 60 of 60"),
+        (P, ONE_HOT.float() * 0.8 + 0.05, "in 60 of 60"),
     ],
 )
-def test_invalid_values_are_refused(y_pred: torch.Tensor, y: torch.Tensor, message: str) -> None:
+def test_one_error_reports_the_number_of_invalid_values(
+    y_pred: torch.Tensor, y: torch.Tensor, message: str
+) -> None:
     for measure in (calibration_bins, risk_coverage):
         with pytest.raises(InputError, match=message):
             measure(y_pred, y)
@@ -72,12 +74,12 @@ def test_invalid_values_are_refused(y_pred: torch.Tensor, y: torch.Tensor, messa
     ("y_pred", "y", "message"),
     [
         (P, Y, r"y must have shape \(2, 4, 5, 6\) \(0 or 1"),
-        (P.log(), ONE_HOT, "outside .* Apply sigmoid"),
-        (spoil(P, torch.nan, 1), ONE_HOT, "values that are NaN"),
+        (P.log(), ONE_HOT, "of 240 values .* outside .* Apply sigmoid"),
+        (spoil(P, torch.nan, 1), ONE_HOT, "has 1 of 240"),
         (
             P**2,
             spoil(ONE_HOT, 254, 1),
-            r"0 or 1 in each channel \(or ignore_index=255\)",
+            r"0 or 1 in each channel \(or ignore_index=255\), .* in 1 of",
         ),
     ],
 )
@@ -86,10 +88,17 @@ def test_errors_of_sigmoids(y_pred: torch.Tensor, y: torch.Tensor, message: str)
         calibration_bins(y_pred, y, sigmoid=True, ignore_index=255)
 
 
-def test_voxels_outside_of_the_region_are_checked_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_count_the_values_of_all_chunks_and_cases(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(voxels, "CPU_CHUNK", 8)
-    with pytest.raises(InputError, match="values that are NaN"):
-        calibration_bins(spoil(P.flip(0), torch.nan, 1).flip(0), torch.zeros_like(Y))
+    spoiled = P.clone()
+    spoiled[:, 0, 0, ::2] = torch.nan
+    with pytest.raises(InputError, match="6 of 240"):
+        calibration_bins(spoiled, Y)
+
+
+def test_voxels_outside_of_the_region_are_checked_as_well() -> None:
+    with pytest.raises(InputError, match="has 1 of 240"):
+        calibration_bins(spoil(P, torch.nan, 1), torch.zeros_like(Y), region="foreground")
 
 
 def test_ignored_voxels_are_not_checked_and_others_are() -> None:
@@ -97,7 +106,9 @@ def test_ignored_voxels_are_not_checked_and_others_are() -> None:
     y[..., 0], broken[..., 0] = -1, torch.nan
     expected = calibration_bins(P[..., 1:], Y[..., 1:]).to_dict()
     assert calibration_bins(broken, y, ignore_index=-1).to_dict() == expected
-    with pytest.raises(InputError, match=r"from 0 to 3 or one-hot \(or ignore_index=255\)"):
+    with pytest.raises(
+        InputError, match=r"from 0 to 3 or one-hot \(or ignore_index=255\).*in 2 of 60"
+    ):
         calibration_bins(P, spoil(spoil(Y, 255, 5), 254, 2), ignore_index=255)
     with pytest.raises(InputError, match="ignore_index=-1"):  # which a byte does not hold
         calibration_bins(P, spoil(Y.byte(), 255, 1), ignore_index=-1)
@@ -135,7 +146,7 @@ def test_logits_of_one_channel_and_invalid_ones() -> None:
     (one,) = read_voxels(*check_tensors(logits, y), logits=True)
     assert torch.equal(one.values, torch.stack([torch.zeros(30), logits.flatten()]).double())
     logits[0, 0, :3, 0] = torch.inf
-    with pytest.raises(InputError, match="logits must be finite"):
+    with pytest.raises(InputError, match="logits must be finite, got 3 of 30"):
         list(read_voxels(logits, y, logits=True))
 
 
@@ -155,7 +166,7 @@ LIST_ITEM = "tems of lists have no batch axis"
         ([torch.rand(1, 3, 4, 5, 6)], [torch.ones(1, 3, 4, 5, 6)], True, LIST_ITEM),
         (P, ONE_HOT, True, "sums to 1 over its channels, as a softmax does. Set sigmoid=False"),
         (P.half(), ONE_HOT, True, "sums to 1 over its channels"),
-        (P[0], ONE_HOT[0], False, "does not sum to 1 over the classes"),
+        (P[0], ONE_HOT[0], False, r"no batch axis.* y_pred\[None\]"),
         (P[0], ONE_HOT[0], True, "no batch axis"),
         (P[0, :, None], ONE_HOT[0, :, None], True, "no batch axis"),
     ],

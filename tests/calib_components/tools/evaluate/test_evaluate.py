@@ -344,6 +344,9 @@ def test_an_evaluation_of_the_same_or_other_predictions_is_no_validation(
     if not with_labels:
         with pytest.raises(InputError, match=r"seen has 3 of .*p1_ed.* other names"):
             evaluate_predictions(predictions, None, tmp_path / "out", **options)
+        save_channels_last(tmp_path / "copy" / "x.nii.gz", softmax_of(1))
+        with pytest.raises(InputError, match=r"x\.nii\.gz is one of the predictions there"):
+            evaluate_predictions(tmp_path / "copy", None, tmp_path / "out", **options)
     for name in NAMES:
         save_channels_last(predictions / f"{name}.nii.gz", softmax_of(7)[1:])
     with pytest.raises(InputError, match="seen has the sigmoid False, not True"):

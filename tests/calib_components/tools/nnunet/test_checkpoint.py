@@ -44,6 +44,7 @@ def test_a_pickle_that_does_more_than_hold_data_is_not_run(tmp_path: Path) -> No
         # Of another architecture
         ({"network_weights": {"layers.0.weight": torch.ones(1)}}, "seg_layers"),
         ({"network_weights": None}, "checkpoint"),
+        ({"network_weights": {"a": torch.tensor([1, torch.nan])}}, "some weights are NaN"),
         ({"temperature": 1.5}, "temperature"),
         ({"class_bias": [1.5, 2]}, "class_bias"),
         (None, "trainer_name"),
@@ -102,7 +103,15 @@ def test_a_calibrator_that_is_no_layer_is_refused(
     [("nnUNetTrainerBN", "network of its own"), ("nnUNetTrainerOfMine", "nnUNet_extTrainer")],
 )
 def test_a_trainer_with_another_network_or_none_is_refused(name: str, word: str) -> None:
+    weights = {"decoder.seg_layers.0.weight": torch.ones(3, 2)}
+
+    def check(name: str, channels: int = 3) -> None:
+        checkpoint = {"trainer_name": name, "network_weights": weights}
+        check_trainer(Path("a.pth"), checkpoint, channels)
+
     with pytest.raises(InputError, match=word):
-        check_trainer(Path("a.pth"), name)
+        check(name)
     for usual in ("nnUNetTrainerNoMirroring", "nnUNetTrainerNACL_5epochs"):
-        check_trainer(Path("a.pth"), usual)
+        check(usual)
+        with pytest.raises(InputError, match=r"a\.pth: the network has 3 channels, not the 4"):
+            check(usual, 4)
