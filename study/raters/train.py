@@ -32,7 +32,7 @@ LOSSES = {
     "svls": SVLSLoss,
 }
 SEEDS, FOLDS = (0, 1, 2), 5
-EPOCHS, BATCH = 200, 8
+EPOCHS, BATCH = 100, 8
 AUGMENTATION = (
     RandAffined(
         ["image", "raters"],
