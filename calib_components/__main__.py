@@ -8,10 +8,32 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from calib_components.errors import InputError
+
+IN_A_CLONE = "it needs the repository: run python scripts/{}.py in a clone"
+ELSEWHERE = {
+    "train": "a bundle trains: python -m monai.bundle run --config_file BUNDLE/configs/train.yaml;"
+    " docs/commands.md of the bundle has the options",
+    "infer": "run_cases infer BUNDLE --dataset_dir IMAGES --output_dir MAPS segments images",
+    **{
+        name: IN_A_CLONE.format(name) for name in ("compare_losses", "new_bundle", "package_bundle")
+    },
+}
+
 
 def print_trainers() -> None:
     """Print the folder of the trainers, for nnU-Net's environment variable `nnUNet_extTrainer`."""
     print(Path(__file__).parent / "tools" / "nnunet" / "trainers")
+
+
+def _elsewhere(word: str) -> Any:
+    """Return a command that tells where a command is that the package has not."""
+
+    def command(*_: Any, **__: Any) -> None:
+        raise InputError(f"{word}: {ELSEWHERE[word]}.")
+
+    command.__doc__ = f"Not here: {ELSEWHERE[word]}."
+    return command
 
 
 COMMANDS: dict[str, Any] = {
@@ -24,20 +46,12 @@ COMMANDS: dict[str, Any] = {
         "trainers": print_trainers,
         "calibrate": "calib_components.tools.nnunet.calibrate:calibrate_model",
     },
-}
-ELSEWHERE = {
-    "train": "a bundle trains, by python -m monai.bundle run; see docs/commands.md in the bundle",
-    "infer": "run_cases infer BUNDLE --dataset_dir IMAGES --output_dir MAPS segments images",
-    "compare_losses": "it is not in the package: run scripts/compare_losses.py in the repository",
+    **{word: _elsewhere(word) for word in ELSEWHERE},
 }
 
 
 def main() -> None:
     """Run a command with the arguments of the process."""
-    for word in sys.argv[1:2]:
-        if word in ELSEWHERE:
-            print(f"calib-components: {word}: {ELSEWHERE[word]}", file=sys.stderr)
-            sys.exit(2)
     try:
         from calib_components.tools import cli
 

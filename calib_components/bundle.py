@@ -10,17 +10,26 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import shlex
 import sys
+import traceback
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import asdict, fields
 from pathlib import Path
+from pydoc import locate
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import torch
-from monai.bundle import ConfigExpression, ConfigParser, ConfigWorkflow, ReferenceResolver
+from monai.bundle import (
+    ConfigComponent,
+    ConfigExpression,
+    ConfigParser,
+    ConfigWorkflow,
+    ReferenceResolver,
+)
 
 from calib_components.data.facts import FACTS, Facts, check_fact, facts_beside
 from calib_components.errors import (
@@ -30,6 +39,7 @@ from calib_components.errors import (
     check_writable,
     error_line,
     nearest,
+    printable,
     reading,
 )
 
@@ -39,7 +49,10 @@ GROUPS = ("train", "validate")
 TYPED: dict[str, bool | None] = {"true": True, "false": False, "null": None}  # as on a command line
 PLACES = ("_dir", "_file", "_path", "_root", "datalist")  # endings of options that are paths
 AT_LEAST_ONE = ("batch_size", "draws", "max_epochs", "val_interval")  # others may be 0
-STATS_LOG = "monai.handlers.StatsHandler"  # has a handler of its own, and does not propagate
+# Files that make another run of a bundle's train.yaml, and options that hold for one run alone
+RUNS = ("calibrate.yaml", "perturb.yaml", "evaluate.yaml", "multi_gpu_train.yaml")
+ONCE = ("resume", "overwrite", "max_epochs", "patience", "split", "shard", "skip_existing")
+COMMAND = "python -m monai.bundle run"
 # That a training writes into ckpt_dir: its best weights, and its state
 BEST, LAST = "model.pt", "last.ckpt"
 
@@ -69,9 +82,8 @@ def start_run(folders: Sequence[str] = ()) -> None:
         _workflow.set(lambda: None)
         return
     config = workflow.parser
-    _check_processes(config)
     entries = (workflow.init_id, workflow.run_id, workflow.final_id)
-    files = read_files(workflow.config_root_path)
+    files = read_files(workflow.config_root_path, config)
     check_ids(config, files, entries)
     check_values(config, files)
     for name in folders:
@@ -90,6 +102,44 @@ def arguments_of_run() -> dict[str, str]:
     return dict(zip(names, words[2::2], strict=False))
 
 
+def next_command(file: str, **options: str) -> str:
+    """Return the command that runs another configuration file of the bundle with the files, places
+    and options of this run, in a line of its own; nothing if this run has no command line.
+
+    Args:
+        file: Name of a file that follows `train.yaml`.
+        options: Further options.
+    """
+    arguments = arguments_of_run()
+    typed = arguments.pop("config_file", "")
+    if not typed:
+        return ""
+    names = [name.strip("'\" ") for name in typed.strip("[]").split(",")]
+    files = [name for name in names if Path(name).name not in RUNS]
+    files.append(str(Path(names[0]).with_name(file)))
+    config = ConfigParser()
+    config.read_config(files)
+    kept_options = {
+        name: value
+        for name, value in arguments.items()
+        if name not in ONCE and name.partition(ReferenceResolver.sep)[0] in config
+    }
+    listed = ",".join(f"'{name}'" for name in files)
+    return f"\n{COMMAND} {as_options({'config_file': f'[{listed}]', **kept_options, **options})}"
+
+
+def as_options(values: Mapping[str, str]) -> str:
+    """Return options as words of a command line."""
+    return " ".join(f"--{name} {_quoted(str(value))}" for name, value in values.items())
+
+
+def _quoted(value: str) -> str:
+    """Return a word of a command line; double quotes keep lists of files legible."""
+    if "'" in value and not {*value} & {*'"$`\\!'}:
+        return f'"{value}"'
+    return shlex.quote(value)
+
+
 def config_of_run() -> ConfigParser | None:
     """Return the configuration of the run that `start_run` began; None if there is none."""
     workflow = _workflow.get()()
@@ -101,12 +151,12 @@ def check_files() -> ConfigWorkflow | None:
     without.
     """
     sys.excepthook = _show
-    for place in (*logging.root.handlers, logging.getLogger(STATS_LOG)):
+    for place in logging.root.handlers:
         place.addFilter(_is_no_mistake)
     workflow = running_workflow()
     if workflow is None:
         return None
-    ids = (workflow.run_id, *_references(workflow.parser.get()))
+    ids = (workflow.run_id, *references(workflow.parser.get()))
     # An operator @ looks like an empty name
     needed = {name.partition(ReferenceResolver.sep)[0] for name in ids} - {""}
     missing = sorted(name for name in needed if name not in workflow.parser)
@@ -116,19 +166,6 @@ def check_files() -> ConfigWorkflow | None:
             " inference configs/inference.yaml, before them."
         )
     return workflow
-
-
-def _check_processes(config: ConfigParser) -> None:
-    """Refuse processes of `torchrun` that would each do all the work."""
-    by_torchrun = "LOCAL_WORLD_SIZE" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
-    if not by_torchrun or torch.distributed.is_initialized():
-        return
-    remedy = "Use one"
-    if "validate" in config:
-        remedy = "Add configs/multi_gpu_train.yaml or multi_gpu_evaluate.yaml"
-    raise InputError(
-        f"config_file: several processes do not share the work of these files. {remedy}."
-    )
 
 
 def check_training(config: ConfigParser) -> None:
@@ -166,12 +203,31 @@ def check_weights(config: ConfigParser) -> None:
     )
 
 
-def _show(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """End with the line of an `InputError` and exit code 2; print other exceptions as ever."""
-    if line := error_line(error):
+def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """End with one line and exit code 2 for an `InputError`, or a component that does not take its
+    arguments; print other exceptions as ever.
+    """
+    if line := error_line(error) or _refused_by_component(error):
         print(line, file=sys.stderr)
         sys.exit(2)
-    sys.__excepthook__(kind, error, traceback)
+    sys.__excepthook__(kind, error, trace)
+
+
+def _refused_by_component(error: BaseException | None) -> str:
+    """Return why a component of the configuration could not be made, with its id; an empty text if
+    the exception comes from elsewhere.
+
+    MONAI's message has the name of the component alone; the id is in its frame.
+    """
+    line = ""
+    while error is not None:
+        if str(error).startswith("Failed to instantiate component"):
+            frames = [frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__)]
+            ids = ["", *(names["id"] for names in frames if "waiting_list" in names)]
+            reason = printable(error.__cause__).rstrip(".")
+            line = "" if ids[-1].startswith("run") else f"{ids[-1]}: it cannot be made: {reason}."
+        error = error.__cause__
+    return line
 
 
 def _is_no_mistake(record: logging.LogRecord) -> bool:
@@ -205,9 +261,10 @@ def check_values(config: ConfigParser, files: Sequence[Mapping[str, Any]]) -> No
         torch.zeros(1, device=torch.device(device))
     for name, value in config.get().items():
         defaults = [content[name] for content in files if name in content]
-        typed = [each for each in defaults if isinstance(each, int | float | Mapping)]
+        typed = [each for each in defaults if isinstance(each, Mapping) or _are_numbers(each)]
         if typed and value not in defaults and not isinstance(value, Mapping):
             _check_type(config, name, typed[0])
+    _check_texts(config)
     _check_orientations(config)
     if "facts" in config:  # options such as --num_classes may not fit the other facts
         _check_facts(config, config.get_parsed_content("facts"))
@@ -221,13 +278,41 @@ def _check_type(config: ConfigParser, name: str, default: Any) -> None:
             raise InputError(f"{name} is a component, got {config[name]}. Set --{name}::_target_.")
         return
     value = config.get_parsed_content(name)
-    if isinstance(default, bool):
+    if isinstance(default, list):
+        if not (isinstance(value, list) and _are_numbers(value)):
+            raise InputError(f"{name} must be a list such as {default}, got {value!r}.")
+    elif isinstance(default, bool):
         if not isinstance(value, bool):  # any text would be true
             raise InputError(f"{name} must be true or false, got {value!r}.")
     elif isinstance(default, int):
         check_count(name, value, int(name in AT_LEAST_ONE))
     else:
         check_number(name, value, 0)
+
+
+def _check_texts(config: ConfigParser) -> None:
+    """Refuse a text for an argument whose default is a number: some components fail late."""
+    for name, item in config.ref_resolver.items.items():
+        numbers = _numeric_arguments(item) if isinstance(item, ConfigComponent) else []
+        for argument in numbers:
+            value = item.get_config().get(argument)
+            if isinstance(value, str) and value[:1] not in "$@":
+                raise InputError(f"{name}::{argument} must be a number, got {value!r}.")
+
+
+def _numeric_arguments(component: ConfigComponent) -> list[str]:
+    try:
+        signature = inspect.signature(cast(Any, locate(component.resolve_module_name())))
+    except (ImportError, TypeError, ValueError):  # MONAI says it when it makes the component
+        return []
+    arguments = signature.parameters.values()
+    return [argument.name for argument in arguments if type(argument.default) in (int, float)]
+
+
+def _are_numbers(value: Any) -> bool:
+    """Whether a value is a number, or a list of numbers."""
+    parts = value if isinstance(value, list) and value else [value]
+    return all(isinstance(part, int | float) for part in parts)
 
 
 def _check_facts(config: ConfigParser, facts: Facts) -> None:
@@ -302,11 +387,17 @@ def _as_typed(value: Any) -> Any:
     return TYPED.get(value.lower(), value) if isinstance(value, str) else value
 
 
-def read_files(folder: str | os.PathLike) -> list[Mapping[str, Any]]:
-    """Return the contents of all configuration files in the folder of a bundle's."""
+def read_files(folder: str | os.PathLike, config: ConfigParser) -> list[Mapping[str, Any]]:
+    """Return the contents of those configuration files in the folder of a bundle's that a
+    configuration was read from: it has all their ids.
+    """
     files = (*Path(folder).glob("*.yaml"), *Path(folder).glob("*.json"))
-    contents = map(ConfigParser.load_config_file, files)
-    return [content for content in contents if isinstance(content, Mapping)]
+    contents = [ConfigParser.load_config_file(file) for file in files]
+    return [
+        content
+        for content in contents
+        if isinstance(content, Mapping) and all(name.lstrip("+") in config for name in content)
+    ]
 
 
 def check_ids(
@@ -318,13 +409,13 @@ def check_ids(
     component, or if MONAI runs it, as it does its usual ones and `entries`. Those of the bundle's
     `files` need not: what referred to them may have been overridden.
     """
-    known = {*ENTRIES, *entries, *_with_parents(_references(config.get()))}
+    known = {*ENTRIES, *entries, *_with_parents(references(config.get()))}
     for content in files:
         known |= _with_parents(name.lstrip("+") for name in _names(content))
     for name in _names(config.get()):
         if name not in known:
             hint = nearest(name, sorted(known))
-            raise InputError(f"{name}: no such option, it would have no effect{hint}")
+            raise InputError(f"{name}: no such option of these files, it has no effect{hint}")
 
 
 def _names(content: Mapping[str, Any]) -> Iterator[str]:
@@ -335,13 +426,13 @@ def _names(content: Mapping[str, Any]) -> Iterator[str]:
             yield from (f"{name}::{part}" for part in value)
 
 
-def _references(value: Any) -> Iterator[str]:
+def references(value: Any) -> Iterator[str]:
     """All ids that expressions and references in a configuration name."""
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list | tuple):
         for part in value:
-            yield from _references(part)
+            yield from references(part)
     elif ConfigExpression.is_expression(value) or str(value).startswith(ReferenceResolver.ref):
         yield from ReferenceResolver.match_refs_pattern(value)
 

@@ -98,7 +98,7 @@ class OutputFolder(AbstractContextManager):
         self._check_locks()
         names, own = {*files}, self.files()
         origins = dict.fromkeys(names - own, "no recorded run")
-        for run, listed in self._read():
+        for run, listed in self.runs():
             if run != self.run and listed & names:
                 origins |= dict.fromkeys(listed, f"a run with {_difference(run, self.run)}")
         others = sorted(name for name in origins if (self.path / name).exists())
@@ -111,7 +111,7 @@ class OutputFolder(AbstractContextManager):
 
     def files(self) -> set[str]:
         """Return the names of the files that this same run recorded; none of another one."""
-        return {name for run, listed in self._read() if run == self.run for name in listed}
+        return {name for run, listed in self.runs() if run == self.run for name in listed}
 
     def _check_locks(self) -> None:
         """Refuse a folder that another process writes to, unless it does another shard of this."""
@@ -120,7 +120,7 @@ class OutputFolder(AbstractContextManager):
         for file in {*self.hidden.glob("*.lock")} - shards - _held.keys():
             _acquire(file, 0).lock.release()
 
-    def _read(self) -> list[tuple[dict[str, Any], set[str]]]:
+    def runs(self) -> list[tuple[dict[str, Any], set[str]]]:
         """Return each recorded run and its files."""
         if not self.record.exists():
             return []
@@ -136,7 +136,7 @@ class OutputFolder(AbstractContextManager):
         """Record the run, once files are removed that are not of it."""
         kept = [
             (run, sorted(listed))
-            for run, listed in self._read()
+            for run, listed in self.runs()
             if run != self.run and not listed & names
         ]
         with writing(self.record) as unfinished:

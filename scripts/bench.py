@@ -1,11 +1,8 @@
 """Benchmarks: each command prints tables whose rows are ratios measured interleaved in one run.
 
 python scripts/bench.py losses [--device cuda] [--rounds 15] [--threads 2]
-python scripts/bench.py metrics [--device cuda]
 python scripts/bench.py evaluation [--device cuda]
-python scripts/bench.py posthoc [--device cuda]
-python scripts/bench.py train [--device cuda]
-python scripts/bench.py inference [--size 512] [--slices 600] [--num_classes 5] [--whole]
+python scripts/bench.py inference [--size 512] [--slices 600] [--num_classes 5]
 """
 
 from __future__ import annotations
@@ -19,6 +16,5 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from calib_components.tools import cli
 
 if __name__ == "__main__":
-    names = ("losses", "metrics", "evaluation", "posthoc", "inference")
-    commands = {name: f"scripts.benchmarks.{name}:{name}" for name in names}
-    cli.run("bench", {**commands, "train": "scripts.benchmarks.training:train"})
+    names = ("losses", "evaluation", "inference")
+    cli.run("bench", {name: f"scripts.benchmarks.{name}:{name}" for name in names})

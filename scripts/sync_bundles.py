@@ -15,15 +15,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from calib_components.tools import cli
-from scripts.helpers.bundle_files import generate, without_source
+from scripts.helpers.bundle_files import BUNDLES, FACTS, generate, without_source
 
 ROOT = Path(__file__).resolve().parents[1] / "bundles"
-BUNDLES = {
-    "acdc": "acdc_mri_nacl_segmentation",
-    "flare": "flare_ct_nacl_segmentation",
-    "brats": "brats_mri_nacl_segmentation",
-    "hippocampus": "hippocampus_mri_nacl_segmentation",
-}
 
 
 def sync(check: bool = False) -> None:
@@ -35,7 +29,7 @@ def sync(check: bool = False) -> None:
     """
     lines = []
     for dataset, name in BUNDLES.items():
-        generated = generate(dataset, ROOT / name)
+        generated = generate(FACTS / f"{dataset}.yaml", ROOT / name)
         for file, text in generated.items():
             if file.is_file() and file.read_text() == text:
                 continue

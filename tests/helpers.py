@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import logging
 import shutil
 import sys
 from collections.abc import Sequence
@@ -23,7 +22,6 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from calib_components.bundle import STATS_LOG
 from calib_components.data.facts import Facts, write_facts
 from calib_components.posthoc import Calibrator
 
@@ -186,8 +184,6 @@ def refusal(bundle: Path, *configs: str, **override: Any) -> str:
     it.
     """
     log, shown, before = io.StringIO(), io.StringIO(), sys.excepthook
-    for handler in logging.getLogger(STATS_LOG).handlers:
-        handler.setStream(log)  # type: ignore[attr-defined]
     with redirect_stdout(log), redirect_stderr(shown), pytest.raises(SystemExit) as end:  # noqa: PT012
         try:
             run_bundle(bundle, *configs, **override)

@@ -124,7 +124,7 @@ def read_datalist(
     listed = read_lists(file, folder)
     if not listed[split] and not may_be_empty:
         raise InputError(
-            f"{file}: no case for {split}. Run prepare_data again with other --fractions."
+            f"{file}: no case for {split}. Run prepare_data with other --fractions or a --split."
         )
     _check_apart(listed, split, file, refuse_trained)
     names = [item["case"] for item in listed[split]]

@@ -4,7 +4,9 @@ lie.
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -23,6 +25,8 @@ from calib_components.errors import InputError, reading
 LABEL_SUFFIXES = ("_gt", "_seg", "_label")  # of the name of an image, for its label
 SAME_GRID = 0.1  # of the smallest side of a voxel; rounding of headers moves voxels by far less
 SLAB = 16  # slices that are converted at once
+CHUNK = 2**24  # bytes of a file that are read past at once
+PHASE = re.compile(r"(.+)_phase(\d+)(\.nii(?:\.gz)?)", re.IGNORECASE | re.DOTALL)
 UNITS = {1: "metres", 3: "micrometres"}  # codes of NIfTI; 2 is millimetres, and so is 0, unknown
 
 
@@ -46,18 +50,31 @@ def files_below(folder: str | os.PathLike) -> Iterator[Path]:
         yield from (Path(place, name) for name in sorted(names) if not name.startswith("."))
 
 
+def stored_in(file: str | os.PathLike) -> tuple[Path, int | None]:
+    """Return the file that holds an image, and which of its phases the image is: phase 3 of
+    `NAME.nii.gz`, whose fourth axis is time, is called `NAME_phase03.nii.gz`. None for a whole
+    file.
+    """
+    file = Path(file)
+    match = PHASE.fullmatch(file.name)
+    if match is None or file.exists():
+        return file, None
+    return file.with_name(match[1] + match[3]), int(match[2])
+
+
 def open_nifti(file: str | os.PathLike, any_affine: bool = False) -> SpatialImage:
-    """Open a NIfTI file and check its header. The voxels are not read. Of five axes, those of
-    length 1 are dropped.
+    """Open a NIfTI file, or a phase of one, see `stored_in`, and check its header. The voxels are
+    not read. Of five axes, those of length 1 are dropped.
 
     Raises:
         InputError: The file is not NIfTI, is shorter than its header demands, or holds other values
             than real numbers; or, unless `any_affine`, its affine is not in millimetres, not finite
             or singular.
     """
+    place, phase = stored_in(file)
     with reading(file):
-        image = cast(SpatialImage, nibabel.load(file))
-        dtype, affine, size = image.get_data_dtype(), image.affine, os.path.getsize(file)
+        image = cast(SpatialImage, nibabel.load(place))
+        dtype, affine, size = image.get_data_dtype(), image.affine, os.path.getsize(place)
     if dtype.kind not in "iuf":
         raise InputError(
             f"{file}: values are of type {dtype}. Convert them to one real number per voxel."
@@ -80,7 +97,19 @@ def open_nifti(file: str | os.PathLike, any_affine: bool = False) -> SpatialImag
         shape = (*image.shape[:3], *(length for length in image.shape[3:] if length > 1))
         with reading(file):
             image = type(image)(cast(Any, image.dataobj).reshape(shape), affine, image.header)
-    return image
+    return image if phase is None else _take_phase(image, phase, file)
+
+
+def _take_phase(image: SpatialImage, phase: int, file: str | os.PathLike) -> SpatialImage:
+    """Return the 3D image of a phase, whose voxels lie together in the file and are read alone."""
+    proxy, shape = cast(Any, image.dataobj), image.shape[:3]
+    with reading(file, f"phase {phase} of an image of shape {image.shape}"):
+        _, _, _, phases = image.shape
+        if phase >= phases:
+            raise ValueError(f"it has {phases}")
+        offset = proxy.offset + phase * math.prod(shape) * proxy.dtype.itemsize
+        part = (shape, proxy.dtype, offset, proxy.slope, proxy.inter)
+        return type(image)(type(proxy)(proxy.file_like, part), image.affine, image.header)
 
 
 def check_affine(affine: np.ndarray, file: str | os.PathLike) -> None:
@@ -184,7 +213,8 @@ def read_values(
     with reading(file), ImageOpener(proxy.file_like) as opened:
         stored = array_from_file(proxy.shape, proxy.dtype, cast(Any, opened), proxy.offset)
         if str(file).lower().endswith(".gz"):
-            opened.read()  # the checksum is at the end
+            while opened.read(CHUNK):  # the checksum is at the end
+                pass
     values = np.empty(stored.shape, np.float32)
     axis = min(2, stored.ndim - 1)
     with np.errstate(over="ignore"):

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike
 
 from calib_components.figures.style import NAME, TITLE, class_color, literal
@@ -111,7 +112,8 @@ def _draw_contours(axes: Axes, classes: np.ndarray) -> None:
     if min(classes.shape) < 2:
         return
     for k in np.unique(classes[classes > 0]):
-        axes.contour(classes == k, levels=[0.5], colors=[class_color(k)], linewidths=1.2)
+        contour = axes.contour(classes == k, levels=[0.5], colors=[class_color(k)], linewidths=1.8)
+        contour.set(path_effects=[withStroke(linewidth=3.2, foreground="black")])
 
 
 def _draw_uncertainty(figure: Figure, axes: Axes, uncertainty: np.ndarray) -> None:

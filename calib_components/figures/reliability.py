@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from calib_components.figures.style import PANEL_TITLE, literal
-from calib_components.metrics import CalibrationBins, consistency_bands, resampled_errors
+from calib_components.metrics import CalibrationBins
 
 ABREAST = 5  # panels in a row
 SMALLEST_SHARE = 1e-5  # of the voxels: bins with fewer are not drawn
@@ -24,7 +24,6 @@ def reliability_diagram(
     bins: CalibrationBins | Mapping[str, CalibrationBins],
     class_names: Sequence[str] | None = None,
     if_true: CalibrationBins | Mapping[str, CalibrationBins] | None = None,
-    bands: bool = False,
 ) -> Figure:
     """Draw accuracy over confidence, and below it the fraction of voxels in each bin, with all
     cases pooled.
@@ -34,11 +33,9 @@ def reliability_diagram(
     voxels. Top-label bins give one panel, classwise bins one panel per class. The title shows the
     ECE of all voxels in the panel.
 
-    Black marks show the accuracy to expect if the probabilities were true, and the title the ECE to
-    expect. In a region chosen by the ground truth, that accuracy is not the mean confidence;
-    `if_true` has it. In a region chosen by the prediction, only sampling is left, and `bands` shows
-    its size. Bands come from resampled labels and assume that voxels are independent; those of one
-    image are not, so deviations are larger.
+    In a region chosen by the ground truth, the accuracy of true probabilities is not their mean
+    confidence. Black marks show that accuracy, and the title the ECE to expect, if `if_true` has
+    them. In a region chosen by the prediction, only chance is left.
 
     Args:
         bins: Top-label bins `(B, bins)` or classwise bins `(B, N, bins)`, such as the `bins` of a
@@ -46,14 +43,9 @@ def reliability_diagram(
         class_names: Names of the N classes, for classwise bins only; None uses their indices.
         if_true: Bins if the probabilities were true, in the form of `bins`, such as the
             `bins_if_true` of a metric. By title, those of some panels are enough.
-        bands: Whether to draw where 95 % of the accuracies of resampled labels are, in panels
-            without `if_true`.
 
     Raises:
         ValueError: Names are not one for each class, or `if_true` does not match `bins`.
-
-    Source: Broecker and Smith, "Increasing the Reliability of Reliability Diagrams", Weather and
-        Forecasting 22, 2007 (the bands).
 
     Examples:
         >>> import torch
@@ -75,14 +67,14 @@ def reliability_diagram(
         raise ValueError("bins must have at least one panel.")
     is_classwise = isinstance(bins, CalibrationBins) and bins.count.ndim == 3
     columns, rows = min(len(panels), ABREAST), math.ceil(len(panels) / ABREAST)
-    size = (3 * columns + 1, 4.2 * rows + 0.4)
+    size = (3 * columns + 0.6, 4.2 * rows + 0.4)
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     legend: dict[str, Artist] = {}
     grid = figure.add_gridspec(2 * rows, columns, height_ratios=[3, 1] * rows)
     for i, (title, panel) in enumerate(panels.items()):
         row, column = divmod(i, columns)
         upper, lower = (figure.add_subplot(grid[2 * row + part, column]) for part in (0, 1))
-        _draw_panel(upper, lower, panel, literal(title, PANEL_TITLE, 3), expected.get(title), bands)
+        _draw_panel(upper, lower, panel, literal(title, PANEL_TITLE, 3), expected.get(title))
         if column == 0:
             upper.set_ylabel("Frequency of the class" if is_classwise else "Accuracy")
             lower.set_ylabel("Voxels")
@@ -93,6 +85,7 @@ def reliability_diagram(
         loc="outside lower center",
         ncols=min(3, 2 * columns),
         frameon=False,
+        fontsize="small",
     )
     return figure
 
@@ -122,7 +115,6 @@ def _draw_panel(
     bins: CalibrationBins,
     title: str,
     if_true: CalibrationBins | None,
-    bands: bool,
 ) -> None:
     share = (bins.count[0].double() / bins.count.sum().clamp(min=1)).cpu().numpy()
     shown, width = np.flatnonzero(share > SMALLEST_SHARE), 1 / len(share)
@@ -143,12 +135,6 @@ def _draw_panel(
         ends = (shown + 0.15) * width, (shown + 0.85) * width
         upper.hlines(of_shown(if_true.accuracy), *ends, color="black", label="accuracy if true")
         title += f"\n{if_true.expected_error().item():.4f} if probabilities were true"
-    elif bands:
-        low, high = map(of_shown, consistency_bands(bins))
-        label = "accuracy if true, 95 %\n(independent voxels)"
-        band = bar | {"width": width / 2, "color": (0, 0, 0, 0.35), "edgecolor": "black"}
-        upper.bar(left + width / 4, high - low, bottom=low, label=label, **band)
-        title += f"\n{resampled_errors(bins).mean().item():.4f} by chance alone"
     upper.set(xlim=(0, 1), ylim=(0, 1))
     upper.set_title(title, fontsize="medium")  # those of neighbours do not touch
     upper.tick_params(labelbottom=False)

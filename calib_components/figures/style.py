@@ -9,7 +9,7 @@ from calib_components.quality.page import COLORS
 
 # Characters that fit into a line: of a figure's title, of a panel's, in a legend.
 TITLE, PANEL_TITLE, NAME = 75, 26, 40
-PALETTE = ("#999999", *(f"#{color}" for color in COLORS))
+PALETTE = ("999999", *COLORS)
 
 
 def literal(text: str, width: int, lines: int = 1) -> str:
@@ -26,4 +26,4 @@ def literal(text: str, width: int, lines: int = 1) -> str:
 
 def class_color(k: int) -> str:
     """Return grey for the background, then a colour suited to colour-blind readers."""
-    return PALETTE[k % len(PALETTE)]
+    return f"#{PALETTE[k % len(PALETTE)]}"

@@ -12,6 +12,7 @@ from calib_components.handlers.checkpoint import TrainingCheckpoint
 from calib_components.handlers.evaluation import EvaluationRecords, EvaluationWriter, check_case
 from calib_components.handlers.evaluation_files import Evaluation
 from calib_components.handlers.processes import join_process_group, leave_process_group, share_cases
+from calib_components.handlers.training_log import TrainingLog, training_curves
 from calib_components.handlers.weights import (
     WeightsCheckpointLoader,
     load_torchscript,
@@ -24,6 +25,7 @@ __all__ = [
     "EvaluationRecords",
     "EvaluationWriter",
     "TrainingCheckpoint",
+    "TrainingLog",
     "WeightsCheckpointLoader",
     "calibration_cases",
     "check_case",
@@ -33,5 +35,6 @@ __all__ = [
     "load_weights",
     "read_estimate",
     "share_cases",
+    "training_curves",
     "write_estimate",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import hashlib
 import io
@@ -16,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ignite.distributed as idist
 import torch
 from ignite.engine import Events
 from monai.engines import Evaluator
 from monai.utils import convert_to_tensor, ensure_tuple
 
+from calib_components.bundle import next_command
 from calib_components.data.cases import read_datalist
 from calib_components.data.facts import Facts, facts_beside
 from calib_components.data.perturbation import Perturbation
@@ -32,6 +31,7 @@ from calib_components.errors import (
     writing,
 )
 from calib_components.folders import OutputFolder
+from calib_components.handlers.evaluation_files import SUMMARY
 from calib_components.handlers.weights import (
     WeightsCheckpointLoader,
     check_beside,
@@ -39,15 +39,16 @@ from calib_components.handlers.weights import (
     write_weights,
 )
 from calib_components.inference.crops import Crop, crop_of, cut
-from calib_components.metrics import CalibrationBins, dice, structure_masks
+from calib_components.metrics import CalibrationBins, calibration_bins, dice, structure_masks
 from calib_components.posthoc import KINDS, Calibrator, Estimate, set_calibrator
-from calib_components.posthoc.base import gathered
-from calib_components.posthoc.costs import REGIONS, Costs
 from calib_components.quality import Reference, ScanEstimates
 
 log = logging.getLogger(__name__)
 # Gets a patient, and the logits, the label and the crop of a case
 UseCase = Callable[[str, torch.Tensor, torch.Tensor, Crop | None], None]
+# Of each calibrator and each of `REGIONS`: bins of the top label
+Bins = dict[tuple[str, str], CalibrationBins]
+REGIONS = ("all", "predicted")  # what is predicted follows from the calibrated probabilities
 # Of each structure of a scan: estimated and true DSC, expected and true volume in voxels
 ScanRow = list[tuple[float, ...]]
 # Files of a calibrator, by its name: the estimate, what the fit keeps of patients, and the figure
@@ -80,8 +81,8 @@ def calibration_cases(
 class Calibration:
     """Fit a calibrator to trained weights, and write it into them.
 
-    The network runs over the cases as often as the fit needs, and once more to measure its errors,
-    beside those of what else could be used. Written are, all of them or none:
+    The network runs over the cases as often as the fit needs, and once more to measure its errors.
+    Written are, all of them or none:
 
     - the weights, with the calibrator, and the reference of the cases, see
       `calib_components.quality.Reference`. All else in the file stays; a calibrator without cases
@@ -92,9 +93,6 @@ class Calibration:
       `pool`.
     - `reliability_temperature.png`: reliability before and after, over all voxels and the predicted
       foreground.
-
-    Across several processes, the fit and the errors are those of all cases, and the first process
-    writes.
 
     Args:
         evaluator: Runs the network over the cases. Items of its batches have the name of their
@@ -115,7 +113,7 @@ class Calibration:
         facts: Facts of the data, which are compared with those of the weights; None not to compare
             them.
         perturbation: Changes the images that the calibrator is fitted on. Errors are those of the
-            images as they are, and stand beside those of a fit on them.
+            images as they are.
         draws: Number of changed copies of each case.
         overwrite: Whether the files of a calibrator of other weights in `output_dir` are replaced.
 
@@ -158,10 +156,9 @@ class Calibration:
         set_calibrator(self.network, type(self.calibrator)())
         self._check_places()
         with ExitStack() as stack:
-            if idist.get_rank() == 0:
-                self.output.check(ALL_FILES)
-                stack.enter_context(OutputFolder(self.calibrated_path.parent).claim())
-                stack.enter_context(self.output.claim())
+            self.output.check(ALL_FILES)
+            stack.enter_context(OutputFolder(self.calibrated_path.parent).claim())
+            stack.enter_context(self.output.claim())
             if self.temperature is not None:
                 self.calibrator.set_state({"temperature": self.temperature})
                 self._write({})
@@ -172,26 +169,19 @@ class Calibration:
         set_calibrator(self.network, self.calibrator)
 
     def _fit_to_pool(self, folders: Sequence[str | os.PathLike]) -> None:
-        if idist.get_rank() == 0:  # `compute` puts together what all processes have
-            _add_fits(folders, self.calibrator)
+        _add_fits(folders, self.calibrator)
         self._write({REPORT: _encoded(self._compute().to_dict(), indent=2)}, kept=(FIT,))
 
     def _fit_to_cases(self) -> None:
         WeightsCheckpointLoader(self.load_path, self.network, self.facts)(self.evaluator)
         set_calibrator(self.network, type(self.calibrator)())  # not that of the weights
-        candidates = {"before": type(self.calibrator)(), "after": self.calibrator}
-        if self.perturbation is not None:
-            unchanged = copy.deepcopy(self.calibrator)
-            self._fit(unchanged, None)
-            unchanged.compute()
-            candidates["fitted to the images as they are"] = unchanged
-        self._fit(self.calibrator, self.perturbation)
+        self._fit()
         estimate = self._compute()
-        costs, scans = self._measure(candidates)
+        bins, scans = self._measure({"before": type(self.calibrator)(), "after": self.calibrator})
         files = {
             REPORT: _encoded(estimate.to_dict(), indent=2),
             FIT: _encoded(self.calibrator.to_dict()),
-            FIGURE: self._compare(costs),
+            FIGURE: self._compare(bins),
         }
         self._write(files, scans)
 
@@ -228,34 +218,32 @@ class Calibration:
                 stack.enter_context(add(Events.ITERATION_STARTED, change, perturbation))
             self.evaluator.run()
 
-    def _fit(self, fit: Calibrator, perturbation: Perturbation | None) -> None:
-        """Add all cases to a fit, in as many passes as it needs."""
+    def _fit(self) -> None:
+        """Add all cases to the fit, in as many passes as it needs."""
 
         def use(patient: str, logits: torch.Tensor, label: torch.Tensor, crop: Crop | None) -> None:
             # Outside, no calibrator changes anything
-            fit.update(cut(crop, logits), cut(crop, label), patient)
+            self.calibrator.update(cut(crop, logits), cut(crop, label), patient)
 
-        for _ in fit.passes():
-            if perturbation is not None:
-                perturbation.restart()
-            for _ in range(1 if perturbation is None else self.draws):
-                self._run_network(use, perturbation)
+        for _ in self.calibrator.passes():
+            if self.perturbation is not None:
+                self.perturbation.restart()
+            for _ in range(1 if self.perturbation is None else self.draws):
+                self._run_network(use, self.perturbation)
 
     def _compute(self) -> Estimate:
         """Compute the fit, and say what it is."""
         estimate: Estimate = self.calibrator.compute()
         self.patients = estimate.patients
-        if idist.get_rank() != 0:
-            return estimate
         region = self.calibrator.region
         if self.perturbation is not None:
             log.info("Fitted on %d changed copies of each case:", self.draws)
         log.info("%s %s", self.calibrator.name.capitalize(), estimate.summary())
         log.info(
-            "NLL %.4f -> %.4f (region %s, of what the network sees)",
+            "Calibrated for region %s, of what the network sees: NLL %.4f -> %.4f",
+            region.name,
             estimate.nll_before,
             estimate.nll_after,
-            region.name,
         )
         log.info("%s", estimate.effect(region.by_prediction))
         for warning in estimate.warnings():
@@ -264,28 +252,27 @@ class Calibration:
 
     def _measure(
         self, candidates: Mapping[str, Calibrator]
-    ) -> tuple[dict[str, Costs], list[tuple[str, ScanRow]]]:
-        """Return what each calibrator costs on all cases, and what the one called "after" gives of
-        each scan, with its patient.
+    ) -> tuple[Bins, list[tuple[str, ScanRow]]]:
+        """Return the bins of each calibrator over all cases, and what the one called "after" gives
+        of each scan, with its patient.
         """
-        costs: dict[str, list[Costs]] = {name: [] for name in candidates}
+        bins: dict[tuple[str, str], list[CalibrationBins]] = {
+            (name, region): [] for name in candidates for region in REGIONS
+        }
         scans: list[tuple[str, ScanRow]] = []
 
         def use(patient: str, logits: torch.Tensor, label: torch.Tensor, crop: Crop | None) -> None:
             seen, truth = cut(crop, logits), cut(crop, label)
             for name, candidate in candidates.items():
                 p = candidate.to(logits.device)(seen).softmax(1)
-                costs[name].append(Costs.measure(p, truth))
+                for region in REGIONS:
+                    bins[name, region].append(calibration_bins(p, truth, region=region))
                 if name == "after":
                     scans.append((patient, self._measure_scan(p[0], label[0], crop)))
 
         self._run_network(use)
-        parts = gathered(costs)
-        totals = {
-            name: functools.reduce(operator.add, (cost for part in parts for cost in part[name]))
-            for name in candidates
-        }
-        return totals, [scan for part in gathered(scans) for scan in part]
+        totals = {key: functools.reduce(operator.add, each) for key, each in bins.items()}
+        return totals, scans
 
     def _measure_scan(self, p: torch.Tensor, label: torch.Tensor, crop: Crop | None) -> ScanRow:
         """Return estimated and true DSC, expected and true volume in voxels of each structure of a
@@ -308,26 +295,24 @@ class Calibration:
             for estimate, true_dsc, volume in measured
         ]
 
-    @idist.one_rank_only()
-    def _compare(self, costs: Mapping[str, Costs]) -> bytes:
+    def _compare(self, bins: Bins) -> bytes:
         """Say what the fit changed, and return the figure of it."""
         # Training must not need matplotlib
         from calib_components.figures import reliability_diagram
 
         log.info("Errors in what the network sees, of the images as they are:")
-        for name, cost in costs.items():
-            log.info("%s: %s", name.capitalize(), cost.describe())
+        for (name, region), each in bins.items():
+            log.info("%s: ECE %.4f (%s)", name.capitalize(), each.expected_error().item(), region)
         panels: dict[str, CalibrationBins] = {
-            f"{region}, {when}": costs[when].bins[region]
+            f"{region}, {when}": bins[when, region]
             for region in REGIONS
             for when in ("before", "after")
         }
         log.info("%s", SPLITS[self.split])
         content = io.BytesIO()
-        reliability_diagram(panels, bands=True).savefig(content, format="png")
+        reliability_diagram(panels).savefig(content, format="png")
         return content.getvalue()
 
-    @idist.one_rank_only()
     def _write(
         self,
         files: Mapping[str, bytes],
@@ -358,6 +343,10 @@ class Calibration:
         for export in (*exports, Path(f"{file}.plan")):
             if export.exists():
                 log.warning("%s may have the weights before calibration. Export it again.", export)
+        options = {} if file == self.load_path else {"load_path": str(file)}
+        if (self.output_dir / SUMMARY).exists():  # of the network before
+            options["output_dir"] = f"{self.output_dir}_calibrated"
+        log.info("Next: evaluate the network.%s", next_command("evaluate.yaml", **options))
 
 
 def _encoded(content: Any, **options: Any) -> bytes:

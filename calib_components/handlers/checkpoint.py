@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import os
+import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ignite.distributed as idist
 import numpy as np
@@ -28,10 +30,10 @@ from calib_components.handlers.fingerprint import (
     fingerprint,
     fingerprint_of_cases,
     fingerprint_of_list,
+    options_of,
 )
 from calib_components.handlers.weights import (
     check_beside,
-    check_sums,
     save,
     serialize,
     write_weights,
@@ -54,7 +56,8 @@ class TrainingCheckpoint:
 
     `last.ckpt` also has the fingerprint of the run, see `calib_components.handlers.fingerprint`: a
     bundle's run with other settings, other data or another number of processes cannot resume from
-    it.
+    it. With another number of epochs it can: then the learning rate is what it would be if these
+    had been meant from the start.
 
     All randomness of an epoch is seeded with `seed` and the number of the epoch, so on a CPU a
     resumed run ends with the same bits as an uninterrupted one. Workers that stay from epoch to
@@ -71,6 +74,7 @@ class TrainingCheckpoint:
         evaluator: The validation engine, whose `best_metric_epoch` says when the metric was best.
         seed: Seed of the whole run.
         resume: Continue from `last.ckpt`. Without that file, start from the beginning.
+        patience: Number of epochs without a better key metric after which training stops; 0 never.
         datalist: List of the prepared cases; with what these hold, it is a part of the fingerprint.
             It need not exist.
         dataset_dir: Folder of these cases; default: that of the list.
@@ -92,11 +96,12 @@ class TrainingCheckpoint:
         resume: bool = False,
         datalist: str | os.PathLike = "",
         dataset_dir: str | os.PathLike | None = None,
+        patience: int = 0,
     ) -> None:
         self.best_path, self.last_path = Path(ckpt_dir) / BEST, Path(ckpt_dir) / LAST
         self.output = OutputFolder(Path(ckpt_dir))
         self.network, self.evaluator = unwrapped(network), evaluator
-        self.seed, self.resume = seed, resume
+        self.seed, self.resume, self.patience = seed, resume, patience
         self.stateful: dict[str, Any] = {
             "network": self.network,
             "optimizer": optimizer,
@@ -106,6 +111,7 @@ class TrainingCheckpoint:
         self.dataset_dir = Path(dataset_dir or self.datalist.parent)
         # Those of the bundle's run, from its start on
         self.facts: Facts | None = None
+        self.config: Mapping[str, Any] = {}
         self.settings: dict[str, Any] = {}
 
     def attach(self, engine: Trainer) -> None:
@@ -153,7 +159,8 @@ class TrainingCheckpoint:
     def _describe_run(self, config: ConfigParser | None) -> None:
         """Record the facts and the settings of the bundle's run, if this is a part of one."""
         if config is not None:
-            self.settings = fingerprint(config.get())
+            self.config = config.get()
+            self.settings = fingerprint(self.config)
             if "facts" in config:  # weights travel, folders do not
                 self.facts = replace(facts_in_use(config), source="")
         self.settings |= {
@@ -164,25 +171,59 @@ class TrainingCheckpoint:
 
     def _load(self, engine: Trainer) -> None:
         with reading(self.last_path, "a checkpoint of a training"):
-            check_sums(self.last_path)
             checkpoint = torch.load(
                 self.last_path, map_location=engine.state.device, weights_only=True
             )
             before = checkpoint["settings"]
-        differing = changes(before, self.settings)
+            options = checkpoint.get("options")  # not of releases before 0.4
+        settings = self._settings_of(before.get("max_epochs"))
+        differing = changes(before, settings, self.config, options)
         if differing:
             raise InputError(
                 f"{self.last_path} is of a run with other settings: {', '.join(differing)}. Set"
                 " them back, or start from the beginning with --resume false --overwrite true."
             )
+        has_schedule = before.get("lr_scheduler") == self.settings.get("lr_scheduler")
         for name, holder in self.stateful.items():
+            if name == "lr_scheduler" and not has_schedule:
+                continue
             if name in checkpoint:  # a run that started without AMP has no scaler
                 holder.load_state_dict(checkpoint[name])
+        if not has_schedule:
+            self._repeat_schedule(checkpoint["epoch"])
         engine.state.epoch = checkpoint["epoch"]
         engine.state.iteration = checkpoint["epoch"] * engine.state.epoch_length
         self.evaluator.state.best_metric = checkpoint["best_metric"]
         self.evaluator.state.best_metric_epoch = checkpoint["best_metric_epoch"]
         log.info("Resuming after epoch %d of %s.", checkpoint["epoch"], self.last_path)
+        if engine.state.epoch >= cast(int, engine.state.max_epochs):
+            log.info(
+                "Nothing to train: max_epochs is %s. A larger one continues.",
+                engine.state.max_epochs,
+            )
+        self._stop_without_improvement(engine)
+
+    def _settings_of(self, max_epochs: int | None) -> dict[str, Any]:
+        """Return the settings that this run would have with another number of epochs."""
+        if max_epochs in (None, self.settings.get("max_epochs")):
+            return self.settings
+        return {**self.settings, **fingerprint({**self.config, "max_epochs": max_epochs})}
+
+    def _repeat_schedule(self, epochs: int) -> None:
+        """Step a new scheduler through the epochs so far, from the first learning rate on."""
+        for group in self.stateful["optimizer"].param_groups:
+            group["lr"] = group["initial_lr"]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            for _ in range(epochs):
+                self.stateful["lr_scheduler"].step()
+
+    def _stop_without_improvement(self, engine: Trainer) -> None:
+        """End a training whose key metric has not been better for as many epochs as `patience`."""
+        best = self.evaluator.state.best_metric_epoch
+        if 0 < self.patience <= engine.state.epoch - best and best != NEVER:
+            log.info("No better epoch than %d in %d epochs: training stops.", best, self.patience)
+            engine.terminate()
 
     def _start_epoch(self, engine: Trainer) -> None:
         sequence = np.random.SeedSequence((self.seed, engine.state.epoch, idist.get_rank()))
@@ -205,6 +246,7 @@ class TrainingCheckpoint:
             # first for ever.
             best.best_metric_epoch = NEVER
             log.warning("validation: the DSC is %g. model.pt is of this epoch", best.best_metric)
+        self._stop_without_improvement(engine)
         if idist.get_rank() != 0:
             return
         weights = self.network.state_dict()
@@ -218,6 +260,6 @@ class TrainingCheckpoint:
                 weights[name] = values.cpu()
             write_weights(self.best_path, serialize(weights), self.facts, "ckpt_dir")
         state = {name: holder.state_dict() for name, holder in self.stateful.items()}
-        state.update(epoch=epoch, settings=self.settings)
+        state.update(epoch=epoch, settings=self.settings, options=options_of(self.config))
         state.update(best_metric=best.best_metric, best_metric_epoch=best.best_metric_epoch)
         save(state, self.last_path)

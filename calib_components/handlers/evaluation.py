@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import logging
 import os
+import shlex
 import shutil
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -22,6 +23,7 @@ import ignite.distributed as idist
 import pandas as pd
 import torch
 from ignite.engine import Engine, Events
+from monai.data import MetaTensor
 from monai.utils import convert_to_tensor, ensure_tuple
 from torch.serialization import safe_globals
 
@@ -39,17 +41,18 @@ from calib_components.handlers.evaluation_files import (
     replacing,
 )
 from calib_components.handlers.weights import save
-from calib_components.inference.crops import crop_of
 from calib_components.inference.images import shard_of
 from calib_components.inference.maps import normalized_entropy
 from calib_components.metrics import CalibrationBins, ThresholdCounts
-from calib_components.metrics.measures import MEASURES, PAPER_REGION, Case, measure_case
+from calib_components.metrics.measures import MEASURES, Case, measure_case
 from calib_components.posthoc import describe_calibration
+from calib_components.quality.table import CUBIC_MM
 
 log = logging.getLogger(__name__)
 PER_CASE = ("all", "predicted")  # regions whose bins are kept of each case
-# Among the metrics of an engine
-SHOWN = ("dsc", "hd95", "ece_all", "ece_predicted", "ece", "cece", "nll", "brier")
+# In the log and among the metrics of an engine, after a prefix
+SHOWN = ("dsc", "hd95", "ece_all", "ece_predicted")
+PREFIXES = {"training": "train", "validation": "val", "testing": "test"}
 
 
 def check_case(item: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
@@ -95,7 +98,8 @@ def record_case(
     Returns:
         The record: the `values` of columns, the structures that only the ground truth (`missed`) or
             only the prediction (`spurious`) has, the `slice` to draw, the `content_of` the label,
-            and of probabilities also `bins`, `thresholds` and `risk`.
+            whether its voxels have a size, and of probabilities also `bins`, `thresholds` and
+            `risk`.
     """
     predicted, true = (masks[0].flatten(1).any(1) for masks in case.masks)
     record: dict[str, Any] = {
@@ -104,6 +108,7 @@ def record_case(
         "spurious": [*itertools.compress(case.structures, predicted & ~true)],
         "slice": _slice(case, prediction, label, image),
         "content": content_of(case.label),
+        "has_spacing": case.spacing is not None,
     }
     if case.probabilities is not None:
         record["bins"] = {
@@ -241,8 +246,6 @@ def write_evaluation(
     records: EvaluationRecords,
     structures: Sequence[str],
     class_names: Sequence[str],
-    unit: str = "voxels",
-    volume_unit: str = "voxels",
     check: Callable[[Sequence[Mapping[str, Any]]], None] | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Mapping[str, Any] | None:
@@ -255,8 +258,6 @@ def write_evaluation(
         records: The records.
         structures: Names of the structures.
         class_names: Names of the classes, or of the channels of sigmoids.
-        unit: Unit of distances: "mm" or "voxels".
-        volume_unit: Unit of volumes: "ml" or "voxels".
         check: Is called with all records before the files are written.
         about: Further entries of `summary.json`: the `source`, "bundle" or saved "predictions", the
             `arguments` of the evaluation, and the `calibration` of the probabilities.
@@ -280,7 +281,7 @@ def write_evaluation(
             check([*measured.values()])
         patients = {case: item["patient"] for case, item in records.cases.items()}
         evaluation = join_records(measured, patients, structures, class_names)
-        evaluation.summary.update(about or {}, unit=unit, volume_unit=volume_unit)
+        evaluation.summary.update(about or {})
         with replacing(records.output_dir) as folder:
             evaluation.write(folder)
             _draw(folder, evaluation, measured, structures)
@@ -319,6 +320,9 @@ def join_records(
     table.insert(0, "case", pd.Series([*records], dtype=object))
     first = next(iter(records.values()))
     summary["temperature"] = first.get("temperature", 1.0)
+    has_spacing = all(record["has_spacing"] for record in records.values())
+    unit, volume_unit = ("mm", "ml") if has_spacing else ("voxels", "voxels")
+    summary |= {"unit": unit, "volume_unit": volume_unit}
     if "bins" not in first:
         return Evaluation(table, summary, class_names)
     bins = _joined_bins([record["bins"] for record in records.values()])
@@ -329,7 +333,6 @@ def join_records(
         summary,
         class_names,
         regions=regions,
-        per_case={kind: bins[PAPER_REGION][kind] for kind in ("top_label", "classwise")},
         structures=structures,
         thresholds=ThresholdCounts.joined([record["thresholds"] for record in records.values()]),
         coverage=first["risk"][0].numpy(),
@@ -346,10 +349,6 @@ def _lists(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             for case, record in records.items()
             for name in record[kind]
         ]
-    crops = {case: record["crop"] for case, record in records.items() if "crop" in record}
-    if crops:
-        lists["crop_center"] = {case: center for case, (center, _) in crops.items()}
-        lists["crop_not_found"] = [case for case, (_, is_found) in crops.items() if not is_found]
     return {**lists, "labels": {case: record["content"] for case, record in records.items()}}
 
 
@@ -401,13 +400,22 @@ def _errors(regions: Mapping[str, Mapping[str, CalibrationBins]]) -> dict[str, f
     }
 
 
+def _voxel_size(label: torch.Tensor) -> dict[str, Any]:
+    """Return the spacing in mm, and the volume in ml, of the voxels of a label with metadata."""
+    if not isinstance(label, MetaTensor):
+        return {}
+    volume = float(label.affine[:3, :3].det().abs()) / CUBIC_MM
+    return {"spacing": label.pixdim.tolist(), "voxel_volume": volume}
+
+
 @dataclass(eq=False)
 class EvaluationWriter:
     """Measure each case that an engine has run on, and write the files of the evaluation when all
     cases are measured.
 
     The files are those of `Evaluation`. In several processes, each measures its cases, and the
-    first writes. Some means go to `engine.state.metrics`.
+    first writes. Some means go to the log and, such as `test_dsc`, to `engine.state.metrics`.
+    Distances are in mm and volumes in ml if labels have metadata, otherwise in voxels.
 
     Args:
         records: The records of the cases.
@@ -415,12 +423,12 @@ class EvaluationWriter:
         class_names: Names of the classes, in the order of the network's channels.
         batch_transform: Gets the names of a batch's cases, or their folders, from
             `engine.state.batch`.
-        output_transform: Gets their images, probabilities, labels and logits, lists of
-            channel-first volumes, from `engine.state.output`. The metadata of the logits say what
-            the network saw of the slices.
+        output_transform: Gets their images, probabilities and labels, lists of channel-first
+            volumes, from `engine.state.output`.
         temperature: By which the logits were divided, a number or a tensor of one element; None is
             1.
         network: The network, whose weights say how it was calibrated.
+        split: The split that the cases are from.
 
     Raises:
         InputError: When the engine starts, if another run writes to the folder, or it holds
@@ -435,6 +443,7 @@ class EvaluationWriter:
     output_transform: Callable[[Any], Sequence[Sequence[torch.Tensor]]]
     temperature: float | torch.Tensor | None = None
     network: torch.nn.Module | None = None
+    split: str = "testing"
 
     def attach(self, engine: Engine) -> None:
         """Measure after each iteration of the evaluator, and write after its epoch."""
@@ -447,28 +456,36 @@ class EvaluationWriter:
         outputs = self.output_transform(engine.state.output)
         for name, *volumes in zip(self.batch_transform(engine.state.batch), *outputs, strict=True):
             image, probabilities, label = (
-                convert_to_tensor(volume, track_meta=False) for volume in volumes[:3]
+                convert_to_tensor(volume, track_meta=False) for volume in volumes
             )
             # What argmax(0) gives, in a fraction of its time
             prediction = probabilities.max(0).indices
             temperature = None if self.temperature is None else float(self.temperature)
-            case = Case(label, self.structures, probabilities, prediction, temperature=temperature)
-            record = record_case(case, prediction, label[0], image[0])
-            crop = crop_of(volumes[-1])
-            if crop is not None:
-                log.info("%s: %s", Path(name).name, crop.describe(image.shape[1:3]))
-                record["crop"] = crop.center(image.shape[1:3]), crop.percent_found > 0
-            self.records.write(Path(name).name, record)
+            case = Case(
+                label,
+                self.structures,
+                probabilities,
+                prediction,
+                temperature=temperature,
+                **_voxel_size(volumes[2]),
+            )
+            self.records.write(Path(name).name, record_case(case, prediction, label[0], image[0]))
 
     def _write(self, engine: Engine) -> None:
         idist.barrier()
         if idist.get_rank() > 0:
             return
-        about = {
-            "source": "bundle",
-            "arguments": arguments_of_run(),
-            "calibration": self.network and describe_calibration(self.network),
-        }
+        done = self.network and describe_calibration(self.network)
+        about = {"source": "bundle", "arguments": arguments_of_run(), "calibration": done}
         summary = write_evaluation(self.records, [*self.structures], self.class_names, about=about)
-        if summary is not None:
-            engine.state.metrics |= {name: summary[name]["mean"] for name in SHOWN}
+        if summary is None:
+            return
+        prefix = PREFIXES[self.split]
+        means = {f"{prefix}_{name}": summary[name]["mean"] for name in SHOWN}
+        engine.state.metrics |= means
+        state = "{calibrator} of region {region}".format(**done) if done else "Not calibrated"
+        shown = ", ".join(f"{name} {mean:.4f}" for name, mean in means.items())
+        log.info("%s: %s (HD95 in %s)", state, shown, summary["unit"])
+        folder = str(self.records.output_dir)
+        command = ["calib-components", "report", folder, "--out", str(Path(folder, "report"))]
+        log.info("Next: make a page of it.\n%s", shlex.join(command))

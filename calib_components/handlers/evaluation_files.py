@@ -27,9 +27,9 @@ PICTURES = (
     "cases/worst.png",
 )
 TABLES = ("cases.csv", "calibration.json", "thresholds.json", "risk_coverage.json")
+SUMMARY = "summary.json"
 # The summary comes last: where it is, the rest belongs to it
-FILES = (*TABLES, *PICTURES, "summary.json")
-FORMER_FILES = ("logits.json",)  # of releases before 0.4, which a new evaluation removes
+FILES = (*TABLES, *PICTURES, SUMMARY)
 # Of the JSON files; those of releases before 0.3 have none and are read as version 1
 SCHEMA_VERSION = 1
 Array = NDArray[np.float64]
@@ -62,19 +62,15 @@ class Evaluation:
             measure, the pooled calibration errors, the temperature that the logits were divided by
             (1 without), the structures that only the ground truth has (`missed`) or only the
             prediction (`spurious`), the patient of each case, a hash of its label (`labels`), the
-            centre of the crop that the network saw (`crop_center`) and the cases in which it found
-            nothing (`crop_not_found`), the units of distances (`unit`) and volumes (`volume_unit`),
-            whether a "bundle" or saved "predictions" are its `source`, the `arguments` of the
-            command, the `calibration` of the probabilities (name of the `calibrator`, `region` and
-            number of `patients` of its fit), the number of `channels`, and whether each has a
-            `sigmoid` of its own.
+            units of distances (`unit`) and volumes (`volume_unit`), whether a "bundle" or saved
+            "predictions" are its `source`, the `arguments` of the command, the `calibration` of the
+            probabilities (name of the `calibrator`, `region` and number of `patients` of its fit),
+            the number of `channels`, and whether each has a `sigmoid` of its own.
         class_names: Names of the N classes, or of the channels of sigmoids.
         regions: `calibration.json`: bins pooled over cases, by kind, of each region: `top_label`
             and `classwise`; for regions with a closed form `top_label_if_true` and
             `classwise_if_true`, the bins if the probabilities were true; and for all voxels and the
             predicted foreground `top_label_per_case`, those of each case.
-        per_case: `calibration.json`: `top_label` and `classwise` bins of each case in the
-            ground-truth foreground.
         structures: Names of the structures of `thresholds`.
         thresholds: `thresholds.json`: what is found of each structure if it is where its
             probability is above a threshold.
@@ -86,7 +82,6 @@ class Evaluation:
     summary: dict[str, Any]
     class_names: Sequence[str] = ()
     regions: Mapping[str, Bins] = field(default_factory=dict)
-    per_case: Bins = field(default_factory=dict)
     structures: Sequence[str] = ()
     thresholds: ThresholdCounts | None = None
     coverage: Array = field(default_factory=lambda: np.empty(0))
@@ -106,17 +101,12 @@ class Evaluation:
     def write(self, folder: Path) -> None:
         """Write the table and the JSON files."""
         self.cases.to_csv(folder / "cases.csv", index=False, errors="surrogateescape")
-        _write_json(folder / "summary.json", self.summary, indent=2)
+        _write_json(folder / SUMMARY, self.summary, indent=2)
         if self.thresholds is None:
             return
         cases = {"cases": self.cases["case"].tolist()}
-        bins = {
-            "per_case": self.per_case,
-            "pooled": {kind: each.pooled() for kind, each in self.per_case.items()},
-            "regions": self.regions,
-        }
-        class_names = {"class_names": list(self.class_names)}
-        _write_json(folder / "calibration.json", {**class_names, **cases, **bins})
+        bins = {"class_names": list(self.class_names), **cases, "regions": self.regions}
+        _write_json(folder / "calibration.json", bins)
         counts = {"structures": list(self.structures), **cases, "counts": self.thresholds}
         _write_json(folder / "thresholds.json", counts)
         risk = {"coverage": self.coverage, **cases, "risk": self.risk}
@@ -130,10 +120,10 @@ class Evaluation:
             InputError: A file is missing, cut off or holds something else.
         """
         folder = Path(folder)
-        table, summary = _read_cases(folder / "cases.csv"), _read_json(folder / "summary.json")
+        table, summary = _read_cases(folder / "cases.csv"), _read_json(folder / SUMMARY)
         if "channels" not in summary:  # of label maps
             return cls(table, summary)
-        calibration = _read_json(folder / "calibration.json", "class_names", "regions", "per_case")
+        calibration = _read_json(folder / "calibration.json", "class_names", "regions")
         thresholds = _read_json(folder / "thresholds.json", "structures", "counts")
         risk = _read_json(folder / "risk_coverage.json", "coverage", "risk")
         return cls(
@@ -202,7 +192,7 @@ def replacing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
         (unfinished / "cases").mkdir(parents=True)
         yield unfinished
-        for name in (*reversed(FILES), *FORMER_FILES):
+        for name in reversed(FILES):
             (folder / name).unlink(missing_ok=True)
         (folder / "cases").mkdir(exist_ok=True)
         for name in FILES:
@@ -227,9 +217,9 @@ def draw_reliability(folder: Path, evaluation: Evaluation) -> None:
         {title: kinds[kind] for title, kinds in regions.items() if kind in kinds}
         for kind in ("top_label", "top_label_if_true")
     )
-    reliability_diagram(bins, if_true=if_true, bands=True).savefig(folder / "reliability.png")
+    reliability_diagram(bins, if_true=if_true).savefig(folder / "reliability.png")
     classwise = evaluation.regions["all"]["classwise"]
-    reliability_diagram(classwise, evaluation.class_names, bands=True).savefig(
+    reliability_diagram(classwise, evaluation.class_names).savefig(
         folder / "reliability_classes.png"
     )
 

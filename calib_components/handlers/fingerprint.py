@@ -19,6 +19,7 @@ from typing import Any
 
 from monai.bundle import ConfigExpression, ConfigParser, ReferenceResolver
 
+from calib_components.bundle import references
 from calib_components.data.cases import CONTENT, SOURCE, read_lists
 
 LOADING = (
@@ -39,6 +40,8 @@ BY_NAME = (
     "facts_file",
     "seed",
 )
+# Options in which a run may differ from the one that it continues
+FREE = (*BY_NAME, *LOADING, "cache", "device", "max_epochs")
 # Ids of a bundle, each with the arguments of its component that are left out.
 Ids = Mapping[str, tuple[str, ...]]
 DATA_AND_NETWORK: Ids = {
@@ -172,13 +175,62 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     return plain or names
 
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Describe what differs between two runs, such as `learning_rate (0.001, now 0.01)`."""
-    lines = []
+def options_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options at the top of a configuration but for `FREE`, as JSON data."""
+    options = {
+        name: value
+        for name, value in config.items()
+        if name not in FREE and not isinstance(value, Mapping)
+    }
+    return json.loads(json.dumps(options, default=str))
+
+
+def changes(
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    config: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Describe what differs between two runs, such as `learning_rate (0.001, now 0.01)`.
+
+    A setting that follows from options is described by those that differ.
+
+    Args:
+        before: Settings of the first run.
+        now: Settings of the second run.
+        config: Configuration of the second run.
+        options: What `options_of` gave for the first run.
+    """
+    parser, options = ConfigParser(dict(config or {})), options or {}
+    lines: dict[str, None] = {}  # each once, in order
     for name in differing(before, now):
-        values = (textwrap.shorten(json.dumps(run.get(name)), 80) for run in (before, now))
-        lines.append("{} ({}, now {})".format(name, *values))
-    return lines
+        changed = [
+            _describe(each, options[each], parser[each])
+            for each in _reached(name, parser)
+            if options.get(each, parser[each]) != parser[each]
+        ]
+        lines |= dict.fromkeys(changed or [_describe(name, before.get(name), now.get(name))])
+    return [*lines]
+
+
+def _reached(name: str, parser: ConfigParser) -> list[str]:
+    """Return an id, and those that it refers to, directly or not, as far as they are there."""
+    found, waiting = list[str](), [name]
+    while waiting:
+        name = waiting.pop()
+        if name in parser and name not in found:
+            found.append(name)
+            waiting += references(parser[name])
+    return found
+
+
+def _describe(name: str, before: Any, now: Any) -> str:
+    """Describe how a setting differs, by its first part that does."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        key = next(key for key in {**before, **now} if before.get(key) != now.get(key))
+        return _describe(f"{name}::{key}", before.get(key), now.get(key))
+    values = (textwrap.shorten(json.dumps(value, default=str), 80) for value in (before, now))
+    return "{} ({}, now {})".format(name, *values)
 
 
 def fingerprint_of_cases(datalist: Path, folder: Path) -> str | None:

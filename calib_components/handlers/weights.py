@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import textwrap
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,6 @@ def read_weights(file: str | os.PathLike) -> tuple[Any, dict[str, torch.Tensor]]
             f"{file}: no such file of trained weights. Train first, or set --load_path."
         )
     with reading(file, "trained weights"):
-        check_sums(file)
         content = _read_tensors(file)
         weights = content
         if isinstance(content, Mapping) and "model" in content:
@@ -63,17 +61,6 @@ def _read_tensors(file: str | os.PathLike) -> Any:
         if "TorchScript" in str(error):
             reason = "a TorchScript file; add configs/inference_ts.yaml"
         raise ValueError(reason) from error
-
-
-def check_sums(file: str | os.PathLike) -> None:
-    """Raise `ValueError` if a file of PyTorch is damaged: the checksums in it, which PyTorch does
-    not compare.
-    """
-    if zipfile.is_zipfile(file):  # neither of an old version of PyTorch nor truncated
-        with zipfile.ZipFile(file) as parts:
-            broken = parts.testzip()
-            if broken is not None:
-                raise ValueError(f"it is damaged at {broken}; copy or train it again")
 
 
 def load_weights(network: torch.nn.Module, file: str | os.PathLike) -> None:
@@ -107,7 +94,6 @@ def load_torchscript(file: str | os.PathLike, device: torch.device | str) -> tor
     if facts_beside(file) is None:
         log.warning("%s has no %s beside it: the bundle's own are used", file, FACTS)
     with reading(file, "a TorchScript file, as monai.bundle ckpt_export writes it"):
-        check_sums(file)
         return torch.jit.load(str(file), map_location=device)
 
 

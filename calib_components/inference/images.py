@@ -1,8 +1,9 @@
 """The images of a folder: found, checked, and shared among several runs.
 
 One image is one NIfTI file or, where a data set keeps each modality in a file of its own, several
-whose names differ in a suffix (`NAME_flair.nii.gz`, `NAME_t1.nii.gz`, ...). Results are named after
-the image: `NAME_seg.nii.gz`.
+whose names differ in a suffix (`NAME_flair.nii.gz`, `NAME_t1.nii.gz`, ...). Where a network takes
+one channel, each phase of a file with a fourth axis is an image, `NAME_phase00` and so on. Results
+are named after the image: `NAME_seg.nii.gz`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import logging
 import os
 import re
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +22,13 @@ from typing import Any
 from ignite.engine import Engine, Events
 from monai.utils import ensure_tuple
 
-from calib_components.data.nifti import LABEL_SUFFIXES, check_same_grid, files_below, open_nifti
+from calib_components.data.nifti import (
+    LABEL_SUFFIXES,
+    check_same_grid,
+    files_below,
+    open_nifti,
+    stored_in,
+)
 from calib_components.errors import InputError, check_choice, check_writable, printable
 from calib_components.folders import OutputFolder
 from calib_components.quality import write_table
@@ -186,7 +194,7 @@ class ImageFolder:
         the path.
         """
         try:
-            images = self._find_all()
+            images = shard_of(self.find(), self.shard)
             is_continued = self.skip_existing and self.output.files()
         except InputError:
             return []
@@ -214,21 +222,29 @@ class ImageFolder:
         """
         choose([], self.review, self.review_below)
         self._warn_of_labels()
+        every = self.find()
         if items:
             files = [tuple(map(Path, ensure_tuple(item["image"]))) for item in items]
             images = [Image(result_name(each[0], self.file_suffixes), each) for each in files]
         else:
-            images = self._find_all()
+            images = shard_of(every, self.shard)
         if not images:
-            raise InputError(f"dataset_dir is or holds no .nii or .nii.gz image: {self.path}.")
+            raise InputError(_no_image(self.path))
         _check_names(images)
+        phases = sum(stored_in(image.files[0])[1] is not None for image in images)
+        if phases:
+            log.info("%d images are phases, along the fourth axis of a file", phases)
         for image in images:
             self._check_image(image)
         self._check_folder(images)
-        self._check_results(images)
+        self._check_results(images, every)
 
-    def _find_all(self) -> list[Image]:
-        return shard_of(find_images(self.path, self.file_suffixes), self.shard)
+    def find(self) -> list[Image]:
+        """Find the images of all shards, with each phase as an image."""
+        images = find_images(self.path, self.file_suffixes)
+        if self.in_channels > 1:
+            return images
+        return [phase for image in images for phase in _phases(image)]
 
     def _warn_of_labels(self) -> None:
         below = filter(_is_nifti, files_below(self.path)) if self.path.is_dir() else ()
@@ -245,7 +261,7 @@ class ImageFolder:
     def _check_image(self, image: Image) -> None:
         channels = self.in_channels if len(image.files) == 1 else 1
         for file in image.files:
-            if not file.is_file():
+            if not stored_in(file)[0].is_file():
                 raise InputError(
                     f"{file} does not exist. Each channel of {image.name} needs a file."
                 )
@@ -259,7 +275,7 @@ class ImageFolder:
 
     def _check_folder(self, images: Sequence[Image]) -> None:
         """Refuse a folder that holds images, or where they are kept that are links here."""
-        files = [file for image in images for file in image.files]
+        files = [stored_in(file)[0] for image in images for file in image.files]
         if self.output_dir.resolve() in {
             folder for file in files for folder in (file.parent.resolve(), file.resolve().parent)
         }:
@@ -268,10 +284,10 @@ class ImageFolder:
             )
         check_writable("output_dir", self.output_dir)
 
-    def _check_results(self, images: Sequence[Image]) -> None:
+    def _check_results(self, images: Sequence[Image], every: Sequence[Image]) -> None:
         """Refuse to replace maps unasked, and results of another run."""
-        every = [*images, *find_images(self.path, self.file_suffixes)]  # also of other shards
-        self.names = {*TABLES, *(name for image in every for name in self._results(image))}
+        both = (*images, *every)
+        self.names = {*TABLES, *(name for image in both for name in self._results(image))}
         self.output.check(self.names)
         maps = [self.output_dir / name for image in images for name in self._results(image)[1:]]
         existing = [file for file in maps if file.exists()]
@@ -281,18 +297,19 @@ class ImageFolder:
                 " continue a run."
             )
 
-    def write_table(self) -> None:
+    def write_table(self) -> str:
         """Write the table and the page of the quality of all scans that the run recorded in the
-        output folder, and release it.
+        output folder, release it, and return how many to check.
         """
         if self.names:  # no engine claimed the folder
             self.output.adopt(self.names | self.output.files())
         self._claim()  # also without an image that had to be segmented
         with self.output.locked():  # of several shards, the last has all scans
             scans = {Path(name).stem for name in self.output.files() if name.endswith(".json")}
-            text = write_table(self.output_dir, self.review, self.review_below, scans)
+            text = printable(write_table(self.output_dir, self.review, self.review_below, scans))
         self.output.release()
-        log.info(printable(text))
+        log.info(text)
+        return text
 
     def _results(self, image: Image) -> list[str]:
         """Return the names of its estimates and its maps."""
@@ -303,8 +320,36 @@ class ImageFolder:
         results = [self.output_dir / name for name in self._results(image)]
         if not all(file.exists() for file in results):
             return False
-        times = [file.stat().st_mtime for file in image.files if file.exists()]
+        files = [stored_in(file)[0] for file in image.files]
+        times = [file.stat().st_mtime for file in files if file.exists()]
         return min(file.stat().st_mtime for file in results) >= max(times, default=0)
+
+
+def _phases(image: Image) -> list[Image]:
+    """Return the images of the phases of one whose file has several; else the image alone."""
+    file = image.files[0]
+    shape = open_nifti(file).shape if len(image.files) == 1 and file.is_file() else ()
+    if len(shape) != 4 or shape[3] == 1:
+        return [image]
+    digits = max(2, len(str(shape[3] - 1)))
+    stem, _, ending = _split(file, ())
+    names = [f"{stem}_phase{number:0{digits}}" for number in range(shape[3])]
+    return [Image(name, (file.with_name(f"{name}{ending}"),)) for name in names]
+
+
+def _no_image(path: Path) -> str:
+    """Say that a path is or holds no image, and what to do with DICOM."""
+    for file in files_below(path) if path.is_dir() else [path]:
+        if file.is_file():
+            with open(file, "rb") as opened:
+                is_dicom = opened.read(132).endswith(b"DICM") or file.suffix.lower() == ".dcm"
+            if is_dicom:
+                folder = shlex.quote(str(path if path.is_dir() else path.parent))
+                return (
+                    f"dataset_dir: {path} is or holds DICOM files. Convert them first: mkdir -p"
+                    f" NIFTI && dcm2niix -z y -o NIFTI {folder}"
+                )
+    return f"dataset_dir is or holds no .nii or .nii.gz image: {path}."
 
 
 def _check_names(images: Sequence[Image]) -> None:

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from calib_components.errors import InputError, warn_once
-from calib_components.losses.slabs import Slab, map_slabs, whole
+from calib_components.losses.slabs import slabs_of
 from calib_components.losses.targets import Labels, check_target, plain, require
 
-Extras = Callable[[Slab], tuple[Tensor, ...]]  # see `CalibrationLoss.prepare`
+Extras = Callable[[slice], tuple[Tensor, ...]]  # see `CalibrationLoss.prepare`
 # From the logits of a slab to what it adds to the mean
-PartOfMean = Callable[[Tensor, Slab], Tensor]
+PartOfMean = Callable[[Tensor, slice], Tensor]
 
 
 class CalibrationLoss(nn.Module, ABC):
@@ -53,10 +53,10 @@ class CalibrationLoss(nn.Module, ABC):
 
     @abstractmethod
     def voxel_loss(self, logits: Tensor, labels: Tensor, *extras: Any, **_: Any) -> Tensor:
-        """Loss of each voxel of a slab, `(b, h, ...)`.
+        """Loss of each voxel of a slab, `(B, h, ...)`.
 
         Args:
-            logits: `(b, N, h, ...)`, float32 or float64.
+            logits: `(B, N, h, ...)`, float32 or float64.
             labels: Probability of each class, in shape and type of the logits; one-hot where the
                 target holds class indices, and 0 at ignored voxels.
             *extras: What `prepare` provides, if anything.
@@ -100,55 +100,40 @@ class CalibrationLoss(nn.Module, ABC):
         """
         extras, num_counted = self.prepare(logits.detach(), labels), labels.num_counted()
 
-        def part_of_mean(logits: Tensor, slab: Slab) -> Tensor:
+        def part_of_mean(logits: Tensor, slab: slice) -> Tensor:
             y = labels.probabilities(slab, logits.dtype)
             losses = self.voxel_loss(logits, y, *extras(slab)).unsqueeze(1)
             return labels.without_ignored(losses, slab).sum() / num_counted
 
-        if torch.compiler.is_compiling():
-            return part_of_mean(logits, whole(logits.shape))
-        if torch.is_grad_enabled() and logits.requires_grad:
-            return _Mean.apply(logits, labels.values, part_of_mean)
-        return _mean_and_gradient(logits, part_of_mean, with_gradient=False)[0]
+        needs_gradient = torch.is_grad_enabled() and logits.requires_grad
+        if needs_gradient and not torch.compiler.is_compiling():
+            return _Mean.apply(logits, part_of_mean)
+        parts = [part_of_mean(logits[:, :, slab], slab) for slab in slabs_of(logits)]
+        return torch.stack(parts).sum()
 
 
 class _Mean(torch.autograd.Function):
-    """The mean; its gradient is kept for the backward pass and scaled there, in place."""
+    """The mean; its gradient is kept for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, values: Tensor, part_of_mean: PartOfMean) -> Tensor:
-        # The labels, too, so that PyTorch notices if they have changed when a gradient is computed
-        # again.
-        ctx.save_for_backward(logits, values)
-        ctx.part_of_mean = part_of_mean
-        mean, ctx.gradient = _mean_and_gradient(logits, part_of_mean, with_gradient=True)
+    def forward(ctx: Any, logits: Tensor, part_of_mean: PartOfMean) -> Tensor:
+        gradient, mean = torch.empty_like(logits), logits.new_zeros(())
+        for slab in slabs_of(logits):
+            with torch.enable_grad():
+                part = logits[:, :, slab].detach().requires_grad_()
+                part_mean = part_of_mean(part, slab)
+            (gradient[:, :, slab],) = torch.autograd.grad(part_mean, part)
+            mean += part_mean.detach()
+        ctx.save_for_backward(gradient)
         return mean
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
-        logits, _ = ctx.saved_tensors
-        gradient, ctx.gradient = ctx.gradient, None
-        # Retain_graph=True: the tensor of the first pass belongs to whoever got it
-        if gradient is None:
-            gradient = _mean_and_gradient(logits, ctx.part_of_mean, with_gradient=True)[1]
-        return gradient.mul_(grad_output), None, None
-
-
-def _mean_and_gradient(
-    logits: Tensor, part_of_mean: PartOfMean, *, with_gradient: bool
-) -> tuple[Tensor, Tensor | None]:
-    gradient = torch.empty_like(logits) if with_gradient else None
-
-    def mean_of_slab(slab: Slab) -> Tensor:
-        with torch.set_grad_enabled(with_gradient):
-            part = logits[slab].detach().requires_grad_(with_gradient)
-            mean = part_of_mean(part, slab)
-        if gradient is not None:
-            (gradient[slab],) = torch.autograd.grad(mean, part)
-        return mean.detach()
-
-    return torch.stack(map_slabs(mean_of_slab, logits.shape, logits.device)).sum(), gradient
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        if grad_output.is_cuda or grad_output != 1:  # a comparison would make a GPU wait
+            gradient = gradient * grad_output
+        return gradient, None
 
 
 def _warn_of_probabilities(logits: Tensor) -> None:

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from calib_components.errors import check_number
 from calib_components.losses.base import CalibrationLoss
-from calib_components.losses.slabs import whole
 from calib_components.losses.targets import Labels
 
 # As in MONAI: the overlap of a class that is neither predicted nor present counts as complete
@@ -45,8 +44,8 @@ class DiceCELoss(CalibrationLoss):
 
 def dice_loss(logits: Tensor, labels: Labels) -> Tensor:
     """`monai.losses.DiceLoss(softmax=True)`, over the voxels that count."""
-    slab = whole(logits.shape)
-    p = labels.without_ignored(logits.softmax(1), slab)
-    y = labels.probabilities(slab, logits.dtype)
+    every = slice(None)
+    p = labels.without_ignored(logits.softmax(1), every)
+    y = labels.probabilities(every, logits.dtype)
     overlap, sizes = (p * y).flatten(2).sum(2), (p + y).flatten(2).sum(2)
     return (1 - (2 * overlap + SMOOTH) / (sizes + SMOOTH)).mean()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from calib_components.errors import check_count
 from calib_components.losses.base import CalibrationLoss, Extras
-from calib_components.losses.slabs import Slab, map_slabs
+from calib_components.losses.slabs import slabs_of
 from calib_components.losses.targets import Labels
 
 
@@ -62,7 +62,7 @@ class L1ACELoss(CalibrationLoss):
         self.ignore_empty_classes = ignore_empty_classes
 
     def prepare(self, logits: Tensor, labels: Labels) -> Extras:
-        """Return the factor of each bin, `(b, N, num_bins)`, from a first pass over the voxels.
+        """Return the factor of each bin, `(B, N, num_bins)`, from a first pass over the voxels.
 
         The gap of a bin is `|sum(p - y)| / count`, which is the sum over its voxels of `p - y`
         times `sign / count`.
@@ -74,7 +74,7 @@ class L1ACELoss(CalibrationLoss):
             factors = factors * (present > 0)
         # L1-ACE is a mean over images and classes; the mean over the voxels divides by their number
         factors = (factors.mul(labels.num_counted()) / count[..., 0].numel()).to(logits.dtype)
-        return lambda slab: (factors[slab.images],)
+        return lambda slab: (factors,)
 
     def voxel_loss(self, logits: Tensor, labels: Tensor, factors: Tensor) -> Tensor:
         p = logits.softmax(1)
@@ -83,21 +83,18 @@ class L1ACELoss(CalibrationLoss):
 
     def _sums_in_bins(self, logits: Tensor, labels: Labels) -> Tensor:
         """Number of voxels, sum of `p - y` and sum of `y` over all bins, `(3, B, N, num_bins)`."""
-
-        def sums_of_slab(slab: Slab) -> Tensor:
-            shape = (3, *logits.shape[:2], self.num_bins)
-            sums = torch.zeros(shape, dtype=torch.float64, device=logits.device)
-            p = logits[slab].softmax(1)
+        shape = (3, *logits.shape[:2], self.num_bins)
+        sums = torch.zeros(shape, dtype=torch.float64, device=logits.device)
+        count, excess, present = sums
+        for slab in slabs_of(logits):
+            p = logits[:, :, slab].softmax(1)
             y = labels.probabilities(slab, p.dtype)
             ones = labels.without_ignored(torch.ones_like(p, dtype=torch.float64), slab)
             bins = self._bins(p).flatten(2)
-            count, excess, present = sums[:, slab.images]
             count.scatter_add_(2, bins, ones.flatten(2))
             excess.scatter_add_(2, bins, ((p.double() - y) * ones).flatten(2))
             present += y.flatten(2).sum(2, keepdim=True)
-            return sums
-
-        return torch.stack(map_slabs(sums_of_slab, logits.shape, logits.device)).sum(0)
+        return sums
 
     def _bins(self, p: Tensor) -> Tensor:
         """Bin of each probability; of NaN, any bin."""

@@ -13,11 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from calib_components.errors import InputError, check_choice, check_count, check_number
-from calib_components.losses.slabs import Slab, map_slabs
+from calib_components.losses.slabs import slabs_of
 from calib_components.losses.targets import Labels, check_target, classes_like, one_hot, plain
 
 PRIORS = ("mean", "gaussian", "max", "min", "median", "mode")
@@ -96,10 +95,8 @@ def neighbor_prior(
         )
     result = torch.empty(shape, dtype=dtype, device=target.device)
 
-    def write(slab: Slab) -> None:
-        result[slab] = window.prior(labels, slab, dtype)
-
-    map_slabs(write, shape, target.device)
+    for slab in slabs_of(result):
+        result[:, :, slab] = window.prior(labels, slab, dtype)
     return result
 
 
@@ -121,8 +118,8 @@ class Window:
             raise InputError(f"kernel_size must be odd, got {self.size}.")
         check_number("sigma", self.sigma, 0.1)
 
-    def prior(self, labels: Labels, slab: Slab, dtype: torch.dtype) -> Tensor:
-        """The prior in a slab, `(b, N, h, ...)`, from the labels of the slab and of the rows around
+    def prior(self, labels: Labels, slab: slice, dtype: torch.dtype) -> Tensor:
+        """The prior in a slab, `(B, N, h, ...)`, from the labels of the slab and of the rows around
         it.
         """
         values = self._padded(labels, slab)
@@ -149,22 +146,20 @@ class Window:
             proportions.div_(counted.masked_fill_(counted == 0, 1))
         return proportions
 
-    def _padded(self, labels: Labels, slab: Slab) -> Tensor:
+    def _padded(self, labels: Labels, slab: slice) -> Tensor:
         """Values of the labels in a slab and around it, padded beyond the image."""
-        radius, values = self.size // 2, labels.values[slab.images]
-        first, last = slab.rows.start - radius, slab.rows.stop + radius
-        margins = [(radius, radius)] * (values.ndim - 2)
-        margins[0] = (max(-first, 0), max(last - values.shape[2], 0))
-        values = values[:, :, max(first, 0) : min(last, values.shape[2])]
-        if self.padding == "background" and self.kind != "gaussian":
-            sizes = [size for margin in reversed(margins) for size in margin]
-            padded = F.pad(values, sizes)
-            if labels.are_probabilities:
-                padded[:, :1] = F.pad(values[:, :1], sizes, value=1.0)
-            return padded
-        for dim, (before, after) in enumerate(margins, 2):
-            first_row, last_row = values.narrow(dim, 0, 1), values.narrow(dim, -1, 1)
-            values = torch.cat([first_row] * before + [values] + [last_row] * after, dim)
+        values, radius = labels.values, self.size // 2
+        for dim, length in enumerate(values.shape[2:], 2):
+            first, last = (slab.start, slab.stop) if dim == 2 else (0, length)
+            places = torch.arange(first - radius, last + radius, device=values.device)
+            values = values.index_select(dim, places.clamp(0, length - 1))
+            if self.padding == "background" and self.kind != "gaussian":
+                beyond = ((places < 0) | (places >= length)).view(
+                    -1, *[1] * (values.ndim - dim - 1)
+                )
+                values = values.masked_fill(beyond, 0)
+                if labels.are_probabilities:
+                    values[:, :1].masked_fill_(beyond, 1)
         return values
 
     def _filter(self, maps: Tensor, dtype: torch.dtype) -> Tensor:

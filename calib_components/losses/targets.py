@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from calib_components.errors import InputError
-from calib_components.losses.slabs import Slab
 
 # Allowed deviation of a sum of probabilities from 1; bfloat16 rounds by about this much
 SUM_TOLERANCE = 1e-2
@@ -37,20 +36,20 @@ class Labels:
     def are_probabilities(self) -> bool:
         return self.values.is_floating_point()
 
-    def probabilities(self, slab: Slab, dtype: torch.dtype) -> Tensor:
-        """Probability of each class in a slab, `(b, N, h, ...)`: one-hot, and 0 at ignored voxels,
+    def probabilities(self, slab: slice, dtype: torch.dtype) -> Tensor:
+        """Probability of each class in a slab, `(B, N, h, ...)`: one-hot, and 0 at ignored voxels,
         for indices.
         """
-        values = self.values[slab]
+        values = self.values[:, :, slab]
         if self.are_probabilities:
             return values
         return one_hot(values, self.num_classes).to(dtype)
 
-    def without_ignored(self, values: Tensor, slab: Slab) -> Tensor:
-        """Values of the voxels of a slab, `(b, n, h, ...)`, with 0 at ignored voxels."""
+    def without_ignored(self, values: Tensor, slab: slice) -> Tensor:
+        """Values of the voxels of a slab, `(B, n, h, ...)`, with 0 at ignored voxels."""
         if not self.has_ignored:
             return values
-        return values * (self.values[slab] >= 0).to(values.dtype)
+        return values * (self.values[:, :, slab] >= 0).to(values.dtype)
 
     def num_counted(self) -> int | Tensor:
         """Number of voxels that count, at least 1."""

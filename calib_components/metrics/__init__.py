@@ -27,8 +27,6 @@ not hold probabilities, `y` holds invalid labels, or an option has an unsuitable
 
 from calib_components.metrics.bins import (
     CalibrationBins,
-    consistency_bands,
-    resampled_errors,
     smooth_calibration_error,
 )
 from calib_components.metrics.calibration import (
@@ -38,11 +36,7 @@ from calib_components.metrics.calibration import (
     ECEMetric,
     NLLMetric,
 )
-from calib_components.metrics.measuring import (
-    adaptive_calibration_error,
-    calibration_bins,
-    logit_magnitude_sums,
-)
+from calib_components.metrics.measuring import calibration_bins
 from calib_components.metrics.regions import Region
 from calib_components.metrics.segmentation import (
     DSCMetric,
@@ -76,14 +70,10 @@ __all__ = [
     "StructureMeasures",
     "ThresholdCounts",
     "VolumeMetric",
-    "adaptive_calibration_error",
     "calibration_bins",
-    "consistency_bands",
     "dice",
     "hausdorff_distance_95",
-    "logit_magnitude_sums",
     "measure_structures",
-    "resampled_errors",
     "risk_coverage",
     "smooth_calibration_error",
     "structure_masks",

@@ -1,5 +1,4 @@
-"""Reliability bins, the calibration errors computed from them, also without edges, and how large
-these are by chance.
+"""Reliability bins, and the calibration errors computed from them, also without edges.
 
 Counts are int64 and sums float64: float32 sums become inexact from about one million voxels per
     bin.
@@ -7,16 +6,15 @@ Counts are int64 and sums float64: float32 sums become inexact from about one mi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.fft import dct, idct
 from scipy.optimize import brentq
-from scipy.stats import binom
 
-from calib_components.errors import InputError, check_count, check_number
+from calib_components.errors import InputError
 from calib_components.metrics.base import CaseTensors
 
 # Of the smooth ECE: a smoothing of 0.001, which a million voxels need, is then one bin wide
@@ -91,7 +89,7 @@ class CalibrationBins(CaseTensors):
         bins.
 
         `sum_bins count / total * |confidence - accuracy|`, float64 `(B,)`; NaN for a case without
-        voxels. This holds for the other two errors as well: classwise bins give the mean over
+        voxels. This holds for the average error as well: classwise bins give the mean over
         classes. Without `mean`, the error of each class, `(B, N)`.
         """
         errors = (self.confidence_sum - self.num_correct).abs().sum(-1) / self.count.sum(-1)
@@ -101,80 +99,14 @@ class CalibrationBins(CaseTensors):
         """Average calibration error (ACE), `(B,)`: the mean of `|confidence - accuracy|` over
         non-empty bins.
         """
-        return mean_over_classes(self._gaps().nanmean(-1))
-
-    def maximum_error(self) -> torch.Tensor:
-        """Maximum calibration error (MCE), `(B,)`: the largest `|confidence - accuracy|` of a
-        bin.
-        """
-        gaps = self._gaps()
-        return mean_over_classes(
-            torch.where(gaps.isnan().all(-1), torch.nan, gaps.nan_to_num().amax(-1))
-        )
-
-    def _gaps(self) -> torch.Tensor:
-        """`|confidence - accuracy|` of each bin; NaN where it is empty."""
-        return (self.confidence_sum - self.num_correct).abs() / self.count
+        gaps = (self.confidence_sum - self.num_correct).abs() / self.count
+        return mean_over_classes(gaps.nanmean(-1))
 
 
 def mean_over_classes(errors: torch.Tensor) -> torch.Tensor:
     """Mean of classwise errors `(B, N)`; those of the top label, `(B,)`, as they are."""
     # A channel of sigmoids may have no voxel in the region
     return errors.nanmean(1) if errors.ndim == 2 else errors
-
-
-def consistency_bands(
-    bins: CalibrationBins, level: float = 0.95
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Range of the accuracy of each bin that is expected by chance if the probabilities are
-    calibrated.
-
-    Then the number of correct predictions in a bin is about binomial with its count and mean
-    confidence. This supposes independent voxels; those of one image are not, so the range is too
-    narrow. Meant for regions chosen by the prediction; in others, calibrated probabilities are not
-    on the diagonal.
-
-    Args:
-        bins: Observed bins; `InputError` if their counts are not whole numbers.
-        level: Probability of the range.
-
-    Returns:
-        Lower and upper quantiles of the accuracy, float64 in the shape of the bins; NaN where the
-        bin is empty.
-
-    Source: Broecker and Smith, "Increasing the Reliability of Reliability Diagrams", Weather and
-        Forecasting 22, 2007.
-    """
-    check_number("level", level, 0, 1)
-    count, probability = _binomial(bins)
-    tails = ((1 - level) / 2, (1 + level) / 2)
-    low, high = (
-        count.new_tensor(binom.ppf(tail, count.cpu(), probability.cpu())) / count for tail in tails
-    )
-    return low, high
-
-
-def resampled_errors(bins: CalibrationBins, draws: int = 1000, seed: int = 0) -> torch.Tensor:
-    """Expected calibration errors `(B, draws)` if the probabilities are calibrated: what chance
-    alone gives.
-
-    The numbers of correct predictions are drawn from the distribution of `consistency_bands`.
-    """
-    check_count("draws", draws, 1)
-    generator = torch.Generator(bins.count.device).manual_seed(seed)
-    drawn = (
-        replace(bins, num_correct=torch.binomial(*_binomial(bins), generator)) for _ in range(draws)
-    )
-    return torch.stack([each.expected_error() for each in drawn], 1)
-
-
-def _binomial(bins: CalibrationBins) -> tuple[torch.Tensor, torch.Tensor]:
-    """Number of draws and probability of success in each bin."""
-    if bins.count.is_floating_point():
-        raise InputError(
-            "bins must have whole counts, as observed ones have, got those expected if true."
-        )
-    return bins.count.double(), bins.confidence.nan_to_num().clamp(0, 1)
 
 
 def smooth_calibration_error(bins: CalibrationBins) -> torch.Tensor:

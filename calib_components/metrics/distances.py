@@ -4,11 +4,11 @@ structure.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
-from torch.nn import functional as F
 
 from calib_components.errors import InputError
 
@@ -28,34 +28,13 @@ def band_mask(
     Exact for any spacing: the distance is from the center of a voxel to the nearest point of the
     face. A voxel of the class `IGNORED` has no face.
     """
-    sizes = _sizes(classes, spacing)
-    pairs = list(zip(sizes, classes.shape, strict=True))
-    reach = [int(min(radius / size + 1, length)) for size, length in pairs]
-    padded = F.pad(classes, [n for n in reversed(reach) for _ in range(2)], value=IGNORED)
-    # In which no step from a face leaves the padding
-    strides, flat = padded.stride(), padded.flatten()
-    mask = torch.zeros(flat.shape, dtype=torch.bool, device=flat.device)
-    for axis, stride in enumerate(strides):
-        low, high = flat[:-stride], flat[stride:]
-        faces = (low != high) & (low != IGNORED) & (high != IGNORED)  # each at the voxel below it
-        for offset in _near_offsets(axis, radius, sizes, reach):
-            shift = sum(n * each for n, each in zip(offset, strides, strict=True))
-            start, stop = max(shift, 0), min(len(flat), len(faces) + shift)
-            mask[start:stop] |= faces[start - shift : stop - shift]
-    inside = [slice(n, n + length) for n, length in zip(reach, classes.shape, strict=True)]
-    return mask.view(padded.shape)[tuple(inside)]
-
-
-def _near_offsets(
-    axis: int, radius: float, sizes: Sequence[float], reach: Sequence[int]
-) -> Iterator[tuple[int, ...]]:
-    """Give the offsets, from the voxel below a face along an axis, of the voxels in the band."""
-    limit = radius**2 * ROUNDING
-    for offset in itertools.product(*(range(-n, n + 1) for n in reach)):
-        steps = [max(abs(n) - 0.5, 0) for n in offset]  # a face extends half a voxel
-        steps[axis] = abs(offset[axis] - 0.5)
-        if sum((n * size) ** 2 for n, size in zip(steps, sizes, strict=True)) <= limit:
-            yield offset
+    mask = torch.zeros_like(classes, dtype=torch.bool)
+    for axis, length in enumerate(classes.shape):
+        low, high = (classes.narrow(axis, start, length - 1) for start in (0, 1))
+        faces = torch.zeros_like(mask)  # each at the voxel below it
+        faces.narrow(axis, 0, length - 1)[:] = (low != high) & (low != IGNORED) & (high != IGNORED)
+        mask |= _near(faces, radius, spacing, axis)
+    return mask
 
 
 def near_mask(
@@ -66,42 +45,61 @@ def near_mask(
 
     Distances are those of the centers, and exact.
     """
-    sizes = _sizes(classes, spacing)
-    reach = int(radius * ROUNDING / sizes[0])
-    rows = max(1, SLAB // classes[0].numel())
-    mask = torch.zeros(classes.shape, dtype=torch.bool, device=classes.device)
-    for start in range(0, len(classes), rows):
-        first = max(0, start - reach)
-        part = classes[first : start + rows + reach] > 0
-        if part.any():
-            near = _squared_distances(part, radius, sizes) <= radius**2 * ROUNDING
-            mask[start : start + rows] = near[start - first : start - first + rows]
+    return _near(classes > 0, radius, spacing)
+
+
+def _near(
+    seeds: torch.Tensor,
+    radius: float,
+    spacing: Sequence[float] | None,
+    face_axis: int | None = None,
+) -> torch.Tensor:
+    """Find the voxels at most `radius` from the center of a seed, or from the face above it along
+    an axis.
+    """
+    sizes = voxel_sizes(spacing, seeds.ndim)
+    reaches = [int(radius / size) + 1 for size in sizes]
+    rows = max(1, SLAB // seeds[0].numel())
+    mask = torch.zeros_like(seeds)
+    for start in range(0, len(seeds), rows):
+        index = seeds[start : start + rows].nonzero()
+        if len(index) > 0:
+            index[:, 0] += start
+            bounds = zip(index.amin(0).tolist(), index.amax(0).tolist(), reaches, strict=True)
+            box = tuple(slice(max(low - n, 0), high + n + 1) for low, high, n in bounds)
+            squared = _squared_distances(seeds[box], radius, sizes, face_axis)
+            mask[box] |= squared <= radius**2 * ROUNDING
     return mask
 
 
-def _squared_distances(inside: torch.Tensor, radius: float, sizes: Sequence[float]) -> torch.Tensor:
-    """Return the squared distance of each voxel to the nearest one that is `inside`, axis by axis;
-    infinity beyond the radius along an axis.
+def _squared_distances(
+    seeds: torch.Tensor, radius: float, sizes: Sequence[float], face_axis: int | None
+) -> torch.Tensor:
+    """Return the squared distance of each voxel to the nearest seed or face, axis by axis; infinity
+    beyond the radius along an axis.
     """
-    squared = torch.where(inside, 0.0, torch.inf)
-    for axis, size in enumerate(sizes):
-        nearest = squared.clone()
-        length = squared.shape[axis]
-        for step in range(1, min(int(radius * ROUNDING / size), length - 1) + 1):
-            for target, source in ((step, 0), (0, step)):
-                part = nearest.narrow(axis, target, length - step)
-                other = squared.narrow(axis, source, length - step) + (step * size) ** 2
-                torch.minimum(part, other, out=part)
+    squared = torch.where(seeds, 0.0, torch.inf)
+    for axis, (size, length) in enumerate(zip(sizes, seeds.shape, strict=True)):
+        nearest = torch.full_like(squared, torch.inf)
+        reach = min(int(radius / size) + 1, length - 1)
+        for step in range(-reach, reach + 1):
+            gap = float(abs(step))
+            if face_axis is not None:  # a face extends half a voxel along the other axes
+                gap = abs(step - 0.5) if axis == face_axis else max(gap - 0.5, 0)
+            target = nearest.narrow(axis, max(step, 0), length - abs(step))
+            source = squared.narrow(axis, max(-step, 0), length - abs(step))
+            torch.minimum(target, source + (gap * size) ** 2, out=target)
         squared = nearest
     return squared
 
 
-def _sizes(classes: torch.Tensor, spacing: Sequence[float] | None) -> Sequence[float]:
-    """Return the size of a voxel along each axis."""
-    sizes = (1.0,) * classes.ndim if spacing is None else spacing
-    if len(sizes) != classes.ndim:
+def voxel_sizes(spacing: Sequence[float] | None, axes: int) -> list[float]:
+    """Return the size of a voxel along each spatial axis, 1 without a spacing; raise `InputError`
+    unless there is one above 0 for each.
+    """
+    sizes = np.atleast_1d(np.ones(axes) if spacing is None else spacing).tolist()
+    if len(sizes) != axes or not all(0 < size < math.inf for size in sizes):
         raise InputError(
-            f"spacing must have one value for each of the {classes.ndim} spatial axes, got"
-            f" {spacing}."
+            f"spacing must have a positive number for each of {axes} spatial axes, got {spacing}."
         )
     return sizes

@@ -20,7 +20,12 @@ from calib_components.metrics.regions import REGIONS, Region
 from calib_components.metrics.segmentation import dice, hausdorff_distance_95, structure_masks
 from calib_components.metrics.selective import RiskCoverage, risk_coverage
 from calib_components.metrics.volumes import StructureMeasures, measure_structures
-from calib_components.quality.estimates import ESTIMATES, QualityEstimate, StructureScan
+from calib_components.quality.estimates import (
+    ESTIMATES,
+    QualityEstimate,
+    StructureEstimate,
+    StructureScan,
+)
 from calib_components.quality.reference import Reference
 
 PAPER_REGION = "foreground"  # columns without a region in their names, such as `ece`, are of it
@@ -139,9 +144,13 @@ class Case:
     @cached_property
     def structure_scans(self) -> dict[str, StructureScan]:
         """What estimates of quality without labels are functions of, by structure."""
-        (estimates,) = self.structure_measures.estimates
+        sums = self.structure_measures.sums
         unknown = Reference.from_tensor(torch.empty(0), [*self.structures])
-        return {name: StructureScan(name, each, unknown) for name, each in estimates.items()}
+        scans = {}
+        for number, name in enumerate(self.structures):
+            estimate = StructureEstimate({term: each[0, number] for term, each in sums.items()})
+            scans[name] = StructureScan(name, estimate, unknown)
+        return scans
 
     @cached_property
     def risk(self) -> RiskCoverage:
@@ -271,7 +280,7 @@ MEASURES = (
     _of_region("ece", "ECE", "top_label"),
     _of_region("cece", "CECE", "classwise", report_regions=(PAPER_REGION,)),
     _of_region("nll", "NLL", "nll", report_regions=("all", "near", "predicted")),
-    _of_region("brier", "Brier", "brier", report_regions=("all",)),
+    _of_region("brier", "Brier", "brier", in_report=False),
     _of_region("ece_if_true", "ECE if true", "top_label_if_true", "", in_report=False),
     _of_region("cece_if_true", "CECE if true", "classwise_if_true", "", in_report=False),
     Measure(
@@ -281,7 +290,7 @@ MEASURES = (
         "",
         "region",
         _smooth_ece,
-        report_regions=("all", "predicted"),
+        in_report=False,
     ),
     _volume("true_volume", "true volume", "true"),
     _volume("segmented_volume", "segmented volume", "segmented"),
@@ -299,6 +308,7 @@ MEASURES = (
         "",
         "case",
         lambda case: {"": case.risk.error_share.item()},
+        in_report=False,
     ),
 )
 

@@ -12,18 +12,16 @@ in the limit of many voxels. With few, such as those of a small structure, chanc
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from calib_components.errors import check_count
 from calib_components.metrics.bins import CalibrationBins
-from calib_components.metrics.regions import Region, choose_region, read_region
+from calib_components.metrics.regions import Region, choose_region
 from calib_components.metrics.voxels import Voxels, check_tensors, read_voxels
 
 SMALLEST = torch.finfo(torch.float32).tiny  # in place of a probability of 0 in a logarithm
@@ -262,75 +260,3 @@ def calibration_bins(
     regions = [choose_region(region, foreground_only)]
     (measured,) = measure_regions(y_pred, y, regions, [kind], num_bins, ignore_index, sigmoid)
     return measured.bins[kind]
-
-
-def adaptive_calibration_error(
-    y_pred: torch.Tensor,
-    y: torch.Tensor,
-    num_bins: int = 15,
-    foreground_only: bool | None = None,
-    ignore_index: int | None = None,
-    region: Any = None,
-    sigmoid: bool = False,
-) -> torch.Tensor:
-    """Adaptive ECE of each case: like top-label ECE, but with bins that hold equally many voxels.
-
-    Bin edges are interpolated between the sorted confidences, and bins are `(lo, hi]`, as in the
-    code published with Murugesan et al., MICCAI 2023. So the least confident voxel is in no bin; if
-    several are equally confident, one of them is left out on average. Memory grows by some 50 bytes
-    with each voxel of the region.
-
-    Arguments and errors: see `calib_components.metrics`. The default region is "foreground".
-
-    Returns:
-        Float64 `(B,)`; NaN for a case without voxels.
-
-    Source: Mukhoti et al., "Calibrating Deep Neural Networks using Focal Loss", NeurIPS 2020
-        (AdaECE).
-    """
-    y_pred, y = check_tensors(y_pred, y, sigmoid)
-    check_count("num_bins", num_bins, 1)
-    chosen = choose_region(region, foreground_only)
-    voxels = read_region(y_pred, y, chosen, ignore_index, sigmoid)
-    errors = torch.full((len(y_pred),), torch.nan, dtype=torch.float64, device=y_pred.device)
-    for case, parts in itertools.groupby(voxels, lambda part: part.case):
-        pairs = [(part.confidence, (part.predicted == part.label).double()) for part in parts]
-        confidence, correct = (torch.cat(each).cpu().numpy() for each in zip(*pairs, strict=True))
-        places = np.arange(num_bins) * len(confidence) / num_bins
-        edges = np.interp(places, np.arange(len(confidence)), np.sort(confidence))
-        residual = confidence - correct
-        sums = np.bincount(np.searchsorted(edges[1:], confidence), residual, num_bins)
-        sums[0] -= residual[confidence == edges[0]].mean()
-        errors[case] = np.abs(sums).sum() / len(confidence)
-    return errors
-
-
-def logit_magnitude_sums(
-    logits: torch.Tensor, y: torch.Tensor, ignore_index: int | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum `|l|` of every channel over the voxels of each ground-truth class, for their mean
-    magnitude.
-
-    Args:
-        logits: Output of a network before softmax, `(B, N, *S)`.
-        y, ignore_index: See `calib_components.metrics`.
-
-    Returns:
-        The float64 sums by ground-truth class and channel, `(B, N, N)`, and the int64 numbers of
-        voxels of each class, `(B, N)`.
-
-    Raises:
-        InputError: Shapes do not match, some logits are NaN or infinite, or `y` holds invalid
-            labels.
-
-    Source: Murugesan et al., "Trust Your Neighbours: Penalty-Based Constraints for Model
-        Calibration", MICCAI 2023, Fig. 2.
-    """
-    logits, y = check_tensors(logits, y, name="logits")
-    batch, classes = len(logits), max(2, logits.shape[1])  # a sigmoid has two
-    sums = logits.new_zeros(batch, classes, classes, dtype=torch.float64)
-    count = logits.new_zeros(batch, classes, dtype=torch.int64)
-    for voxels in read_voxels(logits, y, ignore_index=ignore_index, logits=True):
-        sums[voxels.case].index_add_(0, voxels.label, voxels.values.abs().T)
-        count[voxels.case] += voxels.label.bincount(minlength=classes)
-    return sums, count

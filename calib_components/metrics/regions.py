@@ -36,7 +36,6 @@ more from image to image than the number of voxels suggests.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -180,10 +179,6 @@ class Region:
                 f" {self.kind!r}."
             )
         spacing = None if self.spacing is None else tuple(map(float, self.spacing))
-        if spacing is not None and not all(0 < size < math.inf for size in spacing):
-            raise InputError(
-                f"spacing must hold a number above 0 for each spatial axis, got {spacing}."
-            )
         for name, field in (("parameter", parameter), ("classes", classes), ("spacing", spacing)):
             object.__setattr__(self, name, field)
 

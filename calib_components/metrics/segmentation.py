@@ -11,6 +11,7 @@ from scipy.spatial import KDTree
 
 from calib_components.errors import InputError, warn_once
 from calib_components.metrics.base import CaseMetric, plain_tensor
+from calib_components.metrics.distances import voxel_sizes
 from calib_components.metrics.voxels import check_tensors
 
 
@@ -74,12 +75,7 @@ def hausdorff_distance_95(
         tensor([[8.1000]], dtype=torch.float64)
     """
     y_pred, y = _masks(y_pred, y)
-    sizes = np.ones(y.ndim - 2) if spacing is None else np.asarray(spacing, dtype=float)
-    if sizes.shape != (y.ndim - 2,) or not ((sizes > 0) & (sizes < np.inf)).all():
-        raise InputError(
-            f"spacing must have a positive number for each of {y.ndim - 2} spatial axes, got"
-            f" {spacing}."
-        )
+    sizes = voxel_sizes(spacing, y.ndim - 2)
     if y.ndim not in (4, 5):
         raise InputError(
             f"y_pred must have two or three spatial dimensions, got shape {tuple(y_pred.shape)}."
@@ -95,7 +91,7 @@ def hausdorff_distance_95(
     return result
 
 
-def _distances(start: np.ndarray, end: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+def _distances(start: np.ndarray, end: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
     """Distance of each voxel of the surface `start` to the nearest of `end`."""
     apart = np.argwhere(start & ~end) * spacing  # all others are at no distance
     # Its time depends on the size of the surfaces, that of a distance transform on the box around

@@ -18,12 +18,7 @@ from calib_components.errors import InputError, check_number
 from calib_components.metrics.base import CaseMetric, CaseTensors
 from calib_components.metrics.regions import Region
 from calib_components.metrics.voxels import Voxels, check_tensors, read_voxels
-from calib_components.quality.estimates import (
-    TERMS,
-    StructureEstimate,
-    expected_dice,
-    structure_sums,
-)
+from calib_components.quality.estimates import TERMS, expected_dice, structure_sums
 
 THRESHOLDS = torch.arange(1, 100, dtype=torch.float64) / 100
 LOW, HIGH = 94, 4  # positions of the thresholds 0.95 and 0.05, which bound the volume
@@ -90,7 +85,7 @@ class StructureMeasures(NamedTuple):
         expected_dsc: Expected DSC; 0 if the structure is predicted nowhere, NaN if its probability
             is 0 everywhere too.
         thresholds: Counts above thresholds.
-        estimates: What the probabilities say of each structure, of each case.
+        sums: The sum of each of `TERMS` over the voxels, `(B, structures)`.
     """
 
     expected: torch.Tensor
@@ -100,7 +95,7 @@ class StructureMeasures(NamedTuple):
     segmented: torch.Tensor
     expected_dsc: torch.Tensor
     thresholds: ThresholdCounts
-    estimates: list[dict[str, StructureEstimate]]
+    sums: dict[str, torch.Tensor]
 
 
 def measure_structures(
@@ -185,7 +180,7 @@ def measure_structures(
         thresholds=ThresholdCounts(
             THRESHOLDS.to(y_pred.device, copy=True), true_positive, predicted, true, count
         ),
-        estimates=[_estimates(sums, checked, case) for case in range(batch)],
+        sums=sums,
     )
 
 
@@ -196,15 +191,6 @@ def _structure(
     is_in = torch.zeros(len(voxels.p), dtype=torch.bool, device=voxels.p.device)
     is_in[classes] = True
     return voxels.p[classes].sum(0), is_in[voxels.predicted], is_in[voxels.label]
-
-
-def _estimates(
-    sums: Mapping[str, torch.Tensor], structures: Structures, case: int
-) -> dict[str, StructureEstimate]:
-    """Return the estimates of the structures of a case from sums `(B, structures)`."""
-    rows = torch.stack([*sums.values()])[:, case].unbind(1)
-    estimates = (StructureEstimate(dict(zip(sums, row, strict=True))) for row in rows)
-    return dict(zip(structures, estimates, strict=True))
 
 
 def _count_above(p: torch.Tensor, is_true: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:

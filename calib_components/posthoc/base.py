@@ -242,8 +242,6 @@ class Calibrator(torch.nn.Module):
         """Inverse of `to_dict`."""
         fit = cls(Region(**values["region"]), values["ignore_index"], values["sigmoid"])
         rows = {name: np.array(row, dtype=float) for name, row in values["patients"].items()}
-        if any(row.ndim != 2 for row in rows.values()):
-            raise InputError("The fit is of an older version, which kept one region. Run it again.")
         fit._add(rows)
         fit.set_state({**fit.state(), **values.get("state", {})})  # that the rows were summed at
         return fit

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.interpolate import make_interp_spline
-from scipy.stats import bootstrap, norm, t
+from scipy.stats import bootstrap
 
 from calib_components.errors import InputError, check_number, printable
 from calib_components.metrics.regions import Region
@@ -81,26 +81,12 @@ class TemperatureEstimate(Estimate):
     region: str = "all"
     regions: dict[str, dict[str, float]] = field(default_factory=dict)
 
-    @property
-    def coverage(self) -> float:
-        """Share of intervals like this one that hold the true temperature, at most.
-
-        The percentile bootstrap is too narrow for few patients. If what they add to the derivative
-        of the likelihood is normally distributed, it is a t-interval with the quantile of the
-        normal distribution and the standard deviation of the sample; simulations give up to 2 %
-        less, from 4 patients on. If a few patients stand out, the share is lower.
-        """
-        number = self.patients
-        limit = norm.ppf((1 + LEVEL) / 2) * math.sqrt((number - 1) / number)
-        return float(1 - 2 * t.sf(limit, number - 1))
-
     def summary(self) -> str:
         parts = [f"{self.temperature:.3f}, fitted on {self.count}"]
         if self.patients > 1:
-            others, share = self.leave_one_out.values(), 100 * self.coverage
+            others = self.leave_one_out.values()
             parts += [
                 f"95 % interval {self.low:.3f} to {self.high:.3f}",
-                f"at most {share:.0f} % of such intervals hold the true temperature",
                 f"{min(others):.3f} to {max(others):.3f} without one of them",
             ]
         parts += [

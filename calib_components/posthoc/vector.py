@@ -7,9 +7,8 @@ next pass is at the minimum of the quadratic function with the sums of all, a st
 method, which is halved where the likelihood got worse. Where the probabilities of a class add up to
 several times its voxels, or a fraction of them, that step would be far too long: biases bring the
 sums to the numbers of voxels first. The minimum is where the gradient vanishes relative to the
-curvature. There, parameters of other samples of the same patients are one more step, with other
-sums of the same rows: so are the interval, and the likelihood of patients that are left out of the
-fit.
+curvature. There, the parameters without a patient are one more step, with other sums of the same
+rows: so is the likelihood of patients that are left out of the fit.
 
 Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 4.2.
 """
@@ -32,19 +31,16 @@ MOST_PASSES = 30
 TOLERANCE = 1e-6  # of the gradient, relative to the curvature: the change of a logit
 FEWEST_EXPECTED = 1e-6  # probability of a class, relative to its voxels
 FEWEST_PATIENTS = 2  # for each parameter, a rule of thumb
-RESAMPLES = 2_000
 SMALLEST = 1e-150  # in place of 0, below a fraction
 ONCE = [[1.0]]  # each patient
 
 
 @dataclass(frozen=True)
 class VectorEstimate(Estimate):
-    """Fitted scales and biases, and how far other patients could move them.
+    """Fitted scales and biases, and how well they suit other patients.
 
     Attributes:
-        parameters: The `value` of each scale and bias, and its 95 % interval, `low` to `high`: the
-            percentile bootstrap over patients, by one step of Newton's method for each resample.
-            NaN with one patient.
+        parameters: Each scale and bias by its name.
         nll_before, nll_after: Mean negative log-likelihood of the voxels without and with them, in
             nats.
         nll_left_out: The same of each patient with the parameters of the others, by one step. NaN
@@ -54,7 +50,7 @@ class VectorEstimate(Estimate):
     """
 
     name = "vector"
-    parameters: dict[str, dict[str, float]]
+    parameters: dict[str, float]
     nll_before: float
     nll_after: float
     nll_left_out: float
@@ -63,10 +59,7 @@ class VectorEstimate(Estimate):
     voxels: int
 
     def summary(self) -> str:
-        template = (
-            "{} {value:.2f}" if self.patients == 1 else "{} {value:.2f} [{low:.2f}, {high:.2f}]"
-        )
-        texts = (template.format(name, **each) for name, each in self.parameters.items())
+        texts = (f"{name} {value:.2f}" for name, value in self.parameters.items())
         return f"{', '.join(texts)}, fitted on {self.count}"
 
     def effect(self, by_prediction: bool = True) -> str:
@@ -76,14 +69,14 @@ class VectorEstimate(Estimate):
         sentences = [
             f"The {name} is negative: the lower its logit, the more probable is the class. Check"
             " that channels and labels are in the same order."
-            for name, each in self.parameters.items()
-            if name.startswith("scale") and each["value"] < 0
+            for name, value in self.parameters.items()
+            if name.startswith("scale") and value < 0
         ]
         number = len(self.parameters) - 1  # a constant added to all biases changes nothing
         if self.patients < FEWEST_PATIENTS * number:
             sentences.append(
-                f"{self.count}, fewer than {FEWEST_PATIENTS * number}, for {number}"
-                " parameters: intervals are not reliable."
+                f"{self.count}, fewer than {FEWEST_PATIENTS * number}, for {number} parameters:"
+                " they may not suit others."
             )
         if self.nll_left_out > self.nll_before:
             sentences.append(
@@ -244,32 +237,22 @@ class VectorScaling(Calibrator):
 
     def solve(self, names: Sequence[str], rows: Array) -> VectorEstimate:
         sums = _Sums.read(rows[:, 0])
-        classes, patients = sums.labels.shape[1], len(rows)
+        classes = sums.labels.shape[1]
         fitted = self._fitted(classes)
         if sums.relative_gradient[fitted].max() > 10 * TOLERANCE:
             raise InputError(
                 f"A {self.name} needs several passes: for _ in fit.passes(), update with all cases."
             )
-        values = self._values(classes)
-        low, high = np.full((2, 2 * classes), math.nan)
-        if patients > 1:
-            share = np.full(patients, 1 / patients)
-            times = np.random.default_rng(0).multinomial(patients, share, RESAMPLES)
-            low, high = np.quantile(values + self._step(sums, times), [0.025, 0.975], axis=0)
+        values = self._values(classes)[fitted].tolist()
         labels = [f"{kind} of class {k}" for kind in ("scale", "bias") for k in range(classes)]
-        table = np.stack([values, low, high], 1)[fitted].tolist()
-        parameters = {
-            name: dict(zip(("value", "low", "high"), row, strict=True))
-            for name, row in zip(labels[fitted], table, strict=True)
-        }
         voxels = sums.voxels.sum()
         return self.estimate(
-            parameters,
+            dict(zip(labels[fitted], values, strict=True)),
             nll_before=float(sums.nll_before.sum() / voxels),
             nll_after=float(sums.nll.sum() / voxels),
             nll_left_out=self._nll_left_out(sums),
             changed=int(sums.changed.sum()),
-            patients=patients,
+            patients=len(rows),
             voxels=int(voxels),
         )
 

@@ -12,22 +12,25 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.ndimage import binary_dilation, binary_erosion
 
 from calib_components.quality.estimates import ESTIMATES, QualityEstimate
 
 SIDE = 256  # pixels of the longer side of each picture
 GREYS = 64  # levels; more make files larger, not clearer
 GREY_RANGE = (0.5, 99.5)  # percentiles of an image that are black and white
-COLORS = ("e69f00", "56b4e9", "cc79a7", "009e73", "f0e442", "d55e00", "0072b2")  # Okabe and Ito
+# Of Okabe and Ito. Protan and deutan readers tell the first ones apart best
+COLORS = ("e69f00", "56b4e9", "009e73", "0072b2", "d55e00", "cc79a7", "f0e442")
+CONTOUR = 3  # pixels
 
 
 def draw_slice(
-    image: ArrayLike, masks: ArrayLike, uncertainty: ArrayLike, affine: np.ndarray
+    image: ArrayLike | None, masks: ArrayLike, uncertainty: ArrayLike, affine: np.ndarray
 ) -> bytes:
     """Draw a slice with the contours of its structures, and beside it its uncertainty, as a PNG.
 
     Args:
-        image: Grey values `(Y, X)`.
+        image: Grey values `(Y, X)`; None draws on black.
         masks: Where the structures are predicted, `(structures, Y, X)`.
         uncertainty: From 0, black, to 1, white; `(Y, X)`.
         affine: That of the scan, `(4, 4)`, whose first two axes are X and Y. It gives pixels their
@@ -36,14 +39,15 @@ def draw_slice(
     """
     from PIL import Image  # comes with matplotlib, which metrics do not need
 
-    grey = np.nan_to_num(np.asarray(image, float))
+    grey = np.zeros(np.shape(uncertainty)) if image is None else np.nan_to_num(np.asarray(image))
     drawn = [grey, np.asarray(uncertainty, float), *np.asarray(masks, float)]
     layers = _on_paper(np.stack(drawn), affine[:3, 1::-1])
     low, high = np.percentile(layers[0], GREY_RANGE)
     pixels = ((layers[0] - low) / max(high - low, 1e-12)).clip(0, 1) * (GREYS - 1)
+    for mask in layers[2:] > 0:
+        pixels[binary_dilation(mask) & ~mask] = 0  # seen on white, too
     for number, mask in enumerate(layers[2:] > 0):
-        padded = np.pad(mask, 1)
-        inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+        inside = binary_erosion(mask, iterations=CONTOUR)
         pixels[mask & ~inside] = GREYS + number % len(COLORS)
     heat = GREYS + len(COLORS) + layers[1].clip(0, 1) * (GREYS - 1)
     picture = Image.fromarray(np.hstack([pixels, heat]).astype(np.uint8))
@@ -151,30 +155,36 @@ TEMPLATE = Template("""<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Segmentations to check</title>
 <style>
-body { font: 15px/1.45 system-ui, sans-serif; color: #222 }
-body { background: #f5f5f3; margin: auto; padding: 16px }
-body { max-width: 1400px }
+:root { color-scheme: light dark; --ink: #222; --dim: #555; --line: #ddd; --check: #a33f00 }
+:root { --page: #f5f5f3; --card: #fff }
+@media screen and (prefers-color-scheme: dark) {
+  :root { --ink: #e8e8e8; --dim: #aaa; --line: #444; --check: #ffa366 }
+  :root { --page: #161616; --card: #222 }
+}
+body { font: 15px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--page) }
+body { margin: auto; padding: 16px; max-width: 1400px }
 header, p { margin: 0 0 6px; max-width: 850px }
+a { color: inherit }
 h2 { font-size: 16px; margin: 0 }
 main { display: grid }
 main { grid-template-columns: repeat(auto-fill, minmax(min(100%, 620px), 1fr)); gap: 12px }
-article { background: #fff; border-left: 6px solid #ccc; padding: 12px; overflow-wrap: anywhere }
-article { content-visibility: auto; contain-intrinsic-size: auto 260px }
+article { background: var(--card); border-left: 6px solid var(--line); padding: 12px }
+article { overflow-wrap: anywhere; content-visibility: auto; contain-intrinsic-size: auto 260px }
 article:target { outline: 3px solid #56b4e9 }
-img { float: left; width: 55%; max-width: 400px; margin-right: 12px }
-article div { display: flow-root }
+img { float: left; width: 60%; max-width: 400px; margin: 0 12px 6px 0 }
 .yes { border-color: #d55e00 }
-.why { color: #a33f00; font-weight: 600 }
-.note { color: #555; font-size: 13px }
+.why { color: var(--check); font-weight: 600 }
+.note { color: var(--dim); font-size: 13px }
 b { font-size: 20px }
-i { padding: 0 5px; margin-right: 6px }
-table { border-collapse: collapse; width: 100% }
+i { padding: 0 5px; margin-right: 6px; print-color-adjust: exact }
+table { border-collapse: collapse; width: 100%; clear: both }
 th, td { text-align: right; padding: 2px 4px }
-th, td { border-bottom: 1px solid #eee; font-size: 13px; font-weight: 400 }
+th, td { border-bottom: 1px solid var(--line); font-size: 13px; font-weight: 400 }
 th, td { overflow-wrap: normal }
 th:first-child { text-align: left }
 td { white-space: nowrap }
-@media (max-width: 600px) { article div { display: block } table { clear: both } }
+@media (max-width: 600px) { img { float: none; width: 100% } }
+@media print { article { content-visibility: visible; break-inside: avoid } }
 </style>
 <header>
 <h1>$number of $total segmentations to check</h1>
@@ -182,7 +192,7 @@ td { white-space: nowrap }
 $caveats
 <p>Scans are in the order of their expected DSC, worst first: the overlap that the network itself
 predicts, without labels, as a Dice similarity coefficient from 0 to 1; the mean over structures.
-Trust the order more than the values, which are too high on images unlike those of the training.</p>
+It is too high on images unlike those of the training.</p>
 <p class="note">$notes Uncertain: of the voxels where the structure is possible (probability above
 5 %), the share where it is not certain (95 % or less). Pictures show the slice with the most
 uncertainty: the contours of the prediction, and beside them the uncertainty, 4 p (1 - p), from

@@ -29,7 +29,17 @@ from calib_components.quality.reference import MIN_PATIENTS, Reference, mean_est
 FOLDER = "quality"
 TABLES = TABLE, PAGE = "quality.csv", "quality.html"
 CUBIC_MM = 1000  # in a millilitre
-TEXTS = "scan", "place", "evidence", "note", "picture"
+ENTRIES = {
+    "scan",
+    "estimate",
+    "reasons",
+    "rows",
+    "place",
+    "is_unlike",
+    "evidence",
+    "note",
+    "picture",
+}
 BELOW_ALL = "lower than all {scans} validation scans"
 UNLIKE = (
     "These images are unlike those of the training: {number} of {total} have a lower estimate than"
@@ -148,16 +158,10 @@ def write_record(record: Mapping[str, Any], output_dir: str | os.PathLike) -> No
 
 
 def _parse(text: str) -> dict[str, Any]:
-    """Return what `write_record` wrote, or raise an error if it is something else."""
+    """Return what `write_record` wrote, or raise an error if an entry is missing."""
     record = json.loads(text)
-    texts = [record[name] for name in TEXTS] + record["reasons"]
-    numbers = [record["estimate"], record["is_unlike"], *record.get(CENTER, ())]
-    for row in record["rows"]:
-        texts.append(row["structure"])
-        numbers += [value for name, value in row.items() if name != "structure"]
-    for values, kind in ((texts, str), (numbers, float | int | None)):
-        if not all(isinstance(each, kind) for each in values):
-            raise ValueError(f"a value is no {kind}")
+    if missing := ENTRIES - record.keys():
+        raise ValueError(f"{min(missing)} is missing")
     return record
 
 

@@ -14,7 +14,7 @@ from monai.bundle import ConfigParser
 
 from calib_components.bundle import read_as_typed
 from calib_components.errors import InputError, check_choice, make_folder, reading
-from calib_components.inference.images import MAPS, find_images
+from calib_components.inference.images import MAPS, ImageFolder
 from calib_components.tools.bundle_command import bundle_command
 from calib_components.tools.jobs import end, make_executor, run_command, run_jobs
 
@@ -72,7 +72,7 @@ def run_cases(
         **json.loads(json.dumps(overrides)),  # lists instead of tuples, as in YAML
         "skip_existing": True,
     }
-    total, pattern = _count_work(command, files, options)
+    total, pattern, images = _count_work(command, files, options)
     logs = output_dir / ".run_cases"
     pool = make_executor(executor, workers, logs / "slurm", slurm)
     number = min(total, workers if executor == "local" else jobs)
@@ -85,12 +85,16 @@ def run_cases(
         log = logs / f"share_{i}_of_{number}.log"
         shares[f"share {i} of {number}"] = partial(run_command, [sys.executable, *typed[1:]], log)
     failed = run_jobs(shares, pool, total, lambda: sum(1 for _ in output_dir.glob(pattern)))
+    if images is not None and len(failed) < number:
+        print(images.write_table())  # of all shares
     end(f"{number - len(failed)} of {number} shares are finished", failed)
 
 
-def _count_work(command: str, files: Sequence[Path], options: Mapping[str, Any]) -> tuple[int, str]:
-    """Return the number of images or cases, and the pattern of a file that each has when it is
-    done.
+def _count_work(
+    command: str, files: Sequence[Path], options: Mapping[str, Any]
+) -> tuple[int, str, ImageFolder | None]:
+    """Return the number of images or cases, the pattern of a file that each has when it is done,
+    and the images, if there are any.
     """
     config = ConfigParser()
     with reading(files[-1], "a configuration of the bundle"):
@@ -99,8 +103,7 @@ def _count_work(command: str, files: Sequence[Path], options: Mapping[str, Any])
         read_as_typed(config)
         if command == "evaluate":
             records = config.get_parsed_content("records")
-            return len(records.cases), f"{records.folder.name}/*.pt"
+            return len(records.cases), f"{records.folder.name}/*.pt", None
         images = config.get_parsed_content("images")
     images.check()
-    found = find_images(images.path, images.file_suffixes)
-    return len(found), f"*_{MAPS[images.save[0]]}.nii.gz"
+    return len(images.find()), f"*_{MAPS[images.save[0]]}.nii.gz", images

@@ -1,4 +1,4 @@
-"""Time and memory of a bundle's inference on a large volume, by slabs and with whole volumes."""
+"""Time and memory of a bundle's inference on a large volume."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import shutil
 import statistics
 import time
 import warnings
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -19,20 +18,8 @@ import nibabel as nib
 import numpy as np
 import torch
 from monai.bundle import ConfigWorkflow
-from monai.engines import SupervisedEvaluator
-from monai.inferers import SliceInferer
-from monai.transforms import (
-    Activationsd,
-    AsDiscreted,
-    Compose,
-    CopyItemsd,
-    Invertd,
-    Lambdad,
-    SaveImaged,
-)
 
 from calib_components.data.facts import Facts, write_facts
-from calib_components.inference.maps import normalized_entropy
 from scripts.benchmarks.timing import BUNDLES, peak_resident_mib, set_up
 
 
@@ -42,7 +29,6 @@ def inference(
     num_classes: int = 5,
     rounds: int = 1,
     threads: int = 2,
-    whole: bool = False,
     patch: int | None = None,
 ) -> None:
     """Seconds, peak memory and bytes of an inference through the FLARE bundle, with random weights.
@@ -56,19 +42,11 @@ def inference(
         num_classes: Classes of the network.
         rounds: How many inferences are timed.
         threads: CPU threads for PyTorch.
-        whole: Compare it with MONAI's transforms of whole volumes, which take about 30 MB of memory
-            for each slice of 512 x 512 with 5 classes.
         patch: Side of the patches of a 3D network, through the hippocampus bundle in place of that
             of FLARE.
     """
     set_up(rounds, threads)
-    runs = (
-        {"whole volumes": _run_whole, "slabs": ConfigWorkflow.run}
-        if whole
-        else {"slabs": ConfigWorkflow.run}
-    )
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    peaks, written = {}, {}
+    seconds, peak, written = [], 0.0, 0.0
     with TemporaryDirectory() as folder:
         place = Path(folder)
         _make_volume(place / "images" / "scan.nii.gz", (size, size, slices))
@@ -80,27 +58,18 @@ def inference(
         )
         _make_weights(copy, num_classes, patch)
         for _ in range(rounds):
-            for name, run in runs.items():
-                # A process of its own: memory that was used before may be used again.
-                with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-                    taken, peaks[name] = pool.submit(_measure, run, copy, place, threads).result()
-                seconds[name].append(taken)
-                written[name] = (
-                    sum(file.stat().st_size for file in (place / "out").iterdir()) / 2**20
-                )
-                shutil.rmtree(place / "out")
+            # A process of its own: memory that was used before may be used again.
+            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+                taken, peak = pool.submit(_measure, copy, place, threads).result()
+            seconds.append(taken)
+            written = sum(file.stat().st_size for file in (place / "out").iterdir()) / 2**20
+            shutil.rmtree(place / "out")
     print(
         f"inference, {size}x{size}x{slices}, {num_classes} classes ({threads} threads, median of"
         f" {rounds} rounds)"
     )
-    print(f"{'':13}  {'ratio':>5}  {'s':>6}  {'peak MiB':>8}  {'written MiB':>11}")
-    baseline = next(iter(seconds.values()))
-    for name, own in seconds.items():
-        ratio = statistics.median(one / base for one, base in zip(own, baseline, strict=True))
-        print(
-            f"{name:13}  {ratio:5.2f}  {statistics.median(own):6.1f}  {peaks[name]:8.0f} "
-            f" {written[name]:11.1f}"
-        )
+    print(f"{'s':>6}  {'peak MiB':>8}  {'written MiB':>11}")
+    print(f"{statistics.median(seconds):6.1f}  {peak:8.0f}  {written:11.1f}")
 
 
 def _make_volume(file: Path, shape: tuple[int, int, int]) -> None:
@@ -150,52 +119,8 @@ def _workflow(bundle: Path, place: Path) -> Any:
     return workflow
 
 
-def _run_whole(workflow: ConfigWorkflow) -> None:
-    """The same maps by MONAI's transforms of whole volumes, in float32."""
-    get = workflow.parser.get_parsed_content
-
-    def save(key: str, dtype: Any) -> SaveImaged:
-        options = {
-            "output_postfix": key,
-            "output_dtype": dtype,
-            "separate_folder": False,
-            "print_log": False,
-        }
-        return SaveImaged(key, output_dir=get("output_dir"), **options)
-
-    postprocessing = Compose(
-        [
-            Activationsd("pred", softmax=True),
-            Invertd(
-                "pred", transform=get("preprocessing"), orig_keys="image", nearest_interp=False
-            ),
-            Lambdad(
-                "pred", lambda p: torch.cat([1 - p[1:].sum(0, keepdim=True), p[1:]]).clamp(0, 1)
-            ),
-            CopyItemsd("pred", times=2, names=["seg", "uncertainty"]),
-            AsDiscreted("seg", argmax=True),
-            Lambdad("uncertainty", normalized_entropy),
-            save("seg", np.uint8),
-            save("pred", np.float32),
-            save("uncertainty", np.float32),
-        ]
-    )
-    SupervisedEvaluator(
-        device=get("device"),
-        val_data_loader=get("dataloader"),
-        network=get("network"),
-        inferer=SliceInferer(
-            roi_size=get("crop_size"), sw_batch_size=get("batch_size"), spatial_dim=2
-        ),
-        postprocessing=postprocessing,
-        val_handlers=get("handlers")[:1],  # the weights
-    ).run()
-
-
-def _measure(
-    run: Callable[[ConfigWorkflow], None], bundle: Path, place: Path, threads: int
-) -> tuple[float, float]:
+def _measure(bundle: Path, place: Path, threads: int) -> tuple[float, float]:
     torch.set_num_threads(threads)
     start = time.perf_counter()
-    mib = peak_resident_mib(lambda: run(_workflow(bundle, place)))
+    mib = peak_resident_mib(_workflow(bundle, place).run)
     return time.perf_counter() - start, mib

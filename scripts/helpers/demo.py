@@ -19,7 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from calib_components.errors import make_folder, writing
+from calib_components.errors import writing
+from calib_components.folders import OutputFolder
 from calib_components.metrics import CalibrationBins
 from calib_components.tools.prepare import prepare_data
 from calib_components.tools.report.calibration import judge_regions
@@ -59,15 +60,16 @@ TRAINED_HERE = (
 )
 
 
-def demo(out: Path = Path("demo_output"), *, train: bool = False) -> None:
+def demo(out: Path = Path("demo_output"), *, train: bool = False, overwrite: bool = False) -> None:
     """Calibrate and evaluate two networks, segment with one; print a table and draw a picture.
 
     Args:
         out: Folder for all that is made.
         train: Also train a network with CE + Dice, on the few patients that temperatures are fitted
             on.
+        overwrite: Whether files in `out` that are not of an earlier demo are replaced.
     """
-    make_folder(out)
+    OutputFolder(out, {"command": "demo"}, overwrite=overwrite).claim(["log.txt", "overview.png"])
     terminal, numbers, steps = sys.stdout, itertools.count(1), 3 + 2 * len(NETWORKS) + train
 
     def show(title: str) -> None:

@@ -8,6 +8,7 @@ out. The same files give the same bytes, on any machine and day.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -17,6 +18,7 @@ from typing import Any
 from zipfile import ZipFile, ZipInfo, is_zipfile
 
 import jinja2
+import yaml
 
 from calib_components import __version__
 from calib_components.errors import InputError, make_folder, reading, writing, writing_folder
@@ -26,13 +28,65 @@ REQUIRED, METADATA, PAGE = ("LICENSE", "configs", "docs"), "configs/metadata.jso
 # Facts of the data that they were trained on
 WEIGHTS, FACTS = "models/model.pt", "models/facts.yaml"
 TOOLS = ("__init__.py", "cli.py", "parallel.py", "prepare")  # those that prepare data
-TEMPLATE, ZOO_TEST = "bundles/common/README.md.jinja", "bundles/common/zoo_test.py"
+ZOO_TEST = "bundles/common/zoo_test.py"
 SUFFIXES = (".py", ".typed", ".yaml")
+REMEDY = "Describe these weights there, or make a bundle of your own with scripts/new_bundle.py."
 
 Files = dict[str, bytes]  # by their path in the package
 
 
-def contents(bundle: Path, required: bool = False, huggingface: str | None = None) -> Files:
+def package_bundle(
+    bundle: Path,
+    out: Path = Path("dist"),
+    *,
+    required: bool = False,
+    zoo: Path | None = None,
+    huggingface: str | None = None,
+    any_weights: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Pack a bundle into one zip that is complete by itself, or into a clone of the Model Zoo.
+
+    The metadata must describe the weights: their classes, and the measured results, by the checksum
+    `weights_sha256`.
+
+    Args:
+        bundle: Folder of the bundle.
+        out: Folder to write `NAME_vVERSION.zip` to, with the version from the bundle's metadata.
+        required: Whether the metadata require `calib-components`, in this version, in place of a
+            copy in the package.
+        zoo: Clone of the Model Zoo to write the files of a request to, in place of a zip: the
+            folder of the bundle in `models`, and its test in `ci/unit_tests`.
+        huggingface: Repository for the package at Hugging Face, such as YOU/NAME. The metadata have
+            its address, and the package a model card and the licence of the weights.
+        any_weights: Whether the results in the metadata may be those of other weights of the same
+            classes, such as where a server of your own runs a bundle that you trained further.
+        overwrite: Whether to replace an archive of this version, or the bundle in the Zoo.
+    """
+    root = bundle.resolve()
+    files = contents(root, required, huggingface, any_weights)
+    targets = [out / f"{root.name}_v{json.loads(files[METADATA])['version']}.zip"]
+    if zoo:
+        test = zoo / "ci" / "unit_tests" / f"test_{root.name}.py"
+        targets = [zoo / "models" / root.name, test]
+    existing = [target for target in targets if target.exists()]
+    if existing and not overwrite:
+        raise InputError(f"{existing[0]} exists. Pass --overwrite true to replace it.")
+    if zoo:
+        write_to_zoo(files, *targets)
+    else:
+        write_zip(files, targets[0], root.name)
+    print(f"{targets[0]}: {len(files)} files, {sum(map(len, files.values())) / 1e6:.1f} MB")
+    if WEIGHTS not in files:
+        print(f"It holds no weights: the bundle has no {WEIGHTS}.")
+
+
+def contents(
+    bundle: Path,
+    required: bool = False,
+    huggingface: str | None = None,
+    any_weights: bool = False,
+) -> Files:
     """Return the files of a bundle's package, sorted; see `package_bundle` for the arguments."""
     _check_bundle(bundle)
     names = (*REQUIRED, "large_files.yml", WEIGHTS, FACTS)
@@ -43,6 +97,7 @@ def contents(bundle: Path, required: bool = False, huggingface: str | None = Non
     with reading(bundle / METADATA, "JSON with a version") as file:
         metadata = json.loads(file.read_text(encoding="utf-8"))
         metadata["version"]
+    _check_metadata(bundle, metadata, any_weights)
     if required:
         metadata["required_packages_version"]["calib-components"] = __version__
     files[PAGE] = readme(bundle, metadata)
@@ -54,11 +109,6 @@ def contents(bundle: Path, required: bool = False, huggingface: str | None = Non
         files["LICENSE.md"] = files["docs/data_license.txt"]
     files[METADATA] = (json.dumps(metadata, indent=4, ensure_ascii=False) + "\n").encode()
     return dict(sorted(files.items()))
-
-
-def version_of(files: Files) -> str:
-    """Return the version that the metadata of a package state."""
-    return json.loads(files[METADATA])["version"]
 
 
 def write_zip(files: Files, archive: Path, folder: str) -> None:
@@ -73,27 +123,22 @@ def write_zip(files: Files, archive: Path, folder: str) -> None:
             package.writestr(member, content)
 
 
-def write_to_zoo(files: Files, target: Path) -> None:
+def write_to_zoo(files: Files, target: Path, test: Path) -> None:
     """Write a package as `models/NAME` of a clone of the Model Zoo, and the test of the bundle."""
     make_folder(target.parent)
     with writing_folder(target) as folder:
         for name, content in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
-    tests = target.parents[1] / "ci" / "unit_tests"
-    make_folder(tests)
-    shutil.copyfile(ROOT / ZOO_TEST, tests / f"test_{target.name}.py")
+    make_folder(test.parent)
+    shutil.copyfile(ROOT / ZOO_TEST, test)
 
 
 def readme(bundle: Path, metadata: Mapping[str, Any]) -> bytes:
     """Return the README of a package: the page of the bundle, in the order of the Model Zoo's
     template.
     """
-    environment = jinja2.Environment(
-        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    template = environment.from_string((ROOT / TEMPLATE).read_text(encoding="utf-8"))
-    with reading(bundle / PAGE, f"what {TEMPLATE} takes from it and from {METADATA}") as page:
+    with reading(bundle / PAGE, f"what README.md.jinja takes from it and from {METADATA}") as page:
         text = page.read_text(encoding="utf-8").replace("../../scripts/", "scripts/")
         text = re.sub(r"^### (.*)$", r"#### **\1**", text, flags=re.MULTILINE)
         start, *parts = re.split(r"^## (.*)$", text, flags=re.MULTILINE)
@@ -106,7 +151,18 @@ def readme(bundle: Path, metadata: Mapping[str, Any]) -> bytes:
             "introduction": introduction.strip(),
             "sections": dict(zip(parts[::2], map(str.strip, parts[1::2]), strict=True)),
         }
-        return (template.render(values).rstrip() + "\n").encode()
+        return render("README.md.jinja", values).encode()
+
+
+def render(template: str, values: Mapping[str, Any]) -> str:
+    """Return the text of a template in `bundles/common`."""
+    environment = jinja2.Environment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        loader=jinja2.FileSystemLoader(ROOT / "bundles" / "common"),
+    )
+    return environment.get_template(template).render(values).rstrip() + "\n"
 
 
 def _check_bundle(bundle: Path) -> None:
@@ -116,6 +172,33 @@ def _check_bundle(bundle: Path) -> None:
     # Such as a pointer of Git LFS
     if (bundle / WEIGHTS).is_file() and not is_zipfile(bundle / WEIGHTS):
         raise InputError(f"{bundle / WEIGHTS} does not hold weights as torch.save writes them.")
+
+
+def _check_metadata(bundle: Path, metadata: Mapping[str, Any], any_weights: bool) -> None:
+    """Refuse metadata of other classes or channels than the network's, or of other weights."""
+    weights, file = bundle / WEIGHTS, bundle / METADATA
+    beside = bundle / FACTS
+    with reading(beside if beside.is_file() else bundle / "configs/inference.yaml") as source:
+        content = yaml.safe_load(source.read_text(encoding="utf-8"))
+        facts = content.get("facts", content)
+        classes = dict(zip(map(str, facts["label_codes"]), facts["class_names"], strict=True))
+    with reading(file, "the channels of the network"):
+        channels = metadata["network_data_format"]
+        described = channels["outputs"]["pred"]["channel_def"]
+        in_channels = channels["inputs"]["image"]["num_channels"]
+    if (described, in_channels) != (classes, facts["in_channels"]):
+        raise InputError(
+            f"{file}: it describes {in_channels} channel(s) and the classes {described}, but"
+            f" {source} {facts['in_channels']} and {classes}. {REMEDY}"
+        )
+    if any_weights or not weights.is_file():
+        return
+    checksum = hashlib.sha256(weights.read_bytes()).hexdigest()
+    if metadata.get("weights_sha256") != checksum:
+        raise InputError(
+            f"{file}: it describes other weights: weights_sha256 is not {checksum} of {weights}."
+            f" {REMEDY}"
+        )
 
 
 def _read_components() -> Files:

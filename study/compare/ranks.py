@@ -16,19 +16,13 @@ from calib_components.tools.report.tables import (
     heading,
     higher_is_better,
 )
-from study.compare.data import WITH, WITHOUT, Comparison, Row
+from study.compare.data import Comparison, Row
 
 RANKED = ("dsc", "hd95", "ece", "cece")  # what the paper reports and ranks by
 TRUSTED = ("dsc", "hd95", "nll_all", "nll_predicted", "ece_predicted", "ece_all")
-RANKINGS = {  # name in files: title, measures, temperature
-    "paper": ("Ranks by the paper's measures", RANKED, WITHOUT),
-    "paper_temperature": ("Ranks by the paper's measures, with temperature", RANKED, WITH),
-    "probabilities": ("Ranks by segmentation and probabilities", TRUSTED, WITHOUT),
-    "probabilities_temperature": (
-        "Ranks by segmentation and probabilities, with temperature",
-        TRUSTED,
-        WITH,
-    ),
+RANKINGS = {  # name in files: title, measures
+    "paper": ("Ranks by the paper's measures", RANKED),
+    "probabilities": ("Ranks by segmentation and probabilities", TRUSTED),
 }
 ABOUT = (
     "1 is best, ties share the mean rank. sum-rank: the sum of the ranks of the means, each over"
@@ -82,25 +76,23 @@ def ranks_sections(comparison: Comparison) -> list[Section]:
     return [section for section in sections if section is not None]
 
 
-def _rank(
-    comparison: Comparison, name: str, title: str, wanted: Sequence[str], temperature: str
-) -> Section | None:
+def _rank(comparison: Comparison, name: str, title: str, wanted: Sequence[str]) -> Section | None:
     """Return a ranking; None if there are not enough methods, or measures of the paper."""
     measures = [each for each in wanted if comparison.has(each)]
-    methods = [each for each in comparison.labels if Row(each, temperature) in comparison.groups]
+    methods = [each for each in comparison.labels if Row(each) in comparison.groups]
     if len(methods) < 2 or (wanted == RANKED and len(measures) < len(wanted)):
         return None
-    costs = _costs_by_set(comparison, methods, temperature, measures)
+    costs = _costs_by_set(comparison, methods, measures)
     return _tabulate(name, title, measures, rank_methods(costs, comparison, methods))
 
 
 def _costs_by_set(
-    comparison: Comparison, methods: Sequence[str], temperature: str, measures: Sequence[str]
+    comparison: Comparison, methods: Sequence[str], measures: Sequence[str]
 ) -> dict[str, Array]:
     """Return the costs of methods on each test set where all have results."""
     costs = {}
     for test_set in comparison.test_sets:
-        rows = [Row(method, temperature, test_set) for method in methods]
+        rows = [Row(method, test_set=test_set) for method in methods]
         if {*rows} <= {*comparison.groups}:
             costs[test_set] = costs_of(comparison, rows, measures)
     return costs

@@ -14,7 +14,7 @@ import pandas as pd
 
 from calib_components.errors import check_choice
 from calib_components.folders import OutputFolder
-from calib_components.tools.report.calibration import regions_section
+from calib_components.tools.report.calibration import summary_section
 from calib_components.tools.report.cases import cases_section, pictures_section
 from calib_components.tools.report.comparison import (
     ABOUT_COUNTS,
@@ -44,7 +44,7 @@ from study.compare.readers import read_cells
 REFERENCE = "nacl"
 TITLE = "Losses compared: {}"
 # Of the split that is compared, without temperatures
-SECTIONS = (regions_section, structures_section, pictures_section, cases_section)
+SECTIONS = (structures_section, pictures_section, cases_section)
 ABOUT_TEMPERATURE = (
     "+ T: logits are divided by a temperature T that was fitted on the validation split. T > 1: the"
     " network was overconfident there. The segmentation stays the same. "
@@ -112,7 +112,9 @@ def make_sections(comparison: Comparison, reference: str) -> Iterator[Section]:
     """Yield the sections of the page in their order."""
     plain = Context(comparison.on("", comparison.rows("", [WITHOUT])), reference)
     whole = {test_set: comparison.on(test_set) for test_set in comparison.test_sets}
-    sections: list[Section | None] = [reliability_section(Context(whole[""], reference))]
+    sections: list[Section | None] = [
+        make(Context(whole[""], reference)) for make in (summary_section, reliability_section)
+    ]
     sections += [make(plain) for make in SECTIONS]
     for test_set, results in whole.items():
         sections.append(_rename(means_section(comparison, results, test_set), test_set))

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for a clone that is not installed
 
 from calib_components.errors import writing
-from calib_components.figures.style import NAME, PALETTE, literal
+from calib_components.figures.style import NAME, class_color, literal
 from calib_components.tools.cli import run
 from study.tables.fill_tables import ROOT, TITLES, label_of, mean
 
@@ -24,7 +24,7 @@ LOSSES = ("ce_dice", "cross_entropy", "entropy_penalty", "svls", "nacl_softmax",
 MEASURES = {"nll_all": "NLL, all voxels", "nll_predicted": "NLL, predicted foreground"}
 
 
-BLUE = PALETTE[-1]
+BLUE = class_color(4)
 ABREAST = 3  # panels
 
 

@@ -16,7 +16,7 @@ import pytest
 from huggingface_hub import ModelCard
 from monai.bundle import verify_metadata, verify_net_in_out
 
-from scripts.package_bundle import package_bundle
+from scripts.helpers.packages import package_bundle
 from tests.helpers import ACDC, BUNDLES, HIPPOCAMPUS, SHARED, copy_with_weights, inference_config
 
 ZOO = SHARED / "modelzoo"

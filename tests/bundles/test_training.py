@@ -37,6 +37,24 @@ def assert_same_training(found: dict[str, Any], expected: dict[str, Any]) -> Non
         torch.testing.assert_close(found[name], expected[name], rtol=0, atol=0)
 
 
+def test_an_extended_training_shows_a_line_for_each_epoch(
+    trained: Path, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(trained, tmp_path / "copied")
+    run(prepared, folder, max_epochs=3, resume=True)
+    lines = [line.split(" INFO ")[-1] for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 3
+    assert lines[0] == f"Resuming after epoch 2 of {folder}/last.ckpt."
+    number = r"[\d.]+"
+    expected = (
+        f"Epoch 3 of 3: train_loss {number}, val_dsc {number}, val_ece {number}, best val_dsc"
+        rf" {number} in epoch \d, 0:00:00 left"
+    )
+    assert re.fullmatch(expected, lines[1])
+    assert lines[2] == "Next: calibrate the network."
+    assert len([*folder.glob("events.out.tfevents.*")]) == 2  # curves of both parts
+
+
 def test_training_keeps_best_and_last(trained: Path, prepared: Path) -> None:
     best = torch.load(trained / "model.pt", weights_only=True)
     last = torch.load(trained / "last.ckpt", weights_only=True)
@@ -72,9 +90,9 @@ def test_resuming_with_other_settings_is_refused(
         "ckpt_dir": str(folder),
         "output_dir": str(tmp_path / "log"),
     }
-    line = refusal(ACDC, "train.yaml", resume=True, max_epochs=2, learning_rate=0.01, **places)
+    line = refusal(ACDC, "train.yaml", resume=True, any_orientation=False, **places)
     assert line.startswith(
-        f"{folder}/last.ckpt is of a run with other settings: learning_rate (0.001, now 0.01)"
+        f"{folder}/last.ckpt is of a run with other settings: any_orientation (true, now false)."
     )
     assert snapshot(folder) == before
     places["output_dir"] = str(tmp_path / "none")
@@ -85,25 +103,20 @@ def test_resuming_with_other_settings_is_refused(
 
 
 @pytest.mark.slow
-def test_resumed_training_in_half_precision_and_compiled_ends_with_the_same_bits(
+def test_extended_training_in_half_precision_and_compiled_ends_with_the_same_bits(
     prepared: Path, tmp_path: Path
 ) -> None:
     options = {
         "network_def::dropout": 0.1,
-        "lr_scheduler::milestones": [2],
-        "validate::handlers": [],
         "network_def::channels": [8, 16],  # compiling takes as long as there are layers
         "network_def::strides": [2],
         "bfloat16": True,
         "compile": True,
     }
-    whole = run(prepared, tmp_path / "whole", max_epochs=3, **options)
-    last = run(prepared, tmp_path / "parts", max_epochs=1, **options)
-    for settings in (last["settings"], last["settings"]["train::trainer"]):
-        settings["max_epochs"] = 3  # as if it had been killed
-    torch.save(last, tmp_path / "parts" / "last.ckpt")
+    whole = run(prepared, tmp_path / "whole", max_epochs=4, **options)
+    run(prepared, tmp_path / "parts", max_epochs=1, **options)
     assert_same_training(
-        run(prepared, tmp_path / "parts", max_epochs=3, resume=True, **options), whole
+        run(prepared, tmp_path / "parts", max_epochs=4, resume=True, **options), whole
     )
 
 
@@ -138,13 +151,13 @@ def test_training_killed_at_random_moments_resumes_to_the_same_bits(
         *(f"--{name}={value}" for name, value in arguments.items()),
     ]
     moments = random.Random(0)
-    for moment in ("Engine run", "Complete"):  # the start of the run, or the end of its first epoch
+    for moment in ("from the beginning", "Epoch"):  # the start, or the end of the first epoch
         log = tmp_path / f"{moment}.log"
         with open(log, "w") as output:
             process = subprocess.Popen(
                 command, stdout=output, stderr=output, start_new_session=True
             )
-        while not re.search(f"SupervisedTrainer - INFO - .*{moment}", log.read_text()):
+        while f"{moment}" not in log.read_text():
             assert process.poll() is None, log.read_text()
             time.sleep(0.005)
         time.sleep(moments.uniform(0, 0.3))  # an epoch takes about as long

@@ -18,12 +18,12 @@ from ignite.engine import Engine
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from calib_components.bundle import (
-    STATS_LOG,
     _is_no_mistake,
     check_ids,
     check_training,
     check_values,
     config_of_run,
+    next_command,
     read_files,
     start_run,
 )
@@ -50,7 +50,7 @@ def restored() -> Iterator[None]:
     """The hook and the filter of logs as they were."""
     yield
     sys.excepthook = sys.__excepthook__
-    for place in (*logging.root.handlers, logging.getLogger(STATS_LOG)):
+    for place in logging.root.handlers:
         place.removeFilter(_is_no_mistake)
 
 
@@ -75,7 +75,39 @@ def test_the_ids_of_every_bundle_have_an_effect(bundle: Path, files: tuple[str, 
     config = ConfigParser()
     config.read_config([str(bundle / "configs" / file) for file in files])
     config.read_meta(str(bundle / "configs" / "metadata.json"))
-    check_ids(config, read_files(bundle / "configs"))
+    check_ids(config, read_files(bundle / "configs", config))
+
+
+@pytest.mark.parametrize(
+    ("files", "name"),
+    [
+        (("train.yaml", "evaluate.yaml"), "tta"),  # of inference
+        (("train.yaml",), "split"),
+        (("train.yaml", "calibrate.yaml"), "strength"),  # of perturb.yaml
+        (("inference.yaml",), "max_epochs"),
+    ],
+)
+def test_an_option_of_other_files_has_no_effect(files: tuple[str, ...], name: str) -> None:
+    config = ConfigParser()
+    config.read_config([str(ACDC / "configs" / file) for file in files])
+    config[name] = 1
+    with pytest.raises(InputError, match=f"^{name}: no such option of these files"):
+        check_ids(config, read_files(ACDC / "configs", config))
+
+
+def test_the_next_command_has_the_places_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, fit = (str(ACDC / "configs" / name) for name in ("train.yaml", "calibrate.yaml"))
+    words = (
+        f"run --bundle_root own --config_file ['{train}','{fit}'] --region near --overwrite true"
+    )
+    monkeypatch.setattr(sys, "argv", ["monai.bundle", *words.split()])
+    files = f"['{train}','{ACDC}/configs/evaluate.yaml']"
+    assert next_command("evaluate.yaml", output_dir="a b") == (
+        f'\npython -m monai.bundle run --config_file "{files}" --bundle_root own --output_dir'
+        " 'a b'"
+    )
+    monkeypatch.setattr(sys, "argv", ["pytest"])
+    assert next_command("evaluate.yaml") == ""
 
 
 def test_an_exported_configuration_runs_from_its_own_folder(tmp_path: Path) -> None:
@@ -83,7 +115,7 @@ def test_an_exported_configuration_runs_from_its_own_folder(tmp_path: Path) -> N
     config.read_config(str(BUNDLES[0] / "configs" / "train.yaml"))
     (tmp_path / "summary.json").write_text("[1, 2]")  # no configuration
     ConfigParser.export_config_file(config.get(), str(tmp_path / "train.json"), fmt="json")
-    check_ids(config, read_files(tmp_path))
+    check_ids(config, read_files(tmp_path, config))
 
 
 @pytest.mark.parametrize(
@@ -115,13 +147,19 @@ def test_ids_of_the_bundle_need_no_effect() -> None:
         ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
         ({"num_workers": "true"}, "num_workers must be an integer of at least 0, got True"),
         ({"strength": "$0.5 - 1"}, "strength must be a number of at least 0, got -0.5"),
+        ({"zoom_range": "abc"}, "zoom_range must be a list such as [0.9, 1.1], got 'abc'"),
+        ({"zoom_range": 5}, "zoom_range must be a list such as [0.9, 1.1], got 5"),
+        (
+            {"optimizer": {"_target_": "torch.optim.Adam", "weight_decay": "x"}},
+            "optimizer::weight_decay must be a number, got 'x'",
+        ),
         ({"loss": "dice"}, "loss is a component, got dice. Set --loss::_target_"),
     ],
 )
 def test_values_unlike_those_of_the_bundle(values: dict[str, Any], message: str) -> None:
     files: list[dict[str, Any]] = [
         {"amp": "$@b", "num_workers": 2, "batch_size": 16, "loss": {"_target_": "x"}},
-        {"amp": False, "strength": 1.0, "ignore_index": None},
+        {"amp": False, "strength": 1.0, "ignore_index": None, "zoom_range": [0.9, 1.1]},
         {"ignore_index": 255},
     ]
     with pytest.raises(InputError, match=f"^{re.escape(message)}"):
@@ -253,18 +291,6 @@ class TestTraining:
             self.check(tmp_path, **ConfigParser.load_config_file(file))
 
 
-@pytest.mark.parametrize(
-    ("text", "remedy"), [("validate: {}\n", "multi_gpu_train"), ("", "Use one")]
-)
-def test_processes_that_do_not_share_the_work_are_refused(
-    text: str, remedy: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")  # as torchrun does, on two machines
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    error = failure(tmp_path, f"{text}run:\n- _target_: calib_components.bundle.start_run\n")
-    assert re.match(f"config_file: .*{remedy}", str(error_line(error)))
-
-
 def failure(tmp_path: Path, text: str) -> RuntimeError:
     """Run a configuration, and return its exception, which MONAI wraps."""
     with pytest.raises(RuntimeError) as error:
@@ -292,6 +318,20 @@ class TestRun:
         assert capsys.readouterr().err.startswith("tta: the network was not trained")
         sys.excepthook(ZeroDivisionError, ZeroDivisionError("by zero"), None)
         assert capsys.readouterr().err == "ZeroDivisionError: by zero\n"
+
+    def test_a_component_that_cannot_be_made_is_named(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        optimizer = "{_target_: torch.optim.Adam, params: '$[@torch]', betas: x}"
+        text = (
+            f"torch: $__import__('torch').zeros(1)\ntrain: {{optimizer: {optimizer}}}\nrun:\n-"
+            " _target_: calib_components.bundle.start_run\n- $@train::optimizer\n"
+        )
+        error = failure(tmp_path, text)
+        with pytest.raises(SystemExit):
+            sys.excepthook(type(error), error, error.__traceback__)
+        line = capsys.readouterr().err
+        assert re.fullmatch(r"train::optimizer: it cannot be made: '<=' not supported.*\.\n", line)
 
     def test_folders_are_checked_and_not_created(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")

@@ -65,7 +65,7 @@ BENCHMARKS = {
     for name in ("losses", "evaluation", "inference")
 }
 DOCUMENTED = PACKAGE | SCRIPTS | BENCHMARKS
-OTHERS = ["scripts/package_bundle.py", "scripts/sync_bundles.py", "scripts/bench.py", MAIN]
+OTHERS = ["scripts/sync_bundles.py", "scripts/bench.py", MAIN]
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,14 @@ def test_help_imports_neither_torch_nor_monai(helps: tuple[dict[str, str], list[
 
 def test_no_short_options_but_that_of_help(helps: tuple[dict[str, str], list[str]]) -> None:
     for shown in helps[0].values():
-        assert {*re.findall(r"(?<![\w-])-[a-z]\b", shown)} <= {"-h"}
+        assert {*re.findall(r"(?<![\w-])(?<!python )-[a-z]\b", shown)} <= {"-h"}
+
+
+def test_help_says_which_command_trains_and_segments(
+    helps: tuple[dict[str, str], list[str]],
+) -> None:
+    for words in ELSEWHERE.values():
+        assert words in helps[0][MAIN]
 
 
 PAGES = [

@@ -58,16 +58,18 @@ def dead_links(page: Path) -> list[str]:
         path, _, anchor = link.partition("#")
         target = page.parent / path if path else page
         if not link.startswith(("http://", "https://")) and not (
-            target.exists() and (not anchor or anchor in anchors(target))
+            target.exists() and (not anchor or anchor in anchors(target)) and is_text(target)
         ):
             dead.append(link)
     return dead
 
 
+def is_text(target: Path) -> bool:
+    """Whether the repository shows more of a page than what the site includes there."""
+    return target.suffix != ".md" or not target.read_text().startswith("--8<--")
+
+
 def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, and of those that it includes on the site."""
-    text = page.read_text()
-    for included in re.findall(r'^--8<-- "([^:"]+)', text, re.MULTILINE):
-        text += (ROOT / included).read_text()
-    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    """The anchors of a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

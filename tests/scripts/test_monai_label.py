@@ -68,6 +68,8 @@ def test_a_copy_is_served_until_the_weights_change(repository: Path, tmp_path: P
         assert done.stdout.startswith(
             f"start_server --app {here}/home/monaibundle --studies {here}/studies"
         )
+        assert done.stderr.count("monai_label: 3/4 Copy the bundle") == (name == "link")
+        assert "monai_label: 4/4 Start the server" in done.stderr
     served = here / "home" / "monaibundle" / "model" / "bundle"
     assert (served / "data" / "facts.yaml").read_text() == "facts"
     (served / "models" / "model.pt").write_text("trained further")
@@ -75,7 +77,7 @@ def test_a_copy_is_served_until_the_weights_change(repository: Path, tmp_path: P
     (models / "model.pt").write_text("calibrated")
     done = serve(repository, "bundle", here, MONAI_LABEL_HOME="home")
     assert done.returncode == 1
-    assert done.stderr.startswith(
+    assert done.stderr.splitlines()[-1].startswith(
         f"monai_label: {models}/model.pt has changed since it was copied to {served}"
     )
     assert (served / "models" / "model.pt").read_text() == "trained further"

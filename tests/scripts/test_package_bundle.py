@@ -14,6 +14,7 @@ import tarfile
 import venv
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,18 +28,17 @@ from packaging.requirements import Requirement
 import calib_components
 from calib_components.data.facts import write_facts
 from calib_components.errors import InputError
-from calib_components.handlers.weights import load_weights, with_calibrator
-from calib_components.posthoc import VectorScaling, find_calibrator
-from scripts.package_bundle import package_bundle
+from scripts.helpers.packages import package_bundle
 from tests.helpers import (
     ACDC,
     ROOT,
     SIZE,
     copy_with_weights,
     inference_config,
-    made_up,
     make_acdc,
     make_images,
+    make_weights,
+    small_facts,
     snapshot,
 )
 
@@ -305,7 +305,7 @@ def test_monai_loads_the_network_from_a_local_folder(bundle: Path, tmp_path: Pat
     weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
     weights["temperature"] = torch.tensor(0.67)
     torch.save(weights, bundle / "models" / "model.pt")
-    unpack(pack(bundle, tmp_path / "dist"), tmp_path / "unpacked")
+    unpack(pack(bundle, tmp_path / "dist", any_weights=True), tmp_path / "unpacked")
     network = inference_config(bundle).get_parsed_content("network_def")
     loaded = monai.bundle.load(
         ACDC.name, model=network, bundle_dir=str(tmp_path / "unpacked"), device="cpu"
@@ -315,12 +315,17 @@ def test_monai_loads_the_network_from_a_local_folder(bundle: Path, tmp_path: Pat
     torch.testing.assert_close({**loaded.state_dict()}, {**weights}, rtol=0, atol=0)
 
 
-def test_any_calibrator_survives_the_zip(bundle: Path, tmp_path: Path) -> None:
-    fitted, file = made_up(VectorScaling, 4), bundle / "models" / "model.pt"
-    file.write_bytes(with_calibrator(file, fitted))
-    unpacked = unpack(pack(bundle, tmp_path / "dist"), tmp_path / "unpacked")
-    network = inference_config(bundle).get_parsed_content("network_def")
-    load_weights(network, unpacked / "models" / "model.pt")
-    found = find_calibrator(network)
-    assert type(found) is VectorScaling
-    torch.testing.assert_close(found.state(), fitted.state(), rtol=0, atol=0)
+def test_metadata_of_other_weights_or_classes_are_refused(bundle: Path, tmp_path: Path) -> None:
+    weights = make_weights(ACDC, bundle / "models") / "model.pt"
+    with pytest.raises(InputError, match=r"it describes other weights: .*new_bundle\.py"):
+        package_bundle(bundle, tmp_path / "dist")
+    pack(bundle, tmp_path / "dist", any_weights=True)
+    facts = small_facts(ACDC)
+    for other in (
+        replace(facts, label_codes=[0, 1, 2, 4]),
+        replace(facts, class_names=["background", "a", "b", "c"]),
+        replace(facts, in_channels=2),
+    ):
+        write_facts(other, weights.parent)
+        with pytest.raises(InputError, match=r"it describes 1 channel.*models/facts\.yaml"):
+            package_bundle(bundle, tmp_path / "dist", any_weights=True)

@@ -208,9 +208,7 @@ def _evaluate_labelled(
     with records.claim(f"{REPORT}/{PAGE}", *TABLES), warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing from")  # figures show a box for each
         map_cases(measure, chosen, setting.workers, "evaluate")
-        if write_evaluation(
-            records, [*classes.structures], classes.names, "mm", "ml", check, about
-        ):
+        if write_evaluation(records, [*classes.structures], classes.names, check, about):
             report_folders(out, out=out / REPORT, validation=validation, overwrite=True)
 
 

@@ -12,7 +12,6 @@ from calib_components.errors import InputError, check_choice
 from calib_components.metrics.measures import Case
 from calib_components.metrics.regions import Region
 from calib_components.posthoc import KINDS, Calibrator, Estimate
-from calib_components.posthoc.costs import Costs
 from calib_components.tools.evaluate.cases import check_background, count_agreement, read_case
 from calib_components.tools.evaluate.classes import IGNORED, Classes
 from calib_components.tools.evaluate.formats import Stored
@@ -29,7 +28,7 @@ def fit_calibrator(
     kind: str = "temperature",
     cropped: bool = False,
 ) -> tuple[Calibrator, Estimate]:
-    """Fit a calibrator on saved probabilities, and print its estimate and its errors.
+    """Fit a calibrator on saved probabilities, and print its estimate.
 
     Args:
         pairs: The predictions and their labels.
@@ -58,16 +57,6 @@ def fit_calibrator(
     check_background([counts for _, counts in fitted], pairs[0].prediction.files[0])
     estimate = calibrator.compute()
     _print_estimate(estimate, region)
-    candidates = {
-        "before": KINDS[kind](region, IGNORED, classes.sigmoid),
-        "after": calibrator,
-    }
-    measure = functools.partial(
-        _measure_case, candidates=candidates, classes=classes, cropped=cropped
-    )
-    first, *others = map_cases(measure, pairs, workers, "measure")
-    for name in candidates:
-        print(f"{name}: {sum((costs[name] for costs in others), first[name]).describe()}")
     return calibrator, estimate
 
 
@@ -102,20 +91,6 @@ def _fit_case(
     fit = copy.deepcopy(empty)
     fit.update(logits[None], saved.label[None], patients[pair.name])
     return fit, count_agreement(saved)
-
-
-def _measure_case(
-    pair: LabelledPrediction,
-    candidates: Mapping[str, Calibrator],
-    classes: Classes,
-    cropped: bool,
-) -> dict[str, Costs]:
-    saved, logits = _read_logits(pair, classes, cropped)
-    costs = {}
-    for name, candidate in candidates.items():
-        p = to_probabilities(candidate(logits[None]), classes.sigmoid)
-        costs[name] = Costs.measure(p, saved.label[None], IGNORED, classes.sigmoid)
-    return costs
 
 
 def _read_logits(

@@ -74,14 +74,8 @@ def _estimate_scan(
     scan = ScanEstimates(setting.classes.structures, setting.classes.sigmoid)
     scan.update(p)
     shown = p[:, scan.most_uncertain_slice]
-    if image is not None:
-        drawn = image[..., scan.most_uncertain_slice].T
-    elif setting.classes.sigmoid:
-        drawn = shown.amax(0).numpy()
-    else:
-        drawn = 1 - shown[0].numpy()
     picture = draw_slice(
-        drawn,
+        None if image is None else image[..., scan.most_uncertain_slice].T,
         torch.stack(scan.masks(shown)),
         scan.uncertainty(shown),
         np.eye(4) if affine is None else affine,

@@ -17,6 +17,7 @@ import torch
 from calib_components.data.nifti import Grid
 from calib_components.data.overlap import find_shared
 from calib_components.errors import InputError, check_writable, reading, writing
+from calib_components.folders import OutputFolder
 from calib_components.handlers.calibration import write_estimate
 from calib_components.handlers.weights import serialize
 from calib_components.metrics.regions import Region
@@ -84,6 +85,7 @@ def calibrate_model(
     calibrator: str = "temperature",
     patient_pattern: str | None = None,
     workers: int | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Fit one temperature, or another calibrator, for all folds of a model, and write it into
     copies of checkpoints.
@@ -104,6 +106,7 @@ def calibrate_model(
         patient_pattern: Regular expression for the part of a case's name that names the patient,
             such as patient[0-9]+. Default: each case is a patient.
         workers: Number of processes, each with a case in memory. Default: one per core, at most 8.
+        overwrite: Whether the files of a fit with other options are replaced.
 
     Raises:
         InputError: An argument or a file is not as expected; no fold is trained, or one has not
@@ -113,6 +116,11 @@ def calibrate_model(
     fitted_on = Region.parse(region)
     trained = _read_model(model)
     manager = trained.manager
+    run = {"region": region, "calibrator": calibrator, "patient_pattern": patient_pattern}
+    output = OutputFolder(model, run, overwrite=overwrite)
+    names = {f"{fold.name}/{CALIBRATED}" for fold in trained.folds.values()}
+    names |= {f"{kind}.json" for kind in KINDS}
+    output.check(names)
     preprocessed = folder_of("nnUNet_preprocessed") / trained.dataset
     labels = find_labels(preprocessed / "gt_segmentations")
     pairs: dict[str, LabelledPrediction] = {}
@@ -138,8 +146,9 @@ def calibrate_model(
     fitted, estimate = fit_calibrator(
         [*pairs.values()], classes, fitted_on, patients, workers, calibrator, cropped=True
     )
-    _write_checkpoints(trained, fitted)
-    write_estimate(estimate, model)
+    with output.claim(names):
+        _write_checkpoints(trained, fitted)
+        write_estimate(estimate, model)
     _print_next(trained)
 
 
@@ -241,8 +250,6 @@ def _write_checkpoints(model: _Model, fitted: Calibrator) -> None:
         for fold in model.folds.values():
             file = stack.enter_context(writing(fold / CALIBRATED))
             file.write_bytes(serialize(scale_checkpoint(read_checkpoint(fold / TRAINED), fitted)))
-        for kind in KINDS:
-            (model.folder / f"{kind}.json").unlink(missing_ok=True)
 
 
 def _print_next(model: _Model) -> None:

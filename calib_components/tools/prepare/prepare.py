@@ -32,7 +32,7 @@ from calib_components.tools.prepare.case import (
     transform_case,
 )
 from calib_components.tools.prepare.facts import facts_of_dataset, with_structures
-from calib_components.tools.prepare.split import SplitOptions, write_datalists
+from calib_components.tools.prepare.split import SplitOptions, read_split, write_datalists
 
 # Those with a bundle
 LIKE = {"acdc": acdc, "flare": flare, "brats": brats, "hippocampus": hippocampus}
@@ -58,6 +58,7 @@ def prepare_data(
     slice_axis: int | None = None,
     spacing: Sequence[float] | None = None,
     fractions: Sequence[float] = (0.7, 0.1, 0.2),
+    split: Path | None = None,
     folds: int | None = None,
     seed: int = 0,
     workers: int | None = None,
@@ -103,6 +104,9 @@ def prepare_data(
             others.
         fractions: Shares of the patients for training, validation and testing; 0,0,1 makes an
             external test set.
+        split: In place of fractions, a file with your own lists: CSV with the columns case (or
+            patient) and split, or JSON with lists of names under training, validation and testing.
+            Cases that it does not list are left out.
         folds: Number of folds for cross-validation by patient: datalist_fold0.json and so on are
             written as well.
         seed: Seed of the split.
@@ -126,9 +130,9 @@ def prepare_data(
         raise InputError(
             f"{dataset}: labels, structures, like and in_channels are options of {', '.join(OWN)}."
         )
-    cases = _list_cases(dataset, src, patient)
-    split = SplitOptions(fractions, folds, seed)
-    split.check(cases)
+    cases, listed = _list_cases(dataset, src, patient, split)
+    split_options = SplitOptions(fractions, folds, seed, listed)
+    split_options.check(cases)
     workers = count_workers(workers)
     with _locked_output(facts, out):
         names = [f"{index} {name}" for index, name in enumerate(facts.class_names)]
@@ -137,7 +141,7 @@ def prepare_data(
         sources = _prepare_cases(cases, facts, out, workers, skip_bad, options)
         _print_notes(sources, facts.class_names, _unlisted(cases, out))
         good = [case for case in cases if case.name in sources]
-        _write_lists_and_facts(good, facts, out, split, dataset in OWN)
+        _write_lists_and_facts(good, facts, out, split_options, dataset in OWN)
     if dataset in OWN and patient is None:
         print(
             "Each case counts as a patient of its own. If some are of the same patient, give"
@@ -170,12 +174,20 @@ def _with_own_classes(
     return with_structures(facts, parse_structures(structures or numbered, option), in_channels)
 
 
-def _list_cases(dataset: str, src: Path, patient: str | None) -> list[SourceCase]:
+def _list_cases(
+    dataset: str, src: Path, patient: str | None, split: Path | None
+) -> tuple[list[SourceCase], dict[str, str] | None]:
+    """Return the cases, and the split of each if a file lists them: then the others are left
+    out.
+    """
     cases = require_cases(DATASETS[dataset].find_cases, src, DATASETS[dataset].LAYOUT)
-    if patient is None:
-        return cases
-    patients = patients_of([case.name for case in cases], patient, "--patient")
-    return [replace(case, patient=patients[case.name]) for case in cases]
+    if patient is not None:
+        patients = patients_of([case.name for case in cases], patient, "--patient")
+        cases = [replace(case, patient=patients[case.name]) for case in cases]
+    if split is None:
+        return cases, None
+    listed = read_split(split, cases)
+    return [case for case in cases if case.name in listed], listed
 
 
 @contextmanager

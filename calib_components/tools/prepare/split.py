@@ -12,10 +12,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from calib_components.data.cases import IMAGE, LABEL, SPLITS, read_lists
 from calib_components.data.facts import DATALIST, Facts
 from calib_components.data.overlap import find_shared
-from calib_components.errors import InputError, check_count, writing
+from calib_components.errors import (
+    InputError,
+    check_choice,
+    check_count,
+    nearest,
+    reading,
+    writing,
+)
 from calib_components.tools.prepare.case import SourceCase
 
 FOLD = "datalist_fold{}.json"  # of cross-validation, numbered from 0
@@ -24,11 +33,14 @@ Listed = dict[str, list[dict[str, str]]]  # the items of each split
 
 @dataclass(frozen=True)
 class SplitOptions:
-    """How patients are split; the attributes are options of the command."""
+    """How patients are split; the attributes are options of the command, but for the split of each
+    case that a file lists.
+    """
 
     fractions: Sequence[float] = (0.7, 0.1, 0.2)
     folds: int | None = None
     seed: int = 0
+    listed: Mapping[str, str] | None = None
 
     def check(self, cases: Sequence[SourceCase]) -> None:
         """Raise `InputError` unless the patients of these cases can be split."""
@@ -40,6 +52,55 @@ class SplitOptions:
             )
         if self.folds is not None:
             check_count("folds", self.folds, 2, len({case.patient for case in cases}))
+
+
+def read_split(file: Path, cases: Sequence[SourceCase]) -> dict[str, str]:
+    """Return the split of each case that a file lists, and print how many it does not.
+
+    Args:
+        file: CSV with a column `case` or `patient`, and `split`; or JSON with lists of such names
+            under `training`, `validation` and `testing`, which may be shortened, as to `val`.
+        cases: The cases of the data set.
+
+    Raises:
+        InputError: The file has another form, a name that no case or patient has, or a patient in
+            two splits.
+    """
+    with reading(file, "a list of cases with their splits"):
+        names = _listed_names(file)
+    known: dict[str, list[SourceCase]] = {}
+    for case in cases:
+        for name in {case.name, case.patient}:
+            known.setdefault(name, []).append(case)
+    listed: dict[str, str] = {}
+    patients: dict[str, str] = {}
+    for name, split in names:
+        check_choice(f"{file}: the split of {name}", split, SPLITS)
+        if name not in known:
+            raise InputError(f"{file}: no case or patient is called {name}{nearest(name, known)}")
+        for case in known[name]:
+            listed[case.name] = split
+            if patients.setdefault(case.patient, split) != split:
+                raise InputError(f"{file}: patient {case.patient} is in two splits.")
+    left_out = [case.name for case in cases if case.name not in listed]
+    if left_out:
+        print(f"{file}: {len(left_out)} case(s) not listed and left out, such as {left_out[0]}")
+    return listed
+
+
+def _listed_names(file: Path) -> list[tuple[str, str]]:
+    """Return the names in a file, each with its split, whose name is written out."""
+    if file.suffix.lower() == ".json":
+        lists = json.loads(file.read_bytes())
+        pairs = [(str(name), split) for split, names in lists.items() for name in names]
+    else:
+        table = pd.read_csv(
+            file, sep=None, engine="python", dtype=str, keep_default_na=False, skipinitialspace=True
+        )
+        names = table["case" if "case" in table else "patient"]
+        pairs = [*zip(names.str.strip(), table["split"].str.strip(), strict=True)]
+    whole = {split[:length]: split for split in SPLITS for length in range(2, len(split) + 1)}
+    return [(name, whole.get(split.lower(), split)) for name, split in pairs]
 
 
 def split_patients(
@@ -101,12 +162,15 @@ def write_datalists(
     """Split the patients of prepared cases, write the lists for MONAI, and print what is in each
     split.
 
-    `out/datalist.json`, whose items are returned, is one split by `fractions`. If `folds` are
-    given, `out/datalist_fold0.json` and so on are the folds of a cross-validation over all
-    patients. A case that would change the split that it has in a present list is an error.
+    `out/datalist.json`, whose items are returned, is one split, by `fractions` or a file. If
+    `folds` are given, `out/datalist_fold0.json` and so on are the folds of a cross-validation over
+    all patients. A case that would change the split that it has in a present list is an error.
     """
     groups = {case.patient: case.group for case in cases}
-    splits = {DATALIST: split_patients(groups, options.fractions, options.seed)}
+    if options.listed is None:
+        splits = {DATALIST: split_patients(groups, options.fractions, options.seed)}
+    else:
+        splits = {DATALIST: {case.patient: options.listed[case.name] for case in cases}}
     if options.folds:
         folds = split_folds(groups, options.folds, options.seed)
         splits |= {FOLD.format(fold): split for fold, split in enumerate(folds)}
@@ -171,7 +235,7 @@ def _check_volumes(listed: Listed, out: Path) -> None:
 def _write_list(file: Path, listed: Listed, facts: Facts, options: SplitOptions) -> None:
     method: dict[str, object] = {"folds": options.folds}
     if file.name == DATALIST:
-        method = {"fractions": list(options.fractions)}
+        method = {"fractions": None if options.listed else list(options.fractions)}
     datalist = {
         "name": file.parent.name,
         "labels": {str(index): label for index, label in enumerate(facts.class_names)},
@@ -191,7 +255,7 @@ def _print_splits(listed: Listed, out: Path, options: SplitOptions) -> None:
     if count["training"] and not count["validation"]:
         print(
             "No patient for validation: training will keep the weights of its last epoch. See"
-            " --fractions."
+            " --fractions and --split."
         )
     if options.folds:
         print(

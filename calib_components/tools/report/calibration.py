@@ -1,4 +1,4 @@
-"""Confidence and accuracy of regions, and whether a network is calibrated.
+"""Confidence and accuracy, and whether a network is calibrated.
 
 The answer is that of the interval of confidence minus accuracy, a mean over patients, and of a
 margin. The ECE of a calibrated network is above 0 by chance, by an unknown amount: voxels depend on
@@ -7,7 +7,7 @@ each other.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from calib_components.tools.report.data import Context, Results
 from calib_components.tools.report.page import Section
 from calib_components.tools.report.statistics import CalibrationGap, Estimate
-from calib_components.tools.report.tables import Cell, tabulate
+from calib_components.tools.report.tables import Cell, interval, number
 
 REGIONS = {"predicted": "predicted foreground", "all": "all voxels"}
 MARGIN = 0.02  # a network is calibrated within it
@@ -26,13 +26,14 @@ VERDICTS = {
     "shown": "{kind}",
     "undecided": "undecided",
 }
-ABOUT = (
-    "Confidence is the mean probability of the predicted class, accuracy the share of voxels where"
-    " it is right. The prediction chooses the voxels of both regions: if it is calibrated, the"
-    " difference is 0 up to chance. Means over patients. Calibrated within a margin: the interval"
-    " of the difference is; over- or underconfident: it leaves out 0. Chance alone gives a case an"
-    " ECE above 0. Ignore padded voxels (ignore_index): as easy background, they hide how confident"
-    " a network is elsewhere."
+ABOUT_SUMMARY = (
+    "Means over {patients}; in brackets, 95 % intervals. Dice: overlap with the true segmentation,"
+    " at best 1."
+)
+ABOUT_SURE = (
+    " Sure: mean confidence where a structure is predicted. Right: how often it is right there. Too"
+    " sure by: the difference in percentage points; 0 if the network is calibrated, below 0 if it"
+    " is not sure enough."
 )
 
 
@@ -87,8 +88,13 @@ def patient_means(means: ArrayLike, patients: pd.Series) -> pd.DataFrame:
 
 
 def judge_regions(results: Results, name: str) -> dict[str, Judgement]:
-    """Return the judgement of each region that has a voxel: a network may predict no foreground."""
-    judgements = {}
+    """Return the judgement of each region that has a voxel: a network may predict no foreground.
+
+    Without probabilities, there are none.
+    """
+    judgements: dict[str, Judgement] = {}
+    if not results.has("ece_predicted"):
+        return judgements
     for region in REGIONS:
         table = patient_means(results.case_means(name, region), results.patients)
         if len(table):
@@ -103,33 +109,29 @@ def judge_regions(results: Results, name: str) -> dict[str, Judgement]:
     return judgements
 
 
-def regions_section(context: Context) -> Section | None:
-    """Return confidence and accuracy of each evaluation in both regions, and the judgement."""
+def summary_section(context: Context) -> Section:
+    """Return how well each evaluation segments, how sure it is, and how often right."""
     results = context.results
-    if not results.has("ece_predicted"):
-        return None
-    records: list[dict[str, Any]] = []
-    answers = []
+    lines = []
     for name in results.names:
-        for region, judgement in judge_regions(results, name).items():
-            records += _records(results, name, region, judgement)
-            answers.append(Cell(judgement.text))
-    index = ["region"] if len(results.names) == 1 else ["label", "region"]
-    table = tabulate(records, index).assign(**{"calibrated?": answers})
-    return Section("regions", "Confidence and accuracy", ABOUT, table, records)
+        dsc, judgement = results.mean(name, "dsc"), judge_regions(results, name).get("predicted")
+        line = {"Dice": Cell(number(dsc.mean, "dsc"), interval(dsc, "dsc"))}
+        lines.append(line if judgement is None else line | _in_percent(judgement))
+    labels = [*results.labels.values()] if len(lines) > 1 else [results.count]
+    table = pd.DataFrame(lines, pd.Index(labels, name="label")).fillna("")
+    caption = ABOUT_SUMMARY.format(patients=results.count)
+    if "sure" in table:
+        caption += ABOUT_SURE
+    return Section("summary", "", caption, table, folded=False)
 
 
-def _records(
-    results: Results, name: str, region: str, judgement: Judgement
-) -> list[dict[str, Any]]:
-    confidence, accuracy = (
-        Estimate(mean, cases=judgement.gap.cases)
-        for mean in (judgement.confidence, judgement.accuracy)
-    )
-    title, gap, ece = REGIONS[region], judgement.gap, results.mean(name, f"ece_{region}")
-    return [
-        results.record(name, "confidence", confidence, region=title),
-        results.record(name, "accuracy", accuracy, region=title),
-        results.record(name, "gap", gap, region=title),
-        results.record(name, "ece", ece, region=title, column="ECE of a case"),
-    ]
+def _in_percent(judgement: Judgement) -> dict[str, Cell]:
+    """Return the cells of a judgement."""
+    mean, low, high = (100 * value for value in judgement.gap[:3])
+    gap = Estimate(mean, low, high)
+    return {
+        "sure": Cell(f"{100 * judgement.confidence:.1f}\u00a0%"),
+        "right": Cell(f"{100 * judgement.accuracy:.1f}\u00a0%"),
+        "too sure by": Cell(number(gap.mean, "points", True), interval(gap, "points", True)),
+        "calibrated?": Cell(judgement.text, bold=True),
+    }

@@ -11,20 +11,18 @@ import pandas as pd
 
 from calib_components.figures import reliability_diagram
 from calib_components.metrics.measures import report_columns
-from calib_components.tools.report.calibration import REGIONS
 from calib_components.tools.report.data import Context, Results
 from calib_components.tools.report.page import Picture, Section, to_png
 from calib_components.tools.report.statistics import holm, mean_of_defined
 from calib_components.tools.report.tables import COMPARED, Cell, Record, tabulate
 
-ABOUT_MEANS = "{patients}. Mean over cases, below it its 95 % interval. "
+ABOUT_MEANS = "{patients}. Means over cases, with 95 % intervals. "
 ABOUT_REGIONS = (
-    "The prediction chooses the voxels of the regions all, predicted and plausible (p of a"
-    " structure above .05): true probabilities have an ECE of 0 there, up to chance. The ground"
-    ' truth chooses the foreground: true probabilities have the error "if true" there, and a lower'
-    " one does not mean better calibration. To compare networks, take the NLL of all voxels, which"
-    " decides, and of those near a true structure (5 mm, or voxels where the spacing is unknown),"
-    " which explains: each network chooses its predicted foreground itself. "
+    "The prediction chooses the voxels of the regions all and predicted: true probabilities have an"
+    " ECE of 0 there, up to chance. The ground truth chooses the foreground: true probabilities"
+    ' have the error "if true" there, and a lower one does not mean better calibration. To compare'
+    " networks, take the NLL of all voxels, which decides, and of those near a true structure (5"
+    " mm, or voxels where the spacing is unknown), which explains. "
 )
 ABOUT_INTERVALS = "Intervals and tests are over patients: about these trained networks. "
 ABOUT_COUNTS = (
@@ -32,15 +30,14 @@ ABOUT_COUNTS = (
 )
 ABOUT_DIFFERENCES = (
     "Mean difference on the same cases, its 95 % interval (not corrected), and its p-value,"
-    " Holm-corrected over lines. Bold: p < 0.05 and 0 not in the interval. HD95 leaves out cases"
+    " Holm-corrected over columns. Bold: p < 0.05 and 0 not in the interval. HD95 leaves out cases"
     " with a missed or spurious structure. The DSC is 1 where there is nothing to find and nothing"
     " is found. "
 )
 ABOUT_DIAGRAMS = (
-    "Accuracy over confidence of the predicted class. Diagrams and their ECE are of the voxels of"
-    " all cases together; the tables show means over cases. The dark bands hold 95 % of the"
-    " accuracies that true probabilities would have if voxels were independent, which those of one"
-    " image are not."
+    "Accuracy over confidence, where a structure is predicted: bars of a calibrated network end at"
+    " the diagonal, up to chance. Voxels of all cases together. Other regions are in"
+    " reliability.png in the folder of an evaluation."
 )
 
 
@@ -72,12 +69,15 @@ def mean_records(results: Results) -> list[dict[str, Any]]:
 
 
 def tabulate_means(results: Results, records: Sequence[Record]) -> pd.DataFrame:
-    """Return the table of means, with the numbers of missed and spurious structures."""
+    """Return the table of means, a line for each measure, and one for the numbers of missed and
+    spurious structures.
+    """
     cells = []
     for name in results.names:
         sums = (np.nansum(results.values(name, kind)) for kind in ("missed", "spurious"))
         cells.append(Cell(" / ".join(f"{round(float(count), 1):g}" for count in sums)))
-    return tabulate(records, ["label"]).assign(**{"missed / spurious": cells})
+    table = tabulate(records, ["label"]).assign(**{"missed / spurious": cells})
+    return table.T.rename_axis("measure")
 
 
 def compare(results: Results, reference: str) -> pd.DataFrame:
@@ -114,22 +114,19 @@ def tabulate_differences(table: pd.DataFrame, caption: str) -> Section | None:
     if table.empty:
         return None
     shown = tabulate(table.assign(signed=True).to_dict("records"), ["label"])
+    shown = shown.T.rename_axis("measure")
     return Section("differences", "Differences", caption, shown, table.drop(columns="name"))
 
 
 def reliability_section(context: Context) -> Section | None:
-    """Return reliability diagrams of the predicted class for each evaluation."""
+    """Return a reliability diagram of each evaluation, where it predicts a structure."""
     results = context.results
-    if not results.has("ece_all"):
+    if not results.has("ece_predicted"):
         return None
     pictures = []
     for name, label in results.labels.items():
-        panels = {
-            title: results.pooled_bins(name, region)
-            for region, title in REGIONS.items()
-            if region in results.bins[name]
-        }
-        png = to_png(reliability_diagram(panels, bands=True))
-        pictures.append(Picture(f"reliability_{name.replace('/', '_')}", label, png))
-    title = "Reliability diagrams, voxels pooled"
-    return Section("reliability", title, ABOUT_DIAGRAMS, pictures=pictures)
+        bins = results.pooled_bins(name, "predicted")
+        if bins.count.any():  # something is predicted
+            png = to_png(reliability_diagram({"predicted foreground": bins}))
+            pictures.append(Picture(f"reliability_{name}", label, png))
+    return Section("reliability", "Reliability", ABOUT_DIAGRAMS, pictures=pictures, folded=False)

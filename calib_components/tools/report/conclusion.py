@@ -9,7 +9,7 @@ from __future__ import annotations
 import pandas as pd
 
 from calib_components.errors import printable
-from calib_components.tools.report.calibration import Judgement, judge_regions
+from calib_components.tools.report.calibration import judge_regions
 from calib_components.tools.report.data import Context, Results
 from calib_components.tools.report.next_step import LOW, Step, latest_calibration, next_step
 from calib_components.tools.report.page import Answer
@@ -22,7 +22,6 @@ from calib_components.tools.report.tables import (
     higher_is_better,
     is_significant,
     number,
-    with_interval,
 )
 
 # Of DSC: a network that loses more is not called better, whether the loss is significant or not
@@ -30,28 +29,18 @@ LOSS = 0.05
 # A case is named whose DSC is as far below the median: this, and median absolute deviations
 WORSE, SPREADS = 0.2, 5
 MAX_NAMED = 3  # cases
-UNDECIDED = "Whether it is calibrated is undecided"
-GAP = (
-    "{answer}. Where a structure is predicted, its confidence is {confidence} and its accuracy"
-    " {accuracy}; difference: {gap}."
-)
+UNDECIDED = "Whether it is calibrated is undecided."
 BENT = (
     " It is too confident at some confidences and not confident enough at others: the ECE there is"
     " {ece}."
 )
-MEAN_DSC = "The mean DSC of {patients} is {dsc}."
-MEAN_DSC_IS_LOW = (
-    "The mean DSC of {patients} is {dsc}, which is low: calibration does not make up for that."
-)
+DSC_IS_LOW = "The mean DSC is low: calibration does not make up for that."
 NO_PROBABILITIES = (
     "Without probabilities of predicted structures, whether it is calibrated is unknown."
 )
-OPTIMISM = "The DSC expected without labels minus the true one is {optimism} on average."
 LOOK_FIRST = "Look first at {cases}."
 DIFFERS = "{kind} than {reference}: {evaluations}."
 NONE_DIFFERS = "No significant difference in {measures} on these {patients}."
-NEAR_DIFFERS = "Near the structures, the NLL is {kind} for {evaluations}."
-NEAR_ALONE = "Near the structures, no NLL differs significantly."
 NO_SUBSTITUTE = "A lower NLL does not make up for a low DSC."
 
 
@@ -69,19 +58,13 @@ def conclude(context: Context) -> Answer:
 
 
 def describe_one(results: Results) -> list[str]:
-    """Return how well the one network segments, whether it is calibrated, and how right its
-    expected DSC is, in sentences.
+    """Return whether the one network segments badly, whether it is calibrated, and which cases to
+    look at, in sentences.
     """
     (name,) = results.names
-    dsc = results.mean(name, "dsc")
-    template = MEAN_DSC_IS_LOW if dsc.mean < LOW else MEAN_DSC
-    sentences = [
-        template.format(patients=results.count, dsc=with_interval(dsc, "dsc")),
-        describe_calibration(results, name),
-    ]
-    if results.has("optimism"):
-        optimism = with_interval(results.mean(name, "optimism"), "optimism", True)
-        sentences.append(OPTIMISM.format(optimism=optimism))
+    sentences = [describe_calibration(results, name)]
+    if mean_of_defined(results.values(name, "dsc")) < LOW:
+        sentences.insert(0, DSC_IS_LOW)
     if worst := _worst_cases(results, name):
         sentences.append(LOOK_FIRST.format(cases=", ".join(worst)))
     return sentences
@@ -95,28 +78,15 @@ def _worst_cases(results: Results, name: str) -> list[str]:
     return [f"{printable(case)} (DSC {number(value, 'dsc')})" for case, value in worst.items()]
 
 
-def _judge(results: Results, name: str) -> Judgement | None:
-    """Return the judgement where a network predicts a structure; None without probabilities of
-    one.
-    """
-    return judge_regions(results, name).get("predicted") if results.has("ece_predicted") else None
-
-
 def describe_calibration(results: Results, name: str) -> str:
     """Return whether a network is calibrated where it predicts a structure, in words."""
-    judgement = _judge(results, name)
+    judgement = judge_regions(results, name).get("predicted")
     if judgement is None:
         return NO_PROBABILITIES
-    is_undecided = judgement.verdict == "undecided"
-    sentence = GAP.format(
-        answer=UNDECIDED if is_undecided else f"It is {judgement.text}",
-        confidence=number(judgement.confidence, "confidence"),
-        accuracy=number(judgement.accuracy, "accuracy"),
-        gap=with_interval(judgement.gap, "gap", True),
-    )
-    if judgement.is_bent:
-        sentence += BENT.format(ece=number(judgement.pooled_ece, "ece"))
-    return sentence
+    if judgement.verdict == "undecided":
+        return UNDECIDED
+    bent = BENT.format(ece=number(judgement.pooled_ece, "ece")) if judgement.is_bent else ""
+    return f"It is {judgement.text}.{bent}"
 
 
 def _next_step(results: Results, name: str) -> Step:
@@ -125,20 +95,15 @@ def _next_step(results: Results, name: str) -> Step:
     """
     summaries = {name: each.summary for name, each in results.evaluations.items()}
     latest = latest_calibration(summaries, name)
-    if latest != name:
-        step = _next_step_of(results, latest)
-        return step._replace(text=f"{results.labels[latest]}: {step.text}")
-    return _next_step_of(results, name)
-
-
-def _next_step_of(results: Results, name: str) -> Step:
-    judgements = judge_regions(results, name) if results.has("ece_predicted") else {}
-    return next_step(
-        results.evaluations[name],
-        str(results.folders[name]),
-        float(mean_of_defined(results.values(name, "dsc"))),
-        judgements,
+    step = next_step(
+        results.evaluations[latest],
+        str(results.folders[latest]),
+        float(mean_of_defined(results.values(latest, "dsc"))),
+        judge_regions(results, latest),
     )
+    if latest == name:
+        return step
+    return step._replace(text=f"{results.labels[latest]}: {step.text}")
 
 
 def describe_differences(context: Context) -> tuple[list[str], str]:
@@ -147,8 +112,7 @@ def describe_differences(context: Context) -> tuple[list[str], str]:
     An evaluation with a lower or a low DSC is not called better for its probabilities.
     """
     results, table = context.results, context.differences
-    near = table[table["measure"] == EXPLAINING]
-    table = table[table["measure"].isin(["dsc", DECIDING])]
+    table = table[table["measure"].isin(["dsc", DECIDING, EXPLAINING])]
     change = table.apply(_change, axis=1)
     is_loss = (table["measure"] == "dsc") & ((change < 0) | (table["mean"] < -LOSS))
     low = [name for name in results.names if mean_of_defined(results.values(name, "dsc")) < LOW]
@@ -164,34 +128,14 @@ def describe_differences(context: Context) -> tuple[list[str], str]:
     if not sentences:
         measures = ", ".join(heading(name, arrow=False) for name in table["measure"].unique())
         sentences.append(NONE_DIFFERS.format(measures=measures, patients=results.count))
-    sentences += _explain(results, near, (change[is_deciding] != 0).any())
     if behind:
         sentences.append(NO_SUBSTITUTE)
     # A higher DSC with a higher NLL is not better, but than a network that segments badly
     is_worse = is_deciding & (change < 0) & (context.reference not in low)
-    ahead = [name for name in better["name"] if name not in {*table["name"][is_worse]}]
+    decided = better["name"][better["measure"] != EXPLAINING]
+    ahead = [name for name in decided if name not in {*table["name"][is_worse]}]
     by_nll = table[is_deciding & table["name"].isin(ahead)].sort_values("mean")
     return sentences, [*by_nll["name"], *ahead, context.reference][0]
-
-
-def _explain(results: Results, near: pd.DataFrame, differs: bool) -> list[str]:
-    """Return in which evaluations the NLL near the structures differs; if in none, only where that
-    of all voxels `differs`.
-    """
-    if near.empty:
-        return []
-    change = near.apply(_change, axis=1)
-    sentences = [
-        NEAR_DIFFERS.format(
-            kind=kind,
-            evaluations=", ".join(results.labels[name] for name in near["name"][change == sign]),
-        )
-        for kind, sign in (("lower", 1), ("higher", -1))
-        if (change == sign).any()
-    ]
-    if not sentences and differs:
-        return [NEAR_ALONE]
-    return sentences
 
 
 def _change(record: Record) -> int:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from calib_components.bundle import COMMAND, as_options
 from calib_components.errors import printable
 from calib_components.handlers.evaluation_files import Evaluation
 from calib_components.tools.report.calibration import Judgement
@@ -52,7 +53,6 @@ PLACES = {
 }
 # Options of an evaluation that a fit does not take
 ALONE = ("split", "shard", "skip_existing", "overwrite")
-RUN = "python -m monai.bundle run"
 EVALUATE_COMMAND = "calib-components evaluate_predictions"
 CALIBRATE_COMMAND = "calib-components calibrate_predictions"
 
@@ -143,8 +143,8 @@ def _for_bundle(arguments: Mapping[str, str], folder: str, region: str) -> list[
     after = f"{folder.removesuffix('_calibrated')}_calibrated{suffix}"
     again = {**arguments, "config_file": files, "output_dir": after}
     return [
-        f"{RUN} {_options(fit | _region_option(region))}",
-        f"{RUN} {_options(again)}",
+        f"{COMMAND} {as_options(fit | _region_option(region))}",
+        f"{COMMAND} {as_options(again)}",
         _report(folder, after),
     ]
 
@@ -165,8 +165,8 @@ def _for_predictions(arguments: Mapping[str, str], folder: str, region: str) -> 
     places = [known["validation"], known["validation_labels"], "--apply_to", source]
     fit = {"out": scaled, **shared, **_region_option(region)}
     return [
-        f"{CALIBRATE_COMMAND} {shlex.join(places)} {_options(fit)}",
-        f"{EVALUATE_COMMAND} {shlex.join([scaled, labels])} {_options({'out': after, **shared})}",
+        f"{CALIBRATE_COMMAND} {shlex.join(places)} {as_options(fit)}",
+        f"{EVALUATE_COMMAND} {shlex.join([scaled, labels])} {as_options({'out': after, **shared})}",
         _report(folder, after),
     ]
 
@@ -177,14 +177,3 @@ def _region_option(region: str) -> dict[str, str]:
 
 def _report(before: str, after: str) -> str:
     return shlex.join(["calib-components", "report", before, after, "--out", f"{after}_compared"])
-
-
-def _options(values: Mapping[str, str]) -> str:
-    return " ".join(f"--{name} {_quoted(str(value))}" for name, value in values.items())
-
-
-def _quoted(value: str) -> str:
-    """Return a word of a command line; double quotes keep lists of files legible."""
-    if "'" in value and not {*value} & {*'"$`\\!'}:
-        return f'"{value}"'
-    return shlex.quote(value)

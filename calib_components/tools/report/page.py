@@ -48,7 +48,8 @@ class Section:
     table: pd.DataFrame = field(default_factory=pd.DataFrame)
     records: Sequence[Record] | pd.DataFrame = ()  # all numbers, for the CSV file
     pictures: Sequence[Picture] = ()
-    folded: bool = False  # on the page, shown when clicked alone
+    folded: bool = True  # on the page, shown when clicked alone
+    lines: int | None = None  # of the table that are not folded; None for all
 
 
 class Answer(NamedTuple):
@@ -85,8 +86,9 @@ def write_report(
 ) -> None:
     """Write the files of a report, the page last, and print where it is and what it answers.
 
-    Files of an earlier report are replaced, and removed where the new one lacks them. Pictures of
-    cases are on the page alone.
+    Files of an earlier report are replaced, and removed where the new one lacks them. The page
+    begins with the first section; what to do next stands between the sections that are shown and
+    those that are folded.
 
     Raises:
         InputError: See `OutputFolder.claim`.
@@ -98,6 +100,7 @@ def write_report(
             with writing(out.path / name) as file:
                 file.write_bytes(content)
     print(out.path / PAGE)
+    print(sections[0].table.map(str).rename_axis(None).to_string())
     print(*answer.sentences)
     if answer.advice:
         print(f"Next: {answer.advice}\n{answer.command}".strip())
@@ -105,9 +108,9 @@ def write_report(
 
 def _render(sections: Sequence[Section], shown: Mapping[str, Any]) -> dict[str, bytes]:
     """Return the files of a report by name, the page last."""
-    kept = [section for section in sections if section.name != "pictures"]
-    files = {f"{picture.name}.png": picture.png for section in kept for picture in section.pictures}
-    for section in kept:
+    pictures = [picture for section in sections for picture in section.pictures]
+    files = {f"{each.name.replace('/', '_')}.png": each.png for each in pictures}
+    for section in sections:
         if len(section.records):
             table = pd.DataFrame(section.records)
             files[f"{section.name}.csv"] = table.to_csv(index=False).encode()

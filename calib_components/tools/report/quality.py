@@ -16,16 +16,15 @@ from calib_components.quality.reference import holding_patients
 from calib_components.tools.report.data import Context, Results
 from calib_components.tools.report.page import Section
 from calib_components.tools.report.statistics import Array, Estimate
-from calib_components.tools.report.tables import Cell, tabulate
+from calib_components.tools.report.tables import Cell, tabulate, with_interval
 
-MEAN = "mean of structures"
 TITLES = ("gap closed ↑", "ROC ↑", "found in 20 % ↑", "Spearman ↑")  # of the values of a `Ranking`
 ABOUT = (
     "Whether the probabilities alone order the scans as their DSC does. Gap closed: 1 for the order"
     " of the DSC, 0 for a random one. ROC: area under the ROC curve for a DSC below 0.7, as {bad}"
     " of {scans} scans have. Found: share of these scans among the 20 % with the lowest estimates."
     " Estimates of a scan are means over structures; a structure that should be there and is not"
-    " predicted counts as 0. Intervals are over patients. "
+    " predicted counts as 0. On average, the expected DSC minus the true one is {optimism}. "
 )
 ABOUT_LIMITS = (
     "Patients for whom the limit holds in every scan; in brackets, for how many that is to be"
@@ -35,8 +34,8 @@ HELD = "{held} of {patients} ({low} to {high})"
 NOT_SHOWN = (
     "The expected DSC is not shown to order these scans: the interval of the gap closed holds 0. "
 )
-DSC = ("expected_dsc", "dsc")
-LIMITED = (*DSC, "expected_volume", "true_volume")  # of a structure, what its limits are about
+# Of a structure, what its limits are about
+LIMITED = ("expected_dsc", "dsc", "expected_volume", "true_volume")
 
 
 def reference_of(evaluation: Evaluation, patient_pattern: str | None = None) -> Reference:
@@ -74,14 +73,12 @@ def quality_section(context: Context) -> Section | None:
     dsc = results.values(name, "dsc")
     records: list[dict[str, Any]] = []
     for title, values in _estimates(results, name, known).items():
-        records += _rank(results, (title, MEAN), values, dsc)
-    for structure in results.structures:
-        expected, true = (results.values(name, f"{each}_{structure}") for each in DSC)
-        records += _rank(results, ("expected DSC", structure), expected, true)
-    caption = ABOUT.format(bad=(dsc < BAD).sum(), scans=len(dsc))
+        records += _rank(results, title, values, dsc)
+    optimism = with_interval(results.mean(name, "optimism"), "optimism", True)
+    caption = ABOUT.format(bad=(dsc < BAD).sum(), scans=len(dsc), optimism=optimism)
     if records[0]["low"] <= 0:
         caption += NOT_SHOWN
-    table = tabulate(records, ["score", "structure"])
+    table = tabulate(records, ["score"])
     return Section("quality", "Does the expected DSC find the bad scans?", caption, table, records)
 
 
@@ -101,11 +98,8 @@ def _estimates(results: Results, name: str, known: Reference) -> dict[str, Array
     return estimates
 
 
-def _rank(
-    results: Results, place: tuple[str, str], estimates: ArrayLike, dsc: Array
-) -> list[dict[str, Any]]:
-    """Return the records of a score of a structure."""
-    score, structure = place
+def _rank(results: Results, score: str, estimates: ArrayLike, dsc: Array) -> list[dict[str, Any]]:
+    """Return the records of a score."""
     ranking = rank_scans(estimates, dsc, results.patients)
     cases = int((~np.isnan(estimates) & ~np.isnan(dsc)).sum())
     return [
@@ -114,7 +108,6 @@ def _rank(
             title,
             Estimate(*values.tolist())._replace(cases=cases),
             score=score,
-            structure=structure,
         )
         for title, values in zip(TITLES, ranking, strict=True)
     ]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from calib_components.errors import InputError
 from calib_components.folders import OutputFolder
-from calib_components.tools.report.calibration import regions_section
+from calib_components.tools.report.calibration import summary_section
 from calib_components.tools.report.cases import cases_section, pictures_section
 from calib_components.tools.report.comparison import (
     compare,
@@ -24,15 +24,16 @@ from calib_components.tools.report.statistics import MIN_PATIENTS
 from calib_components.tools.report.structures import structures_section
 from calib_components.tools.report.thresholds import read_validation, thresholds_section
 
-# All sections of a page, in their order. One that does not apply returns None.
+# All sections of a page, in their order: first those that are not folded. One that does not apply
+# returns None.
 SECTIONS: Sequence[Callable[[Context], Section | None]] = (
-    regions_section,
+    summary_section,
     reliability_section,
-    structures_section,
-    pictures_section,
     cases_section,
-    means_section,
+    pictures_section,
+    structures_section,
     differences_section,
+    means_section,
     thresholds_section,
     quality_section,
     limits_section,
@@ -80,9 +81,10 @@ def report_folders(
         )
         notices += same_names
     context = Context(results, names[0], compare(results, names[0]), chosen_on)
-    title = "Evaluations compared: {}" if len(names) > 1 else "Is it calibrated? {}"
+    title = f"Is it calibrated? {names[0]}"
+    if len(names) > 1:
+        title = f"{len(names)} evaluations compared"
     sections = [section for make in SECTIONS if (section := make(context))]
-    title = title.format(", ".join(names))
     run = {"folders": folders, "validation": validation}
     folder = OutputFolder(out, run, overwrite=overwrite)
     write_report(title, conclude(context), notices, sections, folder)

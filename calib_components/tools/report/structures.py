@@ -1,38 +1,42 @@
-"""Sections by structure: DSC, expected DSC, volumes, confidence and accuracy."""
+"""The section by structure and region: DSC, volumes, confidence and accuracy."""
 
 from __future__ import annotations
 
 from itertools import product
 from typing import Any
 
-from calib_components.tools.report.calibration import Judgement, patient_means
+from calib_components.tools.report.calibration import (
+    MARGIN,
+    REGIONS,
+    Judgement,
+    judge_regions,
+    patient_means,
+)
 from calib_components.tools.report.data import Context, Results
 from calib_components.tools.report.page import Section
-from calib_components.tools.report.statistics import (
-    CalibrationGap,
-    Estimate,
-    holm,
-    holm_levels,
-)
+from calib_components.tools.report.statistics import CalibrationGap, Estimate, holm, holm_levels
 from calib_components.tools.report.tables import Cell, tabulate
 
 SEGMENTATION = ("dsc", "expected_dsc", "optimism", "hd95")
 VOLUMES = ("true_volume", "segmented_volume_error", "expected_volume_error")
+SHOWN = ("dsc", "hd95", *VOLUMES, "gap")
 ABOUT = (
-    "Means over the cases where a measure is defined, with 95 % intervals. A missed structure, or"
-    " one that is found where there is none, has DSC 0 and no HD95. HD95 is in {hd95}, volumes are"
-    " in {volumes}."
+    "Means over the cases where a measure is defined. A missed structure, or one that is found"
+    " where there is none, has DSC 0 and no HD95. HD95 is in {hd95}, volumes are in {volumes}."
 )
 ABOUT_EXPECTED = (
-    " Expected DSC: from the probabilities alone, without labels; above the DSC, it is optimistic."
-    " Expected volume: the sum of the probabilities. Confidence and accuracy: of the voxels that"
-    " are predicted as the structure, means over patients; the p-value and the interval of their"
-    " difference are Holm-corrected over the lines."
+    " Expected volume: the sum of the probabilities. Confidence is the mean probability of the"
+    " predicted class, accuracy the share of voxels where it is right, among those that are"
+    f" predicted as a structure. Calibrated: the interval of the difference lies within {MARGIN};"
+    " over- or underconfident: it leaves out 0. Those of structures are Holm-corrected. Ignore"
+    " padded voxels (ignore_index): as easy background, they hide how confident a network is."
 )
 
 
 def structures_section(context: Context) -> Section:
-    """Return DSC, expected DSC, volumes, confidence and accuracy of each structure."""
+    """Return DSC, volumes, confidence and accuracy of each structure, and whether each of them,
+    and each region, is calibrated.
+    """
     results = context.results
     records = [
         record
@@ -42,15 +46,23 @@ def structures_section(context: Context) -> Section:
     ]
     index = ["structure"] if len(results.names) == 1 else ["label", "structure"]
     caption = ABOUT.format(hd95=results.unit, volumes=results.volume_unit)
-    judgements = judge_structures(results)
-    if judgements:
-        caption += ABOUT_EXPECTED
+    judgements = judge_structures(results) | _judge_all_regions(results)
     for (name, structure), judgement in judgements.items():
         records += _calibration_records(results, name, structure, judgement)
-    table = tabulate(records, index)
+    table = tabulate([record for record in records if record["measure"] in SHOWN], index)
     if judgements:
+        caption += ABOUT_EXPECTED
         table["calibrated?"] = [Cell(judgement.text) for judgement in judgements.values()]
-    return Section("structures", "Structures", caption, table, records)
+    return Section("structures", "Structures and regions", caption, table, records)
+
+
+def _judge_all_regions(results: Results) -> dict[tuple[str, str], Judgement]:
+    """Return the judgements of regions, as those of structures."""
+    return {
+        (name, REGIONS[region]): judgement
+        for name in results.names
+        for region, judgement in judge_regions(results, name).items()
+    }
 
 
 def judge_structures(results: Results) -> dict[tuple[str, str], Judgement]:
@@ -96,9 +108,7 @@ def _calibration_records(
         "accuracy": Estimate(judgement.accuracy, cases=gap.cases),
         "gap": gap,
     }
-    records = [
+    return [
         results.record(name, measure, estimate, structure=structure)
         for measure, estimate in estimates.items()
     ]
-    records[-1]["p_value_holm"] = gap.p_value
-    return records

@@ -39,7 +39,7 @@ NONE = "n/a"  # in place of a number
 MAX_DIGITS = 5
 VOLUME_UNITS = ("ml", "voxels")
 # Others have 3
-DIGITS = {"mean": 2, "ml": 2, "voxels": 0, "missed": 0, "spurious": 0}
+DIGITS = {"mean": 2, "ml": 2, "voxels": 0, "points": 0, "missed": 0, "spurious": 0}
 TITLES = {  # of what is no column of cases.csv
     "gap": "confidence minus accuracy",
     "optimism": "expected minus true DSC",
@@ -55,6 +55,9 @@ class Cell(NamedTuple):
     text: str
     notes: Sequence[str] = ()
     bold: bool = False
+
+    def __str__(self) -> str:
+        return " ".join([self.text, *self.notes])
 
 
 def heading(measure: str, structures: Sequence[str] = (), arrow: bool = True) -> str:
@@ -148,10 +151,9 @@ def tabulate(records: Sequence[Record], index: Sequence[str]) -> pd.DataFrame:
     Records with the same values of `index` make a line. Their column is their "column", or the
     heading of their measure.
     """
-    lines: dict[tuple[str, ...], dict[str, Cell]] = {}
+    lines: dict[tuple[str, ...], dict[str, Any]] = {}
     for record in records:
-        line = tuple(str(record[name]) for name in index)
+        names = {name: str(record[name]) for name in index}
         column = record.get("column") or heading(record["measure"])
-        lines.setdefault(line, {})[column] = to_cell(record)
-    names = pd.MultiIndex.from_tuples(lines, names=index)
-    return pd.DataFrame([*lines.values()], names).fillna("")
+        lines.setdefault((*names.values(),), names)[column] = to_cell(record)
+    return pd.DataFrame([*lines.values()]).set_index([*index]).fillna("")

@@ -102,6 +102,22 @@ class TestOpenNifti:
             for name in ("affine", "original_affine"):
                 np.testing.assert_array_equal(meta[name], OBLIQUE)
 
+    @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+    def test_a_phase_has_its_part_of_the_values(self, ending: str, tmp_path: Path) -> None:
+        values = np.random.default_rng(0).integers(0, 2000, (6, 5, 4, 3)).astype("i2")
+        file = save(tmp_path / f"cine{ending}", values, scl_slope=0.5, scl_inter=2)
+        reader = NiftiReader()
+        for phase in range(3):
+            name = tmp_path / f"cine_phase{phase:02d}{ending}"
+            array, meta = reader.get_data(reader.read(name))
+            np.testing.assert_array_equal(array, values[..., phase] / 2 + 2)
+            np.testing.assert_array_equal(meta["affine"], OBLIQUE)
+        with pytest.raises(InputError, match=r"cine_phase03.*: cannot read phase 3.*it has 3"):
+            open_nifti(tmp_path / f"cine_phase03{ending}")
+        save(file)  # of three axes
+        with pytest.raises(InputError, match=r"cine_phase00.*: cannot read phase 0"):
+            open_nifti(tmp_path / f"cine_phase00{ending}")
+
 
 class TestGrid:
     def test_rounding_is_no_difference(self) -> None:

@@ -9,9 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from scipy.spatial.distance import pdist
 
 from calib_components.figures import reliability_diagram, uncertainty_overlay
-from calib_components.metrics import CalibrationBins, consistency_bands, resampled_errors
+from calib_components.metrics import CalibrationBins
+from calib_components.quality.page import COLORS
 
 # Class 0: 10 voxels at 0.6, 7 of them correct; 30 at 0.9, 15 of them correct. Class 1: 10 voxels at
 # 0.25, none correct.
@@ -71,7 +73,7 @@ def test_bins_with_few_voxels_are_not_drawn_but_counted() -> None:
     assert upper.get_title() == "Predicted class\npooled ECE 0.7500"
 
 
-def test_accuracy_if_true_is_marked_and_bands_are_those_of_resampled_labels() -> None:
+def test_accuracy_if_true_is_marked() -> None:
     upper = reliability_diagram(TOP_LABEL, if_true=IF_TRUE).axes[0]
     marks = [
         segment.round(9).tolist()
@@ -81,30 +83,33 @@ def test_accuracy_if_true_is_marked_and_bands_are_those_of_resampled_labels() ->
     ]
     assert marks == [[[0.5375, 0.25], [0.7125, 0.25]], [[0.7875, 0.75], [0.9625, 0.75]]]
     assert upper.get_title().endswith("0.2167 if probabilities were true")  # (1.4 + 1.2) / 12
-    without, upper = (
-        reliability_diagram(TOP_LABEL, bands=bands).axes[0] for bands in (False, True)
-    )
-    low, high = consistency_bands(TOP_LABEL)
-    drawn = [
-        (0.5625, low[0, 2], high[0, 2] - low[0, 2]),
-        (0.8125, low[0, 3], high[0, 3] - low[0, 3]),
-    ]
-    assert bars(upper) == [
-        *bars(without),
-        *(tuple(round(float(value), 9) for value in bar) for bar in drawn),
-    ]
-    assert upper.get_title().endswith(f"{resampled_errors(TOP_LABEL).mean():.4f} by chance alone")
-
-
-def test_panels_by_title_have_bands_where_nothing_is_marked() -> None:
     figure = reliability_diagram(
-        {"all": TOP_LABEL, "foreground": TOP_LABEL}, if_true={"foreground": IF_TRUE}, bands=True
+        {"all": TOP_LABEL, "foreground": TOP_LABEL}, if_true={"foreground": IF_TRUE}
     )
-    first, second = figure.axes[::2]
-    assert [axes.get_title().split("\n")[0] for axes in (first, second)] == ["all", "foreground"]
-    assert [len(axes.patches) for axes in (first, second)] == [8, 6]
+    assert [len(axes.collections) for axes in figure.axes[::2]] == [0, 1]
     empty = CalibrationBins(*(0 * field for field in vars(TOP_LABEL).values()))
-    assert bars(reliability_diagram(empty, bands=True).axes[0]) == []
+    assert bars(reliability_diagram(empty).axes[0]) == []
+
+
+# Machado et al., "A Physiologically-based Model for Simulation of Color Vision Deficiency", 2009
+READERS = {
+    "normal": np.eye(3),
+    "protan": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+    "deutan": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+}
+XYZ = np.array([[0.434, 0.376, 0.190], [0.213, 0.715, 0.072], [0.018, 0.109, 0.873]])
+LAB = np.array([[0, 116, 0], [500, -500, 0], [0, 200, -200]])
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize(("number", "apart"), [(2, 100), (3, 48), (4, 24), (7, 16)])
+def test_readers_tell_structures_apart(reader: str, number: int, apart: float) -> None:
+    """By the distance in CIELAB; 2 is just noticeable."""
+    colors = np.array([to_rgba(f"#{color}")[:3] for color in COLORS[:number]])
+    linear = np.where(colors < 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
+    xyz = (linear @ np.transpose(READERS[reader])).clip(0, 1) @ XYZ.T
+    lab = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116) @ LAB.T
+    assert pdist(lab).min() > apart
 
 
 def test_overlay_draws_each_map_where_it_is() -> None:
@@ -137,6 +142,7 @@ def test_overlay_draws_each_map_where_it_is() -> None:
 def test_names_are_drawn_literally_and_nothing_overlaps() -> None:
     label = np.arange(8).repeat(8).reshape(8, 8)
     assert_legible(
+        reliability_diagram(TOP_LABEL),
         reliability_diagram(dict.fromkeys(HOSTILE, TOP_LABEL)),
         uncertainty_overlay(label, label, label, label / 8, ["background", *HOSTILE], "a$_$b\n_c"),
     )

@@ -35,7 +35,6 @@ from calib_components.posthoc import (
     describe_calibration,
     find_reference,
 )
-from calib_components.posthoc.costs import Costs
 from calib_components.quality import Reference
 from tests.helpers import snapshot
 
@@ -80,7 +79,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, CalibrationBins]]:
     """The panels of each figure, which is not drawn here: that takes a second."""
     panels: list[dict[str, CalibrationBins]] = []
 
-    def draw(bins: dict[str, CalibrationBins], bands: bool) -> Figure:
+    def draw(bins: dict[str, CalibrationBins]) -> Figure:
         panels.append(bins)
         return Figure(figsize=(1, 1), dpi=30)
 
@@ -207,7 +206,7 @@ class Double:
         return 2 * image
 
 
-def test_fit_on_changed_images_and_its_price_on_unchanged_ones(
+def test_fit_on_changed_images_and_its_errors_on_unchanged_ones(
     calibrate: Calibrate,
     cases: list[dict[str, Any]],
     caplog: pytest.LogCaptureFixture,
@@ -225,12 +224,10 @@ def test_fit_on_changed_images_and_its_price_on_unchanged_ones(
         1,
     )
     images, labels = (torch.stack([case[key] for case in cases]) for key in ("image", "label"))
-    for name, temperature in (
-        ("After", estimate.temperature),
-        ("Fitted to the images as they are", unchanged.temperature),
-    ):
-        costs = Costs.measure((images / temperature).softmax(1), labels)
-        assert f"{name}: {costs.describe()}" in caplog.text
+    for region in ("all", "predicted"):
+        p = (images / estimate.temperature).softmax(1)
+        error = calibration_bins(p, labels, region=region).pooled().expected_error()
+        assert f"After: ECE {error.item():.4f} ({region})" in caplog.text
     check_reference(find_reference(load(tmp_path)), cases, torch.tensor(estimate.temperature))
 
 

@@ -132,6 +132,42 @@ def test_resuming_with_other_cases_is_an_error(tmp_path: Path) -> None:
     assert torch.load(out / "last.ckpt", weights_only=True) == before
 
 
+def test_more_epochs_continue_with_the_learning_rate_of_their_schedule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    # Without a handler that steps the scheduler: its steps are those of resuming
+    for max_epochs, stop_after, epoch, steps, rate in (
+        (2, None, 2, 0, 0.1),
+        (4, 3, 3, 2, 0.01),
+        (1, None, 3, 2, 0.01),
+    ):
+        config = ConfigParser(
+            {
+                "ckpt_dir": str(tmp_path),
+                "resume": True,
+                "overwrite": False,
+                "max_epochs": max_epochs,
+                "lr_scheduler": {"milestones": "$@max_epochs // 2"},
+                "train": {"handlers": []},
+            }
+        )
+        monkeypatch.setattr(checkpoint, "config_of_run", lambda config=config: config)
+        last = train(tmp_path, max_epochs=max_epochs, stop_after=stop_after, resume=True)
+        assert (last["epoch"], last["lr_scheduler"]["last_epoch"]) == (epoch, steps)
+        assert last["optimizer"]["param_groups"][0]["lr"] == pytest.approx(rate)
+    assert "Nothing to train: max_epochs is 1" in caplog.text
+
+
+def test_training_stops_without_a_better_epoch(tmp_path: Path) -> None:
+    epochs = [
+        train(tmp_path, max_epochs=9, best_epoch=1, resume=True, patience=patience)["epoch"]
+        for patience in (2, 2, 4, 0)
+    ]
+    assert epochs == [3, 3, 5, 9]
+    assert train(tmp_path / "unvalidated", max_epochs=3, patience=1)["epoch"] == 3
+
+
 def test_a_broken_checkpoint_is_named(tmp_path: Path) -> None:
     train(tmp_path, stop_after=1)
     file = tmp_path / "last.ckpt"

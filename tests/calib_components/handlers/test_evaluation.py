@@ -16,6 +16,7 @@ import pytest
 import torch
 from ignite.engine import Engine
 from matplotlib.figure import Figure
+from monai.data import MetaTensor
 from monai.handlers import from_engine
 
 from calib_components import figures
@@ -81,7 +82,7 @@ def evaluate(
     records = EvaluationRecords(folder, cases)
     chosen = [case["case"] for case in records.to_measure(**choice)]
     engine = Engine(lambda engine, batch: batch)
-    transform = from_engine(["image", "pred", "label", "logits"])
+    transform = from_engine(["image", "pred", "label"])
     EvaluationWriter(
         records, STRUCTURES, NAMES, from_engine("case"), transform, temperature
     ).attach(engine)
@@ -200,8 +201,8 @@ def test_values_are_those_of_the_metrics(temperature: Any, tmp_path: Path) -> No
         assert found["mean_entropy_core"][i] == pytest.approx(bits, rel=1e-6, nan_ok=True)
         assert found["segmented_volume_core"][i] == (item["pred"].argmax(0) == 1).sum()
     assert summary["temperature"] == (1 if temperature is None else 0.5)
-    for name in ("ece", "cece", "nll", "brier", "dsc", "ece_all", "ece_predicted"):
-        assert shown[name] == pytest.approx(summary[name]["mean"])
+    for name in ("dsc", "hd95", "ece_all", "ece_predicted"):
+        assert shown[f"test_{name}"] == pytest.approx(summary[name]["mean"])
 
 
 def test_summary_has_statistics_and_what_is_known_of_all_cases(evaluation: Path) -> None:
@@ -244,8 +245,6 @@ def test_bins_of_regions(evaluation: Path) -> None:
         )
         assert ("top_label_per_case" in kinds) == (region in ("all", "predicted"))
     assert len(regions["all"]["top_label_per_case"].count) == CASES
-    for kind, bins in read(evaluation).per_case.items():
-        assert bins.pooled().to_dict() == regions["foreground"][kind].to_dict()
 
 
 def test_thresholds_and_risk(evaluation: Path) -> None:
@@ -306,6 +305,18 @@ def test_file_that_no_evaluation_wrote_is_not_replaced(name: str, tmp_path: Path
         evaluate(tmp_path / "new", examples(2))
 
 
+def test_distances_and_volumes_have_units_where_labels_have_metadata(tmp_path: Path) -> None:
+    affine = torch.diag(torch.tensor([2.0, 2, 2, 1]))
+    sized = [{**item, "label": MetaTensor(item["label"], affine)} for item in examples()]
+    for name, items in (("voxels", examples()), ("sized", sized)):
+        evaluate(tmp_path / name, items)
+    voxels, known = read(tmp_path / "voxels"), read(tmp_path / "sized")
+    for evaluation, units in ((voxels, ("voxels", "voxels")), (known, ("mm", "ml"))):
+        assert (evaluation.summary["unit"], evaluation.summary["volume_unit"]) == units
+    for name, factor in (("hd95_whole", 2), ("true_volume_core", 0.008), ("dsc_core", 1)):
+        np.testing.assert_allclose(known.cases[name], factor * voxels.cases[name])
+
+
 def test_no_name_of_a_case_loses_the_evaluation(
     tmp_path: Path, drawn: dict[str, list[Any]]
 ) -> None:
@@ -322,7 +333,6 @@ def test_failure_mixes_no_evaluations_and_loses_no_work(
 ) -> None:
     evaluate(tmp_path, examples(2))
     (tmp_path / "model.pt").write_text("weights")
-    (tmp_path / "logits.json").write_text("{}")  # of an earlier release
     before, replace = snapshot(tmp_path), Path.replace
 
     def fail(first: Any, *rest: Any, **options: Any) -> Path:
@@ -354,7 +364,7 @@ def test_failure_mixes_no_evaluations_and_loses_no_work(
         ("cases.csv", "case,dsc_core\na,1\nb,0.", "cut off"),
         ("summary.json", "{", "property name"),
         ("summary.json", '{"schema_version": 99}', "99"),
-        ("calibration.json", '{"class_names": [], "regions": {"all": 1}}', "per_case"),
+        ("calibration.json", '{"class_names": []}', "regions"),
         ("thresholds.json", None, "No such file"),
     ],
 )

@@ -23,7 +23,6 @@ from calib_components.handlers import WeightsCheckpointLoader, load_torchscript,
 from calib_components.handlers.fingerprint import fingerprint_of_cases, fingerprint_of_list
 from calib_components.handlers.weights import (
     join_weights,
-    read_weights,
     with_calibrator,
     write_weights,
 )
@@ -85,27 +84,6 @@ def test_weights_that_do_not_fit_are_named(
         load_weights(network(), file)
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == [file] * (content is not None)
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-def test_flipped_bits_are_found(tmp_path: Path) -> None:
-    """Which PyTorch reads without a word."""
-    file, script, values = (
-        tmp_path / "model.pt",
-        tmp_path / "model.ts",
-        torch.full((4096,), 0.1).numpy().tobytes(),
-    )
-    torch.save({"weight": torch.full((4096,), 0.1)}, file)
-    torch.jit.script(torch.nn.PReLU(4096, init=0.1)).save(script)
-    for each in (file, script):
-        content = bytearray(each.read_bytes())
-        content[content.index(values) + 8000] ^= 1
-        each.write_bytes(content)
-    assert torch.load(file, weights_only=True)["weight"].unique().numel() == 2
-    with pytest.raises(InputError, match=r"model\.pt: .*damaged at"):
-        read_weights(file)
-    with pytest.raises(InputError, match=r"model\.ts: .*damaged at"):
-        load_torchscript(script, "cpu")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")

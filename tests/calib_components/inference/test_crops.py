@@ -46,22 +46,6 @@ def test_crop_of_a_turned_map_is_the_turned_crop(
 
 
 @given(
-    blobs=st.lists(
-        st.tuples(*[st.integers(10, 213)] * 2, st.integers(1, 40)), min_size=1, max_size=3
-    )
-)
-@settings(deadline=None, max_examples=30)
-def test_so_it_is_of_a_heart_and_other_findings(blobs: list[tuple[int, int, int]]) -> None:
-    foreground = counts(224, 224, *blobs)
-    crop = find_crop(foreground, (144, 144))
-    assert crop is not None
-    top, bottom, left, right, percent = crop
-    assert find_crop(foreground.flip(0), (144, 144)) == Crop(
-        224 - bottom, 224 - top, left, right, percent
-    )
-
-
-@given(
     size=sizes,
     rows=st.integers(12, 700),
     columns=st.integers(12, 700),

@@ -134,7 +134,7 @@ def test_files_of_an_image_share_a_grid(tmp_path: Path) -> None:
     ("name", "shape", "word"),
     [
         ("a.nii", (4, 4), "shape"),
-        ("a.nii", (4, 4, 3, 2), "shape"),
+        ("a.nii", (4, 4, 3, 2, 2), "shape"),
         ("x_t1.nii", (4, 4, 3), r"x_t2\.nii does not exist"),
         ("b/a.nii", (4, 4, 3), "2 images are called a"),
     ],
@@ -158,6 +158,9 @@ def test_unsuitable_folders_are_named(tmp_path: Path) -> None:
         images_of(tmp_path).check()
     with pytest.raises(InputError, match="review must be a percentage"):
         images_of(tmp_path, review="20").check()
+    (tmp_path / "in" / "IM1").write_bytes(bytes(128) + b"DICM")
+    with pytest.raises(InputError, match=f"dcm2niix -z y -o NIFTI {tmp_path / 'in'}$"):
+        images_of(tmp_path).check()
     with pytest.raises(InputError, match=r"missing\.nii does not exist"):
         images_of(tmp_path).check([{"image": str(tmp_path / "missing.nii")}])
 
@@ -195,6 +198,27 @@ def test_finished_images_are_skipped(tmp_path: Path) -> None:
     os.utime(files[0], (0, 0))
     (tmp_path / "out" / "quality" / "a.json").unlink()
     assert len(folder.items()) == 3
+
+
+def test_phases_of_a_cine_are_images_of_a_network_of_one_channel(tmp_path: Path) -> None:
+    cine = save(tmp_path / "in/a.nii.gz", 4, 4, 3, 2)
+    save(tmp_path / "in/b.nii", 4, 4, 3, 1)
+    folder = images_of(tmp_path, save="label")
+    claim(folder)
+    assert [image.name for image in folder.find()] == ["a_phase00", "a_phase01", "b"]
+    assert images_of(tmp_path, shard="2/3").items() == [
+        {"image": [str(tmp_path / "in/a_phase01.nii.gz")]}
+    ]
+    touch(tmp_path / "out", "a_phase00_seg.nii.gz", "quality/a_phase00.json")
+    continued = images_of(tmp_path, save="label", skip_existing=True)
+    assert len(continued.items()) == 2
+    os.utime(cine, (2**33, 2**33))
+    assert len(continued.items()) == 3
+    save(tmp_path / "in/a_phase01.nii")
+    with pytest.raises(InputError, match="2 images are called a_phase01"):
+        images_of(tmp_path).check()
+    with pytest.raises(InputError, match=r"a\.nii\.gz: shape \(4, 4, 3, 2\) .* 3 channel"):
+        images_of(tmp_path, in_channels=3).check()
 
 
 def test_images_that_are_gone_lose_their_maps_by_overwriting_a_folder_alone(tmp_path: Path) -> None:

@@ -129,13 +129,6 @@ class TestCrops:
             crop.cut(logits.as_tensor()), bright_volume(crop.cut(self.make_volume(50, 40)))
         )
 
-    def test_of_several_volumes_each_has_its_crop(self) -> None:
-        both = torch.cat([self.make_volume(50, 40), self.make_volume(10, 5)])
-        logits = self.infer(both)
-        crops = [crop_of(own) for own in decollate_batch(logits)]
-        assert crops == [(40, 72, 22, 70, 100), (0, 32, 0, 48, 100)]
-        assert torch.equal(logits.as_tensor()[1:], self.infer(both[1:]).as_tensor())
-
     def test_where_nothing_is_found_the_centre_is_segmented(self) -> None:
         logits = self.infer(self.make_volume(50, 40, 0))
         assert crop_of(logits[0]) == (34, 66, 21, 69, 0)

@@ -1,10 +1,9 @@
-"""The base of the losses: bad input, compiled code and threads."""
+"""The base of the losses: bad input and compiled code."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -22,13 +21,11 @@ from calib_components.losses import (
     SVLSLoss,
     base,
     neighbor_prior,
-    slabs,
 )
 from tests.calib_components.losses.test_losses import (
     FORMULAS,
     SHAPES,
     example,
-    num_threads,
     one_hot,
     value_and_gradient,
 )
@@ -154,27 +151,13 @@ def test_compiled_equals_eager(name: str) -> None:
 
 @pytest.mark.slow
 def test_compiled_with_inductor() -> None:
-    """With two threads: an assertion that fails in a parallel loop of compiled code would end the
-    process.
-    """
+    """An assertion that fails in a parallel loop of compiled code would end the process."""
     logits, target = (part.repeat(2, 1, 20, 20) for part in example(SHAPES[0]))
     torch._dynamo.reset()
-    with num_threads(2):
-        compiled = torch.compile(NACLLoss(), fullgraph=True)
-        torch.testing.assert_close(
-            value_and_gradient(compiled, logits, target),
-            value_and_gradient(NACLLoss(), logits, target),
-        )
-        with pytest.raises(ValueError, match="class indices must be from 0 to 3"):
-            compiled(logits, target + 2)
-
-
-def test_each_slab_runs_on_one_thread_and_others_have_as_many_as_before() -> None:
-    shape, cpu = torch.Size([2, 4, 300, 300]), torch.device("cpu")
-    with num_threads(2):
-        for _ in range(2):
-            seen = slabs.map_slabs(lambda _: torch.get_num_threads(), shape, cpu)
-            assert seen == [1] * len(slabs.split(shape, slabs.CPU_SLAB))
-            assert torch.get_num_threads() == 2
-            with ThreadPoolExecutor() as pool:
-                assert pool.submit(torch.get_num_threads).result() == 2
+    compiled = torch.compile(NACLLoss(), fullgraph=True)
+    torch.testing.assert_close(
+        value_and_gradient(compiled, logits, target),
+        value_and_gradient(NACLLoss(), logits, target),
+    )
+    with pytest.raises(ValueError, match="class indices must be from 0 to 3"):
+        compiled(logits, target + 2)

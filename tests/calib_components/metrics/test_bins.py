@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -23,8 +22,6 @@ from calib_components.metrics import (
     CalibrationBins,
     Region,
     calibration_bins,
-    consistency_bands,
-    resampled_errors,
     voxels,
 )
 from calib_components.metrics.measuring import measure_regions
@@ -91,7 +88,6 @@ def test_top_label_bins_by_hand() -> None:
     assert str(bins.accuracy.tolist()) == str([[math.nan, 0.0, 0.5, 2 / 3]])
     assert bins.expected_error().item() == pytest.approx((0.5 + 0.375 + 0.875) / 6)
     assert bins.average_error().item() == pytest.approx((0.5 + 0.375 / 2 + 0.875 / 3) / 3)
-    assert bins.maximum_error().item() == pytest.approx(0.5)
 
 
 def test_classwise_bins_by_hand() -> None:
@@ -102,7 +98,6 @@ def test_classwise_bins_by_hand() -> None:
     class_errors = [(0.875 + 0.875 + 0.75 + 0) / 6, (0.75 + 0.5 + 0.375 + 0.875) / 6]
     assert bins.expected_error(mean=False)[0].tolist() == pytest.approx(class_errors)
     assert bins.expected_error().item() == pytest.approx(sum(class_errors) / 2)
-    assert bins.maximum_error().item() == pytest.approx((0.75 + 0.5) / 2)
     assert bins.per_class()[1].count.tolist() == [[2, 1, 1, 2]]
 
 
@@ -188,7 +183,7 @@ def test_case_without_foreground_is_nan() -> None:
     y[1] = 0
     for classwise in (False, True):
         bins = calibration_bins(y_pred, y, classwise=classwise)
-        for value in (bins.expected_error(), bins.average_error(), bins.maximum_error()):
+        for value in (bins.expected_error(), bins.average_error()):
             assert value.shape == (2,)
             assert value.isnan().tolist() == [False, True]
 
@@ -210,42 +205,6 @@ def test_only_bins_of_the_same_shape_are_added() -> None:
         CalibrationBins(top.count[0], top.confidence_sum[0], top.num_correct[0])
     with pytest.raises(InputError, match="one shape"):
         top.per_class()
-
-
-# What chance gives
-
-COUNT = torch.tensor([[10, 0, 400, 100_000], [25, 7, 1, 2_000_000]])
-CONFIDENCE = torch.tensor([[0.2, 0.5, 0.61, 0.93], [0.1, 0.34, 0.7, 1.0]], dtype=torch.float64)
-BINS = CalibrationBins(COUNT, COUNT * CONFIDENCE, torch.zeros(2, 4, dtype=torch.float64))
-
-
-def test_bands_are_binomial_quantiles() -> None:
-    low, high = consistency_bands(BINS, level=0.9)
-    assert low.isnan().tolist() == high.isnan().tolist() == (COUNT == 0).tolist()
-    at = COUNT > 0
-    # The fewest that so large a share does not exceed
-    for found, share in ((low[at], 0.05), (high[at], 0.95)):
-        correct = (found * COUNT[at]).round()
-        assert (stats.binom.cdf(correct, COUNT[at], CONFIDENCE[at]) >= share).all()
-        assert (stats.binom.cdf(correct - 1, COUNT[at], CONFIDENCE[at]) < share).all()
-
-
-def test_resampled_errors_are_those_of_drawn_labels() -> None:
-    errors = resampled_errors(BINS, draws=4000)
-    assert errors.shape == (2, 4000)
-    assert torch.equal(errors, resampled_errors(BINS, draws=4000))
-    for found, n, p in zip(errors, COUNT.numpy(), CONFIDENCE.numpy(), strict=True):
-        # The mean absolute deviation of each binomial, by de Moivre
-        most = np.floor(n * p) + 1
-        deviations = 2 * most * (1 - p) * stats.binom(n, p).pmf(most)
-        assert found.mean().item() == pytest.approx(deviations.sum() / n.sum(), rel=0.03)
-
-
-def test_bands_need_observed_bins_and_a_level() -> None:
-    with pytest.raises(InputError, match="whole counts"):
-        resampled_errors(CalibrationBins(COUNT.double(), BINS.confidence_sum, BINS.num_correct))
-    with pytest.raises(InputError, match="level"):
-        consistency_bands(BINS, level=95)
 
 
 # Volumes on which float32 sums fail, as those of MONAI 1.6.1 do

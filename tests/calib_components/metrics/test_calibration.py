@@ -31,7 +31,6 @@ from calib_components.metrics import (
     Region,
     VolumeMetric,
     calibration_bins,
-    logit_magnitude_sums,
 )
 from calib_components.metrics.base import CaseMetric
 from calib_components.metrics.measuring import measure_regions
@@ -227,20 +226,6 @@ def test_probabilities_that_were_rounded_count_as_what_they_can_have_been(
     given, limits = (torch.tensor([p]), torch.tensor([[y]])), {"lowest": 0.01, "highest": 0.9}
     (found,) = measure_regions(*given, [Region("all")], ["nll"], **limits)
     assert found.scores["nll"].item() == pytest.approx(-np.log(likelihoods).mean())
-
-
-def test_magnitudes_of_logits_by_numpy() -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits = 3 * torch.randn(2, 3, 5, 6, generator=generator)
-    y = torch.randint(3, (2, 1, 5, 6), generator=generator)
-    y[0, 0, 0] = 255
-    sums, count = logit_magnitude_sums(logits, y, ignore_index=255)
-    is_class = y == torch.arange(3).view(3, 1, 1)  # (cases, true classes, *S)
-    expected = np.einsum("btij,bkij->btk", is_class.double(), logits.abs().double())
-    np.testing.assert_allclose(sums, expected)
-    np.testing.assert_array_equal(count, is_class.sum((2, 3)))
-    with pytest.raises(InputError, match="logits must be finite"):
-        logit_magnitude_sums(logits * torch.nan, y, ignore_index=255)
 
 
 TWO_RANKS = """

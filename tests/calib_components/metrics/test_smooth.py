@@ -1,6 +1,4 @@
-"""Smooth and adaptive ECE: their definitions computed directly on voxels, the authors' code, values
-in closed form.
-"""
+"""Smooth ECE: its definition computed directly on voxels, and the authors' code."""
 
 from __future__ import annotations
 
@@ -13,12 +11,7 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from calib_components.errors import InputError
-from calib_components.metrics import (
-    adaptive_calibration_error,
-    calibration_bins,
-    smooth_calibration_error,
-)
-from tests.calib_components.metrics.test_bins import golden
+from calib_components.metrics import calibration_bins, smooth_calibration_error
 
 Array = NDArray[np.float64]
 
@@ -105,13 +98,3 @@ def test_errors() -> None:
     for options in ({}, {"num_bins": 1920, "classwise": True}):
         with pytest.raises(InputError, match="at least 1000 top-label bins"):
             smooth_calibration_error(calibration_bins(*case, **options))
-
-
-# Adaptive ECE
-
-
-@pytest.mark.parametrize("name", ["metrics_k2", "metrics_k4"])
-def test_adaptive_error_equals_the_authors(name: str) -> None:
-    values, y_pred, y = golden(name)
-    expected = values["aece_foreground/bins15"].item()
-    assert adaptive_calibration_error(y_pred, y).item() == pytest.approx(expected, abs=1e-6)

@@ -17,7 +17,6 @@ from calib_components.metrics import (
     NLLMetric,
     Region,
     RiskCoverageMetric,
-    adaptive_calibration_error,
     calibration_bins,
     risk_coverage,
     voxels,
@@ -66,7 +65,7 @@ ONE_HOT = F.one_hot(Y[:, 0], 4).movedim(-1, 1)
 def test_one_error_reports_the_number_of_invalid_values(
     y_pred: torch.Tensor, y: torch.Tensor, message: str
 ) -> None:
-    for measure in (calibration_bins, adaptive_calibration_error, risk_coverage):
+    for measure in (calibration_bins, risk_coverage):
         with pytest.raises(InputError, match=message):
             measure(y_pred, y)
 

@@ -62,8 +62,8 @@ def minimum(
     return np.concatenate([theta[0], theta[1] - theta[1].mean()]), found.fun
 
 
-def values(estimate: VectorEstimate, key: str = "value") -> list[float]:
-    return [own[key] for own in estimate.parameters.values()]
+def values(estimate: VectorEstimate) -> list[float]:
+    return [*estimate.parameters.values()]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -128,7 +128,7 @@ def test_classes_of_low_probability_are_right_or_refused(kind: type[Calibrator])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_other_samples_of_the_patients_are_as_refits(kind: type[Calibrator]) -> None:
+def test_patients_that_are_left_out_are_as_in_refits(kind: type[Calibrator]) -> None:
     logits, y = draw(SHAPES[2], **TRUE)
     _, estimate = fit(kind, logits, y)
     cases = {name: [i for i, own in enumerate(NAMES) if own == name] for name in NAMES}
@@ -139,14 +139,6 @@ def test_other_samples_of_the_patients_are_as_refits(kind: type[Calibrator]) -> 
         total += cross_entropy(refit(logits[own]), y[own][:, 0], reduction="sum").item()
     assert estimate.nll_left_out == pytest.approx(total / y.numel(), rel=1e-4)
     assert estimate.nll_after < estimate.nll_left_out
-    rng = np.random.default_rng(0)
-    refits = []
-    for _ in range(60):
-        drawn = [i for name in rng.choice([*cases], len(cases)) for i in cases[name]]
-        refits.append(minimum(kind, logits[drawn], y[drawn])[0][-len(estimate.parameters) :])
-    half_width = (np.array(values(estimate, "high")) - np.array(values(estimate, "low"))) / 2
-    # Of 60, known to 10 %
-    assert half_width == pytest.approx(1.96 * np.std(refits, axis=0), rel=0.35)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -162,7 +154,6 @@ def test_parts_files_and_memory(kind: type[Calibrator], monkeypatch: pytest.Monk
     first.add(second)
     estimate = first.compute()
     assert values(estimate) == pytest.approx(values(expected))
-    assert values(estimate, "low") == pytest.approx(values(expected, "low"))
     rows = first.to_dict()["patients"].values()
     assert {np.shape(row) for row in rows} == {(1, 4 + 3 * 4 + 4 * 4**2)}
     with pytest.raises(InputError, match="different options"):  # sums at other parameters
@@ -173,7 +164,7 @@ def test_parts_files_and_memory(kind: type[Calibrator], monkeypatch: pytest.Monk
 
 def test_one_patient() -> None:
     _, estimate = fit(VectorScaling, *draw(SHAPES[2], **TRUE), ["a"] * 9)
-    assert all(map(math.isnan, [*values(estimate, "low"), estimate.nll_left_out]))
+    assert math.isnan(estimate.nll_left_out)
     assert estimate.summary().endswith("fitted on 1 patient")
     assert "nan" not in estimate.summary()
     assert "null" in json.dumps(estimate.to_dict(), allow_nan=False)
@@ -181,15 +172,15 @@ def test_one_patient() -> None:
 
 
 def test_warnings() -> None:
-    parameters = {f"scale of class {k}": {"value": 1.2, "low": 1.1, "high": 1.3} for k in range(5)}
-    negative = {**parameters, "scale of class 2": {"value": -0.1, "low": -0.2, "high": 0.1}}
+    parameters = {f"scale of class {k}": 1.2 for k in range(5)}
+    negative = {**parameters, "scale of class 2": -0.1}
     few = VectorEstimate(negative, 0.3, 0.2, 0.31, 7, 7, 100)
     turned, first, second = few.warnings()
     assert turned.startswith("The scale of class 2 is negative")
     assert first.startswith("7 patients, fewer than 8, for 4 parameters")
     assert "left out of the fit is 0.3100, more than 0.3000" in second
     assert not VectorEstimate(parameters, 0.3, 0.2, 0.29, 7, 8, 100).warnings()
-    assert "scale of class 1 1.20 [1.10, 1.30]" in few.summary()
+    assert "scale of class 1 1.20, scale of class 2 -0.10" in few.summary()
 
 
 def test_mistakes() -> None:

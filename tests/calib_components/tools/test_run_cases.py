@@ -55,6 +55,7 @@ def test_images_are_shared_among_no_more_shares_than_there_are(
     assert all(options["skip_existing"] is True and options["tta"] is True for options in commands)
     assert {options["output_dir"] for options in commands} == {str(tmp_path / "1e3")}
     out = capsys.readouterr().out
+    assert f"{tmp_path / '1e3' / 'quality.html'}: 0 of 0 segmentations to check." in out
     assert "1 of 2 shares are finished, 1 failed" in out
     assert "share 2 of 2: killed; see LOG" in out
 

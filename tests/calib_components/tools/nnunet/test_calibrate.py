@@ -120,6 +120,10 @@ def test_patients_and_a_region(model: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(model)
     calibrate_model(Path(), region="predicted", patient_pattern=r"p\d", workers=1)
     assert found(model) == fitted(ALL, LABELS, "predicted", r"p\d")
+    with pytest.raises(InputError, match="is of a run with region predicted, not all"):
+        calibrate_model(Path(), workers=1)
+    calibrate_model(Path(), workers=1, overwrite=True)
+    assert found(model) == fitted(ALL)
 
 
 def test_one_fold_beside_folders_that_are_none(

@@ -14,7 +14,8 @@ from monai.data import load_decathlon_datalist
 
 from calib_components.data.cases import SPLITS
 from calib_components.errors import InputError
-from calib_components.tools.prepare.split import split_folds, split_patients
+from calib_components.tools.prepare.case import SourceCase
+from calib_components.tools.prepare.split import read_split, split_folds, split_patients
 from tests.calib_components.tools.prepare.conftest import Prepare
 from tests.helpers import make_acdc
 
@@ -40,6 +41,51 @@ class TestSplitPatients:
                 assert (
                     abs(sum(groups[patient] == group for patient in members) - fraction * size) < 2
                 )
+
+
+CASES = [SourceCase("a1", "a"), SourceCase("a2", "a"), SourceCase("b", "b"), SourceCase("c", "c")]
+
+
+class TestReadSplit:
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            ("s.csv", "patient,split\na,train\nb,val\n"),
+            ("s.csv", "\ufeffage;case; split\n3;a1;Training\n3;a2;training\n4;b ;validation\n"),
+            ("s.json", '{"training": ["a1", "a2"], "val": ["b"], "test": []}'),
+        ],
+    )
+    def test_names_of_cases_or_patients(
+        self, name: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / name).write_text(text)
+        expected = {"a1": "training", "a2": "training", "b": "validation"}
+        assert read_split(tmp_path / name, CASES) == expected
+        assert "1 case(s) not listed and left out, such as c" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ('{"training": ["a1"], "testing": ["a2"]}', "patient a is in two splits"),
+            ('{"training": ["a3"]}', "no case or patient is called a3; did you mean a"),
+            ('{"dev": ["a1"]}', "the split of a1 must be one of 'training', 'validation'"),
+            ('["a1"]', "cannot read a list of cases with their splits"),
+        ],
+    )
+    def test_mistakes(self, text: str, message: str, tmp_path: Path) -> None:
+        file = tmp_path / "s.json"
+        file.write_text(text)
+        with pytest.raises(InputError, match=f"^{file}: {message}"):
+            read_split(file, CASES)
+
+    def test_only_listed_cases_are_prepared(
+        self, tmp_path: Path, out: Path, prepare: Prepare
+    ) -> None:
+        file = tmp_path / "s.csv"
+        file.write_text("patient,split\npatient001,test\npatient003,train\n")
+        shown = prepare(make_acdc(tmp_path / "src", patients=3), split=file)
+        assert "training 1 (2 cases), validation 0 (0 cases), testing 1 (2 cases)" in shown
+        assert len([*out.glob("patient*")]) == 4
 
 
 class TestFolds:
