@@ -40,6 +40,7 @@ from calib_components.handlers.evaluation_files import (
     draw_reliability,
     replacing,
 )
+from calib_components.handlers.parts import part_tables
 from calib_components.handlers.weights import save
 from calib_components.inference.images import shard_of
 from calib_components.inference.maps import normalized_entropy
@@ -323,8 +324,9 @@ def join_records(
     has_spacing = all(record["has_spacing"] for record in records.values())
     unit, volume_unit = ("mm", "ml") if has_spacing else ("voxels", "voxels")
     summary |= {"unit": unit, "volume_unit": volume_unit}
+    parts = part_tables([*records.values()], table, structures)
     if "bins" not in first:
-        return Evaluation(table, summary, class_names)
+        return Evaluation(table, summary, class_names, parts=parts)
     bins = _joined_bins([record["bins"] for record in records.values()])
     regions = {region: _pooled(region, kinds) for region, kinds in bins.items()}
     summary |= {"channels": len(class_names), "sigmoid": first["sigmoid"], **_errors(regions)}
@@ -337,6 +339,7 @@ def join_records(
         thresholds=ThresholdCounts.joined([record["thresholds"] for record in records.values()]),
         coverage=first["risk"][0].numpy(),
         risk=torch.cat([record["risk"][1] for record in records.values()]).numpy(),
+        parts=parts,
     )
 
 

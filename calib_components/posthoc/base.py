@@ -214,6 +214,10 @@ class Calibrator(torch.nn.Module):
             )
         self._add(other._rows)
 
+    def scale(self, factor: float) -> None:
+        """Multiply what was added so far, such as by 1 / R for the labels of R raters."""
+        self._rows = {name: factor * row for name, row in self._rows.items()}
+
     def compute(self) -> Any:
         """Fit the parameters to all voxels added so far, in all processes, and return the
         `Estimate`.

@@ -28,7 +28,11 @@ from calib_components.tools.evaluate.classes import (
 )
 from calib_components.tools.evaluate.fit import fit_calibrator, to_logits, to_probabilities
 from calib_components.tools.evaluate.formats import Reader
-from calib_components.tools.evaluate.pairing import find_pairs, find_predictions
+from calib_components.tools.evaluate.pairing import (
+    find_pairs,
+    find_predictions,
+    read_folders,
+)
 from calib_components.tools.parallel import map_cases
 
 ENDINGS = (f"{PROBABILITY}.nii.gz", ".npz")  # of calibrated maps: with a grid, and without
@@ -36,10 +40,11 @@ ENDINGS = (f"{PROBABILITY}.nii.gz", ".npz")  # of calibrated maps: with a grid, 
 
 def calibrate_predictions(
     predictions: Path,
-    labels: Path,
+    labels: Path | None = None,
     *,
     apply_to: Path,
     out: Path,
+    raters: Sequence[Path] | None = None,
     pairs: Path | None = None,
     structures: Sequence[str] | None = None,
     sigmoid: bool = False,
@@ -65,6 +70,8 @@ def calibrate_predictions(
             _label.
         apply_to: Folder of the predictions to scale, of the same model and format.
         out: Folder for the scaled predictions.
+        raters: In place of labels, folders of several raters' labels, R1,R2: the fit is to all of
+            them.
         pairs: CSV file with the columns case, prediction and label, relative to the two folders.
             Default: files of the same name are a pair.
         structures: Names and label codes, such as liver=1,tumour=2; WT=1+2+4 is a structure of
@@ -87,7 +94,13 @@ def calibrate_predictions(
             be written. Maps of an earlier run stay.
     """
     fitted_on = Region.parse(region)
-    labelled = find_pairs(predictions, labels, pairs)
+    _, labellers = read_folders(predictions, labels, None, raters)
+    if not labellers:
+        raise InputError("labels: give a folder, or those of several raters to --raters.")
+    if pairs is not None and raters:
+        raise InputError("--pairs needs one folder of labels.")
+    label_folders = ",".join(map(str, labellers.values()))
+    labelled = find_pairs({"": predictions}, labellers, pairs)
     fit_readers = {pair.name: pair.prediction for pair in labelled}
     check_probabilities(labelled[0].prediction, "Calibration")
     readers = find_predictions(apply_to)
@@ -101,7 +114,7 @@ def calibrate_predictions(
     files = [out / f"{name}{_map_ending(reader)}" for name, reader in readers.items()]
     run = {
         "predictions": predictions,
-        "labels": labels,
+        "labels": label_folders,
         "apply_to": apply_to,
         "structures": structures,
         "sigmoid": sigmoid,
@@ -111,7 +124,7 @@ def calibrate_predictions(
     }
     folder = OutputFolder(out, run, overwrite=overwrite)
     names = {file.name for file in files} | {f"{kind}.json" for kind in KINDS}
-    _check_out(folder, (predictions, labels, apply_to), names)
+    _check_out(folder, (predictions, *labellers.values(), apply_to), names)
     shared = find_shared(_items(readers, target_patients), _items(fit_readers, patients))
     if shared:
         print(
@@ -133,7 +146,7 @@ def calibrate_predictions(
         arguments = {
             "predictions": str(apply_to),
             "validation": str(predictions),
-            "validation_labels": str(labels),
+            "validation_labels": label_folders,
         }
         write_estimate(estimate, out, arguments)  # where it is, all maps are of it
     print(printable(out))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ import torch
 from calib_components.errors import InputError, reading
 from calib_components.handlers.evaluation import EvaluationRecords, record_case, write_evaluation
 from calib_components.handlers.evaluation_files import Evaluation
+from calib_components.handlers.parts import measure_raters
+from calib_components.metrics.measures import measure_case
+from calib_components.metrics.raters import RatedCase
 from calib_components.quality.table import TABLES
 from calib_components.tools.cli import patients_of
 from calib_components.tools.evaluate.calibrate import describe_estimate, estimate_of
@@ -32,10 +36,12 @@ from calib_components.tools.evaluate.classes import (
     classes_of,
     combine_masks,
 )
+from calib_components.tools.evaluate.formats import Ensemble
 from calib_components.tools.evaluate.pairing import (
     LabelledPrediction,
+    find_members,
     find_pairs,
-    find_predictions,
+    read_folders,
 )
 from calib_components.tools.evaluate.quality import estimate_quality
 from calib_components.tools.parallel import map_cases
@@ -48,10 +54,12 @@ REPORT = "report"  # folder of the page inside the output folder
 
 
 def evaluate_predictions(
-    predictions: Path,
+    predictions: Path | None = None,
     labels: Path | None = None,
     out: Path = Path("evaluation"),
     *,
+    members: Sequence[Path] | None = None,
+    raters: Sequence[Path] | None = None,
     pairs: Path | None = None,
     structures: Sequence[str] | None = None,
     sigmoid: bool = False,
@@ -74,15 +82,25 @@ def evaluate_predictions(
     `calibrate_predictions` has scaled, `temperature.json` beside them says by what, so that the
     plausible foreground has the same voxels as before.
 
+    The predictions of several networks are averaged: `members.csv` has a row for each of them
+    beside their average, and `pairwise_dsc` says how far their segmentations agree, also without
+    labels. With several raters, the files hold the means over them: a voxel and a rater are one
+    observation. `raters.csv` has a row for each rater and one for all.
+
     Without labels, `out` gets `quality.csv` and `quality.html`: what the probabilities say of the
     quality of each prediction, the worst first.
 
     Args:
         predictions: Folder of probabilities or label maps, see
-            `calib_components.tools.evaluate.formats`.
+            `calib_components.tools.evaluate.formats`. With members, a folder given alone is that of
+            the labels.
         labels: Folder of label maps, files of the same names, which may end in `_gt`, `_seg` or
             `_label`. Default: the predictions have no labels.
         out: Folder of the results.
+        members: In place of predictions, folders of several networks' predictions of the same
+            cases, such as of folds or seeds: P1,P2. Label maps are votes.
+        raters: In place of labels, folders of several raters' label maps: R1,R2. Each case needs
+            the label of one of them.
         pairs: CSV file with the columns case, prediction and label, relative to the two folders.
             Default: files of the same name are a pair.
         structures: Label codes of the structures, such as `liver=1,tumour=2`, or `WT=1+2+4` of
@@ -107,18 +125,20 @@ def evaluate_predictions(
         InputError: A file or option is unsuitable, files do not belong together, another run writes
             to `out`, or results cannot be written.
     """
-    if labels is None:
-        if pairs is not None:
-            raise InputError("--pairs needs the folder of the labels.")
-        labelled, readers = [], find_predictions(predictions)
-        check_volume(next(iter(readers.values())), sigmoid)
-    else:
-        labelled = find_pairs(predictions, labels, pairs)
+    networks, labellers = read_folders(predictions, labels, members, raters)
+    if pairs is not None and (members or raters or not labellers):
+        raise InputError("--pairs needs one folder of predictions and one of labels.")
+    if labellers:
+        labelled = find_pairs(networks, labellers, pairs)
         readers = {pair.name: pair.prediction for pair in labelled}
-    calibration = estimate_of(predictions, readers.values())
+    else:
+        labelled, readers = [], find_members(networks)
+        check_volume(next(iter(readers.values())), sigmoid)
+    (folder, *_) = networks.values()
+    calibration = None if members else estimate_of(folder, readers.values())
     run = {
-        "predictions": predictions,
-        "labels": labels,
+        "predictions": ",".join(map(str, networks.values())),
+        "labels": ",".join(map(str, labellers.values())) or None,
         "images": images,
         "validation": validation,
         "structures": structures,
@@ -138,8 +158,8 @@ def evaluate_predictions(
     about: dict[str, Any] = {
         "source": "predictions",
         "sigmoid": setting.classes.sigmoid,
-        "arguments": _arguments(run, patient_pattern, pairs),
-        "calibration": describe_estimate(predictions, calibration),
+        "arguments": _arguments(run, patient_pattern, pairs, bool(members), bool(raters)),
+        "calibration": describe_estimate(folder, calibration),
     }
     fitted = None
     if validation is not None:
@@ -150,9 +170,9 @@ def evaluate_predictions(
             about,
             setting.items(),
             patient_pattern,
-            by_name=labels is None,  # with labels, the report compares these
+            by_name=not labellers,  # with labels, the report compares these
         )
-    if labels is None:
+    if not labellers:
         reference = None if fitted is None else reference_of(fitted, patient_pattern)
         estimate_quality(readers, setting, reference, review, review_below)
     else:
@@ -162,11 +182,16 @@ def evaluate_predictions(
 
 
 def _arguments(
-    run: Mapping[str, Any], patient_pattern: str | None, pairs: Path | None
+    run: Mapping[str, Any],
+    patient_pattern: str | None,
+    pairs: Path | None,
+    has_members: bool,
+    has_raters: bool,
 ) -> dict[str, str]:
     """Return the arguments of an evaluation as texts by name, for the commands of its report."""
-    names = ("predictions", "labels", "structures", "sigmoid", "ignore_index")
-    given = {name: run[name] for name in names}
+    given = {name: run[name] for name in ("structures", "sigmoid", "ignore_index")}
+    given["members" if has_members else "predictions"] = run["predictions"]
+    given["raters" if has_raters else "labels"] = run["labels"]
     given |= {"patient_pattern": patient_pattern, "pairs": pairs}
     if given["structures"] is not None:
         given["structures"] = ",".join(given["structures"])
@@ -230,4 +255,14 @@ def _measure(
         image = torch.from_numpy(read_image(setting.images[pair.name], pair.grid()))
     with reading(pair.prediction.files[0], "a prediction that can be measured"):
         record = record_case(case, case.prediction, torch.from_numpy(drawn), image)
+        if isinstance(case, RatedCase):
+            record["raters"], everyone = measure_raters(case)
+            record["values"] |= everyone
+        if isinstance(pair.prediction, Ensemble):
+            record["members"] = {
+                name: measure_case(
+                    read_case(replace(pair, prediction=member), setting.classes, temperature)
+                )
+                for name, member in pair.prediction.networks.items()
+            }
     records.write(pair.name, {**record, "agreement": count_agreement(case)})
