@@ -63,7 +63,7 @@ def test_a_fit_on_changed_images_by_another_calibrator(
     )
     estimate = read_estimate(tmp_path / "fit")
     weights = torch.load(folder / "model.pt", weights_only=True)
-    values = [own["value"] for own in estimate.parameters.values()]
+    values = [*estimate.parameters.values()]
     assert weights["class_bias"].tolist() == pytest.approx(values)
     assert estimate.patients == 2
     assert "temperature" not in weights

@@ -78,7 +78,6 @@ def write_evaluation(
         }
         parts |= {
             "regions": regions,
-            "per_case": dict.fromkeys(kinds, bins),
         }
         thresholds, whole = torch.arange(1, 20) / 20, torch.full((n, len(STRUCTURES)), 1000)
         predicted = (1500 * (1.2 - thresholds)).long().expand(*whole.shape, -1)
