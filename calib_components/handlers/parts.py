@@ -1,6 +1,4 @@
-"""Tables of an evaluation with a row for each of several raters, or of several networks, beside that
-of all.
-"""
+"""Tables of an evaluation with a row for each of several raters or networks, beside that of all."""
 
 from __future__ import annotations
 
