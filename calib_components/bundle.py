@@ -53,6 +53,9 @@ AT_LEAST_ONE = ("batch_size", "draws", "max_epochs", "val_interval")  # others m
 RUNS = ("calibrate.yaml", "perturb.yaml", "evaluate.yaml", "multi_gpu_train.yaml")
 ONCE = ("resume", "overwrite", "max_epochs", "patience", "split", "shard", "skip_existing")
 COMMAND = "python -m monai.bundle run"
+# Of such a run, in output_dir
+RESULTS = {"calibrate.yaml": "*_fit.json", "evaluate.yaml": "summary.json"}
+INTERRUPTED = "Interrupted. --resume true continues a training, --skip_existing true the others."
 # That a training writes into ckpt_dir: its best weights, and its state
 BEST, LAST = "model.pt", "last.ckpt"
 
@@ -108,21 +111,26 @@ def next_command(file: str, **options: str) -> str:
 
     Args:
         file: Name of a file that follows `train.yaml`.
-        options: Further options.
+        options: Further options. Results of an earlier network in `output_dir` are overwritten.
     """
-    arguments = arguments_of_run()
+    arguments, config = arguments_of_run(), config_of_run()
     typed = arguments.pop("config_file", "")
     if not typed:
         return ""
+    folder = options.get("output_dir")
+    if folder is None and config is not None:
+        folder = config.get_parsed_content("output_dir")
+    if folder is not None and any(Path(folder).glob(RESULTS[file])):
+        options["overwrite"] = "true"
     names = [name.strip("'\" ") for name in typed.strip("[]").split(",")]
     files = [name for name in names if Path(name).name not in RUNS]
     files.append(str(Path(names[0]).with_name(file)))
-    config = ConfigParser()
-    config.read_config(files)
+    known = ConfigParser()
+    known.read_config(files)
     kept_options = {
         name: value
         for name, value in arguments.items()
-        if name not in ONCE and name.partition(ReferenceResolver.sep)[0] in config
+        if name not in ONCE and name.partition(ReferenceResolver.sep)[0] in known
     }
     listed = ",".join(f"'{name}'" for name in files)
     return f"\n{COMMAND} {as_options({'config_file': f'[{listed}]', **kept_options, **options})}"
@@ -207,6 +215,9 @@ def _show(kind: type[BaseException], error: BaseException, trace: TracebackType 
     """End with one line and exit code 2 for an `InputError`, or a component that does not take its
     arguments; print other exceptions as ever.
     """
+    if isinstance(error, KeyboardInterrupt):
+        print(INTERRUPTED, file=sys.stderr)
+        sys.exit(130)
     if line := error_line(error) or _refused_by_component(error):
         print(line, file=sys.stderr)
         sys.exit(2)
@@ -231,8 +242,10 @@ def _refused_by_component(error: BaseException | None) -> str:
 
 
 def _is_no_mistake(record: logging.LogRecord) -> bool:
-    """Keep the tracebacks that engines log of an `InputError` out of the log."""
-    return not (record.levelno >= logging.ERROR and error_line(sys.exc_info()[1]))
+    """Keep the tracebacks that engines log of an `InputError`, or an interrupt, out of the log."""
+    error = sys.exc_info()[1]
+    is_mistake = isinstance(error, KeyboardInterrupt) or bool(error_line(error))
+    return not (record.levelno >= logging.ERROR and is_mistake)
 
 
 def running_workflow() -> ConfigWorkflow | None:

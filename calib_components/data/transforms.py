@@ -335,18 +335,29 @@ class CheckVolumed(MapTransform):
         keys: Volumes `(C, H, W, D)` on the network's grid.
         pixel_size: Smallest and largest in-plane size of a pixel of the training images on this
             grid, in millimetres; None if it is not known.
+        in_channels: Number of channels that the network takes; None for any.
 
     Raises:
-        InputError: When called: see `check_image`.
+        InputError: When called: the volume has other channels, or see `check_image`.
     """
 
-    def __init__(self, keys: KeysCollection, pixel_size: Sequence[float] | None = None) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        pixel_size: Sequence[float] | None = None,
+        in_channels: int | None = None,
+    ) -> None:
         super().__init__(keys)
-        self.pixel_size = pixel_size
+        self.pixel_size, self.in_channels = pixel_size, in_channels
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         for key in self.key_iterator(dict(data)):
             image = check_image(data[key])
+            if self.in_channels not in (None, len(image)):
+                raise InputError(
+                    f"{file_name(image)} has {len(image)} channels, the network takes"
+                    f" {self.in_channels}."
+                )
             if self.pixel_size is not None and isinstance(image, MetaTensor):
                 sizes = affine_to_spacing(image.affine, dtype=np.float64)[:2]
                 if has_other_pixels((float(sizes.min()), float(sizes.max())), self.pixel_size):

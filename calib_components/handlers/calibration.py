@@ -39,6 +39,7 @@ from calib_components.handlers.weights import (
     write_weights,
 )
 from calib_components.inference.crops import Crop, crop_of, cut
+from calib_components.inference.images import run_stamp
 from calib_components.metrics import CalibrationBins, calibration_bins, dice, structure_masks
 from calib_components.posthoc import KINDS, Calibrator, Estimate, set_calibrator
 from calib_components.quality import Reference, ScanEstimates
@@ -193,6 +194,7 @@ class Calibration:
         if file.exists() and weights != with_calibrator(file, without):
             raise InputError(f"calibrated_path: {file} has other weights. Choose another file.")
         run = {"weights": hashlib.sha256(weights).hexdigest()[:16]}
+        self.weights = {run["weights"], run_stamp(self.load_path)["weights"]}
         self.output = OutputFolder(self.output_dir, run, overwrite=self.overwrite)
         check_beside(self.calibrated_path, facts_beside(self.load_path), "calibrated_path")
 
@@ -344,7 +346,8 @@ class Calibration:
             if export.exists():
                 log.warning("%s may have the weights before calibration. Export it again.", export)
         options = {} if file == self.load_path else {"load_path": str(file)}
-        if (self.output_dir / SUMMARY).exists():  # of the network before
+        evaluated = [run.get("weights") for run, files in self.output.runs() if SUMMARY in files]
+        if self.weights.intersection(evaluated):  # of this network, before
             options["output_dir"] = f"{self.output_dir}_calibrated"
         log.info("Next: evaluate the network.%s", next_command("evaluate.yaml", **options))
 

@@ -486,9 +486,11 @@ class EvaluationWriter:
         prefix = PREFIXES[self.split]
         means = {f"{prefix}_{name}": summary[name]["mean"] for name in SHOWN}
         engine.state.metrics |= means
-        state = "{calibrator} of region {region}".format(**done) if done else "Not calibrated"
+        state = "Calibrated ({calibrator}, region {region})" if done else "Not calibrated"
+        state = state.format(**done or {})
         shown = ", ".join(f"{name} {mean:.4f}" for name, mean in means.items())
         log.info("%s: %s (HD95 in %s)", state, shown, summary["unit"])
         folder = str(self.records.output_dir)
         command = ["calib-components", "report", folder, "--out", str(Path(folder, "report"))]
-        log.info("Next: make a page of it.\n%s", shlex.join(command))
+        if shutil.which(command[0]):  # packages of bundles do without
+            log.info("Next: make a page of it.\n%s", shlex.join(command))

@@ -61,9 +61,11 @@ class TrainingLog:
 
     def _log_next_step(self, _: Engine) -> None:
         if self.evaluator.state.epoch_length == 0:  # there are no validation cases to calibrate on
-            log.info("Next: evaluate the network.%s", next_command("evaluate.yaml"))
+            text, command = "evaluate", next_command("evaluate.yaml")
         else:
-            log.info("Next: calibrate the network.%s", next_command("calibrate.yaml"))
+            text, command = "calibrate", next_command("calibrate.yaml")
+        if command:  # not of a server
+            log.info("Next: %s the network.%s", text, command)
 
 
 def training_curves(

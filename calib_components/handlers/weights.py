@@ -271,7 +271,7 @@ def _compare_facts(trained_on: Facts, data: Facts, file: Path) -> None:
         text = f"{file} was trained on data with {name} {before}, these have {now}."
         if name in ("dataset", "in_channels", "class_names"):
             raise InputError(f"{text} Use other weights.")
-        log.warning("%s Compare with care.", text)
+        log.warning("%s Pass --%s as in training, or compare with care.", text, name)
     before, now = trained_on.pixel_size, data.pixel_size
     if before and now and has_other_pixels(now, before):
         text = (

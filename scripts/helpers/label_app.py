@@ -109,13 +109,15 @@ class BundleApp(monaibundle.MyApp, MONAILabelApp):
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
-        """Answer a mistake of the client with its reason."""
+        """Answer a mistake of the client, or a missing image, with the reason."""
         from calib_components.errors import error_line
 
         try:
             yield
         except Exception as error:
             line = error.msg if isinstance(error, MONAILabelException) else error_line(error)
+            if isinstance(error, FileNotFoundError):
+                line = f"There is no such image: {error}"
             if line is None:
                 raise
             # The client need not know where the server keeps its images

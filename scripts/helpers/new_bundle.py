@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shlex
 import shutil
@@ -123,6 +124,11 @@ def new_bundle(
     missing = [f"--{option}" for option, value in asked.items() if not value.strip()]
     if missing:
         raise InputError(f"Pass {', '.join(missing)}, which metadata, page and licence state.")
+    if not (re.fullmatch(r"\w+", out.name) and re.match(r"\d+\.\d+\.\d+", bundle_version)):
+        raise InputError(
+            "out: the name of a bundle has letters, digits and _ alone, and --bundle_version three"
+            " numbers, such as 0.1.0."
+        )
     if out.exists():
         raise InputError(f"{out} exists. Choose another folder, or delete it.")
     training = _read_training(weights or trained / WEIGHTS, evaluation or trained / "eval")
@@ -132,7 +138,12 @@ def new_bundle(
     with writing_folder(out) as folder:
         _write_configs(training, folder)
         _write(folder / METADATA, json.dumps(metadata, indent=4, ensure_ascii=False) + "\n")
-        about = {"training": training, "facts": training.facts}
+        about = {
+            "training": training,
+            "facts": training.facts,
+            "scripts": os.path.relpath(REPOSITORY / "scripts", out.resolve()),
+            "structures": _structures_option(training.facts),
+        }
         _write(folder / PAGE, render("page.md.jinja", {**metadata, **about}))
         _write(folder / DATA_LICENSE, text)
         code = (REPOSITORY / "LICENSE").read_text(encoding="utf-8")
@@ -140,6 +151,15 @@ def new_bundle(
     print(f"{out}: read {PAGE} and {METADATA}, and add what they do not say. Then pack it:")
     command = ["python", REPOSITORY / "scripts" / "package_bundle.py", out, "--out", "dist"]
     print(shlex.join(map(str, command)))
+
+
+def _structures_option(facts: Facts) -> str:
+    """Return the structures with their label codes, as `prepare_data` takes them."""
+    parts = [
+        f"{name}={'+'.join(str(facts.label_codes[k]) for k in classes)}"
+        for name, classes in facts.structures.items()
+    ]
+    return shlex.quote(",".join(parts))
 
 
 def _read_training(weights: Path, evaluation: Path) -> _Training:
@@ -152,7 +172,8 @@ def _read_training(weights: Path, evaluation: Path) -> _Training:
     if not (runs and checksum.startswith(runs[0].get("weights", "none"))):
         raise InputError(
             f"{evaluation} has no evaluation of {weights} as they are now. Evaluate them, after"
-            " calibration: docs/own_data.md has the command."
+            " calibration: docs/own_data.md has the command. --evaluation names another folder,"
+            " such as eval_calibrated."
         )
     with reading(evaluation / "summary.json", "the summary of an evaluation") as file:
         summary = json.loads(file.read_bytes())

@@ -139,7 +139,8 @@ def readme(bundle: Path, metadata: Mapping[str, Any]) -> bytes:
     template.
     """
     with reading(bundle / PAGE, f"what README.md.jinja takes from it and from {METADATA}") as page:
-        text = page.read_text(encoding="utf-8").replace("../../scripts/", "scripts/")
+        text = page.read_text(encoding="utf-8")
+        text = re.sub(r"(\.\./)+scripts/", "scripts/", text)
         text = re.sub(r"^### (.*)$", r"#### **\1**", text, flags=re.MULTILINE)
         start, *parts = re.split(r"^## (.*)$", text, flags=re.MULTILINE)
         title, _, introduction = start.partition("\n")

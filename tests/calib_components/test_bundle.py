@@ -95,7 +95,9 @@ def test_an_option_of_other_files_has_no_effect(files: tuple[str, ...], name: st
         check_ids(config, read_files(ACDC / "configs", config))
 
 
-def test_the_next_command_has_the_places_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_command_has_the_places_of_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train, fit = (str(ACDC / "configs" / name) for name in ("train.yaml", "calibrate.yaml"))
     words = (
         f"run --bundle_root own --config_file ['{train}','{fit}'] --region near --overwrite true"
@@ -106,6 +108,9 @@ def test_the_next_command_has_the_places_of_this_one(monkeypatch: pytest.MonkeyP
         f'\npython -m monai.bundle run --config_file "{files}" --bundle_root own --output_dir'
         " 'a b'"
     )
+    (tmp_path / "summary.json").touch()  # of the network before
+    again = next_command("evaluate.yaml", output_dir=str(tmp_path))
+    assert again.endswith(f"--output_dir {tmp_path} --overwrite true")
     monkeypatch.setattr(sys, "argv", ["pytest"])
     assert next_command("evaluate.yaml") == ""
 

@@ -76,7 +76,7 @@ def test_a_bundle_says_what_was_trained_and_measured_and_runs(own: Path, tmp_pat
         assert f"| DSC, part 1 | {summary['dsc_part 1']['mean']:.3f} |" in text
         assert "40 scans of our hospital" in text
         assert "not calibrated" in text
-        assert "'part 1=7'," in text
+        assert "--structures 'part 1=7," in text
     assert "cc-by-4.0" in (bundle / "docs" / "data_license.txt").read_text()
     assert str(own) not in "".join(file.read_text() for file in bundle.rglob("*.yaml"))
     config = inference_config(bundle)

@@ -41,7 +41,16 @@ OWN = {"generic": "acdc", "msd": "hippocampus", "nnunet": "hippocampus"}
 DATASETS = {**LIKE, "generic": generic, "msd": msd, "nnunet": msd}
 LARGEST_PATCH = 96  # voxels of a side, unless the data set has a patch of its own
 # The facts that decide what a prepared case holds: cases prepared with different ones must not mix.
-RECIPE = ("dataset", "source", "in_channels", "label_codes", "image_size", "slice_axis", "spacing")
+RECIPE = (
+    "dataset",
+    "source",
+    "in_channels",
+    "class_names",
+    "label_codes",
+    "image_size",
+    "slice_axis",
+    "spacing",
+)
 
 
 def prepare_data(
@@ -130,6 +139,8 @@ def prepare_data(
         raise InputError(
             f"{dataset}: labels, structures, like and in_channels are options of {', '.join(OWN)}."
         )
+    if split is not None and tuple(fractions) != SplitOptions().fractions:
+        raise InputError("split: its lists take the place of fractions. Leave one of them out.")
     cases, listed = _list_cases(dataset, src, patient, split)
     split_options = SplitOptions(fractions, folds, seed, listed)
     split_options.check(cases)

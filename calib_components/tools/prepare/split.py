@@ -77,7 +77,11 @@ def read_split(file: Path, cases: Sequence[SourceCase]) -> dict[str, str]:
     for name, split in names:
         check_choice(f"{file}: the split of {name}", split, SPLITS)
         if name not in known:
-            raise InputError(f"{file}: no case or patient is called {name}{nearest(name, known)}")
+            hint = nearest(name, known).rstrip(".")
+            raise InputError(
+                f"{file}: no case or patient is called {name}{hint}. --patient says which part of a"
+                " name is the patient."
+            )
         for case in known[name]:
             listed[case.name] = split
             if patients.setdefault(case.patient, split) != split:
@@ -95,8 +99,16 @@ def _listed_names(file: Path) -> list[tuple[str, str]]:
         pairs = [(str(name), split) for split, names in lists.items() for name in names]
     else:
         table = pd.read_csv(
-            file, sep=None, engine="python", dtype=str, keep_default_na=False, skipinitialspace=True
+            file,
+            sep=None,
+            engine="python",
+            dtype=str,
+            keep_default_na=False,
+            skipinitialspace=True,
+            encoding="utf-8-sig",  # Excel's has a mark
         )
+        if "split" not in table or not {"case", "patient"} & {*table}:
+            raise ValueError("it needs the columns case (or patient) and split")
         names = table["case" if "case" in table else "patient"]
         pairs = [*zip(names.str.strip(), table["split"].str.strip(), strict=True)]
     whole = {split[:length]: split for split in SPLITS for length in range(2, len(split) + 1)}
@@ -255,7 +267,7 @@ def _print_splits(listed: Listed, out: Path, options: SplitOptions) -> None:
     if count["training"] and not count["validation"]:
         print(
             "No patient for validation: training will keep the weights of its last epoch. See"
-            " --fractions and --split."
+            " --fractions, --split and --patient."
         )
     if options.folds:
         print(

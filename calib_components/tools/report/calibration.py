@@ -36,6 +36,8 @@ ABOUT_SURE = (
     " is not sure enough."
 )
 
+CALIBRATED = " {label} had been calibrated: {calibrator}, fitted to region {region}."
+
 
 class Judgement(NamedTuple):
     """What the voxels of a region, or those predicted as a structure, say of a network.
@@ -122,6 +124,12 @@ def summary_section(context: Context) -> Section:
     caption = ABOUT_SUMMARY.format(patients=results.count)
     if "sure" in table:
         caption += ABOUT_SURE
+        done = [results.evaluations[name].summary.get("calibration") for name in results.names]
+        caption += "".join(
+            CALIBRATED.format(label=label if len(lines) > 1 else "It", **fit)
+            for label, fit in zip(labels, done, strict=True)
+            if fit
+        )
     return Section("summary", "", caption, table, folded=False)
 
 
