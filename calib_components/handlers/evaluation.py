@@ -40,7 +40,7 @@ from calib_components.handlers.evaluation_files import (
     draw_reliability,
     replacing,
 )
-from calib_components.handlers.parts import part_tables
+from calib_components.handlers.parts import draw_raters, part_tables
 from calib_components.handlers.weights import save
 from calib_components.inference.images import shard_of
 from calib_components.inference.maps import normalized_entropy
@@ -306,6 +306,9 @@ def _draw(
     if evaluation.summary.get("sigmoid"):
         names = ["background", *names]
     draw_cases(folder, dsc, [record["slice"] for record in records.values()], names)
+    rated = {case: record["rated"] for case, record in records.items() if "rated" in record}
+    if rated:
+        draw_raters(folder / "cases" / "raters.png", rated)
 
 
 def join_records(

@@ -25,6 +25,7 @@ PICTURES = (
     "cases/best.png",
     "cases/median.png",
     "cases/worst.png",
+    "cases/raters.png",
 )
 # Of several raters or networks
 PARTS = ("raters", "members")

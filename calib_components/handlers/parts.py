@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
+from calib_components.errors import printable
 from calib_components.metrics.measures import columns, measure_case
 from calib_components.metrics.raters import RatedCase
 
@@ -36,6 +39,33 @@ def measure_raters(case: RatedCase) -> tuple[dict[str, dict[str, float]], dict[s
                 row[column] = float(low <= true <= high)
             everyone[column] = sum(row[column] for row in rows.values()) / len(rows)
     return rows, everyone
+
+
+def rated_slice(case: RatedCase, image: torch.Tensor | None) -> dict[str, Any]:
+    """Return maps of the slice in which the raters disagree most, for `raters_overlay`."""
+    masks = {name: each.masks[1][0].any(0) for name, each in case.raters.items()}
+    share = torch.stack([*masks.values()]).double().mean(0)
+    disputed = (share * (1 - share)).flatten(0, -2).sum(0)
+    index = int(disputed.argmax())
+    probability = None
+    if case.probabilities is not None:
+        p = case.probabilities[..., index]
+        probability = p.amax(0) if case.sigmoid else 1 - p[0]
+    return {
+        "disputed": float(disputed[index]),
+        "masks": {name: mask[..., index].clone() for name, mask in masks.items()},
+        "probability": None if probability is None else probability.clone(),
+        "image": None if image is None else image[..., index].clone(),
+    }
+
+
+def draw_raters(file: Path, slices: Mapping[str, Mapping[str, Any]]) -> None:
+    """Draw the slice of all cases, see `rated_slice`, in which the raters disagree most."""
+    from calib_components.figures import raters_overlay  # training must not need matplotlib
+
+    case = max(slices, key=lambda name: slices[name]["disputed"])
+    maps = {name: value for name, value in slices[case].items() if name != "disputed"}
+    raters_overlay(**maps, title=printable(case)).savefig(file)
 
 
 def part_tables(

@@ -15,7 +15,7 @@ import torch
 from calib_components.errors import InputError, reading
 from calib_components.handlers.evaluation import EvaluationRecords, record_case, write_evaluation
 from calib_components.handlers.evaluation_files import Evaluation
-from calib_components.handlers.parts import measure_raters
+from calib_components.handlers.parts import measure_raters, rated_slice
 from calib_components.metrics.measures import measure_case
 from calib_components.metrics.raters import RatedCase
 from calib_components.quality.table import TABLES
@@ -258,6 +258,7 @@ def _measure(
         if isinstance(case, RatedCase):
             record["raters"], everyone = measure_raters(case)
             record["values"] |= everyone
+            record["rated"] = rated_slice(case, image)
         if isinstance(pair.prediction, Ensemble):
             record["members"] = {
                 name: measure_case(
