@@ -50,16 +50,20 @@ from tests.helpers import (
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 BUNDLE_PAGES = ("README.md", "commands.md")
+# Of a command that may go on in the next line
+TRAINING = r"monai\.bundle run(?=(?:\\\n|[^\n])*?train\.yaml)"
 SMALL = {  # options that are added after a command
     r"prepare_data\.py \w+": "--image_size 32,32 --fractions 0.4,0.3,0.3 --workers 1",
     r"compare_losses\.py": "--max_epochs 1 --devices cpu --num_workers 0",
     r"(evaluate|calibrate)_predictions\.py": "--workers 2",
     r"run_cases\.py \w+": "--device cpu",
-    r"monai\.bundle run": "--image_size [32,32] --max_epochs 1 --device cpu --num_workers 0",
+    r"monai\.bundle run": "--image_size [32,32] --device cpu --num_workers 0",
+    TRAINING: "--max_epochs 1",
 }
 SMALL_3D = {
     r"prepare_data\.py \w+": "--workers 1",
-    r"monai\.bundle run": "--crop_size [40,56,40] --max_epochs 1 --device cpu --num_workers 0",
+    r"monai\.bundle run": "--crop_size [40,56,40] --device cpu --num_workers 0",
+    TRAINING: "--max_epochs 1",
 }
 # The tests run in an environment that is set up
 SET_UP = re.compile(r"^python3 -m venv .*$", re.MULTILINE)

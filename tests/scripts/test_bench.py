@@ -16,7 +16,7 @@ from scripts.benchmarks.inference import inference
 COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "losses": (partial(losses.losses, rounds=1), "NACLLoss median"),
     "evaluation": (partial(evaluation, rounds=1, sizes=[40], slices=4), "published"),
-    "inference": (partial(inference, size=128, slices=4, num_classes=3), "slabs"),
+    "inference": (partial(inference, size=128, slices=4, num_classes=3), "peak MiB"),
 }
 
 

@@ -124,7 +124,11 @@ def summary_section(context: Context) -> Section:
     caption = ABOUT_SUMMARY.format(patients=results.count)
     if "sure" in table:
         caption += ABOUT_SURE
-        done = [results.evaluations[name].summary.get("calibration") for name in results.names]
+        known = results.evaluations  # of a comparison, there are none
+        done = [
+            known[name].summary.get("calibration") if name in known else None
+            for name in results.names
+        ]
         caption += "".join(
             CALIBRATED.format(label=label if len(lines) > 1 else "It", **fit)
             for label, fit in zip(labels, done, strict=True)
