@@ -207,6 +207,9 @@ def test_volumes_of_real_patients(tmp_path: Path) -> None:
     for label in (*labelled, held_out):
         (tmp_path / "studies").mkdir(exist_ok=True)
         shutil.copy(source / "imagesTr" / label.name, tmp_path / "studies")
+    scan = nib.load(source / "imagesTr" / held_out.name)
+    phases = np.stack([scan.get_fdata()] * 2, -1)
+    nib.save(nib.Nifti1Image(phases, scan.affine), tmp_path / "studies" / "cine.nii.gz")
     model, name = HIPPOCAMPUS.name, held_out.name.removesuffix(".nii.gz")
     options = {
         "dataset_dir": str(source / "imagesTr" / held_out.name),
@@ -221,6 +224,10 @@ def test_volumes_of_real_patients(tmp_path: Path) -> None:
         first = infer(address, model, name, maps)
         np.testing.assert_array_equal(first, own)
         assert dice(first, truth) > 0.8
+        for image, reason in (("cine", "has 2 channels"), ("unknown", "no such image")):
+            refused = requests.post(f"{address}/infer/{model}?image={image}", timeout=600)
+            assert refused.status_code == 422
+            assert reason in refused.json()["detail"]
         for label in labelled:
             put_label(address, label)
         train(address, model, max_epochs=2, val_split=0.34)
