@@ -159,7 +159,8 @@ class Case:
         scans = {}
         for number, name in enumerate(self.structures):
             estimate = StructureEstimate({term: each[0, number] for term, each in sums.items()})
-            scans[name] = StructureScan(name, estimate, unknown)
+            agreement = self.pairwise_dsc.get(name, math.nan)
+            scans[name] = StructureScan(name, estimate, unknown, pairwise_dsc=agreement)
         return scans
 
     @cached_property
