@@ -113,14 +113,11 @@ def next_command(file: str, **options: str) -> str:
         file: Name of a file that follows `train.yaml`.
         options: Further options. Results of an earlier network in `output_dir` are overwritten.
     """
-    arguments, config = arguments_of_run(), config_of_run()
+    arguments = arguments_of_run()
     typed = arguments.pop("config_file", "")
     if not typed:
         return ""
-    folder = options.get("output_dir")
-    if folder is None and config is not None:
-        folder = config.get_parsed_content("output_dir")
-    if folder is not None and any(Path(folder).glob(RESULTS[file])):
+    if _has_results(file, options.get("output_dir")):
         options["overwrite"] = "true"
     names = [name.strip("'\" ") for name in typed.strip("[]").split(",")]
     files = [name for name in names if Path(name).name not in RUNS]
@@ -134,6 +131,16 @@ def next_command(file: str, **options: str) -> str:
     }
     listed = ",".join(f"'{name}'" for name in files)
     return f"\n{COMMAND} {as_options({'config_file': f'[{listed}]', **kept_options, **options})}"
+
+
+def _has_results(file: str, folder: str | None) -> bool:
+    """Whether a folder, or else the `output_dir` of this run, has results of a configuration
+    file.
+    """
+    config = config_of_run()
+    if folder is None and config is not None:
+        folder = config.get_parsed_content("output_dir")
+    return folder is not None and any(Path(folder).glob(RESULTS[file]))
 
 
 def as_options(values: Mapping[str, str]) -> str:

@@ -341,6 +341,10 @@ class Calibration:
         for old in ALL_FILES - valid:
             (self.output_dir / old).unlink(missing_ok=True)
         log.info("Wrote the %s and %d scans for comparison into %s", name, len(scans), file)
+        self._log_next_steps(file)
+
+    def _log_next_steps(self, file: Path) -> None:
+        """Say what to export and evaluate again, now that the weights in a file are calibrated."""
         exports = [file.with_suffix(ending) for ending in (".ts", ".onnx")]
         for export in (*exports, Path(f"{file}.plan")):
             if export.exists():

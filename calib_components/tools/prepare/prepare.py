@@ -139,8 +139,6 @@ def prepare_data(
         raise InputError(
             f"{dataset}: labels, structures, like and in_channels are options of {', '.join(OWN)}."
         )
-    if split is not None and tuple(fractions) != SplitOptions().fractions:
-        raise InputError("split: its lists take the place of fractions. Leave one of them out.")
     cases, listed = _list_cases(dataset, src, patient, split)
     split_options = SplitOptions(fractions, folds, seed, listed)
     split_options.check(cases)

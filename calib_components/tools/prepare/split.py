@@ -50,6 +50,8 @@ class SplitOptions:
                 "fractions must be three numbers of at least 0 that sum to 1, got"
                 f" {self.fractions}."
             )
+        if self.listed is not None and tuple(self.fractions) != SplitOptions().fractions:
+            raise InputError("split: its lists take the place of fractions. Leave out one of them.")
         if self.folds is not None:
             check_count("folds", self.folds, 2, len({case.patient for case in cases}))
 
