@@ -43,6 +43,7 @@ from calib_components.handlers.evaluation_files import (
 from calib_components.handlers.parts import draw_raters, part_tables
 from calib_components.handlers.weights import save
 from calib_components.inference.images import shard_of
+from calib_components.inference.inferers import agreement_of
 from calib_components.inference.maps import normalized_entropy
 from calib_components.metrics import CalibrationBins, ThresholdCounts
 from calib_components.metrics.measures import MEASURES, Case, measure_case
@@ -473,6 +474,7 @@ class EvaluationWriter:
                 probabilities,
                 prediction,
                 temperature=temperature,
+                pairwise_dsc=agreement_of(volumes[1], self.structures),
                 **_voxel_size(volumes[2]),
             )
             self.records.write(Path(name).name, record_case(case, prediction, label[0], image[0]))
