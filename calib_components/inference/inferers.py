@@ -219,8 +219,8 @@ def _described(
 
 
 def agreement_of(logits: torch.Tensor, structures: Structures) -> dict[str, float]:
-    """Return what `PairwiseDice` of orientations and members gives for the structures of an inferer, from
-    the metadata of its logits `(N, H, W, D)`; empty if they were not compared.
+    """Return what `PairwiseDice` of orientations and members gives for the structures of an
+    inferer, from the metadata of its logits `(N, H, W, D)`; empty if they were not compared.
     """
     values = logits.meta.get(AGREEMENT) if isinstance(logits, MetaTensor) else None
     return {} if values is None else dict(zip(structures, values.tolist(), strict=True))

@@ -14,7 +14,6 @@ import torch
 
 from calib_components.errors import InputError, reading
 from calib_components.handlers.evaluation import EvaluationRecords, record_case, write_evaluation
-from calib_components.handlers.evaluation_files import Evaluation
 from calib_components.handlers.parts import measure_raters, rated_slice
 from calib_components.metrics.measures import measure_case
 from calib_components.metrics.raters import RatedCase
@@ -38,9 +37,12 @@ from calib_components.tools.evaluate.classes import (
 )
 from calib_components.tools.evaluate.formats import Ensemble
 from calib_components.tools.evaluate.pairing import (
+    OF_VALIDATION,
     LabelledPrediction,
     find_members,
     find_pairs,
+    places_of,
+    places_of_validation,
     read_folders,
 )
 from calib_components.tools.evaluate.quality import estimate_quality
@@ -137,8 +139,7 @@ def evaluate_predictions(
     (folder, *_) = networks.values()
     calibration = None if members else estimate_of(folder, readers.values())
     run = {
-        "predictions": ",".join(map(str, networks.values())),
-        "labels": ",".join(map(str, labellers.values())) or None,
+        **places_of(networks, labellers),
         "images": images,
         "validation": validation,
         "structures": structures,
@@ -158,7 +159,7 @@ def evaluate_predictions(
     about: dict[str, Any] = {
         "source": "predictions",
         "sigmoid": setting.classes.sigmoid,
-        "arguments": _arguments(run, patient_pattern, pairs, bool(members), bool(raters)),
+        "arguments": _arguments(run, patient_pattern, pairs),
         "calibration": describe_estimate(folder, calibration),
     }
     fitted = None
@@ -177,34 +178,22 @@ def evaluate_predictions(
         estimate_quality(readers, setting, reference, review, review_below)
     else:
         if fitted is not None:
-            about["arguments"] = {**about["arguments"], **_arguments_of_validation(fitted)}
+            about["arguments"] |= places_of_validation(fitted.summary.get("arguments", {}))
         _evaluate_labelled(labelled, setting, calibration, validation, skip_existing, about)
 
 
 def _arguments(
-    run: Mapping[str, Any],
-    patient_pattern: str | None,
-    pairs: Path | None,
-    has_members: bool,
-    has_raters: bool,
+    run: Mapping[str, Any], patient_pattern: str | None, pairs: Path | None
 ) -> dict[str, str]:
     """Return the arguments of an evaluation as texts by name, for the commands of its report."""
-    given = {name: run[name] for name in ("structures", "sigmoid", "ignore_index")}
-    given["members" if has_members else "predictions"] = run["predictions"]
-    given["raters" if has_raters else "labels"] = run["labels"]
+    names = (*OF_VALIDATION, "structures", "sigmoid", "ignore_index")
+    given = {name: run[name] for name in names if name in run}
     given |= {"patient_pattern": patient_pattern, "pairs": pairs}
     if given["structures"] is not None:
         given["structures"] = ",".join(given["structures"])
     if given["sigmoid"]:
         given["sigmoid"] = "true"
     return {name: str(value) for name, value in given.items() if value not in (None, False)}
-
-
-def _arguments_of_validation(fitted: Evaluation) -> dict[str, str]:
-    """Return where the validation cases are."""
-    arguments = fitted.summary.get("arguments", {})
-    names = {"predictions": "validation", "labels": "validation_labels"}
-    return {names[name]: value for name, value in arguments.items() if name in names}
 
 
 def _evaluate_labelled(

@@ -27,6 +27,13 @@ from calib_components.tools.evaluate.formats import (
 
 UNCERTAINTY = "_uncertainty"
 SHOWN = 5  # of many names in a message
+# Names of the arguments of a command, and of the same ones of validation cases
+OF_VALIDATION = {
+    "predictions": "validation",
+    "members": "validation_members",
+    "labels": "validation_labels",
+    "raters": "validation_raters",
+}
 
 
 @dataclass(frozen=True)
@@ -191,6 +198,36 @@ def _name_folders(folders: Sequence[Path], option: str, reserved: str) -> dict[s
             f"{option}: give two folders or more, all different and none called {reserved!r}."
         )
     return named
+
+
+def name_targets(folders: Sequence[Path], networks: Mapping[str, Path]) -> dict[str, Path]:
+    """Return the folders of the predictions to scale by the names of the networks of the fit."""
+    if len(folders) != len(networks):
+        raise InputError(
+            f"--apply_to: give {len(networks)} folder(s), as many as there are networks, in their"
+            " order."
+        )
+    return dict(zip(networks, folders, strict=True))
+
+
+def places_of(networks: Mapping[str, Path], raters: Mapping[str, Path]) -> dict[str, str]:
+    """Return folders of predictions and labels as the arguments of a command."""
+    places = {}
+    for one, several, folders in (
+        ("predictions", "members", networks),
+        ("labels", "raters", raters),
+    ):
+        if folders:
+            name = one if len(folders) == 1 else several
+            places[name] = ",".join(map(str, folders.values()))
+    return places
+
+
+def places_of_validation(arguments: Mapping[str, str]) -> dict[str, str]:
+    """Return where the predictions and labels of a command were, as those of validation cases."""
+    return {
+        OF_VALIDATION[name]: value for name, value in arguments.items() if name in OF_VALIDATION
+    }
 
 
 def find_members(
