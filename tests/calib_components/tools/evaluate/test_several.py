@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,6 +17,7 @@ from calib_components.errors import InputError
 from calib_components.handlers import read_estimate
 from calib_components.handlers.evaluation_files import Evaluation
 from calib_components.tools.evaluate import calibrate_predictions, evaluate, evaluate_predictions
+from tests.calib_components.metrics.by_definition import bin_index
 from tests.calib_components.tools.evaluate.made_up import (
     SHAPE,
     label_of,
@@ -24,6 +27,7 @@ from tests.calib_components.tools.evaluate.made_up import (
     sitk_properties,
     softmax_of,
 )
+from tests.helpers import SHARED
 
 NAMES = ["p1", "p2", "p3"]
 RATERS, MEMBERS = ("anna", "ben", "cleo"), ("fold_0", "fold_1", "fold_2")
@@ -204,6 +208,66 @@ def test_a_temperature_is_fitted_to_all_raters(folders: Path) -> None:
         )
 
     assert cost(t) <= min(cost(0.98 * t), cost(1.02 * t))
+
+
+RETINA = SHARED / "data" / "retina" / "drive"
+
+
+@pytest.mark.skipif(not RETINA.is_dir(), reason="needs ../shared/data/retina")
+def test_two_raters_of_photographs_and_a_strangers_network(tmp_path: Path) -> None:
+    """A channel of sigmoids in 8 bits, and 255 outside of what was photographed."""
+    names, raters = ("drive01", "drive04"), ("rater1", "rater2")
+    for folder, name in itertools.product(("predictions/wnet", *raters), names):
+        for file in (RETINA / folder).glob(f"{name}*"):
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, tmp_path / folder)
+    evaluate_predictions(
+        tmp_path / "predictions/wnet",
+        raters=[tmp_path / rater for rater in raters],
+        out=tmp_path / "out",
+        structures=["vessel=1"],
+        ignore_index=255,
+        workers=1,
+    )
+    found = pd.read_csv(tmp_path / "out" / "raters.csv").set_index("rater")
+    rows = []
+    for name in names:
+        p = load(tmp_path / "predictions/wnet" / f"{name}_probability.nii.gz")
+        labels = [load(tmp_path / rater / f"{name}.nii.gz") for rater in raters]
+        between = dsc(*(label == 1 for label in labels))
+        of_raters = [by_numpy(p, [label]) for label in labels]
+        rows.append([{**row, "raters_dsc": between} for row in [*of_raters, by_numpy(p, labels)]])
+    for number, rater in enumerate((*raters, "all")):
+        expected = pd.DataFrame([of_case[number] for of_case in rows]).mean()
+        for column, value in expected.items():
+            assert found.loc[rater, column] == pytest.approx(value, abs=1e-5), (rater, column)
+
+
+def load(file: Path) -> np.ndarray:
+    return np.asarray(nib.load(file).dataobj)
+
+
+def by_numpy(p: np.ndarray, labels: list[np.ndarray]) -> dict[str, float]:
+    """Measures of a channel of sigmoids over all raters: a voxel and one of them is one
+    observation.
+    """
+    p = np.concatenate([p[label < 255] for label in labels])
+    y = np.concatenate([label[label < 255] for label in labels])
+    of_label = np.where(y == 1, p, 1 - p)
+    nll, brier = -np.log(of_label.clip(0.5 / 255)), 2 * (p - y) ** 2  # half a step in place of 0
+    confidence, right, inside = np.maximum(p, 1 - p), (p > 0.5) == y, p > 0.5
+    row = {"nll_all": nll.mean(), "brier_all": brier.mean()}
+    for region, mask in {"all": inside | True, "predicted": inside}.items():
+        index = bin_index(confidence[mask])
+        weights = (None, confidence[mask], right[mask])
+        count, sure, correct = (np.bincount(index, each, 15) for each in weights)
+        row[f"ece_{region}"] = np.abs(sure - correct).sum() / count.sum()
+    size = len(p) // len(labels)
+    pairs = [
+        (p[start : start + size] > 0.5, y[start : start + size] == 1)
+        for start in range(0, len(p), size)
+    ]
+    return {**row, "dsc": np.mean([dsc(*pair) for pair in pairs])}
 
 
 @pytest.mark.parametrize(
