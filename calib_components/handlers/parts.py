@@ -85,19 +85,21 @@ def part_tables(
     tables = {}
     for kind, (column, whole) in TABLES.items():
         parts = [record[kind] for record in records if kind in record]
-        names = dict.fromkeys(name for part in parts for name in part)
-        values = {
-            name: pd.DataFrame([part[name] for part in parts if name in part]) for name in names
-        }
-        rows = [
-            {column: name, "structure": structure, "scans": len(each)}
-            | _row(each, structure, structures)
-            for name, each in {**values, whole: cases}.items()
-            for structure in structures
-        ]
-        if names:
-            tables[kind] = pd.DataFrame(rows)
+        if parts:
+            values = {**_by_name(parts), whole: cases}
+            tables[kind] = pd.DataFrame(
+                {column: name, "structure": structure, "scans": len(each)}
+                | _row(each, structure, structures)
+                for name, each in values.items()
+                for structure in structures
+            )
     return tables
+
+
+def _by_name(parts: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, pd.DataFrame]:
+    """Return the values of the cases of each rater or network."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: pd.DataFrame([part[name] for part in parts if name in part]) for name in names}
 
 
 def _row(values: pd.DataFrame, structure: str, structures: Sequence[str]) -> dict[str, float]:

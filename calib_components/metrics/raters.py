@@ -8,7 +8,7 @@ sums. Measures of masks, such as the DSC, are means over the raters.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -71,19 +71,20 @@ def _mean(values: Sequence[Any]) -> Any:
         return _mean_risk(values)
     if isinstance(first, torch.Tensor):
         return torch.stack([*values]).double().mean(0)
-    if isinstance(first, Mapping):
-        return {name: _mean([each[name] for each in values]) for name in first}
     if isinstance(first, list):
         return [_mean(each) for each in zip(*values, strict=True)]
-    if isinstance(first, tuple):
-        return type(first)(*(_mean(each) for each in zip(*values, strict=True)))
-    return replace(
-        first,
-        **{
-            each.name: _mean([getattr(value, each.name) for value in values])
-            for each in fields(first)
-        },
-    )
+    contents = [_contents(value) for value in values]
+    means = {name: _mean([each[name] for each in contents]) for name in contents[0]}
+    return means if isinstance(first, dict) else type(first)(**means)
+
+
+def _contents(value: Any) -> dict[str, Any]:
+    """Return the entries of a dictionary, or the fields of a tuple or dataclass."""
+    if isinstance(value, dict):
+        return value
+    if isinstance(value, tuple):
+        return value._asdict()  # type: ignore[attr-defined]
+    return {each.name: getattr(value, each.name) for each in fields(value)}
 
 
 def _mean_of_region(values: Sequence[Measured]) -> Measured:

@@ -286,16 +286,22 @@ def read_voxels(
     channels = y_pred.shape[1]
     sigmoid = sigmoid or channels == 1
     step = 1 if sigmoid else channels
-    soft = soft and y.is_floating_point() and y.shape == y_pred.shape
-    soft = soft and bool(((y > 0) & (y < 1)).any())
+    soft = soft and _is_soft(y_pred, y, ignore_index)
     batch = Batch(y_pred, y, ignore_index, sigmoid, temperature or 1.0, logits, soft)
-    if soft and ignore_index is not None:
-        raise InputError("ignore_index must be None if y holds probabilities.")
     for case, k in itertools.product(range(len(y_pred)), range(0, channels, step)):
         for voxels in Volume(batch, case, slice(k, k + step)).chunks():
             if batch.add(voxels):  # after an invalid value, the rest is counted only
                 yield voxels
     batch.report()
+
+
+def _is_soft(y_pred: torch.Tensor, y: torch.Tensor, ignore_index: int | None) -> bool:
+    """Whether the ground truth holds probabilities between 0 and 1."""
+    if y.shape != y_pred.shape or not (y.is_floating_point() and ((y > 0) & (y < 1)).any()):
+        return False
+    if ignore_index is not None:
+        raise InputError("ignore_index must be None if y holds probabilities.")
+    return True
 
 
 @dataclass(eq=False)

@@ -102,11 +102,9 @@ def calibrate_predictions(
             be written. Maps of an earlier run stay.
     """
     fitted_on = Region.parse(region)
-    networks, labellers = read_folders(predictions, labels, members, raters)
+    networks, labellers = read_folders(predictions, labels, members, raters, pairs)
     if not labellers:
         raise InputError("labels: give a folder, or those of several raters to --raters.")
-    if pairs is not None and (members or raters):
-        raise InputError("--pairs needs one folder of predictions and one of labels.")
     targets = name_targets(ensure_tuple(apply_to), networks)
     labelled = find_pairs(networks, labellers, pairs)
     fit_readers = {pair.name: pair.prediction for pair in labelled}

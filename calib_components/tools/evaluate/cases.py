@@ -104,24 +104,36 @@ def read_prediction(prediction: Reader, classes: Classes, grid: Grid | None = No
     if grid is None and header.affine is not None:
         grid = Grid(header.affine, header.shape, prediction.files[0])
     mean, limits = np.zeros(()), np.zeros(2)
-    masks: dict[str, list[torch.Tensor]] = {name: [] for name in classes.structures}
+    masks = []
     for member in prediction.members:
         stored = _read_member(member, classes, grid)
-        values = stored.values
-        if member.is_label_map and not classes.sigmoid:
-            values = (values == np.arange(len(classes.codes))[:, None, None, None]).astype("f4")
+        values = _votes(stored.values, member, classes)
         if mean.shape not in ((), values.shape):
             raise InputError(f"{member.files[0]}: its shape is not that of {prediction.files[0]}.")
         mean = mean + values / len(prediction.members)
         limits += np.array([stored.lowest, stored.highest]) / len(prediction.members)
-        predicted = values > 0.5 if classes.sigmoid else values.argmax(0)
-        for name, indices in classes.structures.items():
-            is_in = predicted[indices[0]] if classes.sigmoid else np.isin(predicted, indices)
-            masks[name].append(torch.from_numpy(is_in))
+        masks.append(_structures_in(values, classes))
     pairs = PairwiseDice(classes.structures)
-    for name, of_members in masks.items():
-        pairs.add(name, torch.stack(of_members))
+    for number, name in enumerate(classes.structures):
+        pairs.add(name, torch.stack([of_member[number] for of_member in masks]))
     return Stored(mean.astype(np.float32), *limits.tolist(), pairs.compute())
+
+
+def _votes(values: np.ndarray, member: Reader, classes: Classes) -> np.ndarray:
+    """Return the probabilities of a member, 0 or 1 of a label map."""
+    if classes.sigmoid or not member.is_label_map:
+        return values
+    return (values == np.arange(len(classes.codes))[:, None, None, None]).astype(np.float32)
+
+
+def _structures_in(values: np.ndarray, classes: Classes) -> list[torch.Tensor]:
+    """Return where probabilities predict each structure."""
+    if classes.sigmoid:
+        masks = [values[channel] > 0.5 for channel, *_ in classes.structures.values()]
+    else:
+        predicted = values.argmax(0)
+        masks = [np.isin(predicted, indices) for indices in classes.structures.values()]
+    return [*map(torch.from_numpy, masks)]
 
 
 def _read_member(prediction: Reader, classes: Classes, grid: Grid | None) -> Stored:

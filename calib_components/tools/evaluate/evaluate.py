@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from calib_components.errors import InputError, reading
+from calib_components.errors import reading
 from calib_components.handlers.evaluation import EvaluationRecords, record_case, write_evaluation
 from calib_components.handlers.parts import measure_raters, rated_slice
 from calib_components.metrics.measures import measure_case
@@ -127,9 +127,7 @@ def evaluate_predictions(
         InputError: A file or option is unsuitable, files do not belong together, another run writes
             to `out`, or results cannot be written.
     """
-    networks, labellers = read_folders(predictions, labels, members, raters)
-    if pairs is not None and (members or raters or not labellers):
-        raise InputError("--pairs needs one folder of predictions and one of labels.")
+    networks, labellers = read_folders(predictions, labels, members, raters, pairs)
     if labellers:
         labelled = find_pairs(networks, labellers, pairs)
         readers = {pair.name: pair.prediction for pair in labelled}
@@ -162,7 +160,7 @@ def evaluate_predictions(
         "arguments": _arguments(run, patient_pattern, pairs),
         "calibration": describe_estimate(folder, calibration),
     }
-    fitted = None
+    reference = None
     if validation is not None:
         check_probabilities(next(iter(readers.values())), "--validation")
         fitted, _ = read_validation(
@@ -173,13 +171,12 @@ def evaluate_predictions(
             patient_pattern,
             by_name=not labellers,  # with labels, the report compares these
         )
-    if not labellers:
-        reference = None if fitted is None else reference_of(fitted, patient_pattern)
-        estimate_quality(readers, setting, reference, review, review_below)
-    else:
-        if fitted is not None:
-            about["arguments"] |= places_of_validation(fitted.summary.get("arguments", {}))
+        reference = reference_of(fitted, patient_pattern)
+        about["arguments"] |= places_of_validation(fitted.summary.get("arguments", {}))
+    if labellers:
         _evaluate_labelled(labelled, setting, calibration, validation, skip_existing, about)
+    else:
+        estimate_quality(readers, setting, reference, review, review_below)
 
 
 def _arguments(

@@ -164,24 +164,27 @@ def read_folders(
     labels: Path | None,
     members: Sequence[Path] | None,
     raters: Sequence[Path] | None,
+    pairs: Path | None = None,
 ) -> tuple[dict[str, Path], dict[str, Path]]:
     """Return the folders of networks and of raters by name; of one, the name is ""."""
-    if members and labels is None and predictions is not None:
+    if pairs is not None and (members or raters or not labels):
+        raise InputError("--pairs needs one folder of predictions and one of labels.")
+    if members and labels is None:  # a folder given alone
         predictions, labels = None, predictions
-    if bool(members) == (predictions is not None):
-        raise InputError("predictions: give one folder, or those of several networks to --members.")
-    if raters and labels is not None:
-        raise InputError("labels: give one folder, or those of several raters to --raters.")
-    networks, labellers = {}, {}
-    if members:
-        networks = _name_folders(members, "--members", AVERAGE)
-    elif predictions is not None:
-        networks = {"": predictions}
-    if raters:
-        labellers = _name_folders(raters, "--raters", ALL)
-    elif labels is not None:
-        labellers = {"": labels}
-    return networks, labellers
+    networks = _one_or_several("predictions", predictions, "--members", members, AVERAGE)
+    if not networks:
+        raise InputError("predictions: give a folder, or those of several networks to --members.")
+    return networks, _one_or_several("labels", labels, "--raters", raters, ALL)
+
+
+def _one_or_several(
+    name: str, folder: Path | None, option: str, folders: Sequence[Path] | None, reserved: str
+) -> dict[str, Path]:
+    if folder is not None and folders:
+        raise InputError(f"{name}: give one folder, or several to {option}.")
+    if folders:
+        return _name_folders(folders, option, reserved)
+    return {} if folder is None else {"": folder}
 
 
 def _name_folders(folders: Sequence[Path], option: str, reserved: str) -> dict[str, Path]:

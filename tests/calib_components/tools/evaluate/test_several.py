@@ -288,7 +288,7 @@ def by_numpy(p: np.ndarray, labels: list[np.ndarray]) -> dict[str, float]:
             {"members": ["fold_0", "fold_1"], "predictions": "fold_0", "labels": "anna"},
             "predictions:",
         ),
-        ({}, "predictions: give one folder"),
+        ({}, "predictions: give a folder"),
     ],
 )
 def test_folders_that_do_not_go_together_are_refused(
