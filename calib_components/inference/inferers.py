@@ -4,10 +4,11 @@ in bfloat16.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from monai.data import MetaTensor
@@ -17,7 +18,7 @@ from monai.utils import convert_to_tensor
 from calib_components.errors import InputError
 from calib_components.inference.crops import CROP, Crop, check_center, crop_at, cut, find_crop
 from calib_components.inference.scratch import release, scratch
-from calib_components.posthoc.network import find_members, unwrapped
+from calib_components.posthoc.network import find_members
 from calib_components.quality.estimates import PairwiseDice, Structures
 
 Network = Callable[..., Any]
@@ -125,7 +126,7 @@ class SlicesInferer(Inferer):
         total: Any = 0
         for flip, quarter in views:
             seen = slices.flip(flip).rot90(quarter, (2, 3)).contiguous()
-            logits, segmented = run_members(network, lambda part, seen=seen: part(seen))
+            logits, segmented = run_members(network, functools.partial(_call, seen))
             labels.append(segmented.rot90(-quarter, (2, 3)).flip(flip))
             logits = logits.rot90(-quarter, (2, 3)).flip(flip)
             total = total + logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -200,8 +201,12 @@ def run_members(
         logits = run(member)
         labels.append(logits.argmax(1).to(torch.int16))
         total = total.logaddexp(logits.log_softmax(1))
-    calibrator = unwrapped(network).calibrator
+    calibrator = cast(Any, network).calibrator
     return calibrator(total - math.log(len(members))), torch.stack(labels)
+
+
+def _call(x: torch.Tensor, network: Network) -> torch.Tensor:
+    return network(x)
 
 
 def _described(

@@ -365,7 +365,7 @@ def measure_case(case: Case) -> dict[str, float]:
     """Return the value of each column of a case, NaN where it is not defined; of a label map, those
     of its masks.
     """
-    row = {}
+    row: dict[str, float] = {}
     for measure in MEASURES:
         values: Values = {}
         if measure.masks:

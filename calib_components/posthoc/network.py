@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from monai.networks.nets import UNet
@@ -163,12 +163,14 @@ def unwrapped(network: torch.nn.Module) -> torch.nn.Module:
     return network if inner is None else unwrapped(inner)
 
 
-def find_members(network: torch.nn.Module) -> list[torch.nn.Module]:
-    """Return the members of the `Ensemble` in a network, scripted or not; none without one."""
+def find_members(network: Any) -> list[torch.nn.Module]:
+    """Return the members of the `Ensemble` in a network, scripted or not; none without one, or of a
+    function.
+    """
     inner = unwrapped(network)
     for part in inner.modules() if isinstance(inner, torch.nn.Module) else ():
         if isinstance(part, Ensemble) or getattr(part, "original_name", "") == Ensemble.__name__:
-            return [*part.members.children()]
+            return [*cast(Ensemble, part).members.children()]
     return []
 
 

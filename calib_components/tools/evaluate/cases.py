@@ -116,7 +116,8 @@ def read_prediction(prediction: Reader, classes: Classes, grid: Grid | None = No
     pairs = PairwiseDice(classes.structures)
     for number, name in enumerate(classes.structures):
         pairs.add(name, torch.stack([of_member[number] for of_member in masks]))
-    return Stored(mean.astype(np.float32), *limits.tolist(), pairs.compute())
+    lowest, highest = limits.tolist()
+    return Stored(mean.astype(np.float32), lowest, highest, pairs.compute())
 
 
 def _votes(values: np.ndarray, member: Reader, classes: Classes) -> np.ndarray:
