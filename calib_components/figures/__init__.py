@@ -5,7 +5,7 @@ Every function returns a `matplotlib.figure.Figure` without a window: save it wi
 `figure.savefig(path)`.
 """
 
-from calib_components.figures.overlay import uncertainty_overlay
+from calib_components.figures.overlay import raters_overlay, uncertainty_overlay
 from calib_components.figures.reliability import reliability_diagram
 
-__all__ = ["reliability_diagram", "uncertainty_overlay"]
+__all__ = ["raters_overlay", "reliability_diagram", "uncertainty_overlay"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -88,6 +88,52 @@ def uncertainty_overlay(
         handles=[Patch(color=class_color(k), label=name) for k, name in names.items()],
         loc="outside lower center",
         ncols=legend_columns,
+        frameon=False,
+        fontsize="small",
+    )
+    return figure
+
+
+def raters_overlay(
+    image: ArrayLike | None,
+    masks: Mapping[str, ArrayLike],
+    probability: ArrayLike | None,
+    title: str = "",
+) -> Figure:
+    """Draw one slice with the contours of several raters: over the image, and over the probability
+    that the network gives the structures.
+
+    Args:
+        image: Grey values `(H, W)`, see `uncertainty_overlay`.
+        masks: Where each rater sees a structure, `(H, W)`, by name.
+        probability: `(H, W)`, from 0 to 1; None leaves out its panel.
+        title: Title of the figure.
+    """
+    drawn = {literal(name, NAME): np.asarray(mask).T > 0 for name, mask in masks.items()}
+    shape = next(iter(drawn.values())).shape
+    grey = np.zeros(shape) if image is None else _finite(np.asarray(image, float).T)
+    titles = ["raters"] if probability is None else ["raters", "probability"]
+    ratio = min(shape[0] / shape[1], TALLEST)
+    size = (3.2 * len(titles), 3 * ratio + 0.8 + 0.1 * len(drawn))
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    figure.suptitle(literal(title, TITLE), fontsize="medium")
+    panels = figure.subplots(1, len(titles), squeeze=False)[0]
+    _draw_grey(panels[0], grey, titles[0])
+    if probability is not None:
+        values = np.asarray(probability).T
+        shown = panels[1].imshow(values, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        panels[1].set_title(titles[1], fontsize="small")
+        panels[1].set_axis_off()
+        figure.colorbar(shown, ax=panels[1], fraction=0.046, pad=0.02, ticks=[0, 0.5, 1])
+    colors = {name: class_color(number) for number, name in enumerate(drawn, start=1)}
+    for axes in panels:
+        for name, mask in drawn.items():
+            if min(shape) > 1 and mask.any():
+                axes.contour(mask, levels=[0.5], colors=[colors[name]], linewidths=1.2)
+    figure.legend(
+        handles=[Patch(color=color, label=name) for name, color in colors.items()],
+        loc="outside lower center",
+        ncols=4,
         frameon=False,
         fontsize="small",
     )

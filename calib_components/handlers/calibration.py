@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -35,6 +36,8 @@ from calib_components.handlers.evaluation_files import SUMMARY
 from calib_components.handlers.weights import (
     WeightsCheckpointLoader,
     check_beside,
+    join_weights,
+    warn_of_other_split,
     with_calibrator,
     write_weights,
 )
@@ -116,6 +119,8 @@ class Calibration:
         perturbation: Changes the images that the calibrator is fitted on. Errors are those of the
             images as they are.
         draws: Number of changed copies of each case.
+        members: Trained weights of several networks, in place of `load_path`: their ensemble is
+            calibrated, and written into one file.
         overwrite: Whether the files of a calibrator of other weights in `output_dir` are replaced.
 
     Raises:
@@ -139,6 +144,7 @@ class Calibration:
     facts: Facts | None = None
     perturbation: Perturbation | None = None
     draws: int = 1
+    members: Sequence[str | os.PathLike] | None = None
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -155,8 +161,13 @@ class Calibration:
     def run(self) -> None:
         """Fit the calibrator, or take the given temperature, and write the weights."""
         set_calibrator(self.network, type(self.calibrator)())
-        self._check_places()
         with ExitStack() as stack:
+            if self.members is not None:
+                members = [*map(Path, ensure_tuple(self.members))]
+                self.load_path = Path(stack.enter_context(TemporaryDirectory()), "ensemble.pt")
+                join_weights(members, self.load_path)
+                warn_of_other_split(members[0])
+            self._check_places()
             self.output.check(ALL_FILES)
             stack.enter_context(OutputFolder(self.calibrated_path.parent).claim())
             stack.enter_context(self.output.claim())

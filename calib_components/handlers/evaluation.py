@@ -40,8 +40,10 @@ from calib_components.handlers.evaluation_files import (
     draw_reliability,
     replacing,
 )
+from calib_components.handlers.parts import draw_raters, part_tables
 from calib_components.handlers.weights import save
 from calib_components.inference.images import shard_of
+from calib_components.inference.inferers import agreement_of
 from calib_components.inference.maps import normalized_entropy
 from calib_components.metrics import CalibrationBins, ThresholdCounts
 from calib_components.metrics.measures import MEASURES, Case, measure_case
@@ -305,6 +307,9 @@ def _draw(
     if evaluation.summary.get("sigmoid"):
         names = ["background", *names]
     draw_cases(folder, dsc, [record["slice"] for record in records.values()], names)
+    rated = {case: record["rated"] for case, record in records.items() if "rated" in record}
+    if rated:
+        draw_raters(folder / "cases" / "raters.png", rated)
 
 
 def join_records(
@@ -323,8 +328,9 @@ def join_records(
     has_spacing = all(record["has_spacing"] for record in records.values())
     unit, volume_unit = ("mm", "ml") if has_spacing else ("voxels", "voxels")
     summary |= {"unit": unit, "volume_unit": volume_unit}
+    parts = part_tables([*records.values()], table, structures)
     if "bins" not in first:
-        return Evaluation(table, summary, class_names)
+        return Evaluation(table, summary, class_names, parts=parts)
     bins = _joined_bins([record["bins"] for record in records.values()])
     regions = {region: _pooled(region, kinds) for region, kinds in bins.items()}
     summary |= {"channels": len(class_names), "sigmoid": first["sigmoid"], **_errors(regions)}
@@ -337,6 +343,7 @@ def join_records(
         thresholds=ThresholdCounts.joined([record["thresholds"] for record in records.values()]),
         coverage=first["risk"][0].numpy(),
         risk=torch.cat([record["risk"][1] for record in records.values()]).numpy(),
+        parts=parts,
     )
 
 
@@ -467,6 +474,7 @@ class EvaluationWriter:
                 probabilities,
                 prediction,
                 temperature=temperature,
+                pairwise_dsc=agreement_of(volumes[1], self.structures),
                 **_voxel_size(volumes[2]),
             )
             self.records.write(Path(name).name, record_case(case, prediction, label[0], image[0]))

@@ -25,8 +25,17 @@ PICTURES = (
     "cases/best.png",
     "cases/median.png",
     "cases/worst.png",
+    "cases/raters.png",
 )
-TABLES = ("cases.csv", "calibration.json", "thresholds.json", "risk_coverage.json")
+# Of several raters or networks
+PARTS = ("raters", "members")
+TABLES = (
+    "cases.csv",
+    *(f"{part}.csv" for part in PARTS),
+    "calibration.json",
+    "thresholds.json",
+    "risk_coverage.json",
+)
 SUMMARY = "summary.json"
 # The summary comes last: where it is, the rest belongs to it
 FILES = (*TABLES, *PICTURES, SUMMARY)
@@ -76,6 +85,8 @@ class Evaluation:
             probability is above a threshold.
         coverage: `risk_coverage.json`: shares of the voxels of a case, `(K,)`.
         risk: `risk_coverage.json`: error rates among the most confident shares, `(cases, K)`.
+        parts: `raters.csv` and `members.csv`, by "raters" and "members", if there are several: see
+            `calib_components.handlers.parts`.
     """
 
     cases: pd.DataFrame
@@ -86,6 +97,7 @@ class Evaluation:
     thresholds: ThresholdCounts | None = None
     coverage: Array = field(default_factory=lambda: np.empty(0))
     risk: Array = field(default_factory=lambda: np.empty((0, 0)))
+    parts: Mapping[str, pd.DataFrame] = field(default_factory=dict)
 
     def items(self, patient_pattern: str | None = None) -> list[dict[str, str]]:
         """Return its cases for `find_shared`, with the patients that a pattern finds in their
@@ -101,6 +113,8 @@ class Evaluation:
     def write(self, folder: Path) -> None:
         """Write the table and the JSON files."""
         self.cases.to_csv(folder / "cases.csv", index=False, errors="surrogateescape")
+        for name, table in self.parts.items():
+            table.to_csv(folder / f"{name}.csv", index=False)
         _write_json(folder / SUMMARY, self.summary, indent=2)
         if self.thresholds is None:
             return
@@ -121,8 +135,10 @@ class Evaluation:
         """
         folder = Path(folder)
         table, summary = _read_cases(folder / "cases.csv"), _read_json(folder / SUMMARY)
+        parts = {name: _read_part(folder / f"{name}.csv") for name in PARTS}
+        parts = {name: part for name, part in parts.items() if len(part)}
         if "channels" not in summary:  # of label maps
-            return cls(table, summary)
+            return cls(table, summary, parts=parts)
         calibration = _read_json(folder / "calibration.json", "class_names", "regions")
         thresholds = _read_json(folder / "thresholds.json", "structures", "counts")
         risk = _read_json(folder / "risk_coverage.json", "coverage", "risk")
@@ -134,7 +150,17 @@ class Evaluation:
             thresholds=thresholds["counts"],
             coverage=np.array(risk["coverage"], float),
             risk=np.array(risk["risk"], float),
+            parts=parts,
         )
+
+
+def _read_part(file: Path) -> pd.DataFrame:
+    """Read a table of raters or members; an empty one if there is none."""
+    if not file.exists():
+        return pd.DataFrame()
+    with reading(file, "a table of raters or networks"):
+        names = {"rater": object, "member": object, "structure": object}
+        return pd.read_csv(file, dtype=names, na_values=[""], keep_default_na=False)
 
 
 def _read_cases(file: Path) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from calib_components.data.transforms import has_other_pixels
 from calib_components.errors import InputError, make_folder, reading, writing
 from calib_components.handlers.fingerprint import fingerprint_of_cases, fingerprint_of_list
 from calib_components.posthoc import Calibrator
-from calib_components.posthoc.network import FITTED_ON, REFERENCE, calibrator_in
+from calib_components.posthoc.network import FITTED_ON, MEMBERS, REFERENCE, calibrator_in
 
 log = logging.getLogger(__name__)
 EXPORT_ENDINGS = (".ts", ".onnx", ".plan")  # by ckpt_export, by onnx_export, and TensorRT's engine
@@ -168,9 +168,9 @@ def write_weights(file: Path, content: bytes | memoryview, facts: Facts | None, 
             write_facts(facts, file.parent)
 
 
-def join_weights(*files: Path, out: Path) -> None:
-    """Join the weights of several networks to those of their ensemble, see `EnsembleUNet`, with
-    their `facts.yaml`.
+def join_weights(files: Sequence[Path], out: Path) -> None:
+    """Write the weights of several networks into one file, as those of an ensemble, see
+    `TemperatureUNet`, with their `facts.yaml`.
 
     Args:
         files: The weights of the members, see `read_weights`.
@@ -178,12 +178,10 @@ def join_weights(*files: Path, out: Path) -> None:
 
     Raises:
         InputError: There are fewer than two, one is there twice, the networks, the facts of their
-            data or the lists of cases of their trainings differ, or the new file exists.
+            data or the lists of cases of their trainings differ.
     """
     if len({file.resolve() for file in files}) < max(2, len(files)):
-        raise InputError("files: give the weights of at least two networks, each once.")
-    if out.exists():
-        raise InputError(f"--out: {out} exists. Choose another file, or delete it.")
+        raise InputError("members: give the weights of at least two networks, each once.")
     joined: dict[str, torch.Tensor] = {}
     first: dict[str, Any] = {}  # what all have in common with the first
     for number, file in enumerate(files):
@@ -193,8 +191,8 @@ def join_weights(*files: Path, out: Path) -> None:
                 raise InputError(
                     f"{file}: {name} differ from those of another file. Join networks of one split."
                 )
-        joined.update({f"members.{number}.{name}": values for name, values in weights.items()})
-    write_weights(out, serialize(joined), first[FACTS], "--out")
+        joined.update({f"{MEMBERS}{number}.{name}": values for name, values in weights.items()})
+    write_weights(out, serialize(joined), first[FACTS], "members")
 
 
 def _read_member(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -255,7 +253,7 @@ class WeightsCheckpointLoader:
         if self.facts is not None:
             if trained_on is not None:
                 _compare_facts(trained_on, self.facts, self.load_path)
-            _warn_of_other_split(self.load_path)
+            warn_of_other_split(self.load_path)
         load_weights(self.network, self.load_path)
         log.info("Loaded the weights in %s", self.load_path)
 
@@ -288,7 +286,7 @@ def _trained_with(state: Path) -> tuple[str | None, str]:
         return settings["cases"], settings["data"]
 
 
-def _warn_of_other_split(file: Path) -> None:
+def warn_of_other_split(file: Path) -> None:
     """Warn of weights whose training, recorded beside them, had another list of the cases that this
     run has.
     """

@@ -4,9 +4,11 @@ in bfloat16.
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from monai.data import MetaTensor
@@ -16,9 +18,10 @@ from monai.utils import convert_to_tensor
 from calib_components.errors import InputError
 from calib_components.inference.crops import CROP, Crop, check_center, crop_at, cut, find_crop
 from calib_components.inference.scratch import release, scratch
+from calib_components.posthoc.network import find_members
 from calib_components.quality.estimates import PairwiseDice, Structures
 
-Network = Callable[[torch.Tensor], torch.Tensor]
+Network = Callable[..., Any]
 # Logit of the background where the network is not asked, those of the other classes are 0
 OUTSIDE = 20.0
 AGREEMENT = "agreement"  # key of the metadata of logits, `(structures,)`
@@ -56,8 +59,8 @@ class SlicesInferer(Inferer):
     Args:
         batch_size: Number of slices that the network gets at once.
         average: Whether to average over orientations.
-        structures: Structures whose segmentations in these orientations are compared; see
-            `agreement_of`.
+        structures: Structures whose segmentations in these orientations, and by the members of an
+            ensemble, are compared; see `agreement_of`.
     """
 
     def __init__(
@@ -78,16 +81,13 @@ class SlicesInferer(Inferer):
         agreements are in the metadata, see `crop_of` and `agreement_of`.
         """
         volumes = convert_to_tensor(inputs, track_meta=False)
-
-        def run(seen: torch.Tensor) -> torch.Tensor:
-            return network(seen, *args, **kwargs)
-
-        compared = self.structures if self.average else {}
+        members = find_members(network)
+        compared = self.structures if self.average or members else {}
         crops, agreements = [], []
         logits = torch.empty(0)  # (B, D, N, H, W), of which slabs of slices lie together
         for case, volume in enumerate(volumes):
-            crop, pairs = self.locate(volume, run), PairwiseDice(compared)
-            for start, part in self.parts(cut(crop, volume), run, self.batch_size, pairs):
+            crop, pairs = self.locate(volume, network), PairwiseDice(compared)
+            for start, part in self.parts(cut(crop, volume), network, self.batch_size, pairs):
                 if not len(logits):
                     shape = (len(volumes), volume.shape[-1], part.shape[1], *volume.shape[1:3])
                     logits = scratch(shape, torch.promote_types(part.dtype, torch.float32))
@@ -97,18 +97,9 @@ class SlicesInferer(Inferer):
                 cut(crop, slab[..., None])[..., 0] = part
                 release(logits)
             crops.append(crop)
-            agreements.append([*pairs.compute().values()])
-        meta = {}
-        if crops[0] is not None:
-            meta[CROP] = torch.tensor(crops)
-        if compared:
-            meta[AGREEMENT] = torch.tensor(agreements)
-        logits = logits.permute(0, 2, 3, 4, 1)
-        if not meta:
-            return logits
-        described = MetaTensor(logits, meta=meta)
-        described.is_batch = True
-        return described
+            agreements.append(pairs)
+        meta = {} if crops[0] is None else {CROP: torch.tensor(crops)}
+        return _described(logits.permute(0, 2, 3, 4, 1), meta, agreements if compared else [])
 
     def locate(self, volume: torch.Tensor, network: Network) -> Crop | None:
         """Return where the network looks in the slices of `(C, H, W, D)`; None for all of them."""
@@ -125,18 +116,21 @@ class SlicesInferer(Inferer):
             yield start, self._infer(slices, network, pairs)
 
     def _infer(self, slices: torch.Tensor, network: Network, pairs: PairwiseDice) -> torch.Tensor:
-        if not self.average:
+        if not (self.average or find_members(network)):
             return network(slices)
-        is_square = slices.shape[2] == slices.shape[3]
-        views = itertools.product(([], [2]), range(4) if is_square else (0, 2))
+        views: Any = [([], 0)]
+        if self.average:
+            is_square = slices.shape[2] == slices.shape[3]
+            views = itertools.product(([], [2]), range(4) if is_square else (0, 2))
         labels = []
         total: Any = 0
         for flip, quarter in views:
             seen = slices.flip(flip).rot90(quarter, (2, 3)).contiguous()
-            logits = network(seen).rot90(-quarter, (2, 3)).flip(flip)
-            labels.append(logits.argmax(1))
+            logits, segmented = run_members(network, functools.partial(_call, seen))
+            labels.append(segmented.rot90(-quarter, (2, 3)).flip(flip))
+            logits = logits.rot90(-quarter, (2, 3)).flip(flip)
             total = total + logits.to(torch.promote_types(logits.dtype, torch.float32))
-        pairs.update(torch.stack(labels))
+        pairs.update(torch.cat(labels))
         return total / len(labels)
 
 
@@ -186,9 +180,52 @@ class CropsInferer(SlicesInferer):
         return crop
 
 
+def run_members(
+    network: Network, run: Callable[[Network], torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run a network, or each member of the ensemble in it.
+
+    Args:
+        network: Network with a calibrator, scripted or not.
+        run: Returns the logits `(B, N, *S)` of a network.
+
+    Returns:
+        The logits of the network, and the class indices that each member gives, `(M, B, *S)`.
+    """
+    members = find_members(network)
+    if not members:
+        logits = run(network)
+        return logits, logits.argmax(1)[None]
+    total, labels = torch.tensor(-math.inf), []  # logarithm of the sum of probabilities
+    for member in members:
+        logits = run(member)
+        labels.append(logits.argmax(1).to(torch.int16))
+        total = total.logaddexp(logits.log_softmax(1))
+    calibrator = cast(Any, network).calibrator
+    return calibrator(total - math.log(len(members))), torch.stack(labels)
+
+
+def _call(x: torch.Tensor, network: Network) -> torch.Tensor:
+    return network(x)
+
+
+def _described(
+    logits: torch.Tensor, meta: dict[str, Any], agreements: Sequence[PairwiseDice]
+) -> torch.Tensor:
+    """Return logits of a batch with metadata, and the agreement of each case, if there is any."""
+    if agreements:
+        values = [[*pairs.compute().values()] for pairs in agreements]
+        meta[AGREEMENT] = torch.tensor(values)
+    if not meta:
+        return logits
+    described = MetaTensor(logits, meta=meta)
+    described.is_batch = True
+    return described
+
+
 def agreement_of(logits: torch.Tensor, structures: Structures) -> dict[str, float]:
-    """Return what `PairwiseDice` of the orientations gives for the structures of an inferer, from
-    the metadata of its logits `(N, H, W, D)`; empty if they were not compared.
+    """Return what `PairwiseDice` of orientations and members gives for the structures of an
+    inferer, from the metadata of its logits `(N, H, W, D)`; empty if they were not compared.
     """
     values = logits.meta.get(AGREEMENT) if isinstance(logits, MetaTensor) else None
     return {} if values is None else dict(zip(structures, values.tolist(), strict=True))
@@ -199,27 +236,47 @@ class PatchesInferer(SlidingWindowInferer):
     MONAI's base class.
 
     A volume smaller than a patch is padded with 0. On request, the logits of a patch are the mean
-    over it and its mirror image along the first axis, left and right. Logits are on the CPU.
+    over it and its mirror image along the first axis, left and right. Each member of an ensemble
+    runs over the whole volume. Logits are on the CPU.
 
     Args:
         patch_size: Number of voxels of a patch along each axis.
         batch_size: Number of patches that the network gets at once.
         average: Whether to average over the mirror images.
+        structures: Structures whose segmentations by the members of an ensemble are compared; see
+            `agreement_of`.
     """
 
-    def __init__(self, patch_size: Sequence[int], batch_size: int, average: bool = False) -> None:
+    def __init__(
+        self,
+        patch_size: Sequence[int],
+        batch_size: int,
+        average: bool = False,
+        structures: Structures | None = None,
+    ) -> None:
         super().__init__(
             patch_size, batch_size, overlap=0.5, mode="gaussian", device=torch.device("cpu")
         )
         self.average = average
+        self.structures: Structures = structures or {}
 
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
         """Return the logits `(B, N, H, W, D)` of `(B, C, H, W, D)`, on the CPU."""
-        return super().__call__(
-            inputs, lambda patches: self._infer(patches, network), *args, **kwargs
-        )
+        infer = super().__call__
+
+        def run(part: Network) -> Any:
+            return infer(inputs, lambda patches: self._infer(patches, part), *args, **kwargs)
+
+        if not find_members(network):
+            return run(network)
+        logits, labels = run_members(network, run)
+        agreements = []
+        for case in labels.unbind(1):
+            agreements.append(PairwiseDice(self.structures))
+            agreements[-1].update(case)
+        return _described(logits, {}, agreements if self.structures else [])
 
     def _infer(self, patches: torch.Tensor, network: Network) -> torch.Tensor:
         if not self.average:
@@ -248,7 +305,7 @@ def volume_inferer(
     if crop_center is not None and not is_crop:
         raise InputError("crop_center: this network sees no crop of slices. Leave the option out.")
     if len(crop_size) == 3:
-        return PatchesInferer(crop_size, batch_size, average)
+        return PatchesInferer(crop_size, batch_size, average, structures)
     if is_crop:
         return CropsInferer(crop_size, batch_size, crop_center, average, structures)
     return SlicesInferer(batch_size, average, structures)

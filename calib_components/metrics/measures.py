@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -53,6 +53,7 @@ class Case:
         voxel_volume: Volume of a voxel.
         lowest: Takes the place of lower probabilities in the NLL.
         highest: Takes the place of higher probabilities of sigmoids in the NLL.
+        pairwise_dsc: Of several networks, the mean DSC over their pairs, by structure.
     """
 
     label: torch.Tensor
@@ -66,6 +67,7 @@ class Case:
     voxel_volume: float = 1.0
     lowest: float = 0.0
     highest: float = 1.0
+    pairwise_dsc: Mapping[str, float] = field(default_factory=dict)
 
     def call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """Call a function of probabilities `(1, N, *S)` and label."""
@@ -74,6 +76,14 @@ class Case:
         return function(
             *arguments, **batch, ignore_index=self.ignore_index, sigmoid=self.sigmoid, **options
         )
+
+    def labels(self) -> list[torch.Tensor]:
+        """Return the label of each rater."""
+        return [self.label]
+
+    def measure_masks(self, function: Callable[[Case], Values]) -> Values:
+        """Return the values of a function of its masks."""
+        return function(self)
 
     def by_structure(self, values: torch.Tensor) -> Values:
         """Values `(1, structures)` by the name of the structure."""
@@ -149,7 +159,8 @@ class Case:
         scans = {}
         for number, name in enumerate(self.structures):
             estimate = StructureEstimate({term: each[0, number] for term, each in sums.items()})
-            scans[name] = StructureScan(name, estimate, unknown)
+            agreement = self.pairwise_dsc.get(name, math.nan)
+            scans[name] = StructureScan(name, estimate, unknown, pairwise_dsc=agreement)
         return scans
 
     @cached_property
@@ -236,7 +247,10 @@ def _structure_values(field: str, case: Case) -> Values:
 
 
 def _estimate_values(estimate: QualityEstimate, case: Case) -> Values:
-    return {name: estimate.function(scan) for name, scan in case.structure_scans.items()}
+    values = {name: estimate.function(scan) for name, scan in case.structure_scans.items()}
+    if estimate.optional and all(map(math.isnan, values.values())):
+        return {}
+    return values
 
 
 def _of_region(name: str, title: str, kind: str, better: str = "lower", **options: Any) -> Measure:
@@ -351,9 +365,12 @@ def measure_case(case: Case) -> dict[str, float]:
     """Return the value of each column of a case, NaN where it is not defined; of a label map, those
     of its masks.
     """
-    measures = [measure for measure in MEASURES if measure.masks or case.probabilities is not None]
-    return {
-        measure.column(place): value
-        for measure in measures
-        for place, value in measure.function(case).items()
-    }
+    row: dict[str, float] = {}
+    for measure in MEASURES:
+        values: Values = {}
+        if measure.masks:
+            values = case.measure_masks(measure.function)
+        elif case.probabilities is not None:
+            values = measure.function(case)
+        row |= {measure.column(place): value for place, value in values.items()}
+    return row

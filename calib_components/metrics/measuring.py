@@ -71,7 +71,7 @@ def measure_regions(
     floor = _probability_floor(y_pred, sigmoid, lowest, highest)
     sums = [_RegionSums(region, measures, y_pred, num_bins) for region in regions]
     for voxels in read_voxels(
-        y_pred, y, ignore_index=ignore_index, sigmoid=sigmoid, temperature=temperature
+        y_pred, y, ignore_index=ignore_index, sigmoid=sigmoid, temperature=temperature, soft=True
     ):
         events = {}
         if any(region_sums.if_true for region_sums in sums):
@@ -177,13 +177,15 @@ class _RegionSums:
     def add(self, voxels: Voxels, floor: torch.Tensor) -> None:
         """Add a chunk of voxels, of which those in the region count."""
         inside, case = self.region.select(voxels), voxels.case
-        self.count[case] += len(inside.label)
+        self.count[case] += inside.count
         for name, total in self.scores.items():
-            total[case] += SCORES[name](inside, floor).sum()
+            total[case] += inside.weighted(SCORES[name](inside, floor)).sum()
         for kind, total in self.observed.items():
             events = EVENTS[kind](inside, self.num_bins)
             is_true = (events.classes == inside.label).double()
-            total[:, case, events.rows] += events.sums(None, events.p, is_true)
+            once = None if inside.weight is None else inside.weight.expand_as(events.p)
+            sums = events.sums(once, inside.weighted(events.p), inside.weighted(is_true))
+            total[:, case, events.rows] += sums
 
     def add_if_true(self, voxels: Voxels, events: Mapping[str, Events]) -> None:
         """Add all voxels with each label that would put them into the region, by its
@@ -192,7 +194,7 @@ class _RegionSums:
         if not self.if_true:
             return
         classes = torch.arange(len(voxels.p), device=voxels.p.device)[:, None]
-        weights = self.region.mask(voxels, classes) * voxels.p  # of each label
+        weights = voxels.weighted(self.region.mask(voxels, classes) * voxels.p)  # of each label
         for kind, total in self.if_true.items():
             p = events[kind].p
             weight = weights.sum(0).expand_as(p)
@@ -203,7 +205,7 @@ class _RegionSums:
     def reduce(self) -> Measured:
         """Return the bins and the mean scores."""
         bins = {
-            kind: CalibrationBins(total[0].long(), *total[1:])
+            kind: CalibrationBins(_whole(total[0]), *total[1:])
             for kind, total in self.observed.items()
         }
         for kind, total in self.if_true.items():
@@ -212,6 +214,11 @@ class _RegionSums:
             if kind.startswith("top_label"):
                 (bins[kind],) = bins[kind].per_class()
         return Measured(bins, {name: total / self.count for name, total in self.scores.items()})
+
+
+def _whole(counts: torch.Tensor) -> torch.Tensor:
+    """Return counts as integers, unless labels that are probabilities gave parts of voxels."""
+    return counts.long() if (counts == counts.round()).all() else counts
 
 
 def bin_index(p: torch.Tensor, num_bins: int) -> torch.Tensor:

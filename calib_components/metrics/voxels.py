@@ -43,7 +43,11 @@ class Voxels:
         values: Probabilities or logits `(N, voxels)` in float64; `(1 - p, p)` or `(0, l)` for a
             channel of sigmoids.
         label: Class indices `(voxels,)`.
+        weight: How much each counts, `(voxels,)`, where labels are probabilities; None counts all
+            once.
     """
+
+    weight: torch.Tensor | None = None
 
     def __init__(
         self, volume: Volume, index: torch.Tensor | slice, values: torch.Tensor, label: torch.Tensor
@@ -90,7 +94,18 @@ class Voxels:
         selected = Voxels(self.volume, at, self.values.index_select(1, index), self.label[index])
         for name in {"confidence", "predicted"} & vars(self).keys():  # not computed twice
             vars(selected)[name] = vars(self)[name][index]
+        if self.weight is not None:
+            selected.weight = self.weight[index]
         return selected
+
+    @property
+    def count(self) -> float | torch.Tensor:
+        """Number of voxels, or the sum of their weights."""
+        return len(self.label) if self.weight is None else self.weight.sum()
+
+    def weighted(self, values: torch.Tensor) -> torch.Tensor:
+        """Return values `(..., voxels)` times the weights."""
+        return values if self.weight is None else values * self.weight
 
 
 class Volume:
@@ -117,7 +132,24 @@ class Volume:
             if ignored.any():
                 voxels = voxels.select(~ignored)
             if len(voxels.label) > 0:
-                yield voxels
+                yield from self._by_label(voxels) if self.batch.soft else [voxels]
+
+    def _by_label(self, voxels: Voxels) -> Iterator[Voxels]:
+        """Give voxels with each class of a probability above 0 as their label, and that as their
+        weight.
+        """
+        q = self.y[:, voxels._index].double()
+        if self.batch.sigmoid:
+            q = torch.cat([1 - q, q])
+        is_valid = (q >= 0).all(0) & ((q.sum(0) - 1).abs() <= SUM_TOLERANCE)
+        voxels.label = torch.zeros_like(voxels.label).masked_fill(~is_valid, INVALID_LABEL)
+        voxels.weight = q[0]
+        yield voxels.select((q[0] > 0) | ~is_valid)
+        for k, weight in enumerate(q[1:], start=1):
+            voxels.label, voxels.weight = torch.full_like(voxels.label, k), weight
+            chosen = (weight > 0) & is_valid
+            if chosen.any():
+                yield voxels.select(chosen)
 
     def _all_voxels(self) -> Iterator[Voxels]:
         chunk = CPU_CHUNK if self.values.device.type == "cpu" else GPU_CHUNK
@@ -139,6 +171,8 @@ class Volume:
         self, mask: Mask, classes: str, radius: float, spacing: Sequence[float] | None
     ) -> torch.Tensor:
         """Mask `(voxels,)` of the whole volume, see `Voxels.within`."""
+        if self.batch.soft and classes == "label":
+            raise InputError("region: near and band need class indices as y, not probabilities.")
         key = (mask, classes, radius, spacing)
         if key not in self._masks:
             dtype = torch.int8 if len(self.values) < 128 else torch.int32
@@ -228,6 +262,7 @@ def read_voxels(
     sigmoid: bool = False,
     temperature: float | None = None,
     logits: bool = False,
+    soft: bool = False,
 ) -> Iterator[Voxels]:
     """Yield the voxels that are not ignored, chunk by chunk, each of one case, and of one channel
     for sigmoids.
@@ -241,6 +276,8 @@ def read_voxels(
         sigmoid: Whether each channel is a binary problem of its own.
         temperature: By which the logits of `y_pred` were divided; None is 1.
         logits: Whether `y_pred` holds logits.
+        soft: Whether `y` may hold probabilities: then each voxel is yielded with every class that
+            has one, and its weight.
 
     Raises:
         InputError: At the end, some values are not probabilities (or not finite logits) or not
@@ -249,12 +286,22 @@ def read_voxels(
     channels = y_pred.shape[1]
     sigmoid = sigmoid or channels == 1
     step = 1 if sigmoid else channels
-    batch = Batch(y_pred, y, ignore_index, sigmoid, temperature or 1.0, logits)
+    soft = soft and _is_soft(y_pred, y, ignore_index)
+    batch = Batch(y_pred, y, ignore_index, sigmoid, temperature or 1.0, logits, soft)
     for case, k in itertools.product(range(len(y_pred)), range(0, channels, step)):
         for voxels in Volume(batch, case, slice(k, k + step)).chunks():
             if batch.add(voxels):  # after an invalid value, the rest is counted only
                 yield voxels
     batch.report()
+
+
+def _is_soft(y_pred: torch.Tensor, y: torch.Tensor, ignore_index: int | None) -> bool:
+    """Whether the ground truth holds probabilities between 0 and 1."""
+    if y.shape != y_pred.shape or not (y.is_floating_point() and ((y > 0) & (y < 1)).any()):
+        return False
+    if ignore_index is not None:
+        raise InputError("ignore_index must be None if y holds probabilities.")
+    return True
 
 
 @dataclass(eq=False)
@@ -267,6 +314,7 @@ class Batch:
     sigmoid: bool
     temperature: float
     logits: bool
+    soft: bool
 
     def __post_init__(self) -> None:
         # Numbers of invalid values, sums and labels

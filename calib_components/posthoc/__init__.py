@@ -2,11 +2,12 @@
 
 from calib_components.posthoc.base import KINDS, Calibrator, Estimate
 from calib_components.posthoc.network import (
-    EnsembleUNet,
+    Ensemble,
     TemperatureScaled,
     TemperatureUNet,
     describe_calibration,
     find_calibrator,
+    find_members,
     find_reference,
     find_temperature,
     set_calibrator,
@@ -19,7 +20,7 @@ __all__ = [
     "BiasEstimate",
     "Calibrator",
     "ClassBias",
-    "EnsembleUNet",
+    "Ensemble",
     "Estimate",
     "TemperatureEstimate",
     "TemperatureScaled",
@@ -29,6 +30,7 @@ __all__ = [
     "VectorScaling",
     "describe_calibration",
     "find_calibrator",
+    "find_members",
     "find_reference",
     "find_temperature",
     "set_calibrator",

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from calib_components.errors import InputError, warn_once
 from calib_components.metrics.regions import Region
-from calib_components.metrics.voxels import check_tensors, read_voxels
+from calib_components.metrics.voxels import Voxels, check_tensors, read_voxels
 
 Array = NDArray[np.float64]
 KINDS: dict[str, type[Calibrator]] = {}  # every calibrator by its name
@@ -109,6 +109,7 @@ class Calibrator(torch.nn.Module):
     estimate: ClassVar[type[Estimate]]
     # In the logits: then it can become a part of the last layer of a network
     is_affine: ClassVar[bool] = False
+    takes_soft_labels: ClassVar[bool] = False  # then `voxel_sums` takes the weights of voxels, too
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -123,9 +124,11 @@ class Calibrator(torch.nn.Module):
         self._rows: dict[str, Array] = {}  # of each patient
 
     @abstractmethod
-    def voxel_sums(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    def voxel_sums(
+        self, logits: torch.Tensor, label: torch.Tensor, *weights: torch.Tensor
+    ) -> torch.Tensor:
         """Return sums over voxels of logits `(N, voxels)` and class indices `(voxels,)`, float64,
-        `(K,)`.
+        `(K,)`; where labels are probabilities, of voxels that count by `weights`, one `(voxels,)`.
 
         The first is the number of voxels.
         """
@@ -165,7 +168,7 @@ class Calibrator(torch.nn.Module):
         Shape:
             - logits: `(B, N, *S)`, with N classes, or channels of sigmoids.
             - y: `(B, 1, *S)` class index, or `(B, N, *S)` one-hot; for sigmoids, `(B, N, *S)`, 0 or
-              1.
+              1. A temperature also takes probabilities, such as shares of raters, `(B, N, *S)`.
 
         Args:
             logits: Output of a network before softmax or sigmoid, of any floating-point type.
@@ -191,13 +194,22 @@ class Calibrator(torch.nn.Module):
             )
         sums: dict[int, torch.Tensor] = {}
         for voxels in read_voxels(
-            logits, y, ignore_index=self.ignore_index, sigmoid=self.sigmoid, logits=True
+            logits,
+            y,
+            ignore_index=self.ignore_index,
+            sigmoid=self.sigmoid,
+            logits=True,
+            soft=self.takes_soft_labels,
         ):
-            selected = (region.select(voxels) for region in self.regions)
-            rows = torch.stack([self.voxel_sums(each.values, each.label) for each in selected])
+            selected = [region.select(voxels) for region in self.regions]
+            rows = torch.stack([self._sums_of(each) for each in selected])
             sums[voxels.case] = sums.get(voxels.case, 0) + rows
         for case, row in sums.items():
             self._add({names[case]: row.cpu().numpy()})
+
+    def _sums_of(self, voxels: Voxels) -> torch.Tensor:
+        weights = () if voxels.weight is None else (voxels.weight,)
+        return self.voxel_sums(voxels.values, voxels.label, *weights)
 
     def add(self, other: Calibrator) -> None:
         """Add the patients of another fit, such as of another process; those of the same name are
@@ -213,6 +225,10 @@ class Calibrator(torch.nn.Module):
                 f" {self._options()} and {other._options()}."
             )
         self._add(other._rows)
+
+    def scale(self, factor: float) -> None:
+        """Multiply what was added so far, such as by 1 / R for the labels of R raters."""
+        self._rows = {name: factor * row for name, row in self._rows.items()}
 
     def compute(self) -> Any:
         """Fit the parameters to all voxels added so far, in all processes, and return the

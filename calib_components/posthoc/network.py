@@ -4,11 +4,12 @@ probabilities.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from monai.networks.nets import UNet
@@ -18,6 +19,7 @@ from calib_components.posthoc.base import CARRIED, KINDS, Calibrator
 from calib_components.posthoc.temperature import TemperatureScaling
 
 REFERENCE = "reference"  # name of the buffer
+MEMBERS = "model.members."  # in the names of the weights of an ensemble, before a number
 FITTED_ON = "fitted_on"  # likewise: the region and the number of patients, as bytes of JSON
 
 
@@ -95,11 +97,41 @@ class TemperatureScaled(Calibrated):
         return self.calibrator(self.network(x))
 
 
+class Ensemble(torch.nn.Module):
+    """Several networks whose probabilities are averaged, as one network: a deep ensemble.
+
+    The output is the logarithm of the mean softmax of the members, so that its softmax is that
+    mean. To calibrate it, wrap it in `TemperatureScaled`. Source: Lakshminarayanan et al., "Simple
+    and Scalable Predictive Uncertainty Estimation using Deep Ensembles", NeurIPS 2017.
+
+    Shape:
+        - input, output: those of the members; classes are axis 1 of the output.
+
+    Args:
+        networks: The members, at least 2, which return logits of two classes or more as one tensor.
+
+    Raises:
+        InputError: There are too few members.
+    """
+
+    def __init__(self, networks: Sequence[torch.nn.Module]) -> None:
+        super().__init__()
+        check_count("networks", len(networks), 2)
+        self.members = torch.nn.ModuleList(networks)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        total = torch.tensor(-math.inf)  # logarithm of the sum
+        for member in self.members:
+            total = total.logaddexp(member(x).log_softmax(1))
+        return total - math.log(len(self.members))
+
+
 class TemperatureUNet(Calibrated, UNet):
     """MONAI's `UNet` that carries a calibrator, at first a temperature of 1.
 
     Arguments and names in the state dict are those of `UNet`, whose weights load, and one name
-    more, `temperature`.
+    more, `temperature`. With the weights of an ensemble, which `calibrate.yaml` writes, the network
+    becomes an `Ensemble` of such networks, with a calibrator each, and one of its own.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -109,45 +141,16 @@ class TemperatureUNet(Calibrated, UNet):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.calibrator(self.model(x))
 
-
-class EnsembleUNet(Calibrated):
-    """Several U-Nets whose probabilities are averaged, as one network: a deep ensemble.
-
-    The output is the logarithm of the mean softmax of the members, calibrated, so that its softmax,
-    at a temperature of 1, is that mean. The members have calibrators of their own, which act before
-    the mean. Source: Lakshminarayanan et al., "Simple and Scalable Predictive Uncertainty
-    Estimation using Deep Ensembles", NeurIPS 2017.
-
-    Shape:
-        - input, output: those of the members; classes are axis 1 of the output.
-
-    Args:
-        args: Arguments of `TemperatureUNet`, for each member.
-        members: Number of members, at least 2. `scripts/join_weights.py` joins the weights of as
-            many networks.
-        options: Further arguments of `TemperatureUNet`, with at least two classes.
-
-    Raises:
-        InputError: There are too few members or classes.
-    """
-
-    def __init__(self, *args: Any, members: int, **options: Any) -> None:
-        super().__init__()
-        check_count("members", members, 2)
-        self.members = torch.nn.ModuleList(
-            TemperatureUNet(*args, **options) for _ in range(members)
-        )
-        # A softmax of one channel is 1 everywhere
-        check_count("out_channels", self.members[0].out_channels, 2)
-        self.calibrator = TemperatureScaling()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits = self.members[0](x).log_softmax(1)
-        # TorchScript cannot begin a loop at the second
-        for number, member in enumerate(self.members):
-            if number > 0:
-                logits = logits.logaddexp(member(x).log_softmax(1))
-        return self.calibrator(logits - math.log(len(self.members)))
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        start = f"{prefix}{MEMBERS}"
+        members = {
+            name.removeprefix(start).partition(".")[0]
+            for name in state_dict
+            if name.startswith(start)
+        }
+        if members and not isinstance(self.model, Ensemble):
+            self.model = Ensemble([copy.deepcopy(self) for _ in members])
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def unwrapped(network: torch.nn.Module) -> torch.nn.Module:
@@ -158,6 +161,17 @@ def unwrapped(network: torch.nn.Module) -> torch.nn.Module:
         return unwrapped(network.module)
     inner = getattr(network, "_orig_mod", None)  # of torch.compile
     return network if inner is None else unwrapped(inner)
+
+
+def find_members(network: Any) -> list[torch.nn.Module]:
+    """Return the members of the `Ensemble` in a network, scripted or not; none without one, or of a
+    function.
+    """
+    inner = unwrapped(network)
+    for part in inner.modules() if isinstance(inner, torch.nn.Module) else ():
+        if isinstance(part, Ensemble) or getattr(part, "original_name", "") == Ensemble.__name__:
+            return [*cast(Ensemble, part).members.children()]
+    return []
 
 
 def find_calibrator(network: torch.nn.Module) -> Calibrator | None:

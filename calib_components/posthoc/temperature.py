@@ -196,6 +196,7 @@ class TemperatureScaling(Calibrator):
     name = "temperature"
     estimate = TemperatureEstimate
     is_affine = True
+    takes_soft_labels = True
 
     def __init__(
         self, region: Any = "all", ignore_index: int | None = None, sigmoid: bool = False
@@ -213,20 +214,23 @@ class TemperatureScaling(Calibrator):
         check_number("temperature", value, *LIMITS)
         super().set_state(state)
 
-    def voxel_sums(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    def voxel_sums(
+        self, logits: torch.Tensor, label: torch.Tensor, *weights: torch.Tensor
+    ) -> torch.Tensor:
         """Return the number of voxels, the NLL at T = 1, C, and A at `LOG2_B`."""
+        (weight,) = weights or (logits.new_ones(len(label)),)
         logits = logits - logits.amax(0)  # now at most 0, so that no exponential overflows
-        true = logits.gather(0, label[None]).sum()
+        true = (logits.gather(0, label[None])[0] * weight).sum()
         sums = logits.new_zeros(3 + len(LOG2_B))
-        sums[0], sums[2] = len(label), -true
+        sums[0], sums[2] = weight.sum(), -true
         for first in range(PER_OCTAVE):
             powers = (logits * 2.0 ** LOG2_B[first]).exp_()
             # An octave further, exp(2 b l) = exp(b l)^2
             for i in range(first, len(LOG2_B), PER_OCTAVE):
                 total = powers.sum(0)
                 if i == UNSCALED:
-                    sums[1] = total.log().sum() - true
-                sums[3 + i] = -(powers * logits).sum(0).div_(total).sum()
+                    sums[1] = (total.log() * weight).sum() - true
+                sums[3 + i] = -((powers * logits).sum(0).div_(total) * weight).sum()
                 powers.square_()
         return sums
 

@@ -217,7 +217,9 @@ class VectorScaling(Calibrator):
                     " the network again."
                 )
 
-    def voxel_sums(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    def voxel_sums(
+        self, logits: torch.Tensor, label: torch.Tensor, *weights: torch.Tensor
+    ) -> torch.Tensor:
         """Return what `_Sums` holds, of these voxels."""
         centered, classes = logits - logits.mean(0), len(logits)
         parameters = torch.from_numpy(self._values(classes)).to(logits)

@@ -194,6 +194,7 @@ ESTIMATES = (
         "pairwise DSC",
         lambda s: s.pairwise_dsc,
         ".2f",
+        better="higher",
         of_prediction=False,
         optional=True,
     ),
@@ -294,17 +295,25 @@ class PairwiseDice:
     def update(self, labels: torch.Tensor) -> None:
         """Add voxels: the class indices `(M, *S)` that M segmentations give them."""
         for name, classes in self.structures.items():
-            masks = torch.isin(labels.flatten(1), labels.new_tensor(list(classes)))
-            # Mixed precision would round a product
-            shared = torch.stack([(masks & mask).sum(1) for mask in masks])
-            self._shared[name] = self._shared[name] + shared.double().cpu()
+            self.add(name, torch.isin(labels, labels.new_tensor(list(classes))))
+
+    def add(self, structure: str, masks: torch.Tensor) -> None:
+        """Add voxels of a structure: where each of M segmentations has it, `(M, *S)`."""
+        masks = masks.flatten(1)
+        # Mixed precision would round a product
+        shared = torch.stack([(masks & mask).sum(1) for mask in masks])
+        self._shared[structure] = self._shared[structure] + shared.double().cpu()
+
+    def matrix(self, structure: str) -> torch.Tensor:
+        """Return the DSC of each pair, `(M, M)`; NaN where a structure is in neither, and on the
+        diagonal.
+        """
+        shared = self._shared[structure]
+        dsc = 2 * shared / (shared.diagonal()[:, None] + shared.diagonal())
+        return dsc.fill_diagonal_(torch.nan)
 
     def compute(self) -> dict[str, float]:
         """Return the mean DSC over all pairs, for each structure; NaN if it is in none of the
         segmentations.
         """
-        agreement = {}
-        for name, shared in self._shared.items():
-            dsc = 2 * shared / (shared.diagonal()[:, None] + shared.diagonal())
-            agreement[name] = float(dsc[torch.ones_like(dsc).triu(1) > 0].nanmean())
-        return agreement
+        return {name: float(self.matrix(name).nanmean()) for name in self.structures}

@@ -26,7 +26,8 @@ from calib_components.errors import InputError, make_folder, reading, writing, w
 ROOT = Path(__file__).resolve().parents[2]
 REQUIRED, METADATA, PAGE = ("LICENSE", "configs", "docs"), "configs/metadata.json", "docs/README.md"
 # Facts of the data that they were trained on
-WEIGHTS, FACTS = "models/model.pt", "models/facts.yaml"
+WEIGHTS, ENSEMBLE = "models/model.pt", "models/ensemble.pt"
+FACTS = "models/facts.yaml"
 TOOLS = ("__init__.py", "cli.py", "parallel.py", "prepare")  # those that prepare data
 ZOO_TEST = "bundles/common/zoo_test.py"
 SUFFIXES = (".py", ".typed", ".yaml")
@@ -89,7 +90,7 @@ def contents(
 ) -> Files:
     """Return the files of a bundle's package, sorted; see `package_bundle` for the arguments."""
     _check_bundle(bundle)
-    names = (*REQUIRED, "large_files.yml", WEIGHTS, FACTS)
+    names = (*REQUIRED, "large_files.yml", WEIGHTS, ENSEMBLE, FACTS)
     files = _read_files(bundle, *(bundle / name for name in names))
     files |= _read_files(ROOT, ROOT / "scripts" / "prepare_data.py")
     if not required:

@@ -27,7 +27,13 @@ from calib_components.quality.reference import MIN_BAD, holding_patients
 from calib_components.tools.report.calibration import Judgement
 from calib_components.tools.report.data import derive
 from calib_components.tools.report.quality import LIMITED, count_held, find_limits
-from calib_components.tools.report.statistics import CalibrationGap, holm, holm_levels
+from calib_components.tools.report.statistics import (
+    CalibrationGap,
+    holm,
+    holm_levels,
+    mean_with_interval,
+    paired_difference,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "study" / "results"
@@ -162,6 +168,44 @@ def order_table(bundle: str) -> str:
     return markdown(pd.DataFrame(columns))
 
 
+def ensemble_table() -> str:
+    """Return what the ensemble of the hippocampus gives beside one network, as Markdown."""
+    scans = pd.read_csv(RESULTS / "hippocampus/ensemble.csv")
+    scans["DSC"] = scans.filter(regex="^dsc_").mean(axis=1)
+    scans["expected"] = scans.filter(regex="^expected_dsc_").mean(axis=1)
+    scans["pairwise"] = scans.filter(regex="^pairwise_dsc_").mean(axis=1)
+    scans["expected minus true DSC"] = scans["expected"] - scans["DSC"]
+    titles = {"nll_all": "NLL, all voxels", "nll_near": "NLL, within 5 mm of a structure"}
+    scans = scans.rename(columns=titles)
+    measures = ["DSC", *titles.values(), "expected minus true DSC"]
+    groups = {
+        f"{network}, {'as trained' if temperature == 1 else 'with T'}": of_group.reset_index()
+        for (network, temperature), of_group in scans.groupby(
+            ["network", "temperature"], sort=False
+        )
+    }
+    columns = {}
+    for title, each in groups.items():
+        cells = [_estimate(mean_with_interval(each[name], [*each["patient"]])) for name in measures]
+        for name in ("expected", "pairwise"):
+            known = each[name].notna().all()
+            gap = rank_scans(each[name], each["DSC"], each["patient"]).gap_closed if known else ()
+            cells.append(_interval(gap) if known else "-")
+        columns[title] = cells
+    one, several = groups["one network, with T"], groups["ensemble, with T"]
+    differences = [
+        _estimate(paired_difference(several[name], one[name], [*one["patient"]]), "+")
+        for name in measures
+    ]
+    columns["difference, with T"] = [*differences, "", ""]
+    index = [*measures, "gap closed: expected DSC", "gap closed: pairwise DSC"]
+    return markdown(pd.DataFrame(columns, index))
+
+
+def _estimate(found: Any, sign: str = "") -> str:
+    return " ".join([f"{found.mean:{sign}.4f}", f"[{found.low:{sign}.4f}, {found.high:{sign}.4f}]"])
+
+
 def _order_cells(scans: pd.DataFrame, structures: Sequence[str]) -> dict[str, str]:
     """Return the rows of a set of `order_table`."""
 
@@ -216,4 +260,4 @@ def _gap(scans: pd.DataFrame, structure: str) -> CalibrationGap:
 if __name__ == "__main__":
     for bundle in BUNDLES:
         print(f"{bundle}\n\n{limits_table(bundle)}\n\n{gaps_table(bundle)}\n")
-    print(order_table(BUNDLES[0]))
+    print(f"{order_table(BUNDLES[0])}\n\n{ensemble_table()}")

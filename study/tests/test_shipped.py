@@ -11,6 +11,7 @@ import pytest
 from study.tables.shipped import (
     BUNDLES,
     ROOT,
+    ensemble_table,
     gaps_table,
     limits_table,
     order_table,
@@ -23,6 +24,10 @@ from study.tables.shipped import (
 @pytest.mark.parametrize("table", [gaps_table, limits_table])
 def test_pages_of_bundles_have_the_tables(table: Callable[[str], str], bundle: str) -> None:
     assert table(bundle) in (ROOT / "bundles" / bundle / "docs" / "README.md").read_text()
+
+
+def test_page_of_the_hippocampus_has_the_table_of_the_ensemble() -> None:
+    assert ensemble_table() in (ROOT / "bundles" / BUNDLES[1] / "docs" / "README.md").read_text()
 
 
 def test_page_of_quality_has_the_table_of_estimates() -> None:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -42,6 +43,50 @@ def test_evaluation_has_the_nll_of_the_fit(trained: Path, prepared: Path, tmp_pa
     assert nll == pytest.approx(estimate.nll_after, rel=1e-5)
     assert nll < 0.999 * estimate.nll_before
     assert found.summary["temperature"] == np.float32(estimate.temperature)
+
+
+def test_an_ensemble_is_calibrated_as_one_and_its_members_are_compared(
+    phantoms: Path, trained: Path, prepared: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    weights = torch.load(trained / "model.pt", weights_only=True)
+    second = {name: values + 0.02 * torch.randn_like(values) for name, values in weights.items()}
+    (tmp_path / "second").mkdir()
+    torch.save(second, tmp_path / "second" / "model.pt")
+    shutil.copy(trained / "facts.yaml", tmp_path / "second")
+    file, fit, evaluation = (tmp_path / name for name in ("own/ensemble.pt", "fit", "evaluation"))
+    run_bundle(
+        ACDC,
+        "train.yaml",
+        "calibrate.yaml",
+        members=[str(folder / "model.pt") for folder in (trained, tmp_path / "second")],
+        dataset_dir=str(prepared),
+        calibrated_path=str(file),
+        output_dir=str(fit),
+    )
+    run_bundle(
+        ACDC,
+        "train.yaml",
+        "evaluate.yaml",
+        dataset_dir=str(prepared),
+        load_path=str(file),
+        output_dir=str(evaluation),
+        split="validation",
+    )
+    estimate, found = read_estimate(fit), Evaluation.read(evaluation)
+    count = found.regions["all"]["top_label_per_case"].count.sum(-1)
+    nll = np.average(found.cases["nll_all"], weights=count)
+    assert nll == pytest.approx(estimate.nll_after, rel=1e-5)
+    assert found.cases["pairwise_dsc_LV"].between(0.01, 0.999).all()
+    run_bundle(
+        ACDC,
+        "inference.yaml",
+        dataset_dir=str(next(phantoms.rglob("*frame01.nii.gz"))),
+        load_path=str(file),
+        output_dir=str(tmp_path / "maps"),
+    )
+    table = pd.read_csv(tmp_path / "maps" / "quality.csv")
+    assert table["pairwise_dsc"].between(0.01, 0.999).all()
 
 
 def test_a_fit_on_changed_images_by_another_calibrator(

@@ -156,7 +156,7 @@ def command(saved: Path, name: str, number: int, **options: Any) -> None:
     given: dict[str, Any] = {"out": saved / "out", "workers": 1, **options}
     predictions = saved / f"predictions{number}"
     if name == "calibrate":
-        calibrate_predictions(predictions, saved / "labels", apply_to=predictions, **given)
+        calibrate_predictions(predictions, saved / "labels", apply_to=[predictions], **given)
     else:
         evaluate_predictions(predictions, saved / "labels" if name == "labels" else None, **given)
 

@@ -9,6 +9,7 @@ network or a server, and do not run here.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -306,21 +307,41 @@ def test_commands_of_the_comparison(
     # Of the prepared cases
     monkeypatch.setitem(SMALL, run_bundle, SMALL[run_bundle].replace("[32,32]", "[64,64]"))
     one_loss = "--losses nacl --image_size [64,64] --out runs/table1\n"
-    table, ensemble = blocks(ROOT / "docs/comparison.md", "bash")
-    seeds = ensemble.replace("--losses ce_dice", "--losses nacl --image_size [64,64]")
-    # The first seed is trained once
-    for name, first in (("runs/seeds", "runs/table1"), ("work/ce_dice", "work/nacl")):
-        assert name in seeds
-        seeds = seeds.replace(name, first)
-    run([table.replace("--out runs/table1\n", one_loss), seeds], repository, {"PREPARED": prepared})
+    (table,) = blocks(ROOT / "docs/comparison.md", "bash")
+    run([table.replace("--out runs/table1\n", one_loss)], repository, {"PREPARED": prepared})
     assert (repository / "runs" / "table1" / "report" / "index.html").is_file()
-    means = [
-        json.loads((repository / "runs" / folder / "summary.json").read_text())["nll_all"]["mean"]
-        for folder in ("ensemble/eval", "table1/nacl/seed0", "table1/nacl/seed1")
-    ]
-    assert means[1] != means[2]
-    # Of a mean of probabilities, by Jensen's inequality
-    assert means[0] < (means[1] + means[2]) / 2
+
+
+@pytest.mark.slow
+def test_commands_for_several_networks_and_raters(
+    repository: Path, phantoms: Path, prepared: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("FOLD0", "FOLD1", "FOLD2", "LABELS", "RATER1", "RATER2", "SEED0", "SEED1")
+    places = {name: repository / "mine" / name for name in names}
+    for patient, (number, name) in itertools.product(range(2), enumerate(names[:6])):
+        file = places[name] / f"patient{patient}_frame01.nii.gz"
+        seed = 2 * number + patient
+        if name.startswith("FOLD"):
+            save_channels_last(file, softmax_of(seed, 4))
+        else:
+            save_nifti(file, label_of(seed, (0, 1, 2, 3)))
+    for number, name in enumerate(names[6:]):
+        shutil.copytree(trained, places[name])
+        weights = torch.load(trained / "model.pt", weights_only=True)
+        scaled = {key: values * (1 + number / 100) for key, values in weights.items()}
+        torch.save(scaled, places[name] / "model.pt")
+    places |= {"PREPARED": prepared, "SCANS": next(phantoms.rglob("*frame01.nii.gz"))}
+    run_bundle = r"monai\.bundle run"
+    monkeypatch.setitem(SMALL, run_bundle, SMALL[run_bundle].replace("[32,32]", "[64,64]"))
+    run(blocks(ROOT / "docs/several.md", "bash"), repository, places)
+    for table in ("to_check/quality.csv", "own/maps/quality.csv"):
+        assert pd.read_csv(repository / table)["pairwise_dsc"].between(0, 1).all()
+    for name in ("folds", "raters"):
+        assert (repository / f"evaluation_{name}" / "report" / "index.html").is_file()
+    assert (repository / "scaled_to_raters" / "temperature.json").is_file()
+    evaluation = Evaluation.read(repository / "own" / "evaluation")
+    fitted = read_estimate(repository / "own/fit").temperature
+    assert evaluation.summary["temperature"] == np.float32(fitted)
 
 
 def test_commands_of_packaging(repository: Path) -> None:

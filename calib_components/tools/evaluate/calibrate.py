@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from monai.utils import ensure_tuple
 
 from calib_components.data.overlap import find_shared
 from calib_components.errors import InputError, printable, writing
@@ -28,18 +29,27 @@ from calib_components.tools.evaluate.classes import (
 )
 from calib_components.tools.evaluate.fit import fit_calibrator, to_logits, to_probabilities
 from calib_components.tools.evaluate.formats import Reader
-from calib_components.tools.evaluate.pairing import find_pairs, find_predictions
+from calib_components.tools.evaluate.pairing import (
+    find_members,
+    find_pairs,
+    name_targets,
+    places_of,
+    places_of_validation,
+    read_folders,
+)
 from calib_components.tools.parallel import map_cases
 
 ENDINGS = (f"{PROBABILITY}.nii.gz", ".npz")  # of calibrated maps: with a grid, and without
 
 
 def calibrate_predictions(
-    predictions: Path,
-    labels: Path,
+    predictions: Path | None = None,
+    labels: Path | None = None,
     *,
-    apply_to: Path,
+    apply_to: Sequence[Path],
     out: Path,
+    members: Sequence[Path] | None = None,
+    raters: Sequence[Path] | None = None,
     pairs: Path | None = None,
     structures: Sequence[str] | None = None,
     sigmoid: bool = False,
@@ -60,11 +70,16 @@ def calibrate_predictions(
 
     Args:
         predictions: Folder of predictions of validation cases: NIfTI files, nnU-Net's .npz, or
-            .npy.
+            .npy. With members, a folder given alone is that of the labels.
         labels: Folder of their labels, files of the same names, which may end in _gt, _seg or
             _label.
-        apply_to: Folder of the predictions to scale, of the same model and format.
+        apply_to: Folder of the predictions to scale, of the same model and format; with members,
+            one of each, P1,P2.
         out: Folder for the scaled predictions.
+        members: In place of predictions, folders of several networks' predictions of the same
+            cases, V1,V2: the fit is to their average, which is what is scaled.
+        raters: In place of labels, folders of several raters' labels, R1,R2: the fit is to all of
+            them.
         pairs: CSV file with the columns case, prediction and label, relative to the two folders.
             Default: files of the same name are a pair.
         structures: Names and label codes, such as liver=1,tumour=2; WT=1+2+4 is a structure of
@@ -87,54 +102,54 @@ def calibrate_predictions(
             be written. Maps of an earlier run stay.
     """
     fitted_on = Region.parse(region)
-    labelled = find_pairs(predictions, labels, pairs)
+    networks, labellers = read_folders(predictions, labels, members, raters, pairs)
+    if not labellers:
+        raise InputError("labels: give a folder, or those of several raters to --raters.")
+    targets = name_targets(ensure_tuple(apply_to), networks)
+    labelled = find_pairs(networks, labellers, pairs)
     fit_readers = {pair.name: pair.prediction for pair in labelled}
     check_probabilities(labelled[0].prediction, "Calibration")
-    readers = find_predictions(apply_to)
+    readers = find_members(targets)
     classes = classes_of(
         [*fit_readers.values(), *readers.values()], structures, sigmoid, ignore_index
     )
     patients = patients_of([*fit_readers], patient_pattern)
     target_patients = patients_of([*readers], patient_pattern)
-    _refuse_calibrated(predictions, fit_readers.values())
-    _refuse_calibrated(apply_to, readers.values())
+    _refuse_calibrated(networks.values(), fit_readers.values())
+    _refuse_calibrated(targets.values(), readers.values())
     files = [out / f"{name}{_map_ending(reader)}" for name, reader in readers.items()]
     run = {
-        "predictions": predictions,
-        "labels": labels,
-        "apply_to": apply_to,
+        **places_of(networks, labellers),
+        "apply_to": ",".join(map(str, targets.values())),
         "structures": structures,
         "sigmoid": sigmoid,
         "ignore_index": ignore_index,
         "region": fitted_on.name,
         "calibrator": calibrator,
     }
-    folder = OutputFolder(out, run, overwrite=overwrite)
+    output = OutputFolder(out, run, overwrite=overwrite)
     names = {file.name for file in files} | {f"{kind}.json" for kind in KINDS}
-    _check_out(folder, (predictions, labels, apply_to), names)
+    sources = (*networks.values(), *labellers.values(), *targets.values())
+    _check_out(output, sources, names)
     shared = find_shared(_items(readers, target_patients), _items(fit_readers, patients))
     if shared:
         print(
             f"{len(shared)} of the {len(readers)} predictions to scale belong to patients of the"
             f" fit: {shared[0]}. Their evaluation will be too optimistic."
         )
-    with folder.claim(), ExitStack() as stack:
+    with output.claim(), ExitStack() as stack:
         fitted, estimate = fit_calibrator(
             labelled, classes, fitted_on, patients, workers, calibrator
         )
         unfinished = [stack.enter_context(writing(file)) for file in files]
         apply = functools.partial(_calibrate_file, classes=classes, calibrator=fitted)
-        targets = [*zip(readers.values(), unfinished, strict=True)]
-        map_cases(apply, targets, workers, "scale")
-        folder.claim(names)
+        map_cases(apply, [*zip(readers.values(), unfinished, strict=True)], workers, "scale")
+        output.claim(names)
         for kind in KINDS:
             (out / f"{kind}.json").unlink(missing_ok=True)
         stack.close()
-        arguments = {
-            "predictions": str(apply_to),
-            "validation": str(predictions),
-            "validation_labels": str(labels),
-        }
+        fitted_on_places = places_of_validation(places_of(networks, labellers))
+        arguments = places_of(targets, {}) | fitted_on_places
         write_estimate(estimate, out, arguments)  # where it is, all maps are of it
     print(printable(out))
 
@@ -164,13 +179,14 @@ def describe_estimate(folder: Path, estimate: Any) -> dict[str, Any] | None:
     }
 
 
-def _refuse_calibrated(folder: Path, predictions: Iterable[Reader]) -> None:
-    estimate = estimate_of(folder, predictions)
-    if estimate is not None:
-        raise InputError(
-            f"{folder} holds {estimate.name}.json: its predictions are calibrated already. Give"
-            " those before, or delete that file if the calibration is part of the network."
-        )
+def _refuse_calibrated(folders: Iterable[Path], predictions: Iterable[Reader]) -> None:
+    for number, folder in enumerate(folders):
+        estimate = estimate_of(folder, [each.members[number] for each in predictions])
+        if estimate is not None:
+            raise InputError(
+                f"{folder} holds {estimate.name}.json: its predictions are calibrated already. Give"
+                " those before, or delete that file if the calibration is part of the network."
+            )
 
 
 def _check_out(folder: OutputFolder, sources: Sequence[Path], names: set[str]) -> None:

@@ -16,6 +16,8 @@ from calib_components.data.nifti import Grid, open_nifti, read_values, turn_onto
 from calib_components.errors import InputError
 from calib_components.inference.images import find_images
 from calib_components.metrics.measures import Case
+from calib_components.metrics.raters import RatedCase
+from calib_components.quality.estimates import PairwiseDice
 from calib_components.tools.evaluate.classes import (
     IGNORED,
     Classes,
@@ -56,45 +58,101 @@ class Setting:
 
 
 def read_case(pair: LabelledPrediction, classes: Classes, temperature: float | None = None) -> Case:
-    """Read a case to measure on the voxels of its label, in mm and ml.
+    """Read a case to measure on the voxels of its label, in mm and ml; with labels of named raters,
+    a `RatedCase`.
 
     Its `prediction` is uint8 `(X, Y, Z)`, the most probable class, or the class of a label map;
     with sigmoid channels, what `combine_masks` makes of those above 0.5.
     """
     grid = pair.grid()
-    label = label_classes(pair.label.label_codes(), classes, pair.label.files[0])
     stored = read_prediction(pair.prediction, classes, grid)
-    is_label_map = pair.prediction.header().channels == 0
-    return Case(
-        label=torch.from_numpy(label),
-        structures=classes.structures,
-        probabilities=None if is_label_map else torch.from_numpy(stored.values),
-        prediction=torch.from_numpy(_predicted_classes(stored.values, classes)),
-        sigmoid=classes.sigmoid,
-        ignore_index=IGNORED,
-        temperature=temperature,
-        spacing=tuple(map(float, voxel_sizes(grid.affine))),
-        voxel_volume=float(abs(np.linalg.det(grid.affine[:3, :3])) / CUBIC_MM),
-        lowest=stored.lowest,
-        highest=stored.highest,
-    )
+    is_label_map = pair.prediction.is_label_map
+    cases = {
+        rater: Case(
+            label=torch.from_numpy(_read_label(reader, classes, grid)),
+            structures=classes.structures,
+            probabilities=None if is_label_map else torch.from_numpy(stored.values),
+            prediction=torch.from_numpy(_predicted_classes(stored.values, classes)),
+            sigmoid=classes.sigmoid,
+            ignore_index=IGNORED,
+            temperature=temperature,
+            spacing=tuple(map(float, voxel_sizes(grid.affine))),
+            voxel_volume=float(abs(np.linalg.det(grid.affine[:3, :3])) / CUBIC_MM),
+            lowest=stored.lowest,
+            highest=stored.highest,
+            pairwise_dsc=stored.pairwise_dsc,
+        )
+        for rater, reader in pair.labels.items()
+    }
+    return cases[""] if "" in cases else RatedCase.of(cases)
+
+
+def _read_label(reader: Reader, classes: Classes, grid: Grid) -> np.ndarray:
+    label = label_classes(reader.label_codes(), classes, reader.files[0])
+    return _turned(label, find_turn(reader, grid))
 
 
 def read_prediction(prediction: Reader, classes: Classes, grid: Grid | None = None) -> Stored:
     """Read the probabilities `(C, X, Y, Z)` of a prediction, or the classes `(1, X, Y, Z)` of a
     label map, on a grid whose axes may be in another order; None: on its own.
+
+    Those of several networks are averaged, one after the other; label maps are votes.
     """
-    if prediction.header().channels == 0:
+    if len(prediction.members) == 1:
+        return _read_member(prediction, classes, grid)
+    header = prediction.header()
+    if grid is None and header.affine is not None:
+        grid = Grid(header.affine, header.shape, prediction.files[0])
+    mean, limits = np.zeros(()), np.zeros(2)
+    masks = []
+    for member in prediction.members:
+        stored = _read_member(member, classes, grid)
+        values = _votes(stored.values, member, classes)
+        if mean.shape not in ((), values.shape):
+            raise InputError(f"{member.files[0]}: its shape is not that of {prediction.files[0]}.")
+        mean = mean + values / len(prediction.members)
+        limits += np.array([stored.lowest, stored.highest]) / len(prediction.members)
+        masks.append(_structures_in(values, classes))
+    pairs = PairwiseDice(classes.structures)
+    for number, name in enumerate(classes.structures):
+        pairs.add(name, torch.stack([of_member[number] for of_member in masks]))
+    lowest, highest = limits.tolist()
+    return Stored(mean.astype(np.float32), lowest, highest, pairs.compute())
+
+
+def _votes(values: np.ndarray, member: Reader, classes: Classes) -> np.ndarray:
+    """Return the probabilities of a member, 0 or 1 of a label map."""
+    if classes.sigmoid or not member.is_label_map:
+        return values
+    return (values == np.arange(len(classes.codes))[:, None, None, None]).astype(np.float32)
+
+
+def _structures_in(values: np.ndarray, classes: Classes) -> list[torch.Tensor]:
+    """Return where probabilities predict each structure."""
+    if classes.sigmoid:
+        masks = [values[channel] > 0.5 for channel, *_ in classes.structures.values()]
+    else:
+        predicted = values.argmax(0)
+        masks = [np.isin(predicted, indices) for indices in classes.structures.values()]
+    return [*map(torch.from_numpy, masks)]
+
+
+def _read_member(prediction: Reader, classes: Classes, grid: Grid | None) -> Stored:
+    if prediction.is_label_map:
         every_code = replace(classes, ignore_code=None)
         codes = prediction.label_codes()
         stored = Stored(label_classes(codes, every_code, prediction.files[0]), 0.0, 1.0)
     else:
         stored = prediction.probabilities(classes.sigmoid, classes.skip)
     turn = None if grid is None else find_turn(prediction, grid)
+    return stored._replace(values=_turned(stored.values, turn))
+
+
+def _turned(values: np.ndarray, turn: np.ndarray | None) -> np.ndarray:
+    """Return `(C, X, Y, Z)` with its axes turned, see `find_turn`."""
     if turn is None:
-        return stored
-    turned = np.stack([apply_orientation(channel, turn) for channel in stored.values])
-    return stored._replace(values=turned)
+        return values
+    return np.stack([apply_orientation(channel, turn) for channel in values])
 
 
 def _predicted_classes(values: np.ndarray, classes: Classes) -> np.ndarray:

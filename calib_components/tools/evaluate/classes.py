@@ -57,7 +57,7 @@ def classes_of(
     """
     first = predictions[0]
     channels = first.header().channels
-    for prediction in predictions:
+    for prediction in [each for several in predictions for each in several.members]:
         if (number := prediction.header().channels) != channels:
             raise InputError(
                 f"{prediction.files[0]} has {number} channels, {first.files[0]} has {channels}."
@@ -71,7 +71,7 @@ def check_probabilities(prediction: Reader, purpose: str) -> None:
     """Raise `InputError` if a prediction is a label map; `purpose` is what probabilities are
     for.
     """
-    if prediction.header().channels == 0:
+    if prediction.is_label_map:
         raise InputError(
             f"{prediction.files[0]} is a label map. {purpose} needs probabilities: save those."
         )

@@ -5,15 +5,18 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from calib_components.errors import InputError, reading
+from calib_components.errors import reading
 from calib_components.handlers.evaluation import EvaluationRecords, record_case, write_evaluation
-from calib_components.handlers.evaluation_files import Evaluation
+from calib_components.handlers.parts import measure_raters, rated_slice
+from calib_components.metrics.measures import measure_case
+from calib_components.metrics.raters import RatedCase
 from calib_components.quality.table import TABLES
 from calib_components.tools.cli import patients_of
 from calib_components.tools.evaluate.calibrate import describe_estimate, estimate_of
@@ -32,10 +35,15 @@ from calib_components.tools.evaluate.classes import (
     classes_of,
     combine_masks,
 )
+from calib_components.tools.evaluate.formats import Ensemble
 from calib_components.tools.evaluate.pairing import (
+    OF_VALIDATION,
     LabelledPrediction,
+    find_members,
     find_pairs,
-    find_predictions,
+    places_of,
+    places_of_validation,
+    read_folders,
 )
 from calib_components.tools.evaluate.quality import estimate_quality
 from calib_components.tools.parallel import map_cases
@@ -48,10 +56,12 @@ REPORT = "report"  # folder of the page inside the output folder
 
 
 def evaluate_predictions(
-    predictions: Path,
+    predictions: Path | None = None,
     labels: Path | None = None,
     out: Path = Path("evaluation"),
     *,
+    members: Sequence[Path] | None = None,
+    raters: Sequence[Path] | None = None,
     pairs: Path | None = None,
     structures: Sequence[str] | None = None,
     sigmoid: bool = False,
@@ -74,15 +84,25 @@ def evaluate_predictions(
     `calibrate_predictions` has scaled, `temperature.json` beside them says by what, so that the
     plausible foreground has the same voxels as before.
 
+    The predictions of several networks are averaged: `members.csv` has a row for each of them
+    beside their average, and `pairwise_dsc` says how far their segmentations agree, also without
+    labels. With several raters, the files hold the means over them: a voxel and a rater are one
+    observation. `raters.csv` has a row for each rater and one for all.
+
     Without labels, `out` gets `quality.csv` and `quality.html`: what the probabilities say of the
     quality of each prediction, the worst first.
 
     Args:
         predictions: Folder of probabilities or label maps, see
-            `calib_components.tools.evaluate.formats`.
+            `calib_components.tools.evaluate.formats`. With members, a folder given alone is that of
+            the labels.
         labels: Folder of label maps, files of the same names, which may end in `_gt`, `_seg` or
             `_label`. Default: the predictions have no labels.
         out: Folder of the results.
+        members: In place of predictions, folders of several networks' predictions of the same
+            cases, such as of folds or seeds: P1,P2. Label maps are votes.
+        raters: In place of labels, folders of several raters' label maps: R1,R2. Each case needs
+            the label of one of them.
         pairs: CSV file with the columns case, prediction and label, relative to the two folders.
             Default: files of the same name are a pair.
         structures: Label codes of the structures, such as `liver=1,tumour=2`, or `WT=1+2+4` of
@@ -107,18 +127,17 @@ def evaluate_predictions(
         InputError: A file or option is unsuitable, files do not belong together, another run writes
             to `out`, or results cannot be written.
     """
-    if labels is None:
-        if pairs is not None:
-            raise InputError("--pairs needs the folder of the labels.")
-        labelled, readers = [], find_predictions(predictions)
-        check_volume(next(iter(readers.values())), sigmoid)
-    else:
-        labelled = find_pairs(predictions, labels, pairs)
+    networks, labellers = read_folders(predictions, labels, members, raters, pairs)
+    if labellers:
+        labelled = find_pairs(networks, labellers, pairs)
         readers = {pair.name: pair.prediction for pair in labelled}
-    calibration = estimate_of(predictions, readers.values())
+    else:
+        labelled, readers = [], find_members(networks)
+        check_volume(next(iter(readers.values())), sigmoid)
+    (folder, *_) = networks.values()
+    calibration = None if members else estimate_of(folder, readers.values())
     run = {
-        "predictions": predictions,
-        "labels": labels,
+        **places_of(networks, labellers),
         "images": images,
         "validation": validation,
         "structures": structures,
@@ -139,9 +158,9 @@ def evaluate_predictions(
         "source": "predictions",
         "sigmoid": setting.classes.sigmoid,
         "arguments": _arguments(run, patient_pattern, pairs),
-        "calibration": describe_estimate(predictions, calibration),
+        "calibration": describe_estimate(folder, calibration),
     }
-    fitted = None
+    reference = None
     if validation is not None:
         check_probabilities(next(iter(readers.values())), "--validation")
         fitted, _ = read_validation(
@@ -150,36 +169,28 @@ def evaluate_predictions(
             about,
             setting.items(),
             patient_pattern,
-            by_name=labels is None,  # with labels, the report compares these
+            by_name=not labellers,  # with labels, the report compares these
         )
-    if labels is None:
-        reference = None if fitted is None else reference_of(fitted, patient_pattern)
-        estimate_quality(readers, setting, reference, review, review_below)
-    else:
-        if fitted is not None:
-            about["arguments"] = {**about["arguments"], **_arguments_of_validation(fitted)}
+        reference = reference_of(fitted, patient_pattern)
+        about["arguments"] |= places_of_validation(fitted.summary.get("arguments", {}))
+    if labellers:
         _evaluate_labelled(labelled, setting, calibration, validation, skip_existing, about)
+    else:
+        estimate_quality(readers, setting, reference, review, review_below)
 
 
 def _arguments(
     run: Mapping[str, Any], patient_pattern: str | None, pairs: Path | None
 ) -> dict[str, str]:
     """Return the arguments of an evaluation as texts by name, for the commands of its report."""
-    names = ("predictions", "labels", "structures", "sigmoid", "ignore_index")
-    given = {name: run[name] for name in names}
+    names = (*OF_VALIDATION, "structures", "sigmoid", "ignore_index")
+    given = {name: run[name] for name in names if name in run}
     given |= {"patient_pattern": patient_pattern, "pairs": pairs}
     if given["structures"] is not None:
         given["structures"] = ",".join(given["structures"])
     if given["sigmoid"]:
         given["sigmoid"] = "true"
     return {name: str(value) for name, value in given.items() if value not in (None, False)}
-
-
-def _arguments_of_validation(fitted: Evaluation) -> dict[str, str]:
-    """Return where the validation cases are."""
-    arguments = fitted.summary.get("arguments", {})
-    names = {"predictions": "validation", "labels": "validation_labels"}
-    return {names[name]: value for name, value in arguments.items() if name in names}
 
 
 def _evaluate_labelled(
@@ -230,4 +241,15 @@ def _measure(
         image = torch.from_numpy(read_image(setting.images[pair.name], pair.grid()))
     with reading(pair.prediction.files[0], "a prediction that can be measured"):
         record = record_case(case, case.prediction, torch.from_numpy(drawn), image)
+        if isinstance(case, RatedCase):
+            record["raters"], everyone = measure_raters(case)
+            record["values"] |= everyone
+            record["rated"] = rated_slice(case, image)
+        if isinstance(pair.prediction, Ensemble):
+            record["members"] = {
+                name: measure_case(
+                    read_case(replace(pair, prediction=member), setting.classes, temperature)
+                )
+                for name, member in pair.prediction.networks.items()
+            }
     records.write(pair.name, {**record, "agreement": count_agreement(case)})

@@ -88,8 +88,10 @@ def _fit_case(
     cropped: bool,
 ) -> tuple[Calibrator, list[list[int]]]:
     saved, logits = _read_logits(pair, classes, cropped)
-    fit = copy.deepcopy(empty)
-    fit.update(logits[None], saved.label[None], patients[pair.name])
+    fit, labels = copy.deepcopy(empty), saved.labels()
+    for label in labels:
+        fit.update(logits[None], label[None], patients[pair.name])
+    fit.scale(1 / len(labels))  # a patient counts once, whoever labelled it
     return fit, count_agreement(saved)
 
 
@@ -100,7 +102,8 @@ def _read_logits(
     assert saved.probabilities is not None
     if cropped:
         foreground = saved.probabilities if classes.sigmoid else saved.probabilities[1:]
-        saved.label.masked_fill_((foreground == 0).all(0), IGNORED)
+        for label in saved.labels():
+            label.masked_fill_((foreground == 0).all(0), IGNORED)
     stored = Stored(saved.probabilities.numpy(), saved.lowest, saved.highest)
     return saved, to_logits(stored, classes.sigmoid)
 

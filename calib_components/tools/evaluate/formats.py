@@ -17,9 +17,10 @@ from __future__ import annotations
 import io
 import pickle
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -66,13 +67,19 @@ class Header(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """Probabilities `(C, X, Y, Z)`, float32, and what a stored 0 and 1 can have been, for
-    logarithms.
+    """Probabilities of a prediction.
+
+    Attributes:
+        values: `(C, X, Y, Z)`, float32.
+        lowest: What a stored 0 can have been, for logarithms.
+        highest: What a stored 1 can have been.
+        pairwise_dsc: Of several networks, the mean DSC over their pairs, by structure.
     """
 
     values: np.ndarray
     lowest: float
     highest: float
+    pairwise_dsc: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,16 @@ class Reader(ABC):
     def grid_files(self) -> tuple[Path, ...]:
         """Files beside it that may say where its voxels lie."""
         return ()
+
+    @property
+    def members(self) -> tuple[Reader, ...]:
+        """The predictions that are averaged: this one, or those of several networks."""
+        return (self,)
+
+    @property
+    def is_label_map(self) -> bool:
+        """Whether it holds classes in place of probabilities."""
+        return self.header().channels == 0
 
     @abstractmethod
     def header(self) -> Header:
@@ -236,6 +253,32 @@ class NnUNetArray(PlainArray):
     def load(self) -> tuple[np.ndarray, np.dtype, float]:
         with reading(self.files[0], ARRAY) as file, np.load(file) as archive:
             values = archive["probabilities"].transpose(0, 3, 2, 1)
+        return values, values.dtype, 1.0
+
+
+@dataclass(frozen=True)
+class Ensemble(Reader):
+    """The predictions of several networks for one case. `files` are those of all."""
+
+    networks: Mapping[str, Reader] = field(default_factory=dict)  # by name
+
+    @property
+    def grid_files(self) -> tuple[Path, ...]:
+        return tuple(file for each in self.members for file in each.grid_files)
+
+    @property
+    def members(self) -> tuple[Reader, ...]:
+        return tuple(self.networks.values())
+
+    @property
+    def is_label_map(self) -> bool:
+        return False  # the shares of their votes are probabilities
+
+    def header(self) -> Header:
+        return self.members[0].header()
+
+    def load(self) -> tuple[np.ndarray, np.dtype, float]:
+        values = np.mean([each.load()[0] for each in self.members], axis=0)
         return values, values.dtype, 1.0
 
 

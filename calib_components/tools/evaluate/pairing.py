@@ -14,9 +14,11 @@ import numpy as np
 
 from calib_components.data.nifti import LABEL_SUFFIXES, Grid, turn_onto
 from calib_components.errors import InputError, reading
+from calib_components.handlers.parts import ALL, AVERAGE
 from calib_components.tools.evaluate.classes import PROBABILITY
 from calib_components.tools.evaluate.formats import (
     FORMATS,
+    Ensemble,
     Nifti,
     Reader,
     list_readers,
@@ -25,20 +27,32 @@ from calib_components.tools.evaluate.formats import (
 
 UNCERTAINTY = "_uncertainty"
 SHOWN = 5  # of many names in a message
+# Names of the arguments of a command, and of the same ones of validation cases
+OF_VALIDATION = {
+    "predictions": "validation",
+    "members": "validation_members",
+    "labels": "validation_labels",
+    "raters": "validation_raters",
+}
 
 
 @dataclass(frozen=True)
 class LabelledPrediction:
-    """The prediction and the label of a case."""
+    """The prediction of a case, and its label by each rater; of one rater without a name, by ""."""
 
     name: str
     prediction: Reader
-    label: Reader
+    labels: Mapping[str, Reader]
+
+    @property
+    def label(self) -> Reader:
+        """The first label, on whose voxels the case is measured."""
+        return next(iter(self.labels.values()))
 
     @property
     def files(self) -> list[Path]:
         """All files that are read."""
-        readers = (self.prediction, self.label)
+        readers = (self.prediction, *self.labels.values())
         return [file for each in readers for file in (*each.files, *each.grid_files)]
 
     def grid(self) -> Grid:
@@ -55,40 +69,57 @@ class LabelledPrediction:
 
 
 def find_pairs(
-    predictions: Path, labels: Path, table: Path | None = None
+    predictions: Mapping[str, Path], raters: Mapping[str, Path], table: Path | None = None
 ) -> list[LabelledPrediction]:
-    """Find the predictions of a folder and the label of each, sorted by name, and check by the
-    files' headers that each pair has the same voxels.
+    """Find the predictions of one network or several, and the labels of each case, sorted by name,
+    and check by the files' headers that they have the same voxels.
 
     Labels without a prediction are left out. Axes of a prediction may be in another order or
-    direction than those of its label.
+    direction than those of its label. A case needs the label of one of the raters.
 
     Args:
-        predictions: Folder of the predictions.
-        labels: Folder of the labels.
-        table: CSV file of the pairs, see `read_pairs`. Default: files of the same name are a pair.
+        predictions: Folder of the predictions of each network, by name.
+        raters: Folder of the labels of each rater, by name.
+        table: CSV file of the pairs of one network and rater, see `read_pairs`. Default: files of
+            the same name are a pair.
 
     Raises:
-        InputError: A prediction has no label, or a file is unsuitable.
+        InputError: A prediction has no label, a rater none of the cases, or a file is unsuitable.
     """
-    if table is None:
-        readers_by_case = find_labels(labels)
-        pairs = pair_by_name(find_predictions(predictions, readers_by_case), readers_by_case)
-        left_out = sorted(readers_by_case.keys() - {pair.name for pair in pairs})
-        if left_out:
-            logging.getLogger(__name__).warning(
-                "%s: %d label(s) without a prediction, left out: %s",
-                labels,
-                len(left_out),
-                ", ".join(left_out[:SHOWN]),
-            )
+    if table is not None:
+        (folder,), ((rater, labels),) = predictions.values(), raters.items()
+        pairs = read_pairs(table, folder, labels, rater)
     else:
-        pairs = read_pairs(table, predictions, labels)
+        labels_by_rater = {rater: find_labels(labels) for rater, labels in raters.items()}
+        names = {name for labels in labels_by_rater.values() for name in labels}
+        pairs = pair_by_name(find_members(predictions, names), labels_by_rater)
+        _check_labels({pair.name for pair in pairs}, labels_by_rater, raters)
     check_grids(pairs)
     return pairs
 
 
-def read_pairs(table: Path, predictions: Path, labels: Path) -> list[LabelledPrediction]:
+def _check_labels(
+    cases: Collection[str],
+    labels_by_rater: Mapping[str, Mapping[str, Reader]],
+    folders: Mapping[str, Path],
+) -> None:
+    """Refuse a rater who labelled none of the cases, and warn of labels that are left out."""
+    for rater, labels in labels_by_rater.items():
+        left_out = sorted(labels.keys() - cases)
+        if len(left_out) == len(labels):
+            raise InputError(f"{folders[rater]}: no label has the name of a prediction.")
+        if left_out:
+            logging.getLogger(__name__).warning(
+                "%s: %d label(s) without a prediction, left out: %s",
+                folders[rater],
+                len(left_out),
+                ", ".join(left_out[:SHOWN]),
+            )
+
+
+def read_pairs(
+    table: Path, predictions: Path, labels: Path, rater: str = ""
+) -> list[LabelledPrediction]:
     """Read which files are a pair from a CSV file with the columns case, prediction and label.
 
     Paths are relative to the two folders. A case with a file for each channel has a row for each.
@@ -104,23 +135,127 @@ def read_pairs(table: Path, predictions: Path, labels: Path) -> list[LabelledPre
     if not label_files:
         raise InputError(f"{table} has no rows.")
     return [
-        LabelledPrediction(case, make_reader(prediction_files[case]), make_reader([file]))
+        LabelledPrediction(case, make_reader(prediction_files[case]), {rater: make_reader([file])})
         for case, file in sorted(label_files.items())
     ]
 
 
 def pair_by_name(
-    predictions: Mapping[str, Reader], labels: Mapping[str, Reader]
+    predictions: Mapping[str, Reader], labels_by_rater: Mapping[str, Mapping[str, Reader]]
 ) -> list[LabelledPrediction]:
-    """Pair predictions with the labels of the same case."""
-    unpaired = [name for name in predictions if name not in labels]
-    if unpaired:
+    """Pair predictions with the labels of the same case, each of which a rater may lack."""
+    pairs = []
+    for name, reader in predictions.items():
+        labels = {
+            rater: labels[name] for rater, labels in labels_by_rater.items() if name in labels
+        }
+        if not labels:
+            raise InputError(
+                f"{reader.files[0]}: no label for {name}. Give each prediction a label of the same"
+                " name, or list the pairs in a file for --pairs. Number files of channels from 0,"
+                " without gaps and leading zeros."
+            )
+        pairs.append(LabelledPrediction(name, reader, labels))
+    return pairs
+
+
+def read_folders(
+    predictions: Path | None,
+    labels: Path | None,
+    members: Sequence[Path] | None,
+    raters: Sequence[Path] | None,
+    pairs: Path | None = None,
+) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Return the folders of networks and of raters by name; of one, the name is ""."""
+    if pairs is not None and (members or raters or not labels):
+        raise InputError("--pairs needs one folder of predictions and one of labels.")
+    if members and labels is None:  # a folder given alone
+        predictions, labels = None, predictions
+    networks = _one_or_several("predictions", predictions, "--members", members, AVERAGE)
+    if not networks:
+        raise InputError("predictions: give a folder, or those of several networks to --members.")
+    return networks, _one_or_several("labels", labels, "--raters", raters, ALL)
+
+
+def _one_or_several(
+    name: str, folder: Path | None, option: str, folders: Sequence[Path] | None, reserved: str
+) -> dict[str, Path]:
+    if folder is not None and folders:
+        raise InputError(f"{name}: give one folder, or several to {option}.")
+    if folders:
+        return _name_folders(folders, option, reserved)
+    return {} if folder is None else {"": folder}
+
+
+def _name_folders(folders: Sequence[Path], option: str, reserved: str) -> dict[str, Path]:
+    """Return folders by their names, or by their paths where names are equal.
+
+    Raises:
+        InputError: There are less than two, two are the same, or one is called like the row of all.
+    """
+    named = {folder.name: folder for folder in folders}
+    if len(named) < len(folders):
+        named = {str(folder): folder for folder in folders}
+    if len(named) < max(2, len(folders)) or reserved in named:
         raise InputError(
-            f"{predictions[unpaired[0]].files[0]}: no label for {unpaired[0]}. Give each"
-            " prediction a label of the same name, or list the pairs in a file for --pairs. Number"
-            " files of channels from 0, without gaps and leading zeros."
+            f"{option}: give two folders or more, all different and none called {reserved!r}."
         )
-    return [LabelledPrediction(name, reader, labels[name]) for name, reader in predictions.items()]
+    return named
+
+
+def name_targets(folders: Sequence[Path], networks: Mapping[str, Path]) -> dict[str, Path]:
+    """Return the folders of the predictions to scale by the names of the networks of the fit."""
+    if len(folders) != len(networks):
+        raise InputError(
+            f"--apply_to: give {len(networks)} folder(s), as many as there are networks, in their"
+            " order."
+        )
+    return dict(zip(networks, folders, strict=True))
+
+
+def places_of(networks: Mapping[str, Path], raters: Mapping[str, Path]) -> dict[str, str]:
+    """Return folders of predictions and labels as the arguments of a command."""
+    places = {}
+    for one, several, folders in (
+        ("predictions", "members", networks),
+        ("labels", "raters", raters),
+    ):
+        if folders:
+            name = one if len(folders) == 1 else several
+            places[name] = ",".join(map(str, folders.values()))
+    return places
+
+
+def places_of_validation(arguments: Mapping[str, str]) -> dict[str, str]:
+    """Return where the predictions and labels of a command were, as those of validation cases."""
+    return {
+        OF_VALIDATION[name]: value for name, value in arguments.items() if name in OF_VALIDATION
+    }
+
+
+def find_members(
+    folders: Mapping[str, Path], label_names: Collection[str] = ()
+) -> dict[str, Reader]:
+    """Find the predictions of one network, see `find_predictions`, or of several for the same
+    cases.
+    """
+    found = {name: find_predictions(folder, label_names) for name, folder in folders.items()}
+    first, *others = found.values()
+    if not others:
+        return first
+    for name, readers in found.items():
+        if missing := sorted(first.keys() ^ readers.keys()):
+            raise InputError(
+                f"--members: {folders[name]} and {next(iter(folders.values()))} hold predictions of"
+                f" other cases, such as {missing[0]}. Members predict the same ones."
+            )
+    return {
+        case: Ensemble(
+            tuple(file for readers in found.values() for file in readers[case].files),
+            {name: readers[case] for name, readers in found.items()},
+        )
+        for case in first
+    }
 
 
 def find_predictions(folder: Path, label_names: Collection[str] = ()) -> dict[str, Reader]:
@@ -166,7 +301,8 @@ def case_name(stem: str) -> str:
 def check_grids(pairs: Sequence[LabelledPrediction]) -> None:
     """Check by the headers that predictions have the voxels of their labels."""
     for pair in pairs:
-        find_turn(pair.prediction, pair.grid())
+        for reader in (*pair.prediction.members, *pair.labels.values()):
+            find_turn(reader, pair.grid())
     unknown = sum(pair.prediction.header().affine is None for pair in pairs)
     if unknown:
         logging.getLogger(__name__).warning(

@@ -63,9 +63,10 @@ def _estimate_scan(
         file = setting.images[name]
         header, image = open_nifti(file), read_image(file)
         affine, grid = header.affine, Grid(header.affine, image.shape, file)
-    values = read_prediction(prediction, setting.classes, grid).values
+    values, *_, agreement = read_prediction(prediction, setting.classes, grid)
     foreground = values if setting.classes.sigmoid else values[1:]
-    if foreground.any() and not ((values > 0) & (values < 1)).any():
+    is_one = len(prediction.members) == 1  # several may agree
+    if is_one and foreground.any() and not ((values > 0) & (values < 1)).any():
         raise InputError(
             f"{prediction.files[0]}: all values are 0 or 1, as those of a label map. Save"
             " probabilities."
@@ -80,7 +81,7 @@ def _estimate_scan(
         scan.uncertainty(shown),
         np.eye(4) if affine is None else affine,
     )
-    record = describe_scan(name, scan.compute(), reference, affine, picture)
+    record = describe_scan(name, scan.compute(), reference, affine, picture, agreement)
     rows = [(row["expected_dsc"], row["expected_volume_ml"]) for row in record["rows"]]
     is_same = np.isclose(reference.values[..., [1, 3]], np.array(rows, float))
     if is_same.all((1, 2)).any():

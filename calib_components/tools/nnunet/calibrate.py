@@ -133,7 +133,7 @@ def calibrate_model(
             training, validation = split["train"], split["val"]
         _check_patients(fold, validation, training, trained, patient_pattern)
         readers = {name: _read_validation(fold, name) for name in sorted(validation)}
-        pairs |= {pair.name: pair for pair in pair_by_name(readers, labels)}
+        pairs |= {pair.name: pair for pair in pair_by_name(readers, {"": labels})}
     check_grids([*pairs.values()])
     predictions = [pair.prediction for pair in pairs.values()]
     classes = classes_of(predictions, trained.structures, manager.has_regions, manager.ignore_label)

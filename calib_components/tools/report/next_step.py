@@ -47,9 +47,13 @@ UNLIKE = (
 # Arguments that name places, and what stands for those that are not known
 PLACES = {
     "predictions": "PREDICTIONS",
+    "members": "",
     "labels": "LABELS",
+    "raters": "",
     "validation": "VALIDATION",
+    "validation_members": "VALIDATION1,VALIDATION2",
     "validation_labels": "VALIDATION_LABELS",
+    "validation_raters": "",
 }
 # Options of an evaluation that a fit does not take
 ALONE = ("split", "shard", "skip_existing", "overwrite")
@@ -116,9 +120,10 @@ def _network(summary: Mapping[str, Any]) -> list[str]:
     """Return what tells the network of an evaluation from others; nothing if it is not known."""
     done = summary.get("calibration") or {}
     known = {**summary.get("arguments", {}), **done.get("arguments", {})}
-    return [
-        f"{key} {known[key]}" for key in ("predictions", "bundle_root", "ckpt_dir") if key in known
-    ]
+    if "members" in known:
+        known.pop("predictions", None)  # their calibrated average
+    names = ("predictions", "members", "bundle_root", "ckpt_dir")
+    return [f"{name} {known[name]}" for name in names if name in known]
 
 
 def _commands(summary: Mapping[str, Any], folder: str, region: str = "") -> str:
@@ -155,18 +160,28 @@ def _for_predictions(arguments: Mapping[str, str], folder: str, region: str) -> 
     """
     shared = {name: value for name, value in arguments.items() if name not in PLACES}
     known = {**PLACES, **arguments}
-    source, labels = known["predictions"], known["labels"]
+    source, raters = known["members"] or known["predictions"], known["raters"]
     if not Path(source).name:  # such as "."
         source = os.path.realpath(source)
     suffix = f"_{region}" if region else ""
+    before = f"{folder.removesuffix('_scaled')}_average" if known["members"] else source
     scaled, after = (
-        f"{place.removesuffix('_scaled')}_scaled{suffix}" for place in (source, folder)
+        f"{place.removesuffix('_scaled')}_scaled{suffix}" for place in (before, folder)
     )
-    places = [known["validation"], known["validation_labels"], "--apply_to", source]
-    fit = {"out": scaled, **shared, **_region_option(region)}
+    fitted_on, fit = [known["validation"]], {"apply_to": source, "out": scaled}
+    if known["members"]:
+        fitted_on, fit = [], {"members": known["validation_members"], **fit}
+    # Labels of raters without a prediction are left out
+    places, options = [scaled, known["labels"]], {"out": after}
+    if raters:
+        places, options = [scaled], {"raters": raters, **options}
+        fit = {"raters": known["validation_raters"] or raters, **fit}
+    else:
+        fitted_on.append(known["validation_labels"])
+    fit = {**fit, **shared, **_region_option(region)}
     return [
-        f"{CALIBRATE_COMMAND} {shlex.join(places)} {as_options(fit)}",
-        f"{EVALUATE_COMMAND} {shlex.join([scaled, labels])} {as_options({'out': after, **shared})}",
+        f"{CALIBRATE_COMMAND} {shlex.join(fitted_on)} {as_options(fit)}",
+        f"{EVALUATE_COMMAND} {shlex.join(places)} {as_options({**options, **shared})}",
         _report(folder, after),
     ]
 

@@ -19,6 +19,7 @@ from calib_components.tools.report.conclusion import conclude
 from calib_components.tools.report.data import Context
 from calib_components.tools.report.page import Section, write_report
 from calib_components.tools.report.quality import limits_section, quality_section
+from calib_components.tools.report.raters import members_section, raters_section
 from calib_components.tools.report.readers import read_evaluations
 from calib_components.tools.report.statistics import MIN_PATIENTS
 from calib_components.tools.report.structures import structures_section
@@ -29,8 +30,10 @@ from calib_components.tools.report.thresholds import read_validation, thresholds
 SECTIONS: Sequence[Callable[[Context], Section | None]] = (
     summary_section,
     reliability_section,
+    raters_section,
     cases_section,
     pictures_section,
+    members_section,
     structures_section,
     differences_section,
     means_section,

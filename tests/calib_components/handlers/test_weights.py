@@ -26,7 +26,7 @@ from calib_components.handlers.weights import (
     with_calibrator,
     write_weights,
 )
-from calib_components.posthoc import EnsembleUNet, TemperatureScaling
+from calib_components.posthoc import TemperatureScaling, TemperatureUNet
 
 DATA = Facts("acdc", 2, 1, ["background", "heart"], [0, 1], {"heart": [1]}, [], [32, 32], [16, 16])
 UNET: dict[str, Any] = {
@@ -251,8 +251,8 @@ def test_weights_of_an_ensemble_are_joined_if_they_belong_together(tmp_path: Pat
         file.parent.mkdir()
         torch.save(content, file)
         write_facts(DATA, file.parent)
-    join_weights(*files, out=out)
-    ensemble, x = EnsembleUNet(**UNET, members=3).eval(), torch.randn(1, 1, 16, 16)
+    join_weights(files, out)
+    ensemble, x = TemperatureUNet(**UNET).eval(), torch.randn(1, 1, 16, 16)
     load_weights(ensemble, out)
     probabilities = [
         networks[0](x).softmax(1),
@@ -260,16 +260,18 @@ def test_weights_of_an_ensemble_are_joined_if_they_belong_together(tmp_path: Pat
         (networks[2](x) / 2).softmax(1),
     ]
     torch.testing.assert_close(ensemble(x).softmax(1), sum(probabilities) / 3)
+    again = TemperatureUNet(**UNET).eval()
+    again.load_state_dict(ensemble.state_dict())
+    torch.testing.assert_close(again(x), ensemble(x))
     assert facts_beside(out) == DATA
     with pytest.raises(InputError, match="weights of this network"):
-        load_weights(EnsembleUNet(**UNET, members=2), out)
+        load_weights(TemperatureUNet(**{**UNET, "channels": (4, 16)}), out)
 
-    def refuse(message: str, *given: Path, out: Path = tmp_path / "out" / "model.pt") -> None:
+    def refuse(message: str, *given: Path) -> None:
         with pytest.raises(InputError, match=message):
-            join_weights(*given, out=out)
+            join_weights(given, tmp_path / "out" / "model.pt")
         assert not (tmp_path / "out").exists()
 
-    refuse("--out", *files, out=out)
     refuse("at least two", files[0])
     refuse("each once", *files, files[0])
     for fold, file in enumerate(files):  # of a cross-validation, by the record beside each

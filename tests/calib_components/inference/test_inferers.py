@@ -19,6 +19,7 @@ from calib_components.inference.inferers import (
     agreement_of,
     volume_inferer,
 )
+from calib_components.posthoc import Ensemble, TemperatureScaled
 from calib_components.quality import PairwiseDice
 
 torch.manual_seed(0)
@@ -29,6 +30,12 @@ TURNS: list[Callable[[torch.Tensor], torch.Tensor]] = [
     lambda x: x.transpose(2, 3),
     lambda x: x.rot90(1, (2, 3)),
 ]
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """Whatever ran before: crops may tie."""
+    torch.manual_seed(0)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
@@ -73,6 +80,33 @@ def test_each_case_has_its_own_agreement_and_crop() -> None:
         assert 0 < agreement_of(case, structures)["a"] < 1
         assert agreement_of(case, structures) == agreement_of(alone, structures)
         assert crop_of(case) == crop_of(alone)
+
+
+@pytest.mark.parametrize("average", [False, True])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_members_of_an_ensemble_are_compared(dims: int, average: bool) -> None:
+    """The logits are those of the ensemble, where patches do not overlap."""
+    convolution = torch.nn.Conv2d if dims == 2 else torch.nn.Conv3d
+    members = [convolution(2, 3, 3, padding=1).double() for _ in range(3)]
+    ensemble = TemperatureScaled(Ensemble(members), 2.0).eval()
+    volume, structures = torch.rand(1, 2, 16, 16, 4, dtype=torch.float64), {"a": [1], "b": [1, 2]}
+    size = (16, 16, 4)[:dims]
+    inferer = volume_inferer(size, 3, average, structures)
+    plain = volume_inferer(size, 3, average)
+    by_member = torch.cat([plain(volume, member) for member in members])
+    for network in (ensemble, torch.jit.script(ensemble)):
+        logits = inferer(volume, network)
+        (case,) = decollate_batch(logits)
+        agreement = agreement_of(case, structures)
+        assert 0 < agreement["a"] < 1
+        if not average:
+            torch.testing.assert_close(logits.as_tensor(), plain(volume, ensemble))
+            p = by_member.softmax(1).mean(0, keepdim=True)
+            torch.testing.assert_close(logits.softmax(1).as_tensor(), (p.log() / 2).softmax(1))
+        if not average or dims == 3:
+            pairs = PairwiseDice(structures)
+            pairs.update(by_member.argmax(1))
+            assert agreement == pytest.approx(pairs.compute())
 
 
 def test_other_slices_are_flipped_only() -> None:

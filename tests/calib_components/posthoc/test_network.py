@@ -17,11 +17,12 @@ from calib_components.handlers import load_weights
 from calib_components.posthoc import (
     KINDS,
     Calibrator,
-    EnsembleUNet,
+    Ensemble,
     TemperatureScaled,
     TemperatureScaling,
     TemperatureUNet,
     find_calibrator,
+    find_members,
     find_reference,
     find_temperature,
     set_calibrator,
@@ -197,19 +198,20 @@ class TestEveryCalibrator:
 class TestEnsemble:
     def test_softmax_is_the_mean_of_those_of_the_members(self) -> None:
         torch.manual_seed(0)
-        network = EnsembleUNet(**OPTIONS, members=3).eval()
-        set_calibrator(network.members[1], temperature(2))  # acts before the mean
-        mean = torch.stack([member(X).softmax(1) for member in network.members]).mean(0)
-        torch.testing.assert_close(network(X).softmax(1), mean)
-        set_calibrator(network, temperature(1.7))
+        # The second has a calibrator, which acts before the mean
+        members = [network for network, _ in (*networks(1), *networks(2))[::2]]
+        members.append(TemperatureUNet(**OPTIONS).eval())
+        mean = torch.stack([member(X).softmax(1) for member in members]).mean(0)
+        network = TemperatureScaled(Ensemble(members), 1.7).eval()
         torch.testing.assert_close(network(X).softmax(1), (mean.log() / 1.7).softmax(1))
         assert find_temperature(network) is network.temperature
         for exported in (torch.jit.script(network), torch.jit.trace(network, X)):
             torch.testing.assert_close(exported(X), network(X))
+        parts = find_members(torch.jit.script(network))
+        for part, member in zip(parts, members, strict=True):
+            torch.testing.assert_close(part(X), member(X))
 
-    def test_too_few_members_or_classes_are_errors(self) -> None:
-        with pytest.raises(InputError, match="members"):
-            EnsembleUNet(**OPTIONS, members=1)
-        # The softmax of one channel is 1 everywhere
-        with pytest.raises(InputError, match="out_channels"):
-            EnsembleUNet(**{**OPTIONS, "out_channels": 1}, members=2)
+    def test_too_few_members_are_an_error(self) -> None:
+        with pytest.raises(InputError, match="networks"):
+            Ensemble([TemperatureUNet(**OPTIONS)])
+        assert find_members(TemperatureUNet(**OPTIONS)) == []

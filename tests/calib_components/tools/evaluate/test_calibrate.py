@@ -64,7 +64,7 @@ def folders(tmp_path: Path) -> Folders:
 
 
 def calibrate(folders: Folders, out: Path, **options: Any) -> Any:
-    calibrate_predictions(*folders, out=out, **{"apply_to": folders[0], "workers": 1, **options})
+    calibrate_predictions(*folders, out=out, **{"apply_to": [folders[0]], "workers": 1, **options})
     return read_estimate(out)
 
 
@@ -113,7 +113,7 @@ def test_predictions_of_the_fit_under_other_names_are_noted(
     save_channels_last(tmp_path / "test" / "t3.nii", softmax_of(99))
     for index, case in enumerate(CASES[:3]):
         nib.load(folders[0] / f"{case}.nii").to_filename(tmp_path / "test" / f"t{index}.nii")
-    calibrate(folders, tmp_path / "out", apply_to=tmp_path / "test")
+    calibrate(folders, tmp_path / "out", apply_to=[tmp_path / "test"])
     assert (
         "3 of the 4 predictions to scale belong to patients of the fit: the same volume"
         in capsys.readouterr().out
@@ -181,8 +181,8 @@ def test_places_and_files_that_do_not_fit(folders: Folders, tmp_path: Path) -> N
     save_channels_last(other / f"{CASES[0]}_probability.nii.gz", softmax_of(0))
     for used, options, expected in (
         ((tmp_path / "maps", labels), {"structures": ["a=1"]}, "label map"),
-        (folders, {"apply_to": tmp_path / "two"}, "has 2 channels"),
-        (folders, {"apply_to": tmp_path / "maps"}, "has 0 channels"),
+        (folders, {"apply_to": [tmp_path / "two"]}, "has 2 channels"),
+        (folders, {"apply_to": [tmp_path / "maps"]}, "has 0 channels"),
         (folders, {"out": predictions / "in"}, "--out"),
         (folders, {"out": tmp_path / "mine"}, "--overwrite"),
         (folders, {"out": other}, "--overwrite"),
@@ -202,5 +202,5 @@ def test_maps_of_an_earlier_run_stay_if_one_fails(folders: Folders, tmp_path: Pa
         save_channels_last(tmp_path / "test" / f"{case}.nii", softmax_of(1))
     save_channels_last(broken, 3 * softmax_of(0))
     with pytest.raises(InputError, match="percentages"):
-        calibrate(folders, tmp_path / "out", apply_to=tmp_path / "test", overwrite=True)
+        calibrate(folders, tmp_path / "out", apply_to=[tmp_path / "test"], overwrite=True)
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").glob("[!.]*")} == before

@@ -241,7 +241,7 @@ def test_background_as_the_last_channel_is_refused_and_a_bad_network_is_not(
     with pytest.raises(InputError, match=message):
         run(*folders, tmp_path / "out", **options)
     with pytest.raises(InputError, match=message):
-        calibrate_predictions(*folders, apply_to=folders[0], out=tmp_path / "T", **options)
+        calibrate_predictions(*folders, apply_to=[folders[0]], out=tmp_path / "T", **options)
     for bad in (
         good,
         softmax_of(1, channels),
@@ -367,7 +367,7 @@ def test_a_validation_has_the_calibration_and_the_codes_of_the_test(
             tmp_path / "new", None, tmp_path / "out", structures=["a=2", "b=1"], **options
         )
     calibrate_predictions(
-        predictions, labels, apply_to=tmp_path / "new", out=tmp_path / "scaled", workers=1
+        predictions, labels, apply_to=[tmp_path / "new"], out=tmp_path / "scaled", workers=1
     )
     with pytest.raises(InputError, match="seen has the calibration none, not temperature all 3"):
         evaluate_predictions(

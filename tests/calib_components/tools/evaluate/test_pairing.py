@@ -50,7 +50,7 @@ def read_one(
     sigmoid: bool = False,
     ignore: int | None = None,
 ) -> Case:
-    (pair,) = find_pairs(root / "predictions", root / "labels")
+    (pair,) = find_pairs({"": root / "predictions"}, {"": root / "labels"})
     assert pair.name == "case"
     return read_case(pair, classes_of([pair.prediction], structures, sigmoid, ignore))
 
@@ -108,7 +108,7 @@ def test_labels_as_arrays_lie_where_the_prediction_does(predictions: Path, tmp_p
     (predictions / "case.nii.gz").unlink()
     save_nnunet(predictions, "case", P)
     with pytest.raises(InputError, match="no file says where its voxels lie"):
-        find_pairs(predictions, tmp_path / "labels")
+        find_pairs({"": predictions}, {"": tmp_path / "labels"})
 
 
 def test_pairs_from_a_table(predictions: Path, labels: Path, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_pairs_from_a_table(predictions: Path, labels: Path, tmp_path: Path) -> 
     rows = [f"a,modality_{index}.nii.gz,case.nii.gz" for index in (5, 6, 7)]
     table = tmp_path / "pairs.csv"
     table.write_text("\n".join(["case,prediction,label", *rows]))
-    (pair,) = find_pairs(predictions, labels, table)
+    (pair,) = find_pairs({"": predictions}, {"": labels}, table)
     assert pair.name == "a"
     check_softmax(read_case(pair, classes_of([pair.prediction])))
     for text, expected in (
@@ -130,7 +130,7 @@ def test_pairs_from_a_table(predictions: Path, labels: Path, tmp_path: Path) -> 
     ):
         table.write_text(text)
         with pytest.raises(InputError, match=expected):
-            find_pairs(predictions, labels, table)
+            find_pairs({"": predictions}, {"": labels}, table)
 
 
 def test_a_folder_of_nnunet(predictions: Path, labels: Path, tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_a_file_for_each_channel(predictions: Path, labels: Path, tmp_path: Path
     check_softmax(read_one(tmp_path), softmax_of(0, channels=12))
     (predictions / "case_0.nii.gz").unlink()
     with pytest.raises(InputError, match="Number files of channels from 0"):
-        find_pairs(predictions, labels)
+        find_pairs({"": predictions}, {"": labels})
 
 
 def test_names_that_end_in_a_number_are_names_where_labels_have_them(
@@ -168,7 +168,7 @@ def test_names_that_end_in_a_number_are_names_where_labels_have_them(
     for index in range(2):
         save_nifti(predictions / f"patient_{index}.nii.gz", P[index])
         save_nifti(tmp_path / "labels" / f"patient_{index}.nii.gz", LABEL)
-    names = [case.name for case in find_pairs(predictions, tmp_path / "labels")]
+    names = [case.name for case in find_pairs({"": predictions}, {"": tmp_path / "labels"})]
     assert names == ["patient_0", "patient_1"]
     assert list(find_predictions(predictions)) == ["patient"]
 
@@ -207,11 +207,13 @@ def test_names_that_do_not_pair(
 ) -> None:
     save_channels_last(predictions / "case.nii.gz", P)
     save_nifti(labels / "more.nii", LABEL)
-    assert len(find_pairs(predictions, labels)) == 1  # such as the predictions of one fold
+    assert (
+        len(find_pairs({"": predictions}, {"": labels})) == 1
+    )  # such as the predictions of one fold
     assert "left out: more" in caplog.text
     save_channels_last(predictions / "alone.nii.gz", P)
     with pytest.raises(InputError, match="no label for alone"):
-        find_pairs(predictions, labels)
+        find_pairs({"": predictions}, {"": labels})
 
 
 def test_two_of_one_name_are_refused(predictions: Path, labels: Path) -> None:
@@ -226,20 +228,20 @@ def test_two_of_one_name_are_refused(predictions: Path, labels: Path) -> None:
         find_predictions(predictions)
     save_nifti(labels / "case.nii", LABEL)
     with pytest.raises(InputError, match="Two files are called case"):
-        find_pairs(predictions, labels)
+        find_pairs({"": predictions}, {"": labels})
 
 
 def test_folders_without_files_are_named(predictions: Path, labels: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"predictions: cannot read the folder"):
-        find_pairs(predictions, labels)
+        find_pairs({"": predictions}, {"": labels})
     predictions.mkdir()
     with pytest.raises(InputError, match="predictions: no file ends in"):
-        find_pairs(predictions, labels)
+        find_pairs({"": predictions}, {"": labels})
     with pytest.raises(InputError, match="predictions: no file ends in"):
-        find_pairs(labels, predictions)
+        find_pairs({"": labels}, {"": predictions})
     (predictions / "case.nii").symlink_to(tmp_path / "gone")
     with pytest.raises(InputError, match=r"case\.nii"):
-        find_pairs(predictions, labels)
+        find_pairs({"": predictions}, {"": labels})
 
 
 def test_other_grids_are_refused_before_voxels_are_read(
@@ -247,11 +249,11 @@ def test_other_grids_are_refused_before_voxels_are_read(
 ) -> None:
     save_channels_last(predictions / "case.nii.gz", P, AFFINE + np.eye(4)[:, [3, 3, 3, 0]] * 5)
     with pytest.raises(InputError, match="by up to 5 mm"):
-        find_pairs(predictions, labels)
+        find_pairs({"": predictions}, {"": labels})
     (predictions / "case.nii.gz").unlink()
     save_nnunet(predictions, "case", P.transpose(0, 3, 2, 1))  # without a grid
     with pytest.raises(InputError, match="order of the axes"):
-        find_pairs(predictions, labels)
+        find_pairs({"": predictions}, {"": labels})
     save_nnunet(predictions, "case", P)
-    find_pairs(predictions, labels)
+    find_pairs({"": predictions}, {"": labels})
     assert "flipped or swapped" in caplog.text

@@ -24,7 +24,7 @@ SHAPE = (24, 20, 6)
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without figures and further processes, which take seconds."""
     monkeypatch.setattr(comparison, "to_png", lambda figure: PNG)
-    for name in ("reliability_diagram", "uncertainty_overlay"):
+    for name in ("reliability_diagram", "uncertainty_overlay", "raters_overlay"):
         monkeypatch.setattr(figures, name, lambda *_, **__: Figure(figsize=(1, 1), dpi=30))
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
 
@@ -39,9 +39,13 @@ def save_cases(folder: Path, patients: int, first: int, scale: tuple[float, floa
         logit[4:18, 4:16, 1:5] = rng.normal(2 + rng.normal(0, 0.1), 1, (14, 12, 4))
         true = rng.random(SHAPE) < 1 / (1 + np.exp(-logit))
         p = 1 / (1 + np.exp(-logit * np.where(logit > 0, scale[1], scale[0])))
+        other = rng.random(SHAPE) < 1 / (1 + np.exp(-logit))
         name = f"p{seed:03d}.nii.gz"
-        save_channels_last(folder / "predictions" / name, np.stack([1 - p, p]))
-        save_nifti(folder / "labels" / name, true.astype(np.uint8))
+        for network, shift in (("predictions", 0), ("second", 1e-3)):
+            shifted = p + shift * (0.5 - p)
+            save_channels_last(folder / network / name, np.stack([1 - shifted, shifted]))
+        for rater, mask in (("labels", true), ("other", other)):
+            save_nifti(folder / rater / name, mask.astype(np.uint8))
 
 
 def run(command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
@@ -57,13 +61,17 @@ def run(command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     return out.partition("Next: ")[2].strip()
 
 
+SINGLE = "{0}/predictions {0}/labels"
+SEVERAL = "--members {0}/predictions,{0}/second --raters {0}/labels,{0}/other"
+
+
 @pytest.mark.parametrize(
-    ("validation", "test", "steps", "end"),
+    ("validation", "test", "steps", "end", "places"),
     [
-        ((1, 1), (1, 1), 0, "Nothing on images like these"),
-        ((2, 2), (2, 2), 1, "Nothing on images like these"),
-        ((1, 3), (1, 3), 2, "Nothing on images like these"),
-        ((2, 2), (6, 6), 2, "Label about 16 more patients like these"),
+        ((1, 1), (1, 1), 0, "Nothing on images like these", SINGLE),
+        ((2, 2), (2, 2), 1, "Nothing on images like these", SINGLE),
+        ((1, 3), (1, 3), 2, "Nothing on images like these", SEVERAL),
+        ((2, 2), (6, 6), 2, "Label about 16 more patients like these", SINGLE),
     ],
 )
 def test_the_advice_ends(
@@ -71,6 +79,7 @@ def test_the_advice_ends(
     test: tuple[float, float],
     steps: int,
     end: str,
+    places: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -78,7 +87,7 @@ def test_the_advice_ends(
     monkeypatch.chdir(tmp_path)
     save_cases(tmp_path / "val of a", 16, 0, validation)
     save_cases(tmp_path / "test", 16, 100, test)
-    evaluate = "calib-components evaluate_predictions {0}/predictions {0}/labels --out {1}"
+    evaluate = f"calib-components evaluate_predictions {places} --out {{1}}"
     options = "--structures box=1"
     run(f"{evaluate.format(shlex.quote('val of a'), 'ev')} {options}", capsys, monkeypatch)
     advice = run(f"{evaluate.format('test', 'et')} {options} --validation ev", capsys, monkeypatch)

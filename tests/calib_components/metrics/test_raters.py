@@ -1,0 +1,124 @@
+"""Labels of several raters, as cases and as soft labels: sums are means over the raters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from calib_components.errors import InputError
+from calib_components.metrics import CalibrationMetric, Region, risk_coverage
+from calib_components.metrics.measures import Case, measure_case
+from calib_components.metrics.measuring import measure_regions
+from calib_components.metrics.raters import RatedCase
+from calib_components.posthoc import TemperatureScaling, VectorScaling
+
+REGIONS = [
+    *map(Region, ("all", "predicted", "plausible", "foreground", "union")),
+    Region.parse([2]),
+]
+MEASURES = ["top_label", "classwise", "if_true", "nll", "brier"]
+
+
+def draw(seed: int, raters: int, sigmoid: bool = False) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Logits `(1, 3, 4, 5, 3)`, and the labels of each rater, who agree with most of the others."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(1, 3, 4, 5, 3, generator=generator)
+    labels = []
+    for _ in range(raters):
+        noisy = logits + torch.randn(logits.shape, generator=generator)
+        labels.append((noisy > 0).long() if sigmoid else noisy.argmax(1, keepdim=True))
+    return logits, labels
+
+
+def soft(labels: list[torch.Tensor], sigmoid: bool = False) -> torch.Tensor:
+    if sigmoid:
+        return torch.stack(labels).float().mean(0)
+    return torch.stack([F.one_hot(y[:, 0], 3).movedim(-1, 1).float() for y in labels]).mean(0)
+
+
+@given(st.integers(0, 1000), st.integers(2, 5), st.booleans())
+def test_sums_of_soft_labels_are_means_over_the_raters(
+    seed: int, raters: int, sigmoid: bool
+) -> None:
+    logits, labels = draw(seed, raters, sigmoid)
+    p = (logits.sigmoid() if sigmoid else logits.softmax(1)).double()
+    regions = REGIONS[:5] if sigmoid else REGIONS
+    options: dict[str, Any] = {"regions": regions, "measures": MEASURES}
+    found = measure_regions(p, soft(labels, sigmoid), sigmoid=sigmoid, **options)
+    of_raters = [measure_regions(p, y, sigmoid=sigmoid, **options) for y in labels]
+    case = RatedCase.of(
+        {str(i): Case(y[0], {}, p[0], sigmoid=sigmoid) for i, y in enumerate(labels)}
+    )
+    for result in (found, case.call(measure_regions, **options)):
+        for region, whole in enumerate(result):
+            parts = [each[region] for each in of_raters]
+            for kind, bins in whole.bins.items():
+                for name, field in vars(bins).items():
+                    mean = np.mean([getattr(part.bins[kind], name).numpy() for part in parts], 0)
+                    np.testing.assert_allclose(field.numpy(), mean, rtol=1e-6, atol=1e-6)
+            counts = np.array([part.bins["top_label"].count.sum() for part in parts])
+            for name, score in whole.scores.items():
+                sums = np.nansum(
+                    [n * part.scores[name] for n, part in zip(counts, parts, strict=True)]
+                )
+                if counts.any():
+                    assert score.item() == pytest.approx(sums / counts.sum(), rel=1e-6)
+
+
+def test_metrics_take_soft_labels() -> None:
+    logits, labels = draw(0, 3)
+    p, q = logits.softmax(1), soft(labels)
+    metric = CalibrationMetric(region="all")
+    metric(p, q)
+    nll = -(q * p.double().log()).sum(1).mean()
+    brier = (p.double().square() - 2 * p.double() * q + q).sum(1).mean()  # sum q = 1
+    assert metric.nll.aggregate().item() == pytest.approx(nll.item())
+    assert metric.brier.aggregate().item() == pytest.approx(brier.item())
+
+
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_a_temperature_fits_soft_labels_and_all_raters_alike(sigmoid: bool) -> None:
+    logits, labels = draw(1, 4, sigmoid)
+    of_soft, of_raters = TemperatureScaling(sigmoid=sigmoid), TemperatureScaling(sigmoid=sigmoid)
+    of_soft.update(logits, soft(labels, sigmoid), "a")
+    for y in labels:
+        of_raters.update(logits, y, "a")
+    of_raters.scale(1 / len(labels))
+    assert of_soft.compute().temperature == pytest.approx(of_raters.compute().temperature, rel=1e-6)
+
+
+def test_what_has_no_meaning_for_soft_labels_is_refused() -> None:
+    logits, labels = draw(2, 3)
+    p, q = logits.softmax(1), soft(labels)
+    with pytest.raises(InputError, match="y must hold class indices"):
+        risk_coverage(p, q)
+    with pytest.raises(InputError, match="y must hold class indices"):
+        VectorScaling().update(logits, q, "a")
+    with pytest.raises(InputError, match="near and band need class indices"):
+        CalibrationMetric(region="near")(p, q)
+    with pytest.raises(InputError, match="ignore_index must be None"):
+        CalibrationMetric(ignore_index=255)(p, q)
+    with pytest.raises(InputError, match="y must hold"):
+        CalibrationMetric()(p, q / 2)
+
+
+def test_values_of_a_rated_case() -> None:
+    """Errors follow from the mean sums, and measures of masks are means over the raters."""
+    logits, labels = draw(3, 3)
+    p = logits.softmax(1)[0]
+    cases = {
+        str(i): Case(y[0], {"a": [1], "b": [1, 2]}, p, p.argmax(0)) for i, y in enumerate(labels)
+    }
+    found, rows = measure_case(RatedCase.of(cases)), [measure_case(each) for each in cases.values()]
+    for name in ("dsc_a", "hd95_b", "true_volume_b", "expected_dsc_a", "nll_all", "aurc"):
+        assert found[name] == pytest.approx(np.mean([row[name] for row in rows])), name
+    assert found["ece_all"] < np.mean([row["ece_all"] for row in rows])
+    assert set(found) == set(rows[0])
+    one = RatedCase.of({"only": cases["0"]})
+    assert measure_case(one) == pytest.approx(rows[0], nan_ok=True)
