@@ -89,6 +89,7 @@ def run_page(folder: Path, acdc: Path) -> str:
         r"(?<=/)nnUNetTrainer(?=__)": SHORT,
         rf" -tr {DOCUMENTED}": "",
         "0 1 2 3 4": "0 1",
+        ",nnunet/fold2,nnunet/fold3,nnunet/fold4": "",
         r"nnUNetv2_train": f"nnUNetv2_train -device cpu -tr {SHORT}",
         r"-d 27 -c 2d(?= -f| --save)": f"-d 27 -c 2d -tr {SHORT}",
         r"(nnUNetv2_predict\w*)": r"\1 -device cpu",
@@ -122,6 +123,7 @@ def check_files(nnunet: Path, model: Path, printed: str) -> None:
         evaluate_predictions(nnunet / name, truth, nnunet / f"evaluation_{name}", **options)
     for name in (
         "evaluation",
+        "evaluation_folds",
         "evaluation_calibrated",
         "evaluation_five_folds",
         "evaluation_ensemble",
@@ -134,6 +136,9 @@ def check_files(nnunet: Path, model: Path, printed: str) -> None:
         found.regions["plausible"]["top_label"].count.sum().item() for found in (plain, scaled)
     ]
     assert counts[1] == pytest.approx(counts[0], rel=0.01)  # logits are rounded
+    folds = Evaluation.read(nnunet / "evaluation_folds")
+    assert folds.cases["pairwise_dsc_LV"].notna().any()
+    assert [*folds.parts["members"]["member"].unique()] == ["fold0", "fold1", "average"]
     assert "evaluation_calibrated" in (nnunet / "report" / "index.html").read_text()
     with zipfile.ZipFile(nnunet / "model.zip") as archive:
         packed = {Path(name).name for name in archive.namelist() if name.endswith(".pth")}
