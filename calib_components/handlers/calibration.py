@@ -164,6 +164,8 @@ class Calibration:
         with ExitStack() as stack:
             if self.members is not None:
                 members = [*map(Path, ensure_tuple(self.members))]
+                if self.calibrated_path == self.load_path:
+                    raise InputError("calibrated_path: name the file of the ensemble.")
                 self.load_path = Path(stack.enter_context(TemporaryDirectory()), "ensemble.pt")
                 join_weights(members, self.load_path)
                 warn_of_other_split(members[0])

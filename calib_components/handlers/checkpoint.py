@@ -39,7 +39,7 @@ from calib_components.handlers.weights import (
     write_weights,
 )
 from calib_components.posthoc import find_calibrator
-from calib_components.posthoc.network import set_calibrator, unwrapped
+from calib_components.posthoc.network import members_of, set_calibrator, unwrapped
 
 log = logging.getLogger(__name__)
 NEVER = -1  # the epoch of the best metric that MONAI's engines start with
@@ -237,6 +237,10 @@ class TrainingCheckpoint:
         calibrator = find_calibrator(self.network)
         if calibrator is not None:
             set_calibrator(self.network, type(calibrator)())
+        if members_of(self.network):  # whose parameters no optimizer has
+            raise InputError(
+                "network: an ensemble is not trained further. Train one of its networks."
+            )
 
     def _save(self, engine: Trainer) -> None:
         best, epoch = self.evaluator.state, engine.state.epoch

@@ -114,7 +114,7 @@ class Evaluation:
         """Write the table and the JSON files."""
         self.cases.to_csv(folder / "cases.csv", index=False, errors="surrogateescape")
         for name, table in self.parts.items():
-            table.to_csv(folder / f"{name}.csv", index=False)
+            table.to_csv(folder / f"{name}.csv", index=False, errors="surrogateescape")
         _write_json(folder / SUMMARY, self.summary, indent=2)
         if self.thresholds is None:
             return

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -23,13 +24,13 @@ RATERS_DSC, IN_RANGE = "raters_dsc", "volume_in_range"
 def measure_raters(case: RatedCase) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
     """Return the values of each rater, by column, and what the values of all have besides."""
     rows = {name: measure_case(each) for name, each in case.raters.items()}
-    pairs = case.agreement()
-    agreement = pairs.compute()
-    everyone = {f"{RATERS_DSC}_{name}": dsc for name, dsc in agreement.items()}
-    for structure in case.structures:
-        with_others = pairs.matrix(structure).nanmean(1).tolist()
-        for row, dsc in zip(rows.values(), with_others, strict=True):
-            row[f"{RATERS_DSC}_{structure}"] = dsc
+    everyone = {}
+    for structure, dsc in case.agreement().items():
+        of_pairs = np.ma.masked_invalid(dsc)
+        everyone[f"{RATERS_DSC}_{structure}"] = float(np.ma.filled(of_pairs.mean(), np.nan))
+        with_others = of_pairs.mean(1).filled(np.nan).tolist()
+        for row, value in zip(rows.values(), with_others, strict=True):
+            row[f"{RATERS_DSC}_{structure}"] = value
         if case.probabilities is not None:
             column = f"{IN_RANGE}_{structure}"
             for row in rows.values():

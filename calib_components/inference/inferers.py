@@ -4,7 +4,6 @@ in bfloat16.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,7 @@ from monai.utils import convert_to_tensor
 from calib_components.errors import InputError
 from calib_components.inference.crops import CROP, Crop, check_center, crop_at, cut, find_crop
 from calib_components.inference.scratch import release, scratch
-from calib_components.posthoc.network import find_members
+from calib_components.posthoc.network import add_probabilities, members_of, unwrapped
 from calib_components.quality.estimates import PairwiseDice, Structures
 
 Network = Callable[..., Any]
@@ -81,7 +80,7 @@ class SlicesInferer(Inferer):
         agreements are in the metadata, see `crop_of` and `agreement_of`.
         """
         volumes = convert_to_tensor(inputs, track_meta=False)
-        members = find_members(network)
+        members = members_of(network)
         compared = self.structures if self.average or members else {}
         crops, agreements = [], []
         logits = torch.empty(0)  # (B, D, N, H, W), of which slabs of slices lie together
@@ -116,7 +115,7 @@ class SlicesInferer(Inferer):
             yield start, self._infer(slices, network, pairs)
 
     def _infer(self, slices: torch.Tensor, network: Network, pairs: PairwiseDice) -> torch.Tensor:
-        if not (self.average or find_members(network)):
+        if not (self.average or members_of(network)):
             return network(slices)
         views: Any = [([], 0)]
         if self.average:
@@ -126,7 +125,7 @@ class SlicesInferer(Inferer):
         total: Any = 0
         for flip, quarter in views:
             seen = slices.flip(flip).rot90(quarter, (2, 3)).contiguous()
-            logits, segmented = run_members(network, functools.partial(_call, seen))
+            logits, segmented = run_members(network, lambda part, seen=seen: part(seen))  # type: ignore[misc]
             labels.append(segmented.rot90(-quarter, (2, 3)).flip(flip))
             logits = logits.rot90(-quarter, (2, 3)).flip(flip)
             total = total + logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -186,13 +185,13 @@ def run_members(
     """Run a network, or each member of the ensemble in it.
 
     Args:
-        network: Network with a calibrator, scripted or not.
+        network: The network, scripted or not.
         run: Returns the logits `(B, N, *S)` of a network.
 
     Returns:
         The logits of the network, and the class indices that each member gives, `(M, B, *S)`.
     """
-    members = find_members(network)
+    members = members_of(network)
     if not members:
         logits = run(network)
         return logits, logits.argmax(1)[None]
@@ -200,13 +199,10 @@ def run_members(
     for member in members:
         logits = run(member)
         labels.append(logits.argmax(1).to(torch.int16))
-        total = total.logaddexp(logits.log_softmax(1))
-    calibrator = cast(Any, network).calibrator
-    return calibrator(total - math.log(len(members))), torch.stack(labels)
-
-
-def _call(x: torch.Tensor, network: Network) -> torch.Tensor:
-    return network(x)
+        total = add_probabilities(total, logits)
+    mean = total - math.log(len(members))
+    calibrator = getattr(unwrapped(cast(Any, network)), "calibrator", None)
+    return mean if calibrator is None else calibrator(mean), torch.stack(labels)
 
 
 def _described(
@@ -269,7 +265,7 @@ class PatchesInferer(SlidingWindowInferer):
         def run(part: Network) -> Any:
             return infer(inputs, lambda patches: self._infer(patches, part), *args, **kwargs)
 
-        if not find_members(network):
+        if not members_of(network):
             return run(network)
         logits, labels = run_members(network, run)
         agreements = []

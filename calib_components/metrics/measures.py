@@ -145,6 +145,20 @@ class Case:
         }
 
     @cached_property
+    def smooth_bins(self) -> dict[str, CalibrationBins]:
+        """Fine bins of the regions that have a smooth ECE."""
+        measured = self.call(
+            measure_regions,
+            regions=[self.regions[name] for name in SMOOTH_REGIONS],
+            measures=["top_label"],
+            num_bins=SMOOTH_BINS,
+        )
+        return {
+            name: each.bins["top_label"]
+            for name, each in zip(SMOOTH_REGIONS, measured, strict=True)
+        }
+
+    @cached_property
     def structure_measures(self) -> StructureMeasures:
         """Volumes, expected DSC and counts above thresholds of the structures."""
         return self.call(
@@ -232,14 +246,7 @@ def _region_values(kind: str, case: Case) -> Values:
 
 
 def _smooth_ece(case: Case) -> Values:
-    regions = [case.regions[name] for name in SMOOTH_REGIONS]
-    measured = case.call(
-        measure_regions, regions=regions, measures=["top_label"], num_bins=SMOOTH_BINS
-    )
-    return {
-        name: smooth_calibration_error(of_region.bins["top_label"]).item()
-        for name, of_region in zip(SMOOTH_REGIONS, measured, strict=True)
-    }
+    return {name: smooth_calibration_error(bins).item() for name, bins in case.smooth_bins.items()}
 
 
 def _structure_values(field: str, case: Case) -> Values:

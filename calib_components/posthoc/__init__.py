@@ -7,9 +7,9 @@ from calib_components.posthoc.network import (
     TemperatureUNet,
     describe_calibration,
     find_calibrator,
-    find_members,
     find_reference,
     find_temperature,
+    members_of,
     set_calibrator,
 )
 from calib_components.posthoc.temperature import TemperatureEstimate, TemperatureScaling
@@ -30,8 +30,8 @@ __all__ = [
     "VectorScaling",
     "describe_calibration",
     "find_calibrator",
-    "find_members",
     "find_reference",
     "find_temperature",
+    "members_of",
     "set_calibrator",
 ]

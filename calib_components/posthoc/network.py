@@ -112,6 +112,7 @@ class Ensemble(torch.nn.Module):
 
     Raises:
         InputError: There are too few members.
+        ValueError: When called: logits are of one class, whose softmax is 1 everywhere.
     """
 
     def __init__(self, networks: Sequence[torch.nn.Module]) -> None:
@@ -122,8 +123,15 @@ class Ensemble(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         total = torch.tensor(-math.inf)  # logarithm of the sum
         for member in self.members:
-            total = total.logaddexp(member(x).log_softmax(1))
+            total = add_probabilities(total, member(x))
         return total - math.log(len(self.members))
+
+
+def add_probabilities(total: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Add the softmax of the logits of a member to a sum of which both are the logarithm."""
+    if not torch.jit.is_tracing() and logits.shape[1] < 2:
+        raise ValueError("networks: an ensemble needs logits of at least two classes.")
+    return total.logaddexp(logits.log_softmax(1))
 
 
 class TemperatureUNet(Calibrated, UNet):
@@ -163,12 +171,12 @@ def unwrapped(network: torch.nn.Module) -> torch.nn.Module:
     return network if inner is None else unwrapped(inner)
 
 
-def find_members(network: Any) -> list[torch.nn.Module]:
-    """Return the members of the `Ensemble` in a network, scripted or not; none without one, or of a
-    function.
+def members_of(network: Any) -> list[torch.nn.Module]:
+    """Return the members of a network that is an `Ensemble`, or one with a calibrator after it,
+    scripted or not; none of others.
     """
     inner = unwrapped(network)
-    for part in inner.modules() if isinstance(inner, torch.nn.Module) else ():
+    for part in (inner, getattr(inner, "model", None), getattr(inner, "network", None)):
         if isinstance(part, Ensemble) or getattr(part, "original_name", "") == Ensemble.__name__:
             return [*cast(Ensemble, part).members.children()]
     return []

@@ -304,16 +304,12 @@ class PairwiseDice:
         shared = torch.stack([(masks & mask).sum(1) for mask in masks])
         self._shared[structure] = self._shared[structure] + shared.double().cpu()
 
-    def matrix(self, structure: str) -> torch.Tensor:
-        """Return the DSC of each pair, `(M, M)`; NaN where a structure is in neither, and on the
-        diagonal.
-        """
-        shared = self._shared[structure]
-        dsc = 2 * shared / (shared.diagonal()[:, None] + shared.diagonal())
-        return dsc.fill_diagonal_(torch.nan)
-
     def compute(self) -> dict[str, float]:
         """Return the mean DSC over all pairs, for each structure; NaN if it is in none of the
         segmentations.
         """
-        return {name: float(self.matrix(name).nanmean()) for name in self.structures}
+        means = {}
+        for name, shared in self._shared.items():
+            dsc = 2 * shared / (shared.diagonal()[:, None] + shared.diagonal())
+            means[name] = float(dsc.fill_diagonal_(torch.nan).nanmean())
+        return means

@@ -103,28 +103,34 @@ def read_prediction(prediction: Reader, classes: Classes, grid: Grid | None = No
     header = prediction.header()
     if grid is None and header.affine is not None:
         grid = Grid(header.affine, header.shape, prediction.files[0])
-    mean, limits = np.zeros(()), np.zeros(2)
-    masks = []
-    for member in prediction.members:
+    count = len(prediction.members)
+    mean, limits, masks = np.empty(0), np.zeros(2), []
+    for number, member in enumerate(prediction.members):
         stored = _read_member(member, classes, grid)
-        values = _votes(stored.values, member, classes)
-        if mean.shape not in ((), values.shape):
+        if member.is_label_map:
+            stored = _votes(stored, count, classes)
+        if number == 0:
+            mean = np.zeros_like(stored.values)
+        if mean.shape != stored.values.shape:
             raise InputError(f"{member.files[0]}: its shape is not that of {prediction.files[0]}.")
-        mean = mean + values / len(prediction.members)
-        limits += np.array([stored.lowest, stored.highest]) / len(prediction.members)
-        masks.append(_structures_in(values, classes))
+        mean += stored.values
+        limits += stored.lowest, stored.highest
+        masks.append(_structures_in(stored.values, classes))
+    mean /= count
     pairs = PairwiseDice(classes.structures)
     for number, name in enumerate(classes.structures):
         pairs.add(name, torch.stack([of_member[number] for of_member in masks]))
-    lowest, highest = limits.tolist()
-    return Stored(mean.astype(np.float32), lowest, highest, pairs.compute())
+    return Stored(mean, *(limits / count).tolist(), pairs.compute())
 
 
-def _votes(values: np.ndarray, member: Reader, classes: Classes) -> np.ndarray:
-    """Return the probabilities of a member, 0 or 1 of a label map."""
-    if classes.sigmoid or not member.is_label_map:
-        return values
-    return (values == np.arange(len(classes.codes))[:, None, None, None]).astype(np.float32)
+def _votes(stored: Stored, count: int, classes: Classes) -> Stored:
+    """Return the vote of one of several label maps: probabilities of 0 or 1. Of their mean, half a
+    vote takes the place of 0.
+    """
+    values = stored.values.astype(np.float32)
+    if not classes.sigmoid:
+        values = np.moveaxis(np.eye(len(classes.codes), dtype=np.float32)[stored.values[0]], -1, 0)
+    return Stored(values, 0.5 / count, 1 - 0.5 / count)
 
 
 def _structures_in(values: np.ndarray, classes: Classes) -> list[torch.Tensor]:

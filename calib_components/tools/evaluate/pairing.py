@@ -196,7 +196,8 @@ def _name_folders(folders: Sequence[Path], option: str, reserved: str) -> dict[s
     named = {folder.name: folder for folder in folders}
     if len(named) < len(folders):
         named = {str(folder): folder for folder in folders}
-    if len(named) < max(2, len(folders)) or reserved in named:
+    different = {folder.resolve() for folder in folders}
+    if len(different) < max(2, len(folders)) or reserved in named:
         raise InputError(
             f"{option}: give two folders or more, all different and none called {reserved!r}."
         )

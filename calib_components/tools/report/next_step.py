@@ -51,7 +51,7 @@ PLACES = {
     "labels": "LABELS",
     "raters": "",
     "validation": "VALIDATION",
-    "validation_members": "VALIDATION1,VALIDATION2",
+    "validation_members": "",
     "validation_labels": "VALIDATION_LABELS",
     "validation_raters": "",
 }
@@ -170,7 +170,8 @@ def _for_predictions(arguments: Mapping[str, str], folder: str, region: str) -> 
     )
     fitted_on, fit = [known["validation"]], {"apply_to": source, "out": scaled}
     if known["members"]:
-        fitted_on, fit = [], {"members": known["validation_members"], **fit}
+        unknown = ",".join(f"VALIDATION{k + 1}" for k in range(len(source.split(","))))
+        fitted_on, fit = [], {"members": known["validation_members"] or unknown, **fit}
     # Labels of raters without a prediction are left out
     places, options = [scaled, known["labels"]], {"out": after}
     if raters:
@@ -180,7 +181,7 @@ def _for_predictions(arguments: Mapping[str, str], folder: str, region: str) -> 
         fitted_on.append(known["validation_labels"])
     fit = {**fit, **shared, **_region_option(region)}
     return [
-        f"{CALIBRATE_COMMAND} {shlex.join(fitted_on)} {as_options(fit)}",
+        " ".join([CALIBRATE_COMMAND, *map(shlex.quote, fitted_on), as_options(fit)]),
         f"{EVALUATE_COMMAND} {shlex.join(places)} {as_options({**options, **shared})}",
         _report(folder, after),
     ]

@@ -22,8 +22,8 @@ WITHIN = (
     "{structure}: the DSC with a rater, minus that of raters with each other, is {value}; {kind}."
 )
 KINDS = {
-    "within": "the network agrees with a rater as raters do with each other",
-    "below": "the network agrees less with a rater than raters do with each other",
+    "within": "it is not shown to agree less with a rater than raters do with each other",
+    "below": "it agrees less with a rater than raters do with each other",
     "unknown": "six patients or more would tell whether it is within the raters",
 }
 ABOUT_MEMBERS = "Each network beside the average of their probabilities."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -52,23 +54,28 @@ def test_sums_of_soft_labels_are_means_over_the_raters(
     options: dict[str, Any] = {"regions": regions, "measures": MEASURES}
     found = measure_regions(p, soft(labels, sigmoid), sigmoid=sigmoid, **options)
     of_raters = [measure_regions(p, y, sigmoid=sigmoid, **options) for y in labels]
+    for whole, *parts in zip(found, *of_raters, strict=True):
+        of_parts = [{**each.bins, **each.scores} for each in (whole, *parts)]
+        check_mean(of_parts[0], of_parts[1:])
     case = RatedCase.of(
         {str(i): Case(y[0], {}, p[0], sigmoid=sigmoid) for i, y in enumerate(labels)}
     )
-    for result in (found, case.call(measure_regions, **options)):
-        for region, whole in enumerate(result):
-            parts = [each[region] for each in of_raters]
-            for kind, bins in whole.bins.items():
-                for name, field in vars(bins).items():
-                    mean = np.mean([getattr(part.bins[kind], name).numpy() for part in parts], 0)
-                    np.testing.assert_allclose(field.numpy(), mean, rtol=1e-6, atol=1e-6)
-            counts = np.array([part.bins["top_label"].count.sum() for part in parts])
-            for name, score in whole.scores.items():
-                sums = np.nansum(
-                    [n * part.scores[name] for n, part in zip(counts, parts, strict=True)]
-                )
-                if counts.any():
-                    assert score.item() == pytest.approx(sums / counts.sum(), rel=1e-6)
+    for region, measured in case.measured.items():
+        check_mean(measured, [each.measured[region] for each in case.raters.values()])
+
+
+def check_mean(whole: dict[str, Any], parts: list[dict[str, Any]]) -> None:
+    counts = np.array([part["top_label"].count.sum() for part in parts])
+    for name, value in whole.items():
+        of_parts = [part[name] for part in parts]
+        if isinstance(value, torch.Tensor):  # a score, the mean of the voxels of all raters
+            sums = np.nansum([n * each for n, each in zip(counts, of_parts, strict=True)])
+            if counts.any():
+                assert value.item() == pytest.approx(sums / counts.sum(), rel=1e-6)
+            continue
+        for field, sums in vars(value).items():
+            mean = np.mean([getattr(each, field).numpy() for each in of_parts], 0)
+            np.testing.assert_allclose(sums.numpy(), mean, rtol=1e-6, atol=1e-6)
 
 
 def test_metrics_take_soft_labels() -> None:
@@ -108,6 +115,24 @@ def test_what_has_no_meaning_for_soft_labels_is_refused() -> None:
         CalibrationMetric()(p, q / 2)
 
 
+def test_raters_are_compared_on_the_voxels_that_both_count() -> None:
+    logits, labels = draw(4, 3)
+    p, structures = logits.softmax(1)[0], {"a": [1], "b": [1, 2]}
+    for number, y in enumerate(labels):
+        y[..., number] = 9
+    cases = {
+        str(i): Case(y[0], structures, p, p.argmax(0), ignore_index=9) for i, y in enumerate(labels)
+    }
+    found = RatedCase.of(cases).agreement()
+    for (name, classes), (i, j) in itertools.product(
+        structures.items(), itertools.combinations(range(3), 2)
+    ):
+        both = (labels[i] != 9) & (labels[j] != 9)
+        one, other = (np.isin(labels[k][both], classes) for k in (i, j))
+        dsc = 2 * (one & other).sum() / (one.sum() + other.sum())
+        assert found[name][i, j] == found[name][j, i] == pytest.approx(dsc)
+
+
 def test_values_of_a_rated_case() -> None:
     """Errors follow from the mean sums, and measures of masks are means over the raters."""
     logits, labels = draw(3, 3)
@@ -120,5 +145,10 @@ def test_values_of_a_rated_case() -> None:
         assert found[name] == pytest.approx(np.mean([row[name] for row in rows])), name
     assert found["ece_all"] < np.mean([row["ece_all"] for row in rows])
     assert set(found) == set(rows[0])
+    nothing = replace(cases["1"], label=torch.full_like(cases["1"].label, 9))
+    with_nothing = {
+        name: replace(each, ignore_index=9) for name, each in {**cases, "none": nothing}.items()
+    }
+    assert measure_case(RatedCase.of(with_nothing)) == pytest.approx(found, nan_ok=True)
     one = RatedCase.of({"only": cases["0"]})
     assert measure_case(one) == pytest.approx(rows[0], nan_ok=True)

@@ -22,9 +22,9 @@ from calib_components.posthoc import (
     TemperatureScaling,
     TemperatureUNet,
     find_calibrator,
-    find_members,
     find_reference,
     find_temperature,
+    members_of,
     set_calibrator,
 )
 from calib_components.posthoc.network import calibrator_in
@@ -207,11 +207,21 @@ class TestEnsemble:
         assert find_temperature(network) is network.temperature
         for exported in (torch.jit.script(network), torch.jit.trace(network, X)):
             torch.testing.assert_close(exported(X), network(X))
-        parts = find_members(torch.jit.script(network))
+        parts = members_of(torch.jit.script(network))
         for part, member in zip(parts, members, strict=True):
             torch.testing.assert_close(part(X), member(X))
 
     def test_too_few_members_are_an_error(self) -> None:
         with pytest.raises(InputError, match="networks"):
             Ensemble([TemperatureUNet(**OPTIONS)])
-        assert find_members(TemperatureUNet(**OPTIONS)) == []
+        assert members_of(TemperatureUNet(**OPTIONS)) == []
+        single = Ensemble([torch.nn.Conv2d(1, 1, 1), torch.nn.Conv2d(1, 1, 1)])
+        with pytest.raises(ValueError, match="at least two classes"):
+            single(X)
+
+    def test_members_are_those_of_the_whole_network_alone(self) -> None:
+        """Those inside of another network are not run by themselves."""
+        ensemble = Ensemble([torch.nn.Conv2d(1, 3, 1) for _ in range(2)])
+        assert len(members_of(ensemble)) == 2
+        assert members_of(TemperatureScaled(torch.nn.Sequential(ensemble))) == []
+        assert members_of(TemperatureScaled(TemperatureScaled(ensemble))) == []
