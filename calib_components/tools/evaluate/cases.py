@@ -17,7 +17,7 @@ from calib_components.errors import InputError
 from calib_components.inference.images import find_images
 from calib_components.metrics.measures import Case
 from calib_components.metrics.raters import RatedCase
-from calib_components.quality.estimates import PairwiseDice
+from calib_components.quality import PairwiseDice, ScanEstimates
 from calib_components.tools.evaluate.classes import (
     IGNORED,
     Classes,
@@ -103,7 +103,7 @@ def read_prediction(prediction: Reader, classes: Classes, grid: Grid | None = No
     header = prediction.header()
     if grid is None and header.affine is not None:
         grid = Grid(header.affine, header.shape, prediction.files[0])
-    count = len(prediction.members)
+    count, scan = len(prediction.members), ScanEstimates(classes.structures, classes.sigmoid)
     mean, limits, masks = np.empty(0), np.zeros(2), []
     for number, member in enumerate(prediction.members):
         stored = _read_member(member, classes, grid)
@@ -115,7 +115,7 @@ def read_prediction(prediction: Reader, classes: Classes, grid: Grid | None = No
             raise InputError(f"{member.files[0]}: its shape is not that of {prediction.files[0]}.")
         mean += stored.values
         limits += stored.lowest, stored.highest
-        masks.append(_structures_in(stored.values, classes))
+        masks.append(scan.masks(torch.from_numpy(stored.values)))
     mean /= count
     pairs = PairwiseDice(classes.structures)
     for number, name in enumerate(classes.structures):
@@ -131,16 +131,6 @@ def _votes(stored: Stored, count: int, classes: Classes) -> Stored:
     if not classes.sigmoid:
         values = np.moveaxis(np.eye(len(classes.codes), dtype=np.float32)[stored.values[0]], -1, 0)
     return Stored(values, 0.5 / count, 1 - 0.5 / count)
-
-
-def _structures_in(values: np.ndarray, classes: Classes) -> list[torch.Tensor]:
-    """Return where probabilities predict each structure."""
-    if classes.sigmoid:
-        masks = [values[channel] > 0.5 for channel, *_ in classes.structures.values()]
-    else:
-        predicted = values.argmax(0)
-        masks = [np.isin(predicted, indices) for indices in classes.structures.values()]
-    return [*map(torch.from_numpy, masks)]
 
 
 def _read_member(prediction: Reader, classes: Classes, grid: Grid | None) -> Stored:

@@ -278,8 +278,7 @@ class Ensemble(Reader):
         return self.members[0].header()
 
     def load(self) -> tuple[np.ndarray, np.dtype, float]:
-        values = np.mean([each.load()[0] for each in self.members], axis=0)
-        return values, values.dtype, 1.0
+        raise NotImplementedError("Members are read one by one.")
 
 
 FORMATS: dict[str, type[Reader]] = {  # by the ending of their files

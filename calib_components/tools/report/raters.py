@@ -7,7 +7,7 @@ import pandas as pd
 from calib_components.handlers.parts import IN_RANGE, RATERS_DSC, TABLES
 from calib_components.tools.report.data import Context, Results
 from calib_components.tools.report.page import Picture, Section
-from calib_components.tools.report.statistics import Estimate, mean_with_interval
+from calib_components.tools.report.statistics import mean_with_interval
 from calib_components.tools.report.tables import Cell, heading, number, with_interval
 
 SHOWN = ("dsc", "hd95", "ece_predicted", "nll_all")
@@ -33,11 +33,10 @@ def raters_section(context: Context) -> Section | None:
     """Return a line for each rater and structure, whether the network is within the raters, and a
     picture.
     """
-    results, name = context.results, context.reference
-    evaluation = results.evaluations[name]
-    if len(results.names) > 1 or "raters" not in evaluation.parts:
+    table = _tabulate(context, "raters")
+    if table is None:
         return None
-    table = _tabulate(evaluation.parts["raters"], "raters", results)
+    results, name = context.results, context.reference
     within = " ".join(_judge(results, name, structure) for structure in results.structures)
     file = results.folders[name] / "cases" / "raters.png"
     pictures = [Picture("raters", "", file.read_bytes())] if file.exists() else []
@@ -47,11 +46,9 @@ def raters_section(context: Context) -> Section | None:
 
 def members_section(context: Context) -> Section | None:
     """Return a line for each network of an average, and structure."""
-    results, name = context.results, context.reference
-    evaluation = results.evaluations[name]
-    if len(results.names) > 1 or "members" not in evaluation.parts:
+    table = _tabulate(context, "members")
+    if table is None:
         return None
-    table = _tabulate(evaluation.parts["members"], "members", results)
     return Section("members", "Networks and their average", ABOUT_MEMBERS, table)
 
 
@@ -63,14 +60,16 @@ def _judge(results: Results, name: str, structure: str) -> str:
     kind = "unknown"
     if found.has_interval:
         kind = "below" if found.high < 0 else "within"
-    return WITHIN.format(structure=structure, value=_value(found), kind=KINDS[kind])
+    value = with_interval(found, "dsc", True)
+    return WITHIN.format(structure=structure, value=value, kind=KINDS[kind])
 
 
-def _value(estimate: Estimate) -> str:
-    return with_interval(estimate, "dsc", True)
-
-
-def _tabulate(part: pd.DataFrame, kind: str, results: Results) -> pd.DataFrame:
+def _tabulate(context: Context, kind: str) -> pd.DataFrame | None:
+    """Return the table of raters or members of the only evaluation of a report, if it has one."""
+    results = context.results
+    part = results.evaluations[context.reference].parts.get(kind)
+    if part is None or len(results.names) > 1:
+        return None
     column, _ = TABLES[kind]
     index = [column, "structure"] if len(results.structures) > 1 else [column]
     titles = {name: heading(name, results.structures) for name in SHOWN} | OWN
