@@ -17,7 +17,7 @@ from monai.engines import SupervisedTrainer
 
 from calib_components.errors import InputError
 from calib_components.handlers import TrainingCheckpoint, checkpoint
-from calib_components.posthoc import TemperatureScaled
+from calib_components.posthoc import Ensemble, TemperatureScaled
 
 
 def train(
@@ -111,6 +111,13 @@ def test_calibrator_changes_nothing_in_training_and_what_it_saves(tmp_path: Path
         atol=0,
     )
     assert torch.load(tmp_path / "scaled" / "model.pt", weights_only=True)["temperature"] == 1
+
+
+def test_an_ensemble_is_not_trained_further(tmp_path: Path) -> None:
+    """Its weights take the place of the parameters that the optimizer has."""
+    network = TemperatureScaled(Ensemble([torch.nn.Linear(1, 2), torch.nn.Linear(1, 2)]))
+    with pytest.raises(InputError, match="network: an ensemble is not trained"):
+        train(tmp_path, network=network)
 
 
 def test_resuming_with_other_cases_is_an_error(tmp_path: Path) -> None:
