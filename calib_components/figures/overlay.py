@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -56,41 +57,24 @@ def uncertainty_overlay(
         >>> figure = uncertainty_overlay(image, label, label, label / 2, ["background", "heart"])
     """
     label, prediction = (np.asarray(each).T.astype(np.int64) for each in (label, prediction))
-    grey = np.zeros(label.shape) if image is None else _finite(np.asarray(image, float).T)
     drawn = np.union1d(label[label > 0], prediction[prediction > 0])
     if drawn.size and drawn[-1] >= len(class_names):
         raise ValueError(
             f"class_names has {len(class_names)} names, but the slice has class {drawn[-1]}."
         )
-    names = {k: literal(class_names[k], NAME) for k in drawn}
-    longest = max(map(len, names.values()), default=0)
-    legend_columns = max(1, min(4, TITLE // (longest + 6)))
-    lines = title.count("\n") + 1 + math.ceil(len(names) / legend_columns)
     titles = ["ground truth", "prediction"]
     if uncertainty is not None:
         titles.append("uncertainty")
-    ratio = min(grey.shape[0] / grey.shape[1], TALLEST)
-    figure = Figure(
-        figsize=(6.4, 5.85 / len(titles) * ratio + 0.45 + 0.2 * lines),
-        dpi=150,
-        layout="constrained",
-    )
-    text = "\n".join(literal(line, TITLE) for line in title.split("\n"))
-    figure.suptitle(text, fontsize="medium")
-    panels = figure.subplots(1, len(titles))
-    for axes, name in zip(panels, titles, strict=True):
-        _draw_grey(axes, grey, name)
-    _draw_contours(panels[0], label)
-    _draw_contours(panels[1], prediction)
+    names = {k: class_names[k] for k in drawn}
+    figure, panels = _make_panels(titles, label.shape, title, names)
+    for axes in panels:
+        _draw_grey(axes, image, label.shape)
+    for axes, classes in zip(panels, (label, prediction), strict=False):
+        for k in np.unique(classes[classes > 0]):
+            _draw_contour(axes, classes == k, k)
     if uncertainty is not None:
-        _draw_uncertainty(figure, panels[2], np.asarray(uncertainty).T)
-    figure.legend(
-        handles=[Patch(color=class_color(k), label=name) for k, name in names.items()],
-        loc="outside lower center",
-        ncols=legend_columns,
-        frameon=False,
-        fontsize="small",
-    )
+        opacity = np.clip(4 * np.asarray(uncertainty).T, 0, 0.9)
+        _draw_shares(figure, panels[2], uncertainty, cmap="inferno", alpha=opacity)
     return figure
 
 
@@ -109,66 +93,65 @@ def raters_overlay(
         probability: `(H, W)`, from 0 to 1; None leaves out its panel.
         title: Title of the figure.
     """
-    drawn = {literal(name, NAME): np.asarray(mask).T > 0 for name, mask in masks.items()}
-    shape = next(iter(drawn.values())).shape
-    grey = np.zeros(shape) if image is None else _finite(np.asarray(image, float).T)
+    drawn = [np.asarray(mask).T > 0 for mask in masks.values()]
     titles = ["raters"] if probability is None else ["raters", "probability"]
-    ratio = min(shape[0] / shape[1], TALLEST)
-    size = (3.2 * len(titles), 3 * ratio + 0.8 + 0.1 * len(drawn))
-    figure = Figure(figsize=size, dpi=150, layout="constrained")
-    figure.suptitle(literal(title, TITLE), fontsize="medium")
-    panels = figure.subplots(1, len(titles), squeeze=False)[0]
-    _draw_grey(panels[0], grey, titles[0])
+    names = dict(enumerate(masks, start=1))
+    figure, panels = _make_panels(titles, drawn[0].shape, title, names)
+    _draw_grey(panels[0], image, drawn[0].shape)
     if probability is not None:
-        values = np.asarray(probability).T
-        shown = panels[1].imshow(values, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        panels[1].set_title(titles[1], fontsize="small")
-        panels[1].set_axis_off()
-        figure.colorbar(shown, ax=panels[1], fraction=0.046, pad=0.02, ticks=[0, 0.5, 1])
-    colors = {name: class_color(number) for number, name in enumerate(drawn, start=1)}
+        _draw_shares(figure, panels[1], probability, cmap="gray")
     for axes in panels:
-        for name, mask in drawn.items():
-            if min(shape) > 1 and mask.any():
-                axes.contour(mask, levels=[0.5], colors=[colors[name]], linewidths=1.2)
-    figure.legend(
-        handles=[Patch(color=color, label=name) for name, color in colors.items()],
-        loc="outside lower center",
-        ncols=4,
-        frameon=False,
-        fontsize="small",
-    )
+        for number, mask in enumerate(drawn, start=1):
+            _draw_contour(axes, mask, number)
     return figure
 
 
-def _finite(image: np.ndarray) -> np.ndarray:
-    """Return an image in which values that are not finite are the smallest that is."""
-    finite = np.isfinite(image)
-    return np.where(finite, image, image[finite].min() if finite.any() else 0)
+def _make_panels(
+    titles: Sequence[str], shape: Sequence[int], title: str, names: Mapping[int, str]
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure with a panel for each title, and names in the colours of their numbers."""
+    shown = {number: literal(name, NAME) for number, name in names.items()}
+    longest = max(map(len, shown.values()), default=0)
+    legend_columns = max(1, min(4, TITLE // (longest + 6)))
+    lines = title.count("\n") + 1 + math.ceil(len(shown) / legend_columns)
+    ratio = min(shape[0] / shape[1], TALLEST)
+    height = 5.85 / len(titles) * ratio + 0.45 + 0.2 * lines
+    figure = Figure(figsize=(6.4, height), dpi=150, layout="constrained")
+    text = "\n".join(literal(line, TITLE) for line in title.split("\n"))
+    figure.suptitle(text, fontsize="medium")
+    panels = [*figure.subplots(1, len(titles), squeeze=False)[0]]
+    for axes, panel_title in zip(panels, titles, strict=True):
+        axes.set_title(panel_title, fontsize="small")
+        axes.set_axis_off()
+    figure.legend(
+        handles=[Patch(color=class_color(number), label=name) for number, name in shown.items()],
+        loc="outside lower center",
+        ncols=legend_columns,
+        frameon=False,
+        fontsize="small",
+    )
+    return figure, panels
 
 
-def _draw_grey(axes: Axes, grey: np.ndarray, title: str) -> None:
+def _draw_grey(axes: Axes, image: ArrayLike | None, shape: Sequence[int]) -> None:
+    """Draw an image in which values that are not finite are the smallest that is."""
+    grey = np.zeros(shape) if image is None else np.asarray(image, float).T
+    finite = np.isfinite(grey)
+    grey = np.where(finite, grey, grey[finite].min() if finite.any() else 0)
     # Nothing to see is grey, not black
     low, high = np.percentile(grey, GREY_RANGE) if grey.any() else (-1, 1)
     axes.imshow(grey, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
-    axes.set_title(title, fontsize="small")
-    axes.set_axis_off()
 
 
-def _draw_contours(axes: Axes, classes: np.ndarray) -> None:
-    if min(classes.shape) < 2:
+def _draw_contour(axes: Axes, mask: np.ndarray, number: int) -> None:
+    if min(mask.shape) < 2 or not mask.any():
         return
-    for k in np.unique(classes[classes > 0]):
-        contour = axes.contour(classes == k, levels=[0.5], colors=[class_color(k)], linewidths=1.8)
-        contour.set(path_effects=[withStroke(linewidth=3.2, foreground="black")])
+    contour = axes.contour(mask, levels=[0.5], colors=[class_color(number)], linewidths=1.8)
+    contour.set(path_effects=[withStroke(linewidth=3.2, foreground="black")])
 
 
-def _draw_uncertainty(figure: Figure, axes: Axes, uncertainty: np.ndarray) -> None:
-    overlay = axes.imshow(
-        uncertainty,
-        cmap="inferno",
-        vmin=0,
-        vmax=1,
-        alpha=np.clip(4 * uncertainty, 0, 0.9),
-        interpolation="nearest",
-    )
-    figure.colorbar(overlay, ax=axes, fraction=0.046, pad=0.02, ticks=[0, 0.5, 1])
+def _draw_shares(figure: Figure, axes: Axes, shares: ArrayLike, **style: Any) -> None:
+    """Draw values from 0 to 1, `(H, W)`, with their scale."""
+    values = np.asarray(shares).T
+    drawn = axes.imshow(values, vmin=0, vmax=1, interpolation="nearest", **style)
+    figure.colorbar(drawn, ax=axes, fraction=0.046, pad=0.02, ticks=[0, 0.5, 1])
