@@ -5,6 +5,7 @@ array.
 from __future__ import annotations
 
 import logging
+from abc import abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -162,7 +163,21 @@ def whole(values: torch.Tensor) -> torch.Tensor:
     return rounded if values.numel() and (values - rounded).abs_().max() <= WHOLE else values
 
 
-class ClassIndicesd(MapTransform):
+class EachVolumed(MapTransform):
+    """Base of transforms that change, or check, one volume after the other."""
+
+    @abstractmethod
+    def change(self, volume: torch.Tensor) -> torch.Tensor:
+        """Return what takes the place of a volume."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        for key in self.key_iterator(item):
+            item[key] = self.change(item[key])
+        return item
+
+
+class ClassIndicesd(EachVolumed):
     """Turn the values of label files into class indices.
 
     Args:
@@ -178,13 +193,10 @@ class ClassIndicesd(MapTransform):
         self.label_codes = list(label_codes)
         self.map = MapLabelValue(self.label_codes, range(len(self.label_codes)))
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        item = dict(data)
-        for key in self.key_iterator(item):
-            item[key] = whole(item[key])
-            check_labels(item[key], self.label_codes, file_name(item[key]))
-            item[key] = self.map(item[key])
-        return item
+    def change(self, volume: torch.Tensor) -> torch.Tensor:
+        label = whole(volume)
+        check_labels(label, self.label_codes, file_name(label))
+        return self.map(label)
 
 
 def check_labels(label: torch.Tensor, codes: Sequence[int], file: object) -> None:
@@ -228,7 +240,7 @@ def check_image(image: Image) -> Image:
     return image
 
 
-class CheckHounsfieldd(MapTransform):
+class CheckHounsfieldd(EachVolumed):
     """Check that CT has values of air or fat and of soft tissue in Hounsfield units.
 
     What lies below any tissue and a background that was set to 0 do not count.
@@ -240,21 +252,20 @@ class CheckHounsfieldd(MapTransform):
         InputError: When called: the values of a channel are not Hounsfield units.
     """
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        for key in self.key_iterator(dict(data)):
-            for channel in torch.as_tensor(data[key]).as_subclass(torch.Tensor):
-                # Slice by slice: the masks of a long scan take more memory than the scan
-                counts = torch.stack([*map(_count_tissues, channel.unbind(-1))]).sum(0)
-                dark_share, soft_share = counts[1:] / counts[0]
-                if not (dark_share > MIN_DARK and soft_share > MIN_SOFT):  # or nothing is seen
-                    raise InputError(
-                        f"{file_name(data[key])}: values from {channel.min():.6g} to"
-                        f" {channel.max():.6g} are not Hounsfield units of CT:"
-                        f" {dark_share:.1%} are below {FAT} (air, fat), {soft_share:.1%} in"
-                        f" {SOFT_TISSUE} (soft tissue). Apply the rescale slope and intercept of"
-                        " the scan, or pass --ignore_intensity true."
-                    )
-        return dict(data)
+    def change(self, volume: torch.Tensor) -> torch.Tensor:
+        for channel in volume.as_subclass(torch.Tensor):
+            # Slice by slice: the masks of a long scan take more memory than the scan
+            counts = torch.stack([*map(_count_tissues, channel.unbind(-1))]).sum(0)
+            dark_share, soft_share = counts[1:] / counts[0]
+            if not (dark_share > MIN_DARK and soft_share > MIN_SOFT):  # or nothing is seen
+                raise InputError(
+                    f"{file_name(volume)}: values from {channel.min():.6g} to"
+                    f" {channel.max():.6g} are not Hounsfield units of CT:"
+                    f" {dark_share:.1%} are below {FAT} (air, fat), {soft_share:.1%} in"
+                    f" {SOFT_TISSUE} (soft tissue). Apply the rescale slope and intercept of"
+                    " the scan, or pass --ignore_intensity true."
+                )
+        return volume
 
 
 def _count_tissues(values: torch.Tensor) -> torch.Tensor:
@@ -265,7 +276,7 @@ def _count_tissues(values: torch.Tensor) -> torch.Tensor:
     return torch.stack([seen.sum(), dark.sum(), soft.sum()])
 
 
-class InSlabsd(MapTransform):
+class InSlabsd(EachVolumed):
     """Change the values of volumes in place, a slab of slices at a time.
 
     MONAI's transforms of intensities hold several copies of a volume, which is much for a scan of
@@ -281,12 +292,10 @@ class InSlabsd(MapTransform):
         super().__init__(keys)
         self.transform = transform
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        item = dict(data)
-        for key in self.key_iterator(item):
-            for slab in torch.as_tensor(item[key]).as_subclass(torch.Tensor).split(SLAB, dim=-1):
-                slab.copy_(self.transform(slab))
-        return item
+    def change(self, volume: torch.Tensor) -> torch.Tensor:
+        for slab in volume.as_subclass(torch.Tensor).split(SLAB, dim=-1):
+            slab.copy_(self.transform(slab))
+        return volume
 
 
 class ResampledVolumesd(MapTransform):
@@ -327,7 +336,7 @@ def has_other_pixels(sizes: Sequence[float], trained_on: Sequence[float]) -> boo
     )
 
 
-class CheckVolumed(MapTransform):
+class CheckVolumed(EachVolumed):
     """Check a preprocessed volume, and warn if its pixels are unlike those that the network was
     trained on.
 
@@ -350,25 +359,24 @@ class CheckVolumed(MapTransform):
         super().__init__(keys)
         self.pixel_size, self.in_channels = pixel_size, in_channels
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        for key in self.key_iterator(dict(data)):
-            image = check_image(data[key])
-            if self.in_channels not in (None, len(image)):
-                raise InputError(
-                    f"{file_name(image)} has {len(image)} channels, the network takes"
-                    f" {self.in_channels}."
+    def change(self, volume: torch.Tensor) -> torch.Tensor:
+        image = check_image(volume)
+        if self.in_channels not in (None, len(image)):
+            raise InputError(
+                f"{file_name(image)} has {len(image)} channels, the network takes"
+                f" {self.in_channels}."
+            )
+        if self.pixel_size is not None and isinstance(image, MetaTensor):
+            sizes = affine_to_spacing(image.affine, dtype=np.float64)[:2]
+            if has_other_pixels((float(sizes.min()), float(sizes.max())), self.pixel_size):
+                logging.getLogger(__name__).warning(
+                    "%s: pixels of %.3g x %.3g mm on the network's grid, which was trained on"
+                    " %.3g to %.3g mm. Do not rely on the result.",
+                    file_name(image),
+                    *sizes,
+                    *self.pixel_size,
                 )
-            if self.pixel_size is not None and isinstance(image, MetaTensor):
-                sizes = affine_to_spacing(image.affine, dtype=np.float64)[:2]
-                if has_other_pixels((float(sizes.min()), float(sizes.max())), self.pixel_size):
-                    logging.getLogger(__name__).warning(
-                        "%s: pixels of %.3g x %.3g mm on the network's grid, which was trained on"
-                        " %.3g to %.3g mm. Do not rely on the result.",
-                        file_name(image),
-                        *sizes,
-                        *self.pixel_size,
-                    )
-        return dict(data)
+        return image
 
 
 class NamedCompose(Compose):

@@ -50,11 +50,6 @@ class Crop(NamedTuple):
         ends = (self.top + self.bottom, self.left + self.right)
         return [round(end / 2 / side, 5) for end, side in zip(ends, slices, strict=True)]
 
-    def describe(self, slices: Sequence[int]) -> str:
-        """Return where the network looked in slices `(H, W)`, in words."""
-        place = "crop_center {},{}".format(*self.center(slices))
-        return f"{place}. {self.doubt}" if self.doubt else place
-
     @property
     def doubt(self) -> str:
         """Why a person should look at the scan; empty without a reason."""

@@ -236,7 +236,7 @@ class ImageFolder:
             log.info("%d images are phases, along the fourth axis of a file", phases)
         for image in images:
             self._check_image(image)
-        self._check_folder(images)
+        check_writable("output_dir", self.output_dir)
         self._check_results(images, every)
 
     def find(self) -> list[Image]:
@@ -272,17 +272,6 @@ class ImageFolder:
                 )
         for file in image.files[1:]:
             check_same_grid(file, image.files[0])
-
-    def _check_folder(self, images: Sequence[Image]) -> None:
-        """Refuse a folder that holds images, or where they are kept that are links here."""
-        files = [stored_in(file)[0] for image in images for file in image.files]
-        if self.output_dir.resolve() in {
-            folder for file in files for folder in (file.parent.resolve(), file.resolve().parent)
-        }:
-            raise InputError(
-                f"output_dir holds the images: {self.output_dir}. Give another folder."
-            )
-        check_writable("output_dir", self.output_dir)
 
     def _check_results(self, images: Sequence[Image], every: Sequence[Image]) -> None:
         """Refuse to replace maps unasked, and results of another run."""

@@ -8,7 +8,6 @@ of a scan.
 from __future__ import annotations
 
 import gzip
-import logging
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -41,7 +40,6 @@ from calib_components.quality import (
 from calib_components.quality.estimates import require_probabilities
 from calib_components.quality.table import CENTER
 
-log = logging.getLogger(__name__)
 QUALITY = "quality"  # key of an item
 INTEGERS = {8: torch.uint8, 16: torch.uint16}
 SLAB = 2**22  # values of a slab: voxels times classes
@@ -155,7 +153,6 @@ class PredictionMapsd(MapTransform):
         record = describe_scan(name, scan.compute(), reference, grid.affine, picture, agreement)
         crop = crop_of(logits)
         if crop is not None:
-            log.info("%s: %s", name, crop.describe(image.shape[1:3]))
             record[CENTER] = crop.center(image.shape[1:3])
             if crop.doubt:
                 record["reasons"].append(crop.doubt)
