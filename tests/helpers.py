@@ -36,9 +36,10 @@ SIZE = (32, 32)  # of what make_prepared makes
 SPACING = np.diag([1.5, 1.25, 10.0, 1.0])
 
 
-def save(path: Path, array: np.ndarray, affine: np.ndarray = SPACING) -> None:
+def save(path: Path, array: np.ndarray, affine: np.ndarray = SPACING) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(array, affine), path)
+    return path
 
 
 def blocks(shape: tuple[int, int, int], codes: list[int]) -> np.ndarray:
@@ -212,3 +213,8 @@ def snapshot(folder: Path) -> dict[str, str]:
                 hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
             )
     return found
+
+
+def files(folder: Path) -> set[str]:
+    """The names of the files in a `snapshot`."""
+    return {name for name, content in snapshot(folder).items() if content != "folder"}

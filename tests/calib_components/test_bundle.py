@@ -82,9 +82,7 @@ def test_the_ids_of_every_bundle_have_an_effect(bundle: Path, files: tuple[str, 
     ("files", "name"),
     [
         (("train.yaml", "evaluate.yaml"), "tta"),  # of inference
-        (("train.yaml",), "split"),
         (("train.yaml", "calibrate.yaml"), "strength"),  # of perturb.yaml
-        (("inference.yaml",), "max_epochs"),
     ],
 )
 def test_an_option_of_other_files_has_no_effect(files: tuple[str, ...], name: str) -> None:

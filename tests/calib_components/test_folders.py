@@ -34,7 +34,7 @@ from tests.calib_components.tools.evaluate.made_up import (
     save_nifti,
     softmax_of,
 )
-from tests.helpers import snapshot
+from tests.helpers import files
 
 BUSY = "another run writes to this folder. Wait for its end, or choose another."
 processes = multiprocessing.get_context("fork")
@@ -72,10 +72,6 @@ def another_process(run: Callable[[Callable[[], None]], object], kill: bool = Fa
 
 def folder_of(path: Path, shard: str | None = None, **options: Any) -> OutputFolder:
     return OutputFolder(path, **{"run": {"weights": 1}, "shard": shard, **options})
-
-
-def files(folder: Path) -> set[str]:
-    return {name for name, content in snapshot(folder).items() if content != "folder"}
 
 
 @pytest.mark.parametrize(

@@ -228,26 +228,6 @@ def test_holds_the_bundle_what_it_uses_and_nothing_else(bundle: Path, tmp_path: 
     }
 
 
-def test_components_import_no_tools_that_are_left_out() -> None:
-    """What the zip has of `tools` is for `prepare_data.py`, and imports nothing beside it."""
-    package = ACDC.parents[1] / "calib_components"
-    packed = [
-        file
-        for file in package.rglob("*.py")
-        if "tools" not in file.parts and file.name != "__main__.py"
-    ]
-    packed += [
-        *(package / "tools" / name for name in ("cli.py", "parallel.py")),
-        *(package / "tools").glob("prepare/*.py"),
-    ]
-    text = "\n".join(file.read_text() for file in packed)
-    assert set(re.findall(r"calib_components\.tools(?:\.| import )(\w+)", text)) <= {
-        "cli",
-        "parallel",
-        "prepare",
-    }
-
-
 def test_same_files_give_the_same_bytes(bundle: Path, tmp_path: Path) -> None:
     other = tmp_path / "other" / ACDC.name
     shutil.copytree(bundle, other, copy_function=shutil.copyfile)

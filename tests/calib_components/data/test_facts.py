@@ -76,13 +76,6 @@ def test_facts_that_contradict_each_other(
         read_facts(tmp_path / FACTS, **OWN)
 
 
-@pytest.mark.parametrize("content", ["", "- 1", "text"])
-def test_file_without_facts(content: str, tmp_path: Path) -> None:
-    (tmp_path / FACTS).write_text(content)
-    with pytest.raises(InputError, match=r"facts\.yaml: cannot read the facts of a data set"):
-        read_facts(tmp_path / FACTS, **OWN)
-
-
 def test_patches_may_be_larger_than_cases_that_keep_their_size() -> None:
     for image_size in (None, [32, 32]):
         volumes = {
@@ -95,7 +88,7 @@ def test_patches_may_be_larger_than_cases_that_keep_their_size() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a: [", "dataset: acdc\n", "a: !!python/object/apply:os.getcwd []"]
+    "text", ["", "- 1", "a: [", "dataset: acdc\n", "a: !!python/object/apply:os.getcwd []"]
 )
 def test_broken_file(text: str, tmp_path: Path) -> None:
     (tmp_path / FACTS).write_text(text)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -26,7 +25,7 @@ from calib_components.data.transforms import (
     slice_axis,
 )
 from calib_components.errors import InputError, error_line
-from tests.helpers import SHARED
+from tests.helpers import SHARED, save
 
 
 @pytest.mark.parametrize(
@@ -94,11 +93,6 @@ class TestSlicesLastd:
         assert transform({"image": stack})["image"].shape == (1, 12, 10, 11)
         (line,) = caplog.messages
         assert "along axis 1 of the file" in line
-
-
-def save(file: Path, array: np.ndarray) -> Path:
-    nib.Nifti1Image(array, np.eye(4)).to_filename(file)
-    return file
 
 
 class TestLoadVolumed:

@@ -41,7 +41,7 @@ from calib_components.metrics.measures import (
 )
 from calib_components.metrics.measuring import measure_regions
 from calib_components.metrics.regions import REGIONS, RegionKind
-from tests.helpers import snapshot
+from tests.helpers import files, snapshot
 
 STRUCTURES = {"core": [1], "whole": [1, 2]}
 NAMES = ["air", "core", "rim"]
@@ -68,12 +68,6 @@ def example(case: int) -> dict[str, Any]:
         "logits": logits,
         "pred": logits.softmax(0),
     }
-
-
-def files(folder: Path) -> set[str]:
-    """What is there, but for the locks and the record of the run."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.parent.name != ".run")
-    return {str(path.relative_to(folder)) for path in files}
 
 
 def evaluate(

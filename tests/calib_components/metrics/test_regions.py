@@ -5,7 +5,6 @@ definitions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from hypothesis import strategies as st
 
 from calib_components.errors import InputError
 from calib_components.metrics import (
-    CalibrationBins,
     Region,
     calibration_bins,
     distances,
@@ -243,30 +241,6 @@ def test_sums_of_half_precision(dtype: torch.dtype) -> None:
     assert (sums != 1).any()
     assert ((half[:, 0] > 0.99) & (sums != 1)).any()
     assert_equals_definitions(half, draw_labels(p, 1), None, 1e-12)
-
-
-# Perfect calibration
-
-
-def chance(bins: CalibrationBins) -> float:
-    """The largest of 100 errors of labels that are drawn from the mean confidence of each bin."""
-    p = bins.confidence.nan_to_num().clamp(0, 1)
-    drawn = (torch.binomial(bins.count.double(), p) for _ in range(100))
-    errors = [replace(bins, num_correct=each).expected_error() for each in drawn]
-    return float(torch.cat(errors).max())
-
-
-@pytest.mark.parametrize("shape", [(300, 300), (40, 30, 30)])
-def test_labels_drawn_from_the_predictions(shape: tuple[int, ...]) -> None:
-    p = blobs(shape)
-    for region, found in measured(p, draw_labels(p, 3), [*BY_PREDICTION, *CLOSED_FORM]).items():
-        for kind in ("top_label", "classwise"):
-            bins, error = found.bins[kind], found.bins[kind].expected_error().item()
-            if region in BY_PREDICTION:
-                assert error < 1.5 * chance(bins), region
-            else:
-                if_true = found.bins[f"{kind}_if_true"].expected_error().item()
-                assert error == pytest.approx(if_true, rel=0.1, abs=0.005), region
 
 
 # Sigmoids

@@ -1,4 +1,4 @@
-"""Smooth ECE: its definition computed directly on voxels, and the authors' code."""
+"""Smooth ECE, and the authors' code."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import pytest
 import relplot
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import brentq
-from scipy.stats import norm
 
 from calib_components.errors import InputError
 from calib_components.metrics import calibration_bins, smooth_calibration_error
@@ -25,23 +23,6 @@ def as_input(confidence: Array, correct: Array) -> tuple[torch.Tensor, torch.Ten
 def smooth_error(confidence: Array, correct: Array) -> float:
     bins = calibration_bins(*as_input(confidence, correct), num_bins=1920, region="all")
     return smooth_calibration_error(bins).item()
-
-
-def direct_error(confidence: Array, correct: Array) -> float:
-    """By definition: all voxels where they are, a sum over reflections, an integral over t, and a
-    root.
-    """
-
-    def error(width: float) -> float:
-        t = (np.arange(1000) + 0.5) / 1000
-        smoothed = np.zeros_like(t)
-        for reflection in (-2, 0, 2):  # the next ones are at least 2 away
-            for sign in (1, -1):
-                kernel = np.exp(-(((t[:, None] - sign * confidence - reflection) / width) ** 2) / 2)
-                smoothed += norm.pdf(0) / width * kernel @ (confidence - correct) / len(confidence)
-        return float(np.abs(smoothed).mean())
-
-    return brentq(lambda width: error(width) - width, 0.001, 0.4, xtol=1e-7)
 
 
 def draw(kind: str, number: int) -> tuple[Array, Array]:
@@ -66,20 +47,12 @@ KINDS = ["even calibrated", "even overconfident", "high calibrated", "high overc
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_equals_its_definition_on_the_voxels(kind: str) -> None:
-    confidence, correct = draw(kind, 1000)
-    assert smooth_error(confidence, correct) == pytest.approx(
-        direct_error(confidence, correct), abs=5e-5
-    )
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_equals_the_authors(kind: str) -> None:
     """Their widths are multiples of 1 / 1024, and their integral a sum over 200 points."""
     confidence, correct = draw(kind, 20_000)
     confidence = confidence.clip(max=0.998)  # they count confidences of 1 by half
     assert smooth_error(confidence, correct) == pytest.approx(
-        relplot.smECE(confidence, correct), abs=1e-3
+        relplot.smECE(confidence, correct), abs=5e-4
     )
 
 

@@ -8,12 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from calib_components.tools.prepare import prepare_data
 from tests.helpers import make_acdc
 
 Prepare = Callable[..., str]
+
+
+def read(path: Path) -> np.ndarray:
+    return np.asanyarray(nib.load(path).dataobj)
 
 
 @pytest.fixture

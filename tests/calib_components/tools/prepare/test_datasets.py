@@ -17,11 +17,8 @@ from calib_components.errors import InputError
 from calib_components.tools.prepare import acdc, brats, flare, hippocampus, prepare_data
 from calib_components.tools.prepare.case import transform_case
 from calib_components.tools.prepare.facts import facts_of_dataset, volume_transforms
+from tests.calib_components.tools.prepare.conftest import read
 from tests.helpers import blocks, make_brats, make_flare, save
-
-
-def read(path: Path) -> np.ndarray:
-    return np.asanyarray(nib.load(path).dataobj)
 
 
 class TestAcdc:

@@ -14,9 +14,8 @@ from scipy import stats
 
 from calib_components.errors import InputError
 from calib_components.handlers.evaluation_files import Evaluation
-from calib_components.metrics import measures
 from calib_components.tools.report import comparison, report, statistics
-from calib_components.tools.report.calibration import Judgement, summary_section
+from calib_components.tools.report.calibration import Judgement
 from calib_components.tools.report.comparison import compare, means_section
 from calib_components.tools.report.conclusion import conclude
 from calib_components.tools.report.data import Context
@@ -133,23 +132,6 @@ def test_the_answer_follows_from_the_interval(
     gap = Estimate((low + high) / 2, low, high)
     judgement = Judgement(gap, 0.9, 0.9, pooled_ece=ece)
     assert (judgement.text, judgement.is_bent) == (text, is_bent)
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_no_sentence_is_against_the_interval_beside_it(seed: int, tmp_path: Path) -> None:
-    rng = np.random.default_rng(seed)
-    gaps = rng.normal(rng.uniform(-0.05, 0.05), rng.uniform(0, 0.08), 16)
-    folder = write_evaluation(tmp_path, gap=gaps.tolist(), seed=seed)
-    found = read_evaluations([folder])
-    cells = summary_section(Context(found, folder.name)).table.loc["8 patients"]
-    sure, right, gap = (float(cells[name].text.split()[0]) for name in cells.index[1:4])
-    assert sure - right == pytest.approx(gap, abs=0.11)  # rounded
-    low, high = map(float, cells["too sure by"].notes[0].strip("[]").split(","))
-    for answer in (cells["calibrated?"].text, " ".join(answer_about(folder).sentences)):
-        assert ("undecided" in answer) == (low < 0 < high and max(-low, high) > 2)
-        assert ("overconfident" in answer) == (low > 0)
-        assert ("underconfident" in answer) == (high < 0)
-        assert ("calibrated within" in answer) == (max(-low, high) < 2)
 
 
 Patients = tuple[np.ndarray, np.ndarray]
@@ -366,15 +348,6 @@ def test_means_have_intervals_and_the_values_if_true(tmp_path: Path) -> None:
     assert {"DSC ↑", "AURC ↓"} <= {*cells.index}
     assert cells["missed / spurious"].text == "1 / 0"
     assert cells["ECE foreground ↓"].notes[-1] == "0.100 if true"
-
-
-def test_a_measure_of_the_table_of_measures_is_on_the_page(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made_up = measures.Measure("made_up", "made up", "lower", "", "case", lambda case: {"": 1.0})
-    monkeypatch.setattr(measures, "MEASURES", (*measures.MEASURES, made_up))
-    report_folders(write_evaluation(tmp_path / "a", changed={"made_up": 0.5}), out=tmp_path / "out")
-    assert "<td>made up ↓</td>" in (tmp_path / "out/index.html").read_text()
 
 
 def test_a_section_of_the_list_is_on_the_page(
