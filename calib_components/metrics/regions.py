@@ -44,7 +44,7 @@ from typing import Any, NamedTuple
 import torch
 
 from calib_components.errors import InputError, check_choice, check_number
-from calib_components.metrics.distances import band_mask, near_mask
+from calib_components.metrics.distances import Mask, band_mask, near_mask
 from calib_components.metrics.voxels import Voxels, read_voxels
 
 
@@ -91,6 +91,13 @@ def _structure(voxels: Voxels, label: torch.Tensor, region: Region) -> torch.Ten
     return torch.isin(label, torch.tensor(region.classes, device=label.device))
 
 
+def _within(mask: Mask, classes: str) -> Callable[[Voxels, torch.Tensor, Region], torch.Tensor]:
+    """Return the `RegionKind.mask` of voxels near classes, "predicted" ones or those of "label"."""
+    return lambda voxels, _, region: voxels.within(
+        mask, classes, region.parameter or 0.0, region.spacing
+    )
+
+
 # The regions of an evaluation, the paper's first. A new region is a new entry.
 REGIONS = {
     "foreground": RegionKind(lambda voxels, label, _: label != 0, has_closed_form=True),
@@ -100,17 +107,13 @@ REGIONS = {
     "predicted": RegionKind(lambda voxels, *_: voxels.predicted != 0, by_prediction=True),
     "plausible": RegionKind(_plausible, by_prediction=True, parameter=0.05),
     "near": RegionKind(
-        lambda voxels, _, region: voxels.within(
-            near_mask, "label", region.parameter or 0.0, region.spacing
-        ),
+        _within(near_mask, "label"),
         parameter=5.0,
         in_report=False,
         in_mm=True,
     ),
     "predicted_band": RegionKind(
-        lambda voxels, _, region: voxels.within(
-            band_mask, "predicted", region.parameter or 0.0, region.spacing
-        ),
+        _within(band_mask, "predicted"),
         by_prediction=True,
         parameter=2.0,
         in_report=False,
@@ -121,9 +124,7 @@ REGIONS = {
         in_report=False,
     ),
     "band": RegionKind(
-        lambda voxels, _, region: voxels.within(
-            band_mask, "label", region.parameter or 0.0, region.spacing
-        ),
+        _within(band_mask, "label"),
         parameter=2.0,
         in_report=False,
     ),

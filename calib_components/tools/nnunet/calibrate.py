@@ -21,7 +21,7 @@ from calib_components.folders import OutputFolder
 from calib_components.handlers.calibration import write_estimate
 from calib_components.handlers.weights import serialize
 from calib_components.metrics.regions import Region
-from calib_components.posthoc import KINDS, Calibrator
+from calib_components.posthoc import KINDS
 from calib_components.tools.cli import patients_of
 from calib_components.tools.evaluate.cases import read_prediction
 from calib_components.tools.evaluate.classes import Classes, classes_of
@@ -147,7 +147,11 @@ def calibrate_model(
         [*pairs.values()], classes, fitted_on, patients, workers, calibrator, cropped=True
     )
     with output.claim(names):
-        _write_checkpoints(trained, fitted)
+        with ExitStack() as whole:  # all checkpoints, or none
+            for fold in trained.folds.values():
+                file = whole.enter_context(writing(fold / CALIBRATED))
+                checkpoint = read_checkpoint(fold / TRAINED)
+                file.write_bytes(serialize(scale_checkpoint(checkpoint, fitted)))
         write_estimate(estimate, model)
     _print_next(trained)
 
@@ -242,14 +246,6 @@ def _check_label_map(prediction: Reader, classes: Classes, ending: str) -> None:
     labels = torch.from_numpy(label_map.label_codes()).long()[None]
     if (p.amax(0) - p.gather(0, labels)[0] > ROUNDING).any():
         raise InputError(f"{file} is of an earlier training than the label map beside it. {AGAIN}")
-
-
-def _write_checkpoints(model: _Model, fitted: Calibrator) -> None:
-    """Write the calibrated checkpoints of all folds, or none."""
-    with ExitStack() as stack:
-        for fold in model.folds.values():
-            file = stack.enter_context(writing(fold / CALIBRATED))
-            file.write_bytes(serialize(scale_checkpoint(read_checkpoint(fold / TRAINED), fitted)))
 
 
 def _print_next(model: _Model) -> None:
