@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any
 
+import fiducio
 import numpy as np
 import pytest
 import torch
@@ -92,6 +93,15 @@ def test_agrees_with_scipy(
     assert estimate.nll_before == pytest.approx(cross_entropy(own, label).item())
     assert estimate.changed == (calibrated.argmax(1) != own.argmax(1)).sum() > 0
     assert str(estimate.changed) in estimate.effect()
+
+
+def test_agrees_with_fiducio() -> None:
+    logits, y = draw(SHAPES[3], **TRUE)
+    calibrator, _ = fit(VectorScaling, logits, y)
+    centered = logits - logits.mean(1, keepdim=True)
+    theirs = fiducio.VectorScaling(max_iter=1000, lr=0.03).fit(centered, y[:, 0])
+    expected = theirs.predict_proba(centered)  # by gradient descent
+    torch.testing.assert_close(calibrator(logits).softmax(1), expected, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("spread", [0.2, 30.0])
