@@ -385,6 +385,8 @@ class Batch:
         labels = f"class indices from 0 to {last} or one-hot"
         if self.sigmoid:
             labels = "0 or 1 in each channel"
+        if self.soft:
+            labels = "probabilities of the classes, which sum to 1"
         if self.ignore_index is None:
             return labels
         return f"{labels} (or ignore_index={self.ignore_index})"

@@ -117,6 +117,8 @@ def name_classes(
         ('WT', 'TC', 'ET')
     """
     sigmoid = channels == 1 or (sigmoid and channels > 0)
+    if channels == 0 and structures is None:
+        raise InputError("--structures: label maps need the codes of structures, such as liver=1.")
     default = [f"class{code}={code}" for code in range(1, channels + sigmoid)]
     codes_by_name = parse_structures(default if structures is None else structures)
     if sigmoid:

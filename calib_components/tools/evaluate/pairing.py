@@ -104,17 +104,17 @@ def _check_labels(
     folders: Mapping[str, Path],
 ) -> None:
     """Refuse a rater who labelled none of the cases, and warn of labels that are left out."""
+    left_out = set()
     for rater, labels in labels_by_rater.items():
-        left_out = sorted(labels.keys() - cases)
-        if len(left_out) == len(labels):
+        if not labels.keys() & cases:
             raise InputError(f"{folders[rater]}: no label has the name of a prediction.")
-        if left_out:
-            logging.getLogger(__name__).warning(
-                "%s: %d label(s) without a prediction, left out: %s",
-                folders[rater],
-                len(left_out),
-                ", ".join(left_out[:SHOWN]),
-            )
+        left_out |= labels.keys() - cases
+    if left_out:
+        logging.getLogger(__name__).warning(
+            "%d case(s) have a label and no prediction, left out: %s",
+            len(left_out),
+            ", ".join(sorted(left_out)[:SHOWN]),
+        )
 
 
 def read_pairs(

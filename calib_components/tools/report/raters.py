@@ -23,6 +23,7 @@ WITHIN = (
 )
 KINDS = {
     "within": "it is not shown to agree less with a rater than raters do with each other",
+    "above": "it agrees more with a rater than raters do with each other",
     "below": "it agrees less with a rater than raters do with each other",
     "unknown": "six patients or more would tell whether it is within the raters",
 }
@@ -59,7 +60,7 @@ def _judge(results: Results, name: str, structure: str) -> str:
     found = mean_with_interval(difference, [*results.patients])
     kind = "unknown"
     if found.has_interval:
-        kind = "below" if found.high < 0 else "within"
+        kind = "below" if found.high < 0 else "above" if found.low > 0 else "within"
     value = with_interval(found, "dsc", True)
     return WITHIN.format(structure=structure, value=value, kind=KINDS[kind])
 
