@@ -58,9 +58,11 @@ def _judge(results: Results, name: str, structure: str) -> str:
     cases = results.cases[name]
     difference = cases[f"dsc_{structure}"] - cases[f"{RATERS_DSC}_{structure}"]
     found = mean_with_interval(difference, [*results.patients])
-    kind = "unknown"
-    if found.has_interval:
-        kind = "below" if found.high < 0 else "above" if found.low > 0 else "within"
+    kind = "within" if found.has_interval else "unknown"
+    if found.low > 0:
+        kind = "above"
+    if found.high < 0:
+        kind = "below"
     value = with_interval(found, "dsc", True)
     return WITHIN.format(structure=structure, value=value, kind=KINDS[kind])
 
