@@ -120,7 +120,8 @@ def read_prediction(prediction: Reader, classes: Classes, grid: Grid | None = No
     pairs = PairwiseDice(classes.structures)
     for number, name in enumerate(classes.structures):
         pairs.add(name, torch.stack([of_member[number] for of_member in masks]))
-    return Stored(mean, *(limits / count).tolist(), pairs.compute())
+    lowest, highest = (limits / count).tolist()
+    return Stored(mean, lowest, highest, pairs.compute())
 
 
 def _votes(stored: Stored, count: int, classes: Classes) -> Stored:

@@ -160,7 +160,7 @@ def _for_predictions(arguments: Mapping[str, str], folder: str, region: str) -> 
     """
     shared = {name: value for name, value in arguments.items() if name not in PLACES}
     known = {**PLACES, **arguments}
-    source, raters = known["members"] or known["predictions"], known["raters"]
+    source = known["members"] or known["predictions"]
     if not Path(source).name:  # such as "."
         source = os.path.realpath(source)
     suffix = f"_{region}" if region else ""
@@ -168,23 +168,26 @@ def _for_predictions(arguments: Mapping[str, str], folder: str, region: str) -> 
     scaled, after = (
         f"{place.removesuffix('_scaled')}_scaled{suffix}" for place in (before, folder)
     )
-    fitted_on, fit = [known["validation"]], {"apply_to": source, "out": scaled}
-    if known["members"]:
-        unknown = ",".join(f"VALIDATION{k + 1}" for k in range(len(source.split(","))))
-        fitted_on, fit = [], {"members": known["validation_members"] or unknown, **fit}
-    # Labels of raters without a prediction are left out
-    places, options = [scaled, known["labels"]], {"out": after}
-    if raters:
-        places, options = [scaled], {"raters": raters, **options}
-        fit = {"raters": known["validation_raters"] or raters, **fit}
-    else:
-        fitted_on.append(known["validation_labels"])
-    fit = {**fit, **shared, **_region_option(region)}
+    labels = ["--raters", known["raters"]] if known["raters"] else [known["labels"]]
+    fit = [*_validation(known), "--apply_to", source, "--out", scaled]
+    again = [scaled, *labels, "--out", after]
     return [
-        " ".join([CALIBRATE_COMMAND, *map(shlex.quote, fitted_on), as_options(fit)]),
-        f"{EVALUATE_COMMAND} {shlex.join(places)} {as_options({**options, **shared})}",
+        f"{CALIBRATE_COMMAND} {shlex.join(fit)} {as_options(shared | _region_option(region))}",
+        f"{EVALUATE_COMMAND} {shlex.join(again)} {as_options(shared)}",
         _report(folder, after),
     ]
+
+
+def _validation(known: Mapping[str, str]) -> list[str]:
+    """Return the words that name predictions and labels of validation cases."""
+    predictions, labels = [known["validation"]], [known["validation_labels"]]
+    if known["members"]:
+        count = len(known["members"].split(","))
+        unknown = ",".join(f"VALIDATION{number}" for number in range(1, 1 + count))
+        predictions = ["--members", known["validation_members"] or unknown]
+    if known["raters"]:  # whose labels without a prediction are left out
+        labels = ["--raters", known["validation_raters"] or known["raters"]]
+    return [*predictions, *labels]
 
 
 def _region_option(region: str) -> dict[str, str]:
