@@ -10,13 +10,11 @@ from __future__ import annotations
 from itertools import product
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from calib_components.tools.report.statistics import Estimate, holm
-from study.compare.statistics import mean_with_interval, paired_difference
+from calib_components.tools.report.statistics import Estimate
 from study.raters.train import LOSSES, TARGETS
-from study.tables.shipped import markdown
+from study.tables.networks import Networks, corrected, markdown, p_text, text
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "raters"
 PRIMARY = "nll_all"
@@ -28,7 +26,6 @@ MEASURES = {
     "dsc": "DSC",
 }
 NAMES = {"cross_entropy": "CE", "nacl": "NACL", "svls": "SVLS"}
-Setting = tuple[str, str, bool]  # target, loss, and whether with T
 
 
 def read_rows(name: str) -> pd.DataFrame:
@@ -39,79 +36,59 @@ def read_rows(name: str) -> pd.DataFrame:
     return rows
 
 
-class Brains:
-    """Values over all raters of the newborn brains, `(seeds, scans)`."""
+class Brains(Networks):
+    """Values over all raters of the newborn brains, of a target, a loss, and without or with T."""
 
     def __init__(self) -> None:
         rows = read_rows("brains.csv.gz")
-        self.raters_dsc = rows[rows["rater"] == "all"].groupby("scan")["raters_dsc"].first()
-        self.rows = rows[rows["rater"] == "all"].set_index(["target", "loss", "with_t"])
-        self.scans = sorted(self.rows["scan"].unique())
-
-    def values(self, setting: Setting, measure: str) -> np.ndarray:
-        chosen = self.rows.loc[setting].reset_index()
-        return chosen.pivot(index="seed", columns="scan", values=measure)[self.scans].to_numpy()
-
-    def mean(self, setting: Setting, measure: str) -> Estimate:
-        return mean_with_interval(self.values(setting, measure), self.scans)
-
-    def difference(self, one: Setting, other: Setting, measure: str) -> Estimate:
-        values = (self.values(setting, measure) for setting in (one, other))
-        return paired_difference(*values, self.scans)
+        rows = rows[rows["rater"] == "all"].rename(columns={"scan": "case"})
+        rows["patient"], rows["above"] = rows["case"], rows["dsc"] - rows["raters_dsc"]
+        self.raters_dsc = rows.groupby("case")["raters_dsc"].first().mean()
+        super().__init__(rows.set_index(["target", "loss", "with_t"]))
 
     def means_table(self) -> str:
-        """Return the means of each setting, as Markdown."""
+        """Return the means of each setting."""
         rows = {}
         for target, loss, with_t in product(TARGETS, LOSSES, (False, True)):
-            setting = (target, loss, with_t)
             title = f"{NAMES[loss]} on the {target}{' + T' if with_t else ''}"
-            rows[title] = [_text(self.mean(setting, name)) for name in MEASURES]
-        return markdown(pd.DataFrame.from_dict(rows, "index", columns=[*MEASURES.values()]))
-
-    def pairs(self) -> dict[str, tuple[tuple[str, str], tuple[str, str]]]:
-        """Return the differences of the protocol's family, as target and loss, by title."""
-        pairs = {}
-        for target, loss in product(TARGETS, ("nacl", "svls")):
-            title = f"{NAMES[loss]} - CE, on the {target}"
-            pairs[title] = ((target, loss), (target, "cross_entropy"))
-        for loss in LOSSES:
-            pairs[f"mean - majority, {NAMES[loss]}"] = (("mean", loss), ("majority", loss))
-        return pairs
+            found = (self.mean((target, loss, with_t), name) for name in MEASURES)
+            rows[title] = [*map(text, found)]
+        return markdown(rows, [*MEASURES.values()])
 
     def differences(self, measure: str, with_t: bool = False) -> dict[str, Estimate]:
-        """Return the differences of the family, with p-values that are corrected for it."""
-        found = {
-            title: self.difference((*one, with_t), (*other, with_t), measure)
-            for title, (one, other) in self.pairs().items()
+        """Return the differences of the protocol's family, corrected for it."""
+        pairs = {
+            f"{NAMES[loss]} - CE, on the {target}": ((target, loss), (target, "cross_entropy"))
+            for target, loss in product(TARGETS, ("nacl", "svls"))
         }
-        p_values = holm([each.p_value for each in found.values()])
-        return {
-            title: each._replace(p_value=p)
-            for (title, each), p in zip(found.items(), p_values, strict=True)
-        }
+        for loss in LOSSES:
+            pairs[f"mean - majority, {NAMES[loss]}"] = (("mean", loss), ("majority", loss))
+        return corrected(
+            {
+                title: self.difference(((*one, with_t), (*other, with_t)), measure)
+                for title, (one, other) in pairs.items()
+            }
+        )
 
     def differences_table(self) -> str:
-        """Return the differences, as Markdown; the p-values are of the primary measure."""
+        """Return the differences; the p-values are of the primary measure."""
         primary = self.differences(PRIMARY)
-        columns = {
-            "NLL, all voxels": [_text(each, "+") for each in primary.values()],
-            "p, Holm": [_p(each.p_value) for each in primary.values()],
-        }
-        for measure, with_t in ((PRIMARY, True), ("nll_near", False), ("dsc", False)):
-            title = f"{MEASURES[measure]}{', with T' if with_t else ''}"
-            found = self.differences(measure, with_t)
-            columns[title] = [_text(each, "+") for each in found.values()]
-        return markdown(pd.DataFrame(columns, [*primary]))
+        shown = [primary, self.differences(PRIMARY, True)]
+        shown += [self.differences("nll_near"), self.differences("dsc")]
+        rows = {}
+        for title, found in primary.items():
+            first, *others = (text(each[title], "+") for each in shown)
+            rows[title] = [first, p_text(found.p_value), *others]
+        titles = ("p, Holm", f"{MEASURES[PRIMARY]}, with T", MEASURES["nll_near"], "DSC")
+        return markdown(rows, [MEASURES[PRIMARY], *titles])
 
     def within_table(self) -> str:
-        """Return the DSC with a rater minus that of raters with each other, as Markdown."""
-        rows = {}
-        for target, loss in product(TARGETS, LOSSES):
-            values = self.values((target, loss, False), "dsc")
-            expected = np.broadcast_to(self.raters_dsc[self.scans].to_numpy(), values.shape)
-            found = mean_with_interval(values - expected, self.scans)
-            rows[f"{NAMES[loss]} on the {target}"] = [_text(found, "+")]
-        return markdown(pd.DataFrame.from_dict(rows, "index", columns=["DSC - DSC of raters"]))
+        """Return the DSC with a rater minus that of raters with each other."""
+        rows = {
+            f"{NAMES[loss]} on the {target}": [text(self.mean((target, loss, False), "above"), "+")]
+            for target, loss in product(TARGETS, LOSSES)
+        }
+        return markdown(rows, ["DSC - DSC of raters"])
 
 
 def retina_table() -> str:
@@ -119,23 +96,17 @@ def retina_table() -> str:
     rows = read_rows("retina.csv")
     measures = ["dsc", "nll_all", "ece_all", "ece_predicted", "gap"]
     means = rows.groupby(["set", "network", "with_t", "rater"], sort=False)[measures].mean()
-    table = means.map("{:.3f}".format)
     names = {"drive": "DRIVE", "chase": "CHASE", "wnet": "W-Net", "m2unet": "M2U-Net"}
-    table.index = pd.Index(
-        f"{names[data]}, {names[network]}{' + T' if with_t else ''}, {rater}"
-        for data, network, with_t, rater in table.index
-    )
-    titles = {"nll_all": "NLL, all voxels", "ece_all": "ECE, all voxels"}
-    return markdown(table.rename(columns=MEASURES | titles))
-
-
-def _text(found: Estimate, sign: str = "") -> str:
-    text = f"{found.mean:{sign}.4f}"
-    return f"{text} [{found.low:{sign}.4f}, {found.high:{sign}.4f}]"
-
-
-def _p(value: float) -> str:
-    return "< .001" if value < 0.001 else f"{value:.3f}"
+    table = {
+        f"{names[data]}, {names[network]}{' + T' if with_t else ''}, {rater}": [
+            f"{value:.3f}" for value in values
+        ]
+        for (data, network, with_t, rater), values in zip(
+            means.index, means.to_numpy(), strict=True
+        )
+    }
+    titles = {**MEASURES, "ece_all": "ECE, all voxels"}
+    return markdown(table, [titles[name] for name in measures])
 
 
 if __name__ == "__main__":

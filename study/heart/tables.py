@@ -1,0 +1,77 @@
+"""Tables of the heart's losses, from the rows of `study.heart.measure`.
+
+    python -m study.heart.tables
+
+prints them.
+"""
+
+from __future__ import annotations
+
+import functools
+from itertools import product
+
+import pandas as pd
+
+from calib_components.tools.report.statistics import Estimate
+from study.tables.networks import Networks, corrected, markdown, p_text, text
+from study.tables.shipped import HEART, RESULTS
+
+LOSSES = {"nacl": "NACL", "cross_entropy": "CE", "ce_dice": "CE + Dice"}
+PAIRS = (("nacl", "cross_entropy"), ("nacl", "ce_dice"), ("cross_entropy", "ce_dice"))
+CALIBRATORS = ("", "T", "T changed")
+SCORES = {"nll_all": "NLL, all voxels", "nll_near": "NLL, near", "dsc": "DSC"}
+
+
+@functools.cache
+def read_rows() -> pd.DataFrame:
+    """Return the rows of all networks, with their loss and seed, and the mean DSC of a scan."""
+    tables = []
+    for file in sorted((RESULTS / "acdc" / "heart").glob("*_seed*.csv.gz")):
+        loss, _, seed = file.name.removesuffix(".csv.gz").rpartition("_seed")
+        table = pd.read_csv(file, keep_default_na=False)
+        tables.append(table.assign(loss=loss, seed=int(seed)))
+    rows = pd.concat(tables)
+    columns = rows.filter(regex="^dsc_").apply(pd.to_numeric, errors="coerce")
+    return rows.assign(dsc=columns.mean(axis=1))
+
+
+@functools.cache
+def networks_on(name: str) -> Networks:
+    """Return the networks on a test set, of a loss and a temperature."""
+    rows = read_rows()
+    return Networks(rows[rows["set"] == name].set_index(["loss", "calibrator"]))
+
+
+def means_table(measure: str) -> str:
+    """Return the means of each loss and temperature on each set."""
+    rows = {}
+    for loss, calibrator in product(LOSSES, CALIBRATORS):
+        title = f"{LOSSES[loss]}{f' + {calibrator}' if calibrator else ''}"
+        found = (networks_on(name).mean((loss, calibrator), measure) for name in HEART)
+        rows[title] = [text(each, digits=3) for each in found]
+    return markdown(rows, [*HEART.values()])
+
+
+def differences(measure: str, calibrator: str) -> dict[str, Estimate]:
+    """Return the differences of the losses on all sets, corrected for their family."""
+    found = {}
+    for (one, other), name in product(PAIRS, HEART):
+        pair = ((one, calibrator), (other, calibrator))
+        title = f"{LOSSES[one]} - {LOSSES[other]}, {HEART[name]}"
+        found[title] = networks_on(name).difference(pair, measure)
+    return corrected(found)
+
+
+def differences_table(measure: str, calibrator: str) -> str:
+    """Return the differences with their p-values."""
+    rows = {
+        title: [text(found, "+", 3), p_text(found.p_value)]
+        for title, found in differences(measure, calibrator).items()
+    }
+    return markdown(rows, [SCORES[measure], "p, Holm"])
+
+
+if __name__ == "__main__":
+    print("\n\n".join(map(means_table, SCORES)))
+    for measure, calibrator in product(("nll_all", "nll_near"), CALIBRATORS):
+        print(f"\n{calibrator or 'as trained'}\n\n{differences_table(measure, calibrator)}")
