@@ -39,8 +39,8 @@ class Networks:
 
     def difference(self, pair: Pair, measure: str) -> Estimate:
         """Return the difference of two settings."""
-        values = (self.values(setting, measure) for setting in pair)
-        return paired_difference(*values, self.patients)
+        one, other = (self.values(setting, measure) for setting in pair)
+        return paired_difference(one, other, self.patients)
 
 
 def corrected(differences: Mapping[str, Estimate]) -> dict[str, Estimate]:
