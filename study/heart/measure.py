@@ -1,11 +1,12 @@
 """Measure one network of the heart, or the mean of several, on all test sets of the fifth round.
 
-    python -m study.heart.measure DATA OUT WEIGHTS [WEIGHTS ...]
+    python -m study.heart.measure DATA OUT WEIGHTS [WEIGHTS ...] [--views]
 
 DATA has the prepared sets of the protocol. The network finds the heart in whole slices and is
 measured over these: as trained, with a temperature of the odd validation patients (T), and with one
-of their images as another scanner might have changed them (T of changed images). Of several
-networks, the probabilities are averaged before the temperature. OUT gets one row for each scan and
+of their images as another scanner might have changed them (T of changed images). Several networks
+are measured as an ensemble, with the agreement of their segmentations (`pairwise_dsc_S`);
+`--views` adds that of flips and quarter turns (`views_dsc_S`). OUT gets one row for each scan and
 temperature.
 """
 
@@ -27,12 +28,17 @@ from tqdm import tqdm
 
 from calib_components.data.cases import load_sample, read_lists
 from calib_components.handlers.weights import load_weights
-from calib_components.inference.crops import crop_of
-from calib_components.inference.inferers import volume_inferer
+from calib_components.inference.crops import Crop, crop_of
+from calib_components.inference.inferers import agreement_of, volume_inferer
 from calib_components.inference.maps import normalized_entropy
 from calib_components.metrics import dice, structure_masks
 from calib_components.metrics.segmentation import hausdorff_distance_95
-from calib_components.posthoc import TemperatureScaling, set_calibrator
+from calib_components.posthoc import (
+    Ensemble,
+    TemperatureScaled,
+    TemperatureScaling,
+    set_calibrator,
+)
 from calib_components.quality import ScanEstimates
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "acdc_mri_nacl_segmentation"
@@ -135,32 +141,29 @@ def load_network(weights: Path) -> torch.nn.Module:
     return network.eval()
 
 
-class Networks:
-    """One network or several, whose probabilities are averaged.
+def load_networks(weights: Sequence[Path]) -> torch.nn.Module:
+    """Return a network, or the ensemble of several."""
+    networks = [load_network(file) for file in weights]
+    if len(networks) == 1:
+        return networks[0]
+    return TemperatureScaled(Ensemble(networks)).eval()
 
-    Args:
-        weights: Files of the networks.
+
+@torch.inference_mode()
+def predict(
+    network: torch.nn.Module, image: torch.Tensor, views: bool = False
+) -> tuple[torch.Tensor, Crop, dict[str, float]]:
+    """Return the logits `(4, H, W, D)` of an image, the crop that the network saw, and how well the
+    members of an ensemble, or `views`, agree.
     """
-
-    def __init__(self, weights: Sequence[Path]) -> None:
-        self.networks = [load_network(file) for file in weights]
-        self.inferer = volume_inferer((144, 144), 16, image_size=(224, 224))
-
-    @torch.inference_mode()
-    def __call__(self, image: torch.Tensor) -> tuple[torch.Tensor, list[Any]]:
-        """Return the logits `(4, H, W, D)` of an image and the crops that networks saw.
-
-        Of several networks, it is the logarithm of their mean probabilities.
-        """
-        logits = [self.inferer(image[None], network)[0] for network in self.networks]
-        crops = [crop_of(own) for own in logits]
-        if len(logits) == 1:
-            return torch.as_tensor(logits[0]), crops
-        mean = sum(torch.as_tensor(own).softmax(0) for own in logits) / len(logits)
-        return mean.log().clamp(min=FLOOR), crops
+    inferer = volume_inferer((144, 144), 16, views, STRUCTURES, image_size=(224, 224))
+    logits = inferer(image[None], network)[0]
+    crop = crop_of(logits)
+    assert crop is not None
+    return torch.as_tensor(logits), crop, agreement_of(logits, STRUCTURES)
 
 
-def fit_temperature(networks: Networks, items: Sequence[Any], changed: bool) -> float:
+def fit_temperature(network: torch.nn.Module, items: Sequence[Any], changed: bool) -> float:
     """Return the temperature of validation patients, of images as they are or of changed copies."""
     fit, perturbation = TemperatureScaling(region="all"), None
     if changed:
@@ -176,20 +179,17 @@ def fit_temperature(networks: Networks, items: Sequence[Any], changed: bool) -> 
         for _ in range(draws if changed else 1):
             for scan in read_scans(items, "validation"):
                 image = scan.image if perturbation is None else perturbation(scan.image)
-                logits, crops = networks(torch.as_tensor(image))
+                logits, crop, _ = predict(network, torch.as_tensor(image))
                 # As in calibrate.yaml: outside of the crop, no temperature changes anything.
-                seen, label = (crops[0].cut(volume)[None] for volume in (logits, scan.label))
+                seen, label = (crop.cut(volume)[None] for volume in (logits, scan.label))
                 fit.update(seen, label, scan.patient)
     return fit.compute().temperature
 
 
-def apply_temperature(
-    logits: torch.Tensor, crops: Sequence[Any], temperature: float
-) -> torch.Tensor:
-    """Return the probabilities at a temperature, which changes nothing outside of the crops."""
+def apply_temperature(logits: torch.Tensor, crop: Crop, temperature: float) -> torch.Tensor:
+    """Return the probabilities at a temperature, which changes nothing outside of the crop."""
     seen = torch.zeros(logits.shape[1:], dtype=torch.bool)
-    for crop in crops:
-        crop.cut(seen).fill_(True)
+    crop.cut(seen).fill_(True)
     return torch.where(seen, logits / temperature, logits).softmax(0)
 
 
@@ -201,7 +201,7 @@ def near_mask(label: NDArray[Any], distance: float) -> NDArray[np.bool_]:
     return near
 
 
-def describe_labels(scan: Scan, predicted: torch.Tensor, crops: Sequence[Any]) -> dict[str, Any]:
+def describe_labels(scan: Scan, predicted: torch.Tensor, crop: Crop) -> dict[str, Any]:
     """Return what follows from label maps: overlaps, distances, where the network looked."""
     masks = [
         structure_masks(labels, [*STRUCTURES.values()]) for labels in (predicted[None], scan.label)
@@ -215,8 +215,8 @@ def describe_labels(scan: Scan, predicted: torch.Tensor, crops: Sequence[Any]) -
     heart = scan.label[0].numpy() > 0
     around = near_mask(np.broadcast_to(heart.any(-1, keepdims=True), heart.shape), FAR)
     row["far_voxels"] = int(((predicted.numpy() > 0) & ~around).sum())
-    row["is_whole"] = all((crop.cut(scan.label) > 0).sum() == heart.sum() for crop in crops)
-    row["crop_row"], row["crop_column"] = crops[0].center(scan.label.shape[1:3])
+    row["is_whole"] = bool((crop.cut(scan.label) > 0).sum() == heart.sum())
+    row["crop_row"], row["crop_column"] = crop.center(scan.label.shape[1:3])
     return row
 
 
@@ -250,19 +250,23 @@ def describe_probabilities(scan: Scan, p: torch.Tensor) -> dict[str, Any]:
     return row
 
 
-def measure_networks(data: Path, out: Path, weights: Sequence[Path]) -> None:
+def measure_networks(data: Path, out: Path, weights: Sequence[Path], views: bool = False) -> None:
     """Fit both temperatures and write a row for each scan and temperature."""
-    networks, rows = Networks(weights), []
+    network, rows = load_networks(weights), []
     odd = validation_half(data, 0)
-    temperatures = {"": 1.0, "T": fit_temperature(networks, odd, False)}
-    temperatures["T changed"] = fit_temperature(networks, odd, True)
+    temperatures = {"": 1.0, "T": fit_temperature(network, odd, False)}
+    temperatures["T changed"] = fit_temperature(network, odd, True)
     print(temperatures, flush=True)
     for scan in tqdm(all_scans(data), desc=out.stem, disable=None):
-        logits, crops = networks(scan.image)
+        logits, crop, agreement = predict(network, scan.image)
         known = {"set": scan.set, "case": scan.case, "patient": scan.patient}
-        known |= describe_labels(scan, logits.argmax(0), crops)
+        known |= describe_labels(scan, logits.argmax(0), crop)
+        known |= {f"pairwise_dsc_{name}": dsc for name, dsc in agreement.items()}
+        if views:
+            *_, agreement = predict(network, scan.image, views)
+            known |= {f"views_dsc_{name}": dsc for name, dsc in agreement.items()}
         for name, temperature in temperatures.items():
-            p = apply_temperature(logits, crops, temperature)
+            p = apply_temperature(logits, crop, temperature)
             rows.append(
                 {
                     **known,
@@ -276,4 +280,5 @@ def measure_networks(data: Path, out: Path, weights: Sequence[Path]) -> None:
 
 
 if __name__ == "__main__":
-    measure_networks(Path(sys.argv[1]), Path(sys.argv[2]), [Path(name) for name in sys.argv[3:]])
+    data, out, *weights = (Path(word) for word in sys.argv[1:] if word != "--views")
+    measure_networks(data, out, weights, "--views" in sys.argv)

@@ -11,15 +11,20 @@ import torch
 
 from calib_components.inference.crops import Crop
 from study.heart.measure import (
+    BUNDLE,
     FLOOR,
     Scan,
     apply_temperature,
     describe_probabilities,
+    load_network,
+    load_networks,
     move,
     near_mask,
+    predict,
     shifted,
     validation_half,
 )
+from tests.phantoms import GROUPS, draw
 
 
 def make_scan() -> Scan:
@@ -70,9 +75,37 @@ def test_near_is_within_a_slice() -> None:
 def test_a_temperature_changes_what_was_seen_alone() -> None:
     logits = torch.randn(4, 12, 10, 2)
     crop = Crop(2, 10, 1, 9)
-    p = apply_temperature(logits, [crop], 2.0)
+    p = apply_temperature(logits, crop, 2.0)
     torch.testing.assert_close(crop.cut(p), crop.cut(logits / 2).softmax(0))
     torch.testing.assert_close(p[:, :2], logits[:, :2].softmax(0))
+
+
+def test_several_networks_are_an_ensemble_whose_members_are_compared(tmp_path: Path) -> None:
+    """Of the shipped network and a noisy copy, in the crop that the average finds."""
+    shipped = BUNDLE / "models" / "model.pt"
+    torch.manual_seed(0)
+    weights = torch.load(shipped, weights_only=True)
+    noisy = {
+        name: values + 0.02 * torch.randn_like(values) if values.is_floating_point() else values
+        for name, values in weights.items()
+    }
+    torch.save(noisy, tmp_path / "noisy.pt")
+    files = [shipped, tmp_path / "noisy.pt"]
+    rng = np.random.default_rng(0)
+    values = draw(np.array(GROUPS["DCM"]), (224, 224, 1), np.array([112, 112, 0.5]), rng)[0]
+    image = torch.from_numpy((values - values.mean()) / values.std()).float()[None]
+    logits, crop, agreement = predict(load_networks(files), image)
+    members = []
+    for file in files:
+        with torch.inference_mode():
+            seen = crop.cut(image)[..., 0][None]
+            members.append(load_network(file)(seen).softmax(1)[0])
+    mean = torch.stack(members).mean(0)
+    torch.testing.assert_close(crop.cut(logits)[..., 0].softmax(0), mean)
+    masks = [each.argmax(0) == 3 for each in members]
+    dsc = 2 * (masks[0] & masks[1]).sum() / (masks[0].sum() + masks[1].sum())
+    assert agreement["LV"] == pytest.approx(float(dsc), abs=1e-6)  # not NaN
+    assert not predict(load_network(shipped), image)[2]
 
 
 def test_errors_of_probabilities() -> None:
