@@ -71,7 +71,23 @@ def differences_table(measure: str, calibrator: str) -> str:
     return markdown(rows, [SCORES[measure], "p, Holm"])
 
 
+def shipping_table() -> str:
+    """Return NLL and DSC of each network on the even validation patients, who choose what is
+    shipped.
+    """
+    networks = networks_on("validation")
+    rows = {}
+    for loss, calibrator in product(LOSSES, CALIBRATORS):
+        setting, title = (loss, calibrator), f"{LOSSES[loss]} {calibrator}".strip()
+        seeds = sorted(networks.rows.loc[setting]["seed"].unique())
+        scores = [networks.values(setting, name).mean(1) for name in ("nll_all", "dsc")]
+        for seed, nll, dsc in zip(seeds, *scores, strict=True):
+            rows[f"{title}, seed {seed}"] = [f"{nll:.4f}", f"{dsc:.3f}"]
+    return markdown(rows, ["NLL, all voxels", "DSC"])
+
+
 if __name__ == "__main__":
+    print(shipping_table())
     print("\n\n".join(map(means_table, SCORES)))
     for measure, calibrator in product(("nll_all", "nll_near"), CALIBRATORS):
         print(f"\n{calibrator or 'as trained'}\n\n{differences_table(measure, calibrator)}")
