@@ -223,6 +223,34 @@ def test_a_temperature_is_fitted_to_all_raters(folders: Path) -> None:
     assert t == pytest.approx(best.x, rel=1e-4)
 
 
+def test_the_average_of_members_is_fitted_and_scaled(folders: Path) -> None:
+    members = [folders / name for name in MEMBERS]
+    calibrate_predictions(
+        folders / "anna",
+        members=members,
+        apply_to=members,
+        out=folders / "scaled",
+        structures=OPTIONS["structures"],
+        workers=1,
+    )
+    t = read_estimate(folders / "scaled").temperature
+    means = [np.mean([p_of(number, k) for number in range(5)], 0).astype(float) for k in range(3)]
+
+    def scaled(p: np.ndarray, t: float) -> np.ndarray:
+        powers = p ** (1 / t)
+        return powers / powers.sum(0)
+
+    best = optimize.minimize_scalar(
+        lambda t: sum(nll(scaled(p, t), y_of(0, k)) for k, p in enumerate(means)),
+        bounds=(0.1, 8),
+        method="bounded",
+    )
+    assert t == pytest.approx(best.x, rel=1e-4)
+    for name, p in zip(NAMES, means, strict=True):
+        found = load(folders / "scaled" / f"{name}_probability.nii.gz")
+        np.testing.assert_allclose(np.moveaxis(found, -1, 0), scaled(p, t), atol=1e-5)
+
+
 RETINA = SHARED / "data" / "retina" / "drive"
 
 
