@@ -44,7 +44,13 @@ from calib_components.handlers.weights import (
 from calib_components.inference.crops import Crop, crop_of, cut
 from calib_components.inference.images import run_stamp
 from calib_components.metrics import CalibrationBins, calibration_bins, dice, structure_masks
-from calib_components.posthoc import KINDS, Calibrator, Estimate, set_calibrator
+from calib_components.posthoc import (
+    KINDS,
+    Calibrator,
+    Estimate,
+    TemperatureScaling,
+    set_calibrator,
+)
 from calib_components.quality import Reference, ScanEstimates
 
 log = logging.getLogger(__name__)
@@ -191,7 +197,9 @@ class Calibration:
         set_calibrator(self.network, type(self.calibrator)())  # not that of the weights
         self._fit()
         estimate = self._compute()
-        bins, scans = self._measure({"before": type(self.calibrator)(), "after": self.calibrator})
+        bins, scans = self._measure(
+            {"before": type(self.calibrator)(), "after": self.calibrator}, estimate
+        )
         files = {
             REPORT: _encoded(estimate.to_dict(), indent=2),
             FIT: _encoded(self.calibrator.to_dict()),
@@ -266,11 +274,12 @@ class Calibration:
         return estimate
 
     def _measure(
-        self, candidates: Mapping[str, Calibrator]
+        self, candidates: Mapping[str, Calibrator], estimate: Estimate
     ) -> tuple[Bins, list[tuple[str, ScanRow]]]:
-        """Return the bins of each calibrator over all cases, and what the one called "after" gives
-        of each scan, with its patient.
+        """Return the bins of each calibrator over all cases, and of each scan, with its patient,
+        what a temperature that the patient did not fit gives, or another calibrator.
         """
+        others = getattr(estimate, "leave_one_out", {})
         bins: dict[tuple[str, str], list[CalibrationBins]] = {
             (name, region): [] for name in candidates for region in REGIONS
         }
@@ -282,8 +291,12 @@ class Calibration:
                 p = candidate.to(logits.device)(seen).softmax(1)
                 for region in REGIONS:
                     bins[name, region].append(calibration_bins(p, truth, region=region))
-                if name == "after":
-                    scans.append((patient, self._measure_scan(p[0], label[0], crop)))
+            fitted = self.calibrator
+            if patient in others:
+                fitted = TemperatureScaling()
+                fitted.set_state({"temperature": others[patient]})
+            p = fitted.to(logits.device)(seen).softmax(1)
+            scans.append((patient, self._measure_scan(p[0], label[0], crop)))
 
         self._run_network(use)
         totals = {key: functools.reduce(operator.add, each) for key, each in bins.items()}

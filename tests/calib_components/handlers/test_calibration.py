@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -128,12 +128,14 @@ def load(folder: Path) -> TemperatureScaled:
 
 
 def check_reference(
-    found: torch.Tensor, cases: list[dict[str, Any]], temperature: torch.Tensor
+    found: torch.Tensor, cases: list[dict[str, Any]], temperatures: Mapping[str, float]
 ) -> None:
-    """Compare the reference with what NumPy makes of the cases."""
+    """Compare the reference with what NumPy makes of the cases, at the temperature of the other
+    patients.
+    """
     for row, case in zip(Reference.from_tensor(found, [*STRUCTURES]).values, cases, strict=True):
         p, true = (
-            (case["image"] / temperature).softmax(0).double().numpy(),
+            (case["image"] / temperatures[case["patient"]]).softmax(0).double().numpy(),
             case["label"][0].numpy(),
         )
         for values, classes in zip(row, STRUCTURES.values(), strict=True):
@@ -179,7 +181,7 @@ def test_writes_what_the_calibrator_fits_and_nothing_else(
     )
     del before["temperature"]
     assert torch.equal(after["reference"], find_reference(load(tmp_path)))
-    check_reference(after.pop("reference"), cases, scaled.temperature)
+    check_reference(after.pop("reference"), cases, estimate.leave_one_out)
     fitted_on = {"calibrator": "temperature", "region": "all", "patients": PATIENTS}
     assert describe_calibration(load(tmp_path)) == fitted_on
     del after["fitted_on"]
@@ -228,7 +230,7 @@ def test_fit_on_changed_images_and_its_errors_on_unchanged_ones(
         p = (images / estimate.temperature).softmax(1)
         error = calibration_bins(p, labels, region=region).pooled().expected_error()
         assert f"After: ECE {error.item():.4f} ({region})" in caplog.text
-    check_reference(find_reference(load(tmp_path)), cases, torch.tensor(estimate.temperature))
+    check_reference(find_reference(load(tmp_path)), cases, estimate.leave_one_out)
 
 
 @pytest.mark.parametrize("kind", [VectorScaling, ClassBias])
