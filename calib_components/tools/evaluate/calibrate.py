@@ -28,7 +28,7 @@ from calib_components.tools.evaluate.classes import (
     classes_of,
 )
 from calib_components.tools.evaluate.fit import fit_calibrator, to_logits, to_probabilities
-from calib_components.tools.evaluate.formats import Reader
+from calib_components.tools.evaluate.formats import Prediction
 from calib_components.tools.evaluate.pairing import (
     find_members,
     find_pairs,
@@ -154,7 +154,7 @@ def calibrate_predictions(
     print(printable(out))
 
 
-def estimate_of(folder: Path, predictions: Iterable[Reader]) -> Any:
+def estimate_of(folder: Path, predictions: Iterable[Prediction]) -> Any:
     """Return the estimate that `calibrate_predictions` wrote beside calibrated maps; None if there
     is none.
     """
@@ -179,7 +179,7 @@ def describe_estimate(folder: Path, estimate: Any) -> dict[str, Any] | None:
     }
 
 
-def _refuse_calibrated(folders: Iterable[Path], predictions: Iterable[Reader]) -> None:
+def _refuse_calibrated(folders: Iterable[Path], predictions: Iterable[Prediction]) -> None:
     for number, folder in enumerate(folders):
         estimate = estimate_of(folder, [each.members[number] for each in predictions])
         if estimate is not None:
@@ -204,19 +204,21 @@ def _check_out(folder: OutputFolder, sources: Sequence[Path], names: set[str]) -
         )
 
 
-def _map_ending(prediction: Reader) -> str:
+def _map_ending(prediction: Prediction) -> str:
     with_grid, without_grid = ENDINGS
     return without_grid if prediction.header().affine is None else with_grid
 
 
-def _items(readers: Mapping[str, Reader], patients: Mapping[str, str]) -> list[dict[str, Any]]:
+def _items(readers: Mapping[str, Prediction], patients: Mapping[str, str]) -> list[dict[str, Any]]:
     return [
         {"case": name, "patient": patients[name], "image": reader.files[0]}
         for name, reader in readers.items()
     ]
 
 
-def _calibrate_file(target: tuple[Reader, Path], classes: Classes, calibrator: Calibrator) -> None:
+def _calibrate_file(
+    target: tuple[Prediction, Path], classes: Classes, calibrator: Calibrator
+) -> None:
     prediction, file = target
     logits = to_logits(read_prediction(prediction, classes), classes.sigmoid)
     p = to_probabilities(calibrator(logits[None]), classes.sigmoid)[0]

@@ -24,7 +24,7 @@ from calib_components.tools.evaluate.classes import (
     combine_masks,
     label_classes,
 )
-from calib_components.tools.evaluate.formats import Reader, Stored
+from calib_components.tools.evaluate.formats import Prediction, Reader, Stored
 from calib_components.tools.evaluate.pairing import LabelledPrediction, find_turn
 
 CUBIC_MM = 1000  # in a millilitre
@@ -92,14 +92,14 @@ def _read_label(reader: Reader, classes: Classes, grid: Grid) -> np.ndarray:
     return _turned(label, find_turn(reader, grid))
 
 
-def read_prediction(prediction: Reader, classes: Classes, grid: Grid | None = None) -> Stored:
+def read_prediction(prediction: Prediction, classes: Classes, grid: Grid | None = None) -> Stored:
     """Read the probabilities `(C, X, Y, Z)` of a prediction, or the classes `(1, X, Y, Z)` of a
     label map, on a grid whose axes may be in another order; None: on its own.
 
     Those of several networks are averaged, one after the other; label maps are votes.
     """
     if len(prediction.members) == 1:
-        return _read_member(prediction, classes, grid)
+        return _read_member(prediction.members[0], classes, grid)
     header = prediction.header()
     if grid is None and header.affine is not None:
         grid = Grid(header.affine, header.shape, prediction.files[0])

@@ -11,7 +11,7 @@ import numpy as np
 
 from calib_components.errors import InputError
 from calib_components.tools.cli import parse_structures
-from calib_components.tools.evaluate.formats import Reader
+from calib_components.tools.evaluate.formats import Prediction
 
 PROBABILITY = "_probability"  # ending of the maps of probabilities that a bundle writes
 IGNORED = 255  # what voxels to leave out become in a label of bytes
@@ -45,7 +45,7 @@ class Classes:
 
 
 def classes_of(
-    predictions: Sequence[Reader],
+    predictions: Sequence[Prediction],
     structures: Sequence[str] | None = None,
     sigmoid: bool = False,
     ignore_index: int | None = None,
@@ -63,11 +63,11 @@ def classes_of(
                 f"{prediction.files[0]} has {number} channels, {first.files[0]} has {channels}."
                 " Predictions need the same number; label maps have 0."
             )
-    has_background = first.stem.endswith(PROBABILITY)
+    has_background = first.members[0].stem.endswith(PROBABILITY)
     return name_classes(channels, structures, sigmoid, ignore_index, has_background)
 
 
-def check_probabilities(prediction: Reader, purpose: str) -> None:
+def check_probabilities(prediction: Prediction, purpose: str) -> None:
     """Raise `InputError` if a prediction is a label map; `purpose` is what probabilities are
     for.
     """
@@ -77,7 +77,7 @@ def check_probabilities(prediction: Reader, purpose: str) -> None:
         )
 
 
-def check_volume(prediction: Reader, sigmoid: bool) -> None:
+def check_volume(prediction: Prediction, sigmoid: bool) -> None:
     """Raise `InputError` unless a prediction without a label is of probabilities, and its grid or
     the option says that one channel is a volume.
     """

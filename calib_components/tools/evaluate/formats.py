@@ -83,16 +83,10 @@ class Stored(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Reader(ABC):
-    """Reads the volume in a file, or in a file for each channel. Each format is a subclass."""
+class Prediction(ABC):
+    """The prediction of a case, by one network or several."""
 
     files: tuple[Path, ...]
-
-    @property
-    def stem(self) -> str:
-        """Name of the first file, without the ending of its format."""
-        name = self.files[0].name
-        return name[: len(name) - len(find_ending(self.files[0]) or "")]
 
     @property
     def grid_files(self) -> tuple[Path, ...]:
@@ -100,14 +94,14 @@ class Reader(ABC):
         return ()
 
     @property
+    @abstractmethod
     def members(self) -> tuple[Reader, ...]:
-        """The predictions that are averaged: this one, or those of several networks."""
-        return (self,)
+        """The volumes that are averaged: one, or those of several networks."""
 
     @property
+    @abstractmethod
     def is_label_map(self) -> bool:
         """Whether it holds classes in place of probabilities."""
-        return self.header().channels == 0
 
     @abstractmethod
     def header(self) -> Header:
@@ -116,6 +110,25 @@ class Reader(ABC):
         Raises:
             InputError: The files are damaged, or do not belong together.
         """
+
+
+@dataclass(frozen=True)
+class Reader(Prediction):
+    """Reads the volume in a file, or in a file for each channel. Each format is a subclass."""
+
+    @property
+    def stem(self) -> str:
+        """Name of the first file, without the ending of its format."""
+        name = self.files[0].name
+        return name[: len(name) - len(find_ending(self.files[0]) or "")]
+
+    @property
+    def members(self) -> tuple[Reader, ...]:
+        return (self,)
+
+    @property
+    def is_label_map(self) -> bool:
+        return self.header().channels == 0
 
     @abstractmethod
     def load(self) -> tuple[np.ndarray, np.dtype, float]:
@@ -257,7 +270,7 @@ class NnUNetArray(PlainArray):
 
 
 @dataclass(frozen=True)
-class Ensemble(Reader):
+class Ensemble(Prediction):
     """The predictions of several networks for one case. `files` are those of all."""
 
     networks: Mapping[str, Reader] = field(default_factory=dict)  # by name
@@ -276,9 +289,6 @@ class Ensemble(Reader):
 
     def header(self) -> Header:
         return self.members[0].header()
-
-    def load(self) -> tuple[np.ndarray, np.dtype, float]:
-        raise NotImplementedError("Members are read one by one.")
 
 
 FORMATS: dict[str, type[Reader]] = {  # by the ending of their files

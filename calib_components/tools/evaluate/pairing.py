@@ -20,6 +20,7 @@ from calib_components.tools.evaluate.formats import (
     FORMATS,
     Ensemble,
     Nifti,
+    Prediction,
     Reader,
     list_readers,
     make_reader,
@@ -41,7 +42,7 @@ class LabelledPrediction:
     """The prediction of a case, and its label by each rater; of one rater without a name, by ""."""
 
     name: str
-    prediction: Reader
+    prediction: Prediction
     labels: Mapping[str, Reader]
 
     @property
@@ -141,7 +142,7 @@ def read_pairs(
 
 
 def pair_by_name(
-    predictions: Mapping[str, Reader], labels_by_rater: Mapping[str, Mapping[str, Reader]]
+    predictions: Mapping[str, Prediction], labels_by_rater: Mapping[str, Mapping[str, Reader]]
 ) -> list[LabelledPrediction]:
     """Pair predictions with the labels of the same case, each of which a rater may lack."""
     pairs = []
@@ -236,14 +237,14 @@ def places_of_validation(arguments: Mapping[str, str]) -> dict[str, str]:
 
 def find_members(
     folders: Mapping[str, Path], label_names: Collection[str] = ()
-) -> dict[str, Reader]:
+) -> dict[str, Prediction]:
     """Find the predictions of one network, see `find_predictions`, or of several for the same
     cases.
     """
     found = {name: find_predictions(folder, label_names) for name, folder in folders.items()}
     first, *others = found.values()
     if not others:
-        return first
+        return {**first}
     for name, readers in found.items():
         if missing := sorted(first.keys() ^ readers.keys()):
             raise InputError(
@@ -314,7 +315,7 @@ def check_grids(pairs: Sequence[LabelledPrediction]) -> None:
         )
 
 
-def find_turn(prediction: Reader, grid: Grid) -> np.ndarray | None:
+def find_turn(prediction: Prediction, grid: Grid) -> np.ndarray | None:
     """Return how to turn the axes of a prediction to those of a grid, see
     `nibabel.orientations.apply_orientation`; None if they are the same.
 

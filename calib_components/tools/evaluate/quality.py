@@ -22,12 +22,12 @@ from calib_components.quality import (
 )
 from calib_components.quality.table import FOLDER, TABLES, choose
 from calib_components.tools.evaluate.cases import Setting, read_image, read_prediction
-from calib_components.tools.evaluate.formats import Reader
+from calib_components.tools.evaluate.formats import Prediction
 from calib_components.tools.parallel import map_cases
 
 
 def estimate_quality(
-    predictions: Mapping[str, Reader],
+    predictions: Mapping[str, Prediction],
     setting: Setting,
     reference: Reference | None,
     review: str,
@@ -54,7 +54,7 @@ def estimate_quality(
 
 
 def _estimate_scan(
-    named_prediction: tuple[str, Reader], setting: Setting, reference: Reference
+    named_prediction: tuple[str, Prediction], setting: Setting, reference: Reference
 ) -> None:
     """Write the record of a prediction; where it has an image, on the grid of that."""
     name, prediction = named_prediction
