@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 from tqdm import tqdm
 
+from calib_components.data import Perturbation
 from calib_components.data.cases import load_sample, read_lists
 from calib_components.handlers.weights import load_weights
 from calib_components.inference.crops import Crop, crop_of
@@ -117,8 +118,11 @@ def move(volume: torch.Tensor, shift: tuple[int, int]) -> torch.Tensor:
 
 
 def all_scans(data: Path) -> Iterator[Scan]:
-    """Give the scans of the even validation patients, who choose what is shipped, and all sets."""
+    """Give the scans of the even validation patients, who choose what is shipped, as they are and
+    changed, and all sets.
+    """
     yield from read_scans(validation_half(data, 1), "validation")
+    yield from changed(read_scans(validation_half(data, 1), "validation"), seed=1)
     for name, items in home_patients(data, "testing").items():
         yield from read_scans(items, name)
     for name, (folder, split) in SETS.items():
@@ -163,23 +167,32 @@ def predict(
     return torch.as_tensor(logits), crop, agreement_of(logits, STRUCTURES)
 
 
-def fit_temperature(network: torch.nn.Module, items: Sequence[Any], changed: bool) -> float:
+def other_scanner(seed: int) -> tuple[Perturbation, int]:
+    """Return the changes of `perturb.yaml`, and how many copies it makes of an image."""
+    config = ConfigParser()
+    names = ("train.yaml", "calibrate.yaml", "perturb.yaml")
+    config.read_config([str(BUNDLE / "configs" / name) for name in names])
+    config["seed"] = seed
+    return config.get_parsed_content("calibration::perturbation"), config["draws"]
+
+
+def changed(scans: Iterator[Scan], seed: int) -> Iterator[Scan]:
+    """Give scans as another scanner might have made them, in the set `changed`."""
+    perturbation, _ = other_scanner(seed)
+    for scan in scans:
+        yield replace(scan, set="changed", image=torch.as_tensor(perturbation(scan.image)))
+
+
+def fit_temperature(network: torch.nn.Module, items: Sequence[Any], is_changed: bool) -> float:
     """Return the temperature of validation patients, of images as they are or of changed copies."""
-    fit, perturbation = TemperatureScaling(region="all"), None
-    if changed:
-        config = ConfigParser()
-        names = ("train.yaml", "calibrate.yaml", "perturb.yaml")
-        config.read_config([str(BUNDLE / "configs" / name) for name in names])
-        perturbation, draws = (
-            config.get_parsed_content("calibration::perturbation"),
-            config["draws"],
-        )
-        perturbation.restart()
+    fit, copies = TemperatureScaling(region="all"), 1
+    if is_changed:
+        perturbation, copies = other_scanner(seed=0)
     for _ in fit.passes():
-        for _ in range(draws if changed else 1):
+        for _ in range(copies):
             for scan in read_scans(items, "validation"):
-                image = scan.image if perturbation is None else perturbation(scan.image)
-                logits, crop, _ = predict(network, torch.as_tensor(image))
+                image = torch.as_tensor(perturbation(scan.image)) if is_changed else scan.image
+                logits, crop, _ = predict(network, image)
                 # As in calibrate.yaml: outside of the crop, no temperature changes anything.
                 seen, label = (crop.cut(volume)[None] for volume in (logits, scan.label))
                 fit.update(seen, label, scan.patient)
