@@ -28,12 +28,14 @@ class Ranking(NamedTuple):
             the next one.
         found: Share of these scans that are among the 20 % with the lowest estimates.
         spearman: Spearman's rank correlation of estimate and DSC.
+        aurc: The area, as above.
     """
 
     gap_closed: Array
     roc: Array
     found: Array
     spearman: Array
+    aurc: Array
 
 
 def rank_scans(
@@ -77,4 +79,5 @@ def order(estimates: Array, dsc: Array, bad: float = BAD) -> Array:
         gap = (risk.mean() - aurc) / (risk.mean() - optimal)
         roc = 1 - (ranks @ is_bad - count * (count + 1) / 2) / (count * (number - count))
         found = reviewed.sum() / count if count < number else np.nan
-        return np.array([gap, roc, found, np.corrcoef(ranks, stats.rankdata(dsc))[0, 1]])
+        spearman = np.corrcoef(ranks, stats.rankdata(dsc))[0, 1]
+        return np.array([gap, roc, found, spearman, aurc])

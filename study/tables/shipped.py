@@ -206,19 +206,31 @@ def _estimate(found: Any, sign: str = "") -> str:
     return " ".join([f"{found.mean:{sign}.4f}", f"[{found.low:{sign}.4f}, {found.high:{sign}.4f}]"])
 
 
-def _order_cells(scans: pd.DataFrame, structures: Sequence[str]) -> dict[str, str]:
-    """Return the rows of a set of `order_table`."""
+def scan_means(scans: pd.DataFrame, measure: str, structures: Sequence[str]) -> pd.Series:
+    """Return the means of a measure over the structures of scans; one that is missing counts 0."""
+    return scans[[f"{measure}_{name}" for name in structures]].fillna(0).mean(axis=1)
 
-    def of(measure: str) -> pd.DataFrame:
-        return scans[[f"{measure}_{name}" for name in structures]].fillna(0)
 
-    dsc, expected = of("dsc").mean(axis=1), of("expected_dsc").mean(axis=1)
+def scan_estimates(scans: pd.DataFrame, structures: Sequence[str]) -> dict[str, pd.Series]:
+    """Return estimates of the quality of scans, higher for better, by their title."""
     estimates = {
-        "expected DSC": expected,
-        "log of the predicted volume": np.log(of("predicted").sum(axis=1)),
-        "mean confidence, predicted voxels": of("confidence").mean(axis=1),
+        "expected DSC": scan_means(scans, "expected_dsc", structures),
+        "predicted volume": scan_means(scans, "predicted", structures),
+        "mean confidence, predicted voxels": scan_means(scans, "confidence", structures),
         "1 - mean entropy, predicted voxels": 1 - scans["entropy_predicted"],
     }
+    agreements = {"pairwise_dsc": "pairwise DSC of networks", "views_dsc": "pairwise DSC of views"}
+    for measure, title in agreements.items():
+        if f"{measure}_{structures[0]}" in scans:
+            estimates[title] = scan_means(scans, measure, structures)
+    return estimates
+
+
+def _order_cells(scans: pd.DataFrame, structures: Sequence[str]) -> dict[str, str]:
+    """Return the rows of a set of `order_table`."""
+    dsc = scan_means(scans, "dsc", structures)
+    estimates = scan_estimates(scans, structures)
+    expected = estimates["expected DSC"]
     cells = {"DSC, true and expected": f"{dsc.mean():.3f}, {expected.mean():.3f}"}
     for title, values in estimates.items():
         cells[f"gap closed: {title}"] = _interval(rank_scans(values, dsc, scans["patient"])[0])
@@ -241,6 +253,7 @@ def _order_cells(scans: pd.DataFrame, structures: Sequence[str]) -> dict[str, st
 
 
 def _interval(found: Any) -> str:
+    """Return a value with the ends of its interval."""
     return "{:.2f} [{:.2f}, {:.2f}]".format(*found)
 
 

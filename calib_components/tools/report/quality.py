@@ -18,7 +18,8 @@ from calib_components.tools.report.page import Section
 from calib_components.tools.report.statistics import Array, Estimate
 from calib_components.tools.report.tables import Cell, tabulate, with_interval
 
-TITLES = ("gap closed ↑", "ROC ↑", "found in 20 % ↑", "Spearman ↑")  # of the values of a `Ranking`
+# Of the values of a `Ranking`
+TITLES = ("gap closed ↑", "ROC ↑", "found in 20 % ↑", "Spearman ↑", "AURC ↓")
 ABOUT = (
     "Whether the probabilities alone order the scans as their DSC does. Gap closed: 1 for the order"
     " of the DSC, 0 for a random one. ROC: area under the ROC curve for a DSC below 0.7, as {bad}"

@@ -38,6 +38,7 @@ def test_values_are_those_of_the_definitions(seed: int, number: int) -> None:
     assert found.gap_closed[0] == pytest.approx(
         (random - aurc(estimates, dsc)) / (random - optimal), abs=1e-9
     )
+    assert found.aurc[0] == pytest.approx(aurc(estimates, dsc), abs=1e-9)
     assert found.roc[0] == pytest.approx(roc_auc_score(dsc < 0.7, -estimates), abs=1e-12)
     assert found.spearman[0] == pytest.approx(spearmanr(estimates, dsc).statistic, abs=1e-12)
     lowest = np.argsort(estimates)[: int(0.2 * number + 0.5)]
