@@ -23,7 +23,8 @@ import torch
 from monai.bundle import ConfigParser
 
 from calib_components.data.facts import Facts, write_facts
-from calib_components.posthoc import Calibrator
+from calib_components.posthoc import Calibrator, LocalTemperature
+from calib_components.posthoc.local import first_state
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -158,7 +159,11 @@ def made_up(kind: type[Calibrator], classes: int) -> Calibrator:
     """A calibrator of a kind, whose parameters are not those of a new one."""
     calibrator = kind()
     values = {1: torch.linspace(0.6, 1.5, classes), 0: torch.tensor(2.0)}  # for each class, or one
-    calibrator.set_state({name: values[own.ndim] for name, own in calibrator.state().items()})
+    state = {name: values[own.ndim] for name, own in calibrator.state().items()}
+    if kind is LocalTemperature:
+        state = first_state(torch.zeros(1, classes, 1, 1), 2.0)
+        state["local_weight2"] = state["local_weight2"] + 1
+    calibrator.set_state(state)
     return calibrator
 
 

@@ -48,9 +48,10 @@ from calib_components.posthoc import (
     KINDS,
     Calibrator,
     Estimate,
-    TemperatureScaling,
+    LeftOut,
     set_calibrator,
 )
+from calib_components.posthoc.comparison import simpler_fits
 from calib_components.quality import Reference, ScanEstimates
 
 log = logging.getLogger(__name__)
@@ -128,6 +129,7 @@ class Calibration:
         members: Trained weights of several networks, in place of `load_path`: their ensemble is
             calibrated, and written into one file.
         overwrite: Whether the files of a calibrator of other weights in `output_dir` are replaced.
+        spatial_dims: Dimensions of the network, 2 if it is of slices.
 
     Raises:
         InputError: From `run`, if the network carries no calibrator, the weights are not suitable
@@ -152,6 +154,7 @@ class Calibration:
     draws: int = 1
     members: Sequence[str | os.PathLike] | None = None
     overwrite: bool = False
+    spatial_dims: int = 3
 
     def __post_init__(self) -> None:
         is_given = self.temperature is not None or self.pool is not None
@@ -195,13 +198,16 @@ class Calibration:
     def _fit_to_cases(self) -> None:
         WeightsCheckpointLoader(self.load_path, self.network, self.facts)(self.evaluator)
         set_calibrator(self.network, type(self.calibrator)())  # not that of the weights
-        self._fit()
+        fits = self._fit()
         estimate = self._compute()
-        bins, scans = self._measure(
-            {"before": type(self.calibrator)(), "after": self.calibrator}, estimate
-        )
+        compared = LeftOut([*fits, self.calibrator], self.structures)
+        bins, scans = self._measure(compared)
+        report = estimate.to_dict()
+        if estimate.patients > 1:
+            log.info("%s", compared.describe())
+            report["left_out"] = compared.table().reset_index().to_dict("records")
         files = {
-            REPORT: _encoded(estimate.to_dict(), indent=2),
+            REPORT: _encoded(report, indent=2),
             FIT: _encoded(self.calibrator.to_dict()),
             FIGURE: self._compare(bins),
         }
@@ -241,18 +247,36 @@ class Calibration:
                 stack.enter_context(add(Events.ITERATION_STARTED, change, perturbation))
             self.evaluator.run()
 
-    def _fit(self) -> None:
-        """Add all cases to the fit, in as many passes as it needs."""
+    def _fit(self) -> list[Calibrator]:
+        """Add all cases to the fit, in as many passes as it needs, and return calibrators of the
+        first pass to compare it with.
+        """
+        compared = simpler_fits(self.calibrator)
+        fits = [*compared, self.calibrator]
 
         def use(patient: str, logits: torch.Tensor, label: torch.Tensor, crop: Crop | None) -> None:
             # Outside, no calibrator changes anything
-            self.calibrator.update(cut(crop, logits), cut(crop, label), patient)
+            seen, truth = (self._as_seen(cut(crop, volume)) for volume in (logits, label))
+            for fit in fits:
+                fit.update(seen, truth, patient)
 
         for _ in self.calibrator.passes():
             if self.perturbation is not None:
                 self.perturbation.restart()
             for _ in range(1 if self.perturbation is None else self.draws):
                 self._run_network(use, self.perturbation)
+            fits = [self.calibrator]
+        for fit in compared:
+            fit.compute()
+        return compared
+
+    def _as_seen(self, volume: torch.Tensor) -> torch.Tensor:
+        """Return `(1, C, H, W, D)` as the network sees it, `(D, C, H, W)` if it is of slices."""
+        return volume[0].movedim(-1, 0) if self.spatial_dims == 2 else volume
+
+    def _as_volume(self, seen: torch.Tensor) -> torch.Tensor:
+        """Inverse of `_as_seen`."""
+        return seen.movedim(0, -1)[None] if self.spatial_dims == 2 else seen
 
     def _compute(self) -> Estimate:
         """Compute the fit, and say what it is."""
@@ -273,30 +297,29 @@ class Calibration:
             log.warning("%s", warning)
         return estimate
 
-    def _measure(
-        self, candidates: Mapping[str, Calibrator], estimate: Estimate
-    ) -> tuple[Bins, list[tuple[str, ScanRow]]]:
-        """Return the bins of each calibrator over all cases, and of each scan, with its patient,
-        what a temperature that the patient did not fit gives, or another calibrator.
+    def _measure(self, compared: LeftOut) -> tuple[Bins, list[tuple[str, ScanRow]]]:
+        """Return the bins before and after the calibration over all cases, and of each scan, with
+        its patient, what the calibrator of the other patients gives; compare calibrators.
         """
-        others = getattr(estimate, "leave_one_out", {})
+        candidates = {"before": type(self.calibrator)(), "after": self.calibrator}
         bins: dict[tuple[str, str], list[CalibrationBins]] = {
             (name, region): [] for name in candidates for region in REGIONS
         }
         scans: list[tuple[str, ScanRow]] = []
 
         def use(patient: str, logits: torch.Tensor, label: torch.Tensor, crop: Crop | None) -> None:
-            seen, truth = cut(crop, logits), cut(crop, label)
+            seen, truth = self._as_seen(cut(crop, logits)), cut(crop, label)
             for name, candidate in candidates.items():
-                p = candidate.to(logits.device)(seen).softmax(1)
+                p = self._as_volume(candidate.to(logits.device)(seen)).softmax(1)
                 for region in REGIONS:
                     bins[name, region].append(calibration_bins(p, truth, region=region))
-            fitted = self.calibrator
-            if patient in others:
-                fitted = TemperatureScaling()
-                fitted.set_state({"temperature": others[patient]})
-            p = fitted.to(logits.device)(seen).softmax(1)
-            scans.append((patient, self._measure_scan(p[0], label[0], crop)))
+            left_out = {
+                name: self._as_volume(each)[0]
+                for name, each in compared.calibrated(seen, patient).items()
+            }
+            compared.update(left_out, truth[0], patient)
+            p = left_out[self.calibrator.name].softmax(0)
+            scans.append((patient, self._measure_scan(p, label[0], crop)))
 
         self._run_network(use)
         totals = {key: functools.reduce(operator.add, each) for key, each in bins.items()}

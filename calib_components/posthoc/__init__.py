@@ -1,6 +1,9 @@
 """Post-hoc calibration of a trained network."""
 
 from calib_components.posthoc.base import KINDS, Calibrator, Estimate
+from calib_components.posthoc.class_temperature import ClassTemperature, ClassTemperatureEstimate
+from calib_components.posthoc.comparison import LeftOut
+from calib_components.posthoc.local import LocalTemperature, LocalTemperatureEstimate
 from calib_components.posthoc.network import (
     Ensemble,
     TemperatureScaled,
@@ -20,8 +23,13 @@ __all__ = [
     "BiasEstimate",
     "Calibrator",
     "ClassBias",
+    "ClassTemperature",
+    "ClassTemperatureEstimate",
     "Ensemble",
     "Estimate",
+    "LeftOut",
+    "LocalTemperature",
+    "LocalTemperatureEstimate",
     "TemperatureEstimate",
     "TemperatureScaled",
     "TemperatureScaling",

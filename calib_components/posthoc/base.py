@@ -90,8 +90,8 @@ class Calibrator(torch.nn.Module):
     them into a network, whose weights and exports then carry them. What is kept of a patient is one
     row of sums over voxels. Across several processes, `compute` and `to_dict` put the patients of
     all together, so every process must call them. A subclass has a `name`, the type of its
-    `estimate`, buffers, `forward`, `voxel_sums` and `solve`. One that needs the cases several times
-    overrides `passes`.
+    `estimate`, buffers, `forward`, `voxel_sums`, `solve` and `states_without`. One that needs the
+    cases several times overrides `passes`.
 
     Args:
         region: The voxels to fit, see `calib_components.metrics.regions`; predictions are those
@@ -101,7 +101,7 @@ class Calibrator(torch.nn.Module):
         sigmoid: Whether each channel is a binary problem of its own, as one channel always is.
 
     Raises:
-        InputError: The region is unknown.
+        InputError: The region is unknown, or there is none of sigmoids.
     """
 
     # Of its files: NAME.json is the estimate, NAME_fit.json what is kept of each patient
@@ -110,6 +110,7 @@ class Calibrator(torch.nn.Module):
     # In the logits: then it can become a part of the last layer of a network
     is_affine: ClassVar[bool] = False
     takes_soft_labels: ClassVar[bool] = False  # then `voxel_sums` takes the weights of voxels, too
+    takes_sigmoids: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -119,6 +120,8 @@ class Calibrator(torch.nn.Module):
         self, region: Any = "all", ignore_index: int | None = None, sigmoid: bool = False
     ) -> None:
         super().__init__()
+        if sigmoid and not self.takes_sigmoids:
+            raise InputError(f"sigmoid: there is no {self.name} of sigmoids. Fit a temperature.")
         self.region, self.ignore_index, self.sigmoid = Region.parse(region), ignore_index, sigmoid
         self.regions = [self.region]  # that sums are kept of, the one to fit first
         self._rows: dict[str, Array] = {}  # of each patient
@@ -140,6 +143,10 @@ class Calibrator(torch.nn.Module):
 
         Each patient has voxels in one of the regions, and one of them in the first.
         """
+
+    @abstractmethod
+    def states_without(self, names: Sequence[str], rows: Array) -> Sequence[Mapping[str, Any]]:
+        """Return the parameters that fit the other patients, for each patient; see `solve`."""
 
     def passes(self) -> Iterator[int]:
         """Yield once for each pass over the cases that the fit needs; `update` with all of them in
@@ -181,6 +188,10 @@ class Calibrator(torch.nn.Module):
                 labels, or there are not as many names as cases. Nothing is added then.
         """
         logits, y = check_tensors(logits, y, self.sigmoid, "logits")
+        if logits.shape[1] == 1 and not self.takes_sigmoids:
+            raise InputError(
+                f"logits: one channel is a sigmoid, which has no {self.name}. Fit a temperature."
+            )
         names = [group] * len(logits) if isinstance(group, str) else list(group)
         if len(names) != len(logits):
             raise InputError(
@@ -237,12 +248,32 @@ class Calibrator(torch.nn.Module):
         Raises:
             InputError: No voxel has been added.
         """
+        return self.solve(*self._rows_to_fit())
+
+    def left_out(self) -> dict[str, Calibrator]:
+        """Return for each patient a calibrator that is fitted to the others, after `compute`; none
+        of one patient alone.
+        """
+        names, rows = self._rows_to_fit()
+        if len(names) == 1:
+            return {}
+        states = map(self.with_state, self.states_without(names, rows))
+        return dict(zip(names, states, strict=True))
+
+    def with_state(self, state: Mapping[str, Any]) -> Calibrator:
+        """Return another calibrator of the same options, with these parameters and no patients."""
+        other = type(self)(self.region, self.ignore_index, self.sigmoid)
+        other.set_state(state)
+        return other
+
+    def _rows_to_fit(self) -> tuple[list[str], Array]:
+        """Return the patients with voxels to fit, and their rows."""
         rows = {name: row for name, row in self._gathered().items() if row[:, 0].any()}
         if not any(row[0, 0] > 0 for row in rows.values()):
             raise InputError(
                 f"There are no voxels in region {self.region.name!r} to fit a {self.name} to."
             )
-        return self.solve(list(rows), np.array(list(rows.values())))
+        return list(rows), np.array(list(rows.values()))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options, and the rows of the patients of all processes by their names, as JSON

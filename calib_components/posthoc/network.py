@@ -215,11 +215,16 @@ def describe_calibration(network: torch.nn.Module) -> dict[str, Any] | None:
     if calibrator is None:
         return None
     unchanged = type(calibrator)().state()
-    if all((values.cpu() == unchanged[name]).all() for name, values in calibrator.state().items()):
+    if all(_same(values, unchanged[name]) for name, values in calibrator.state().items()):
         return None
     stored = _find_buffer(network, FITTED_ON)
     fitted_on = {} if stored is None else json.loads(bytes(stored.tolist()))
     return {"calibrator": calibrator.name, "region": "all", "patients": 0, **fitted_on}
+
+
+def _same(values: torch.Tensor, unchanged: torch.Tensor) -> bool:
+    """Whether parameters, perhaps one for each class, are all that of a new calibrator."""
+    return unchanged.numel() == 1 and bool((values.cpu() == unchanged).all())
 
 
 def _find_buffer(network: torch.nn.Module, name: str) -> torch.Tensor | None:

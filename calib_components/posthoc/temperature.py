@@ -32,6 +32,7 @@ LIMITS = 0.001, 1000  # of a given one; further out, logits overflow or vanish
 PER_OCTAVE = 4
 LOG2_B = np.linspace(-math.log2(HIGHEST), -math.log2(LOWEST), 6 * PER_OCTAVE + 1)
 UNSCALED = 3 * PER_OCTAVE  # where b = 1
+SUMS = 3 + len(LOG2_B)  # of voxels, see `TemperatureScaling.voxel_sums`
 # Of any values at LOG2_B: values @ SPLINE(x)
 SPLINE = make_interp_spline(LOG2_B, np.eye(len(LOG2_B)), k=5)
 SMALLEST = 1e-300  # in place of 0, before a logarithm
@@ -197,6 +198,7 @@ class TemperatureScaling(Calibrator):
     estimate = TemperatureEstimate
     is_affine = True
     takes_soft_labels = True
+    takes_sigmoids = True
 
     def __init__(
         self, region: Any = "all", ignore_index: int | None = None, sigmoid: bool = False
@@ -221,7 +223,7 @@ class TemperatureScaling(Calibrator):
         (weight,) = weights or (logits.new_ones(len(label)),)
         logits = logits - logits.amax(0)  # now at most 0, so that no exponential overflows
         true = (logits.gather(0, label[None])[0] * weight).sum()
-        sums = logits.new_zeros(3 + len(LOG2_B))
+        sums = logits.new_zeros(SUMS)
         sums[0], sums[2] = weight.sum(), -true
         for first in range(PER_OCTAVE):
             powers = (logits * 2.0 ** LOG2_B[first]).exp_()
@@ -238,18 +240,16 @@ class TemperatureScaling(Calibrator):
         rows_by_region = {
             region.name: rows[rows[:, i, 0] > 0, i] for i, region in enumerate(self.regions)
         }
-        fits = {name: _fit(each[:, 2:]) for name, each in rows_by_region.items() if len(each)}
+        fits = {name: fit_rows(each) for name, each in rows_by_region.items() if len(each)}
         regions = {
-            name: fit | {f"nll_{other}": _nll(rows_by_region[other], fit) for other in fits}
+            name: fit | {f"nll_{other}": nll_of(rows_by_region[other], fit) for other in fits}
             for name, fit in fits.items()
         }
         kept, fit = rows_by_region[self.region.name], fits[self.region.name]
         names = [name for name, row in zip(names, rows, strict=True) if row[0, 0] > 0]
         others: dict[str, float] = {}
         if len(names) > 1:
-            # Adds up: a difference of sums would lose digits
-            without = (1 - np.eye(len(names))) @ kept[:, 2:]
-            others = dict(zip(names, _temperatures(without).tolist(), strict=True))
+            others = dict(zip(names, temperatures_without(kept).tolist(), strict=True))
         voxels, sums = kept[:, 0].sum(), kept[:, 2:].sum(0)
         if sums.max() < LEAST_INFORMATION * voxels:
             raise InputError(
@@ -261,13 +261,16 @@ class TemperatureScaling(Calibrator):
             **fit,
             leave_one_out=others,
             nll_before=float(kept[:, 1].sum() / voxels),
-            nll_after=_nll(kept, fit),
+            nll_after=nll_of(kept, fit),
             patients=len(names),
             voxels=int(voxels),
             at_edge=fit["temperature"] in (LOWEST, HIGHEST),
             region=self.region.name,
             regions=regions,
         )
+
+    def states_without(self, names: Sequence[str], rows: Array) -> list[dict[str, float]]:
+        return [{"temperature": each} for each in temperatures_without(rows[:, 0]).tolist()]
 
 
 def _expected(sums: Array, log2_b: Array | float) -> Array:
@@ -277,8 +280,11 @@ def _expected(sums: Array, log2_b: Array | float) -> Array:
     return np.exp((np.log(np.maximum(sums[..., 1:], SMALLEST)) * SPLINE(log2_b)).sum(-1))
 
 
-def _temperatures(sums: Array) -> Array:
-    """Return the T of the lowest NLL of each row by bisection, or the edge of the range."""
+def temperatures_of(rows: Array) -> Array:
+    """Return the T of the lowest NLL of each row of `voxel_sums`, by bisection, or the edge of the
+    range.
+    """
+    sums = rows[..., 2:]
     low, high = np.full(sums.shape[:-1], LOG2_B[0]), np.full(sums.shape[:-1], LOG2_B[-1])
     for _ in range(40):
         middle = (low + high) / 2
@@ -288,19 +294,25 @@ def _temperatures(sums: Array) -> Array:
     return np.select(beyond, [HIGHEST, LOWEST], 2.0 ** (-(low + high) / 2))
 
 
-def _fit(sums: Array) -> dict[str, float]:
-    """Return the temperature of patients with these `sums`, one in a row, and its interval.
+def temperatures_without(rows: Array) -> Array:
+    """Return the T of the other patients, for each row of `voxel_sums`."""
+    # Adds up: a difference of sums would lose digits
+    return temperatures_of(np.tensordot(1 - np.eye(len(rows)), rows, 1))
+
+
+def fit_rows(rows: Array) -> dict[str, float]:
+    """Return the temperature of patients with these rows of `voxel_sums`, and its interval.
 
     The ends of the interval, NaN with one patient, are percentiles over resampled patients, from a
     fixed seed.
     """
     low = high = math.nan
-    if len(sums) > 1:
+    if len(rows) > 1:
         low, high = bootstrap(
-            (np.arange(len(sums)),),
-            lambda drawn, axis: _temperatures(sums[drawn].sum(-2)),
+            (np.arange(len(rows)),),
+            lambda drawn, axis: temperatures_of(rows[drawn].sum(-2)),
             n_resamples=RESAMPLES,
-            batch=max(1, BLOCK // sums.size),
+            batch=max(1, BLOCK // rows.size),
             vectorized=True,
             axis=-1,
             confidence_level=LEVEL,
@@ -308,13 +320,13 @@ def _fit(sums: Array) -> dict[str, float]:
             random_state=np.random.default_rng(0),
         ).confidence_interval
     return {
-        "temperature": float(_temperatures(sums.sum(0))),
+        "temperature": float(temperatures_of(rows.sum(0))),
         "low": float(low),
         "high": float(high),
     }
 
 
-def _nll(rows: Array, fit: Mapping[str, float]) -> float:
+def nll_of(rows: Array, fit: Mapping[str, float]) -> float:
     """Return the mean NLL, at the temperature of a fit, of patients whose rows are those of
     `voxel_sums`.
     """

@@ -156,10 +156,6 @@ class VectorScaling(Calibrator):
         self, region: Any = "all", ignore_index: int | None = None, sigmoid: bool = False
     ) -> None:
         super().__init__(region, ignore_index, sigmoid)
-        if sigmoid:
-            raise InputError(
-                f"sigmoid: a {self.name} is of classes that exclude each other. Fit a temperature."
-            )
         if self.has_scale:
             self.register_buffer("class_scale", torch.ones(1))
         self.register_buffer("class_bias", torch.zeros(1))
@@ -167,13 +163,6 @@ class VectorScaling(Calibrator):
     def forward(self, logits: torch.Tensor) -> torch.Tensor:
         centered = (logits - logits.mean(1, keepdim=True)).movedim(1, -1)
         return (centered * self.class_scale + self.class_bias).movedim(-1, 1)  # type: ignore[operator]
-
-    def update(self, logits: torch.Tensor, y: torch.Tensor, group: str | Sequence[str]) -> None:
-        if logits.shape[1] == 1:
-            raise InputError(
-                f"logits: one channel is a sigmoid, which has no {self.name}. Fit a temperature."
-            )
-        super().update(logits, y, group)
 
     def passes(self) -> Iterator[int]:
         lowest, start, step = math.inf, self._values(1), np.zeros(0)
@@ -258,12 +247,18 @@ class VectorScaling(Calibrator):
             voxels=int(voxels),
         )
 
+    def states_without(self, names: Sequence[str], rows: Array) -> list[dict[str, Array]]:
+        """Return the parameters one step from those of all patients."""
+        sums = _Sums.read(rows[:, 0])
+        values = self._values(sums.labels.shape[1]) + self._step(sums, 1 - np.eye(len(rows)))
+        names = ("class_scale", "class_bias")
+        return [dict(zip(names, np.split(each, 2), strict=True)) for each in values]
+
     def _nll_left_out(self, sums: _Sums) -> float:
         """Return the mean NLL of each patient with the parameters of the others."""
-        patients = len(sums.nll)
-        if patients == 1:
+        if len(sums.nll) == 1:
             return math.nan
-        steps = self._step(sums, 1 - np.eye(patients))
+        steps = self._step(sums, 1 - np.eye(len(sums.nll)))
         curvature = np.einsum("pi,pij,pj->", steps, sums.hessian, steps)
         nll = sums.nll.sum() + (sums.gradient * steps).sum() + curvature / 2
         return float(nll / sums.voxels.sum())

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
 from calib_components.errors import InputError, check_choice
 from calib_components.metrics.measures import Case
 from calib_components.metrics.regions import Region
-from calib_components.posthoc import KINDS, Calibrator, Estimate
+from calib_components.posthoc import KINDS, Calibrator, Estimate, LeftOut
+from calib_components.posthoc.comparison import simpler_fits
 from calib_components.tools.evaluate.cases import check_background, count_agreement, read_case
 from calib_components.tools.evaluate.classes import IGNORED, Classes
 from calib_components.tools.evaluate.formats import Stored
 from calib_components.tools.evaluate.pairing import LabelledPrediction
 from calib_components.tools.parallel import map_cases
+
+ReadLogits = Callable[[LabelledPrediction], tuple[Case, torch.Tensor]]
 
 
 def fit_calibrator(
@@ -27,8 +31,10 @@ def fit_calibrator(
     workers: int | None = None,
     kind: str = "temperature",
     cropped: bool = False,
+    compare: bool = True,
 ) -> tuple[Calibrator, Estimate]:
-    """Fit a calibrator on saved probabilities, and print its estimate.
+    """Fit a calibrator on saved probabilities, and print its estimate, and what it and simpler ones
+    give on patients that are left out.
 
     Args:
         pairs: The predictions and their labels.
@@ -39,6 +45,7 @@ def fit_calibrator(
         kind: Name of the calibrator, one of `calib_components.posthoc.KINDS`.
         cropped: Whether to leave out voxels of certain background, which lie outside of what the
             network saw.
+        compare: Whether to compare it with simpler ones.
 
     Raises:
         InputError: A file or an option is unsuitable.
@@ -46,18 +53,30 @@ def fit_calibrator(
     _check_region(region, classes)
     check_choice("--calibrator", kind, KINDS)
     calibrator = KINDS[kind](region, IGNORED, classes.sigmoid)
+    compared = simpler_fits(calibrator) if compare else []
+    read = functools.partial(_read_logits, classes=classes, cropped=cropped)
+    fits = [*compared, calibrator]
     for _ in calibrator.passes():
-        empty = copy.deepcopy(calibrator)
-        fit = functools.partial(
-            _fit_case, empty=empty, classes=classes, patients=patients, cropped=cropped
-        )
+        fit = functools.partial(_fit_case, read=read, empty=copy.deepcopy(fits), patients=patients)
         fitted = map_cases(fit, pairs, workers, "fit")
-        for fit_of_case, _ in fitted:
-            calibrator.add(fit_of_case)
+        for of_case, _ in fitted:
+            for whole, part in zip(fits, of_case, strict=True):
+                whole.add(part)
+        fits = [calibrator]
     check_background([counts for _, counts in fitted], pairs[0].prediction.files[0])
     estimate = calibrator.compute()
     _print_estimate(estimate, region)
-    return calibrator, estimate
+    if compared and estimate.patients > 1:
+        for each in compared:
+            each.compute()
+        left_out = LeftOut([*compared, calibrator], classes.structures, IGNORED)
+        compare_case = functools.partial(
+            _compare_case, read=read, empty=left_out, patients=patients
+        )
+        for rows in map_cases(compare_case, pairs, workers, "compare"):
+            left_out.rows += rows
+        print(left_out.describe())
+    return calibrator.with_state(calibrator.state()), estimate
 
 
 def _check_region(region: Region, classes: Classes) -> None:
@@ -82,17 +101,30 @@ def _print_estimate(estimate: Estimate, region: Region) -> None:
 
 def _fit_case(
     pair: LabelledPrediction,
-    empty: Calibrator,
-    classes: Classes,
+    read: ReadLogits,
+    empty: Sequence[Calibrator],
     patients: Mapping[str, str],
-    cropped: bool,
-) -> tuple[Calibrator, list[list[int]]]:
-    saved, logits = _read_logits(pair, classes, cropped)
-    fit, labels = copy.deepcopy(empty), saved.labels()
-    for label in labels:
-        fit.update(logits[None], label[None], patients[pair.name])
-    fit.scale(1 / len(labels))  # a patient counts once, whoever labelled it
-    return fit, count_agreement(saved)
+) -> tuple[Sequence[Calibrator], list[list[int]]]:
+    saved, logits = read(pair)
+    fits, labels = copy.deepcopy(empty), saved.labels()
+    for fit in fits:
+        for label in labels:
+            fit.update(logits[None], label[None], patients[pair.name])
+        fit.scale(1 / len(labels))  # a patient counts once, whoever labelled it
+    return fits, count_agreement(saved)
+
+
+def _compare_case(
+    pair: LabelledPrediction, read: ReadLogits, empty: LeftOut, patients: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    compared, patient = copy.copy(empty), patients[pair.name]
+    compared.rows = []
+    saved, logits = read(pair)
+    calibrated = compared.calibrated(logits[None], patient)
+    for label in saved.labels():
+        by_name = {name: values[0] for name, values in calibrated.items()}
+        compared.update(by_name, label, patient)
+    return compared.rows
 
 
 def _read_logits(

@@ -16,7 +16,7 @@ import torch
 
 from calib_components.data.nifti import Grid
 from calib_components.data.overlap import find_shared
-from calib_components.errors import InputError, check_writable, reading, writing
+from calib_components.errors import InputError, check_choice, check_writable, reading, writing
 from calib_components.folders import OutputFolder
 from calib_components.handlers.calibration import write_estimate
 from calib_components.handlers.weights import serialize
@@ -34,6 +34,7 @@ from calib_components.tools.evaluate.pairing import (
     pair_by_name,
 )
 from calib_components.tools.nnunet.checkpoint import (
+    check_affine,
     check_trainer,
     nnunet_module,
     read_checkpoint,
@@ -114,6 +115,8 @@ def calibrate_model(
             Nothing is written then.
     """
     fitted_on = Region.parse(region)
+    check_choice("--calibrator", calibrator, KINDS)
+    check_affine(KINDS[calibrator])
     trained = _read_model(model)
     manager = trained.manager
     run = {"region": region, "calibrator": calibrator, "patient_pattern": patient_pattern}
@@ -144,7 +147,14 @@ def calibrate_model(
     folds = ", ".join(fold.name for fold in trained.folds.values())
     print(f"{model}: {folds}, {len(pairs)} validation cases")
     fitted, estimate = fit_calibrator(
-        [*pairs.values()], classes, fitted_on, patients, workers, calibrator, cropped=True
+        [*pairs.values()],
+        classes,
+        fitted_on,
+        patients,
+        workers,
+        calibrator,
+        cropped=True,
+        compare=False,
     )
     with output.claim(names):
         with ExitStack() as whole:  # all checkpoints, or none

@@ -64,6 +64,15 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def check_affine(calibrator: Calibrator | type[Calibrator]) -> None:
+    """Raise `InputError` unless a calibrator can become a part of the layers that give logits."""
+    if not calibrator.is_affine:
+        raise InputError(
+            f"--calibrator: a {calibrator.name} cannot become a part of nnU-Net's layers. Use a"
+            " temperature."
+        )
+
+
 def scale_checkpoint(checkpoint: Mapping[str, Any], calibrator: Calibrator) -> dict[str, Any]:
     """Return a checkpoint whose network gives calibrated logits, with nnU-Net alone; the trainer
     becomes its own.
@@ -71,11 +80,7 @@ def scale_checkpoint(checkpoint: Mapping[str, Any], calibrator: Calibrator) -> d
     The calibrator becomes a part of each layer that gives logits, so it must be affine, or there is
     an `InputError`.
     """
-    if not calibrator.is_affine:
-        raise InputError(
-            f"--calibrator: a {calibrator.name} cannot become a part of nnU-Net's layers. Use a"
-            " temperature."
-        )
+    check_affine(calibrator)
     weights = dict(checkpoint["network_weights"])
     for name in filter(LAYER.fullmatch, checkpoint["network_weights"]):
         unit = torch.eye(len(weights[name]), dtype=torch.float64)

@@ -11,7 +11,12 @@ import pytest
 import torch
 
 from calib_components.errors import InputError
-from calib_components.posthoc import Calibrator, TemperatureScaling, VectorScaling
+from calib_components.posthoc import (
+    Calibrator,
+    ClassTemperature,
+    TemperatureScaling,
+    VectorScaling,
+)
 from calib_components.tools.nnunet.checkpoint import (
     check_trainer,
     read_checkpoint,
@@ -89,13 +94,10 @@ def test_logits_of_all_resolutions_are_calibrated(
         torch.testing.assert_close(other, calibrator(one), atol=1e-5, rtol=1e-5)
 
 
-def test_a_calibrator_that_is_no_layer_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_calibrator_that_is_no_layer_is_refused(tmp_path: Path) -> None:
     save_trained(tmp_path / "a.pth")
-    monkeypatch.setattr(VectorScaling, "is_affine", False)
-    with pytest.raises(InputError, match="vector cannot become a part"):
-        scale_checkpoint(read_checkpoint(tmp_path / "a.pth"), VectorScaling())
+    with pytest.raises(InputError, match="class_temperature cannot become a part"):
+        scale_checkpoint(read_checkpoint(tmp_path / "a.pth"), ClassTemperature())
 
 
 @pytest.mark.parametrize(
