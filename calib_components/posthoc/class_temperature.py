@@ -2,15 +2,17 @@
 
 `T_k` has the lowest negative log-likelihood of the voxels that are predicted as class k: each is a
 temperature of its own, see `TemperatureScaling`. Where the predicted class changes, the temperature
-would jump, and logits that are interpolated to another grid would give other labels. So it is mixed
-by the probabilities `p` of the network: `log T = sum_k p_k log T_k`, which is continuous.
+would jump, and logits that are interpolated to another grid would give other labels. So it is
+mixed: `log T = sum_k q_k log T_k`, which is continuous. The shares q are the softmax of the logits
+divided by three times the geometric mean of the `T_k`. Shares that follow the logits more closely
+change more labels on another grid; on validation patients of the heart, the NLL was the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,6 +29,8 @@ from calib_components.posthoc.temperature import (
     temperatures_of,
 )
 
+SOFTNESS = 3.0  # of the shares
+
 
 @dataclass(frozen=True)
 class ClassTemperatureEstimate(Estimate):
@@ -37,7 +41,7 @@ class ClassTemperatureEstimate(Estimate):
             `low` and `high` of its 95 % interval, a bootstrap over patients, and the number of
             `voxels` and `patients`.
         nll_before, nll_after: Mean negative log-likelihood of the voxels without a temperature, and
-            with that of their predicted class, in nats.
+            with that of their predicted class, before temperatures are mixed, in nats.
         patients, voxels: Numbers of patients and voxels.
     """
 
@@ -70,8 +74,8 @@ class ClassTemperature(Calibrator):
     arguments and use.
 
     `T_k` minimizes the negative log-likelihood of the voxels that are predicted as class k. Logits
-    are divided by `exp(sum_k p_k log T_k)`, where `p` are their probabilities before calibration,
-    so that the predicted class stays. A class that is not predicted has the temperature of all
+    are divided by `exp(sum_k q_k log T_k)`, with shares q that are softer than the probabilities.
+    The predicted class stays. A class that is not predicted has the temperature of all
     voxels.
 
     Raises:
@@ -91,17 +95,20 @@ class ClassTemperature(Calibrator):
     name = "class_temperature"
     estimate = ClassTemperatureEstimate
     takes_soft_labels = True
+    if TYPE_CHECKING:  # TorchScript reads annotations
+        class_temperature: torch.Tensor
 
     def __init__(
         self, region: Any = "all", ignore_index: int | None = None, sigmoid: bool = False
     ) -> None:
         super().__init__(region, ignore_index, sigmoid)
+        self.softness = SOFTNESS
         self.register_buffer("class_temperature", torch.ones(1))
 
     def forward(self, logits: torch.Tensor) -> torch.Tensor:
-        p = logits.softmax(1).movedim(1, -1)
-        log_temperature = (p * self.class_temperature.log()).sum(-1)  # type: ignore[operator]
-        return logits / log_temperature.exp().unsqueeze(1)
+        each = self.class_temperature.log()
+        shares = (logits / (self.softness * each.mean().exp())).softmax(1)
+        return logits / (shares.movedim(1, -1) * each).sum(-1).exp().unsqueeze(1)
 
     def voxel_sums(
         self, logits: torch.Tensor, label: torch.Tensor, *weights: torch.Tensor

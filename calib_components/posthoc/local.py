@@ -3,9 +3,9 @@
 `log T = log T0 + f(p)`, where T0 is one temperature of all voxels, `p = softmax(logits / T0)`, and
 f has two layers of 8 convolutions of 3 x 3 (x 3) with ReLU and one of 1 x 1 (x 1). The weights of
 the last layer start at 0, so that T is T0 then. They are trained by the negative log-likelihood
-with Adam. How many epochs, patients that are left out decide: four networks are trained without a
-quarter of the patients each, and the number with the lowest NLL of the quarters, in the mean, is
-that of the network of all patients.
+with Adam, and averaged over about an epoch. How many epochs, patients that are left out decide:
+four networks are trained without a quarter of the patients each, and the number with the lowest NLL
+of the quarters, in the mean, is that of the network of all patients.
 
 Source: Ding et al., "Local Temperature Scaling for Probability Calibration", ICCV 2021. Theirs
 sees logits and images; ours sees probabilities alone, so that saved predictions have all it needs.
@@ -224,10 +224,9 @@ class LocalTemperature(Calibrator):
         state = first_state(chosen[0][0], temperature)
         network = self.with_state(state)
         yield self.with_state(state)
-        optimizer = torch.optim.Adam(
-            [values.requires_grad_() for name, values in network.state().items() if name in LAYERS],
-            LEARNING_RATE,
-        )
+        weights = {name: network.state()[name].requires_grad_() for name in LAYERS}
+        optimizer = torch.optim.Adam([*weights.values()], LEARNING_RATE)
+        means = {name: values.detach().clone() for name, values in weights.items()}
         generator = torch.Generator().manual_seed(0)
         size = sum(label.numel() for _, label in chosen) / len(chosen)
         while True:
@@ -236,7 +235,9 @@ class LocalTemperature(Calibrator):
                 loss, _ = self._nll(network, chosen[index])
                 (loss / size).backward()
                 optimizer.step()
-            yield self.with_state({name: each.detach() for name, each in network.state().items()})
+                for name, values in weights.items():
+                    means[name].lerp_(values.detach(), 1 / len(chosen))
+            yield self.with_state({**state, **means})
 
     def _mean_nll(
         self,

@@ -75,8 +75,8 @@ def test_it_is_mixed_by_the_probabilities_and_keeps_labels() -> None:
     fit = ClassTemperature()
     fit.set_state({"class_temperature": [0.5, 2.0, 3.0]})
     logits = torch.randn(2, 3, 5, 4)
-    p = logits.softmax(1).numpy()
-    log_t = np.einsum("bkij,k->bij", p, np.log([0.5, 2.0, 3.0]))
+    shares = (logits / (3 * 3 ** (1 / 3))).softmax(1).numpy()  # 3 = 0.5 * 2 * 3
+    log_t = np.einsum("bkij,k->bij", shares, np.log([0.5, 2.0, 3.0]))
     expected = logits.numpy() / np.exp(log_t)[:, None]
     np.testing.assert_allclose(fit(logits), expected, rtol=1e-5)
     assert torch.equal(fit(logits).argmax(1), logits.argmax(1))
