@@ -106,7 +106,7 @@ class ClassTemperature(Calibrator):
         self.register_buffer("class_temperature", torch.ones(1))
 
     def forward(self, logits: torch.Tensor) -> torch.Tensor:
-        each = self.class_temperature.log()
+        each = self.class_temperature.log().to(logits.dtype)
         shares = (logits / (self.softness * each.mean().exp())).softmax(1)
         return logits / (shares.movedim(1, -1) * each).sum(-1).exp().unsqueeze(1)
 

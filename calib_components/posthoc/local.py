@@ -36,8 +36,8 @@ HIDDEN = 8  # channels
 MOST_EPOCHS, PATIENCE = 40, 5
 LEARNING_RATE = 3e-3
 BLOCK = 64  # voxels along each axis of a part of a large case
-MOST_NUMBERS = 2**21  # probabilities that are kept of a case
-MOST_OF_ALL = 2**25  # and of all cases
+MOST_NUMBERS = 2**20  # probabilities that are kept of a case
+MOST_IN_EPOCH = 2**25  # that are trained on
 SIZES = (3, 3, 1)  # of the kernels along each axis
 LAYERS = [f"local_{kind}{layer}" for layer in range(len(SIZES)) for kind in ("weight", "bias")]
 # Logits `(B, N, *S)` in half precision, and class indices `(B, 1, *S)`, of a part of a case
@@ -88,7 +88,7 @@ class LocalTemperature(Calibrator):
     """Divides logits by a temperature that depends on the probabilities around a voxel; see
     `Calibrator` for its arguments and use.
 
-    Predicted classes stay. The fit keeps a part of each case in half precision, at most 4 MB, and
+    Predicted classes stay. The fit keeps a part of each case in half precision, at most 2 MB, and
     takes minutes. It is of slices if the logits are, `(B, N, H, W)`, or of volumes,
     `(B, N, H, W, D)`. It needs 15 patients. `to_dict` does not have what it needs.
 
@@ -124,10 +124,11 @@ class LocalTemperature(Calibrator):
         logits = logits / self.local_temperature
         if self.local_bias0.numel() == 0:
             return logits
-        x = logits.softmax(1)
+        x = logits.softmax(1).to(self.local_weight0.dtype)
         x = _convolved(x, self.local_weight0, self.local_bias0).relu()
         x = _convolved(x, self.local_weight1, self.local_bias1).relu()
-        return logits / _convolved(x, self.local_weight2, self.local_bias2).exp()
+        log_temperature = _convolved(x, self.local_weight2, self.local_bias2)
+        return logits / log_temperature.exp().to(logits.dtype)
 
     def update(self, logits: torch.Tensor, y: torch.Tensor, group: str | Sequence[str]) -> None:
         super().update(logits, y, group)
@@ -195,18 +196,13 @@ class LocalTemperature(Calibrator):
         return [self._left_out[name].state() for name in names]
 
     def _kept_parts(self, names: Sequence[str]) -> dict[str, list[Part]]:
-        """Return the parts of all processes, some of them if they are many."""
+        """Return the parts of all processes."""
         whole = type(self)()
         for parts in gathered(self._parts):
             whole._add_parts(parts)
         if not all(whole._parts.get(name) for name in names):
             raise InputError("A local temperature needs the cases, not what other fits keep.")
-        numbers = [logits.numel() for each in whole._parts.values() for logits, _ in each]
-        share = min(1, MOST_OF_ALL / sum(numbers))
-        return {
-            name: _drawn(whole._parts[name], math.ceil(share * len(whole._parts[name])), name)
-            for name in names
-        }
+        return whole._parts
 
     def _trained(
         self,
@@ -229,14 +225,15 @@ class LocalTemperature(Calibrator):
         means = {name: values.detach().clone() for name, values in weights.items()}
         generator = torch.Generator().manual_seed(0)
         size = sum(label.numel() for _, label in chosen) / len(chosen)
+        steps = math.ceil(MOST_IN_EPOCH / (size * chosen[0][0].shape[1]))
         while True:
-            for index in torch.randperm(len(chosen), generator=generator):
+            for index in torch.randperm(len(chosen), generator=generator)[:steps]:
                 optimizer.zero_grad()
                 loss, _ = self._nll(network, chosen[index])
                 (loss / size).backward()
                 optimizer.step()
                 for name, values in weights.items():
-                    means[name].lerp_(values.detach(), 1 / len(chosen))
+                    means[name].lerp_(values.detach(), 1 / min(steps, len(chosen)))
             yield self.with_state({**state, **means})
 
     def _mean_nll(

@@ -3,11 +3,11 @@
     python -m study.heart.measure DATA OUT WEIGHTS [WEIGHTS ...] [--views]
 
 DATA has the prepared sets of the protocol. The network finds the heart in whole slices and is
-measured over these: as trained, with a temperature of the odd validation patients (T), and with one
-of their images as another scanner might have changed them (T of changed images). Several networks
-are measured as an ensemble, with the agreement of their segmentations (`pairwise_dsc_S`);
-`--views` adds that of flips and quarter turns (`views_dsc_S`). OUT gets one row for each scan and
-temperature.
+measured over these: as trained, with calibrators of the odd validation patients (a temperature, T,
+one of each predicted class, a local one), and with a temperature of their images as another scanner
+might have changed them (T changed). Several networks are measured as an ensemble, with the
+agreement of their segmentations (`pairwise_dsc_S`); `--views` adds that of flips and quarter turns
+(`views_dsc_S`). OUT gets one row for each scan and calibrator.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ from calib_components.inference.maps import normalized_entropy
 from calib_components.metrics import dice, structure_masks
 from calib_components.metrics.segmentation import hausdorff_distance_95
 from calib_components.posthoc import (
+    Calibrator,
+    ClassTemperature,
     Ensemble,
+    LocalTemperature,
     TemperatureScaled,
     TemperatureScaling,
     set_calibrator,
@@ -58,6 +61,7 @@ SETS = {  # folder of the prepared data, and split
     "vendor_b_192": ("vendor_b_192", "testing"),
     "vendor_b_300": ("vendor_b_300", "testing"),
 }
+KINDS = {"T": TemperatureScaling, "class T": ClassTemperature, "local T": LocalTemperature}
 HOME = "cardiac"  # ACDC and vendor A in one list, whose cases begin with the name of the set
 Predict = Callable[[torch.Tensor], torch.Tensor]
 
@@ -183,27 +187,37 @@ def changed(scans: Iterator[Scan], seed: int) -> Iterator[Scan]:
         yield replace(scan, set="changed", image=torch.as_tensor(perturbation(scan.image)))
 
 
-def fit_temperature(network: torch.nn.Module, items: Sequence[Any], is_changed: bool) -> float:
-    """Return the temperature of validation patients, of images as they are or of changed copies."""
-    fit, copies = TemperatureScaling(region="all"), 1
-    if is_changed:
-        perturbation, copies = other_scanner(seed=0)
-    for _ in fit.passes():
-        for _ in range(copies):
-            for scan in read_scans(items, "validation"):
-                image = torch.as_tensor(perturbation(scan.image)) if is_changed else scan.image
-                logits, crop, _ = predict(network, image)
-                # As in calibrate.yaml: outside of the crop, no temperature changes anything.
-                seen, label = (crop.cut(volume)[None] for volume in (logits, scan.label))
+def fit_calibrators(
+    network: torch.nn.Module, items: Sequence[Any], kinds: Sequence[type[Calibrator]], copies: int
+) -> list[Calibrator]:
+    """Return calibrators of validation patients: of images as they are, or of `copies` of them as
+    another scanner might have made them.
+    """
+    fits = [kind() for kind in kinds]
+    perturbation, _ = other_scanner(seed=0)
+    for _ in range(max(1, copies)):
+        for scan in read_scans(items, "validation"):
+            image = torch.as_tensor(perturbation(scan.image)) if copies else scan.image
+            logits, crop, _ = predict(network, image)
+            # As in calibrate.yaml: outside of the crop, no calibrator changes anything.
+            seen, label = (
+                crop.cut(volume).movedim(-1, 0)  # slices, as the network sees them
+                for volume in (logits, scan.label)
+            )
+            for fit in fits:
                 fit.update(seen, label, scan.patient)
-    return fit.compute().temperature
+    for fit in fits:
+        fit.compute()
+    return [fit.with_state(fit.state()) for fit in fits]
 
 
-def apply_temperature(logits: torch.Tensor, crop: Crop, temperature: float) -> torch.Tensor:
-    """Return the probabilities at a temperature, which changes nothing outside of the crop."""
-    seen = torch.zeros(logits.shape[1:], dtype=torch.bool)
-    crop.cut(seen).fill_(True)
-    return torch.where(seen, logits / temperature, logits).softmax(0)
+@torch.inference_mode()
+def apply_calibrator(logits: torch.Tensor, crop: Crop, calibrator: Calibrator) -> torch.Tensor:
+    """Return the probabilities of a calibrator, which changes nothing outside of the crop."""
+    logits = logits.clone()
+    seen = crop.cut(logits)
+    seen[:] = calibrator(seen.movedim(-1, 0)).movedim(0, -1)
+    return logits.softmax(0)
 
 
 def near_mask(label: NDArray[Any], distance: float) -> NDArray[np.bool_]:
@@ -264,12 +278,12 @@ def describe_probabilities(scan: Scan, p: torch.Tensor) -> dict[str, Any]:
 
 
 def measure_networks(data: Path, out: Path, weights: Sequence[Path], views: bool = False) -> None:
-    """Fit both temperatures and write a row for each scan and temperature."""
+    """Fit the calibrators and write a row for each scan and calibrator."""
     network, rows = load_networks(weights), []
-    odd = validation_half(data, 0)
-    temperatures = {"": 1.0, "T": fit_temperature(network, odd, False)}
-    temperatures["T changed"] = fit_temperature(network, odd, True)
-    print(temperatures, flush=True)
+    odd, (_, copies) = validation_half(data, 0), other_scanner(seed=0)
+    fits = fit_calibrators(network, odd, [*KINDS.values()], copies=0)
+    fits += fit_calibrators(network, odd, [TemperatureScaling], copies)
+    calibrators = dict(zip(["", *KINDS, "T changed"], [TemperatureScaling(), *fits], strict=True))
     for scan in tqdm(all_scans(data), desc=out.stem, disable=None):
         logits, crop, agreement = predict(network, scan.image)
         known = {"set": scan.set, "case": scan.case, "patient": scan.patient}
@@ -278,16 +292,11 @@ def measure_networks(data: Path, out: Path, weights: Sequence[Path], views: bool
         if views:
             *_, agreement = predict(network, scan.image, views)
             known |= {f"views_dsc_{name}": dsc for name, dsc in agreement.items()}
-        for name, temperature in temperatures.items():
-            p = apply_temperature(logits, crop, temperature)
-            rows.append(
-                {
-                    **known,
-                    "calibrator": name,
-                    "temperature": temperature,
-                    **describe_probabilities(scan, p),
-                }
-            )
+        for name, calibrator in calibrators.items():
+            p = apply_calibrator(logits, crop, calibrator)
+            temperature = calibrator.state().get("temperature", torch.tensor(torch.nan)).item()
+            own = {"calibrator": name, "temperature": temperature}
+            rows.append(known | own | describe_probabilities(scan, p))
     out.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(rows).to_csv(out, index=False, float_format="%.6g")
 

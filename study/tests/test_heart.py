@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from calib_components.inference.crops import Crop
+from calib_components.posthoc import TemperatureScaling
 from study.heart.measure import (
     BUNDLE,
     FLOOR,
     Scan,
-    apply_temperature,
+    apply_calibrator,
     describe_probabilities,
     load_network,
     load_networks,
@@ -72,10 +73,10 @@ def test_near_is_within_a_slice() -> None:
     assert not near[..., 1].any()
 
 
-def test_a_temperature_changes_what_was_seen_alone() -> None:
+def test_a_calibrator_changes_what_was_seen_alone() -> None:
     logits = torch.randn(4, 12, 10, 2)
     crop = Crop(2, 10, 1, 9)
-    p = apply_temperature(logits, crop, 2.0)
+    p = apply_calibrator(logits, crop, TemperatureScaling().with_state({"temperature": 2.0}))
     torch.testing.assert_close(crop.cut(p), crop.cut(logits / 2).softmax(0))
     torch.testing.assert_close(p[:, :2], logits[:, :2].softmax(0))
 

@@ -186,6 +186,14 @@ class TestEveryCalibrator:
             set_calibrator(other, undone)
             torch.testing.assert_close(other(X).softmax(1), plain(X).softmax(1))
 
+    def test_keeps_the_type_of_logits(self, kind: type[Calibrator]) -> None:
+        logits = torch.randn(1, 4, 8, 8)
+        for each in (torch.float16, torch.bfloat16, torch.float64):
+            found = made_up(kind, 4)(logits.to(each))
+            expected = made_up(kind, 4)(logits)
+            torch.testing.assert_close(found.float(), expected, atol=0.05, rtol=0.05)
+            assert found.dtype == each or not kind.name.endswith("temperature")
+
     def test_onnx(self, kind: type[Calibrator], tmp_path: Path) -> None:
         network, file = TemperatureScaled(torch.nn.Conv2d(1, 4, 3)).eval(), tmp_path / "model.onnx"
         set_calibrator(network, made_up(kind, 4))
