@@ -161,7 +161,13 @@ def test_commands_of_the_readme(repository: Path, places: dict[str, Path]) -> No
         "NACL with T = 0.71",
         "CE + Dice, trained here",
     ):
-        assert re.search(rf"^{re.escape(row)} +0\.\d+ ", printed, re.MULTILINE)
+        found = re.search(
+            rf"^{re.escape(row)} +(0\.\d+) +([\d.]+ %) +([\d.]+ %)", printed, re.MULTILINE
+        )
+        assert found
+        if "trained here" not in row:
+            shown = f"| {' | '.join([row, *found.groups()])} |"
+            assert shown in (ROOT / "docs" / "two_minutes.md").read_text()
     for picture in (repository / "demo_output", ROOT / "docs"):  # of the README: that of the demo
         assert 50_000 < (picture / "overview.png").stat().st_size < 300_000
     shares = []
