@@ -53,13 +53,13 @@ def parse(
     name: str, commands: Commands, words: Iterable[str]
 ) -> tuple[Command, inspect.BoundArguments]:
     """Return the command that words call, and its arguments; see `run`."""
-    command, arguments, _ = _make_app(name, commands).parse_args(
+    command, arguments, _ = make_app(name, commands).parse_args(
         _join_booleans(words), exit_on_error=False, print_error=False
     )
     return command, arguments
 
 
-def _make_app(name: str, commands: Commands) -> App:
+def make_app(name: str, commands: Commands) -> App:
     """Return the command line of a command, or of commands and groups of them by name."""
     app = App(
         name=name,
@@ -71,7 +71,7 @@ def _make_app(name: str, commands: Commands) -> App:
     )
     if isinstance(commands, Mapping):
         for word, command in commands.items():
-            app.command(_make_app(word, command))
+            app.command(make_app(word, command))
     else:
         app.default(_import_late(commands) if isinstance(commands, str) else commands)
     return app

@@ -43,6 +43,7 @@ def test_site_builds_without_warnings(tmp_path: Path, monkeypatch: pytest.Monkey
             f"{page}: fetches elsewhere"
         )
     assert "NACLLoss" in (tmp_path / "api" / "losses" / "index.html").read_text()
+    assert "--patient_pattern" in (tmp_path / "commands" / "index.html").read_text()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
