@@ -798,13 +798,12 @@ CLAIMS = [
     # other pages
     Claim(
         "README",
-        "+ Dice were overconfident, in 2D and 3D. A temperature reduced that on all test sets",
+        "+ Dice made networks too sure, in 2D and 3D. A temperature reduced that on all test sets",
         lambda: all(gap(DICE, name) > gap(DICE_T, name) > 0 for name in (*SETS, TASK04)),
     ),
     Claim(
         "README",
-        "On images like those of the training, cross-entropy was hardly overconfident, and no "
-        "penalty shown to be better",
+        "At home, cross-entropy was hardly too sure, and no penalty shown to be better",
         lambda: (
             max(temperatures(CE)) < 1.1
             and -1 not in changes(PENALTIES, CE, ["acdc"], ("nll_all", *PREDICTED))
@@ -819,8 +818,7 @@ CLAIMS = [
     ),
     Claim(
         "README",
-        "NACL, the paper's loss, was less sure of another sequence, but not shown to be better than"
-        " cross-entropy",
+        "NACL, the paper's loss, was less sure of another sequence, not better",
         lambda: gap("nacl", "lge") < gap(CE, "lge") and sign("nacl", CE, "lge", "nll_all") == 0,
     ),
     Claim(

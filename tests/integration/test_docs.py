@@ -193,7 +193,7 @@ def test_readme_is_short() -> None:
     lines = README.read_text().splitlines()
     assert len(lines) <= 72
     assert max(map(len, lines)) <= 160
-    assert len(README.read_text().split()) <= 520
+    assert len(README.read_text().split()) <= 450
 
 
 @pytest.mark.slow
