@@ -1,17 +1,54 @@
 """Hooks of mkdocs: links between guides, the pages of bundles, which the site includes in
-`docs/bundles`, and the study's pages, which it has in `docs/study`; and the options of commands.
+`docs/bundles`, and the study's pages, which it has in `docs/study`; the options of commands; and
+notebooks as pages.
 """
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
 from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
 
 from calib_components.__main__ import COMMANDS, ELSEWHERE
 from calib_components.tools.cli import make_app
 
 OPTIONS = "<!-- The site has the options of each command here. -->"
 BUNDLES = re.compile(r"\]\((\.\./)?\.\./bundles/(?:common/(commands)|([a-z]+)_\w+/docs/README)\.md")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Return the files of the site, with a page in place of each notebook."""
+    for file in [*files]:
+        if file.src_uri.endswith(".ipynb"):
+            files.remove(file)
+            page = file.src_uri.replace(".ipynb", ".md")
+            text = describe_notebook(json.loads(file.content_string))
+            files.append(File.generated(config, page, content=text))
+    return files
+
+
+def describe_notebook(notebook: Mapping[str, Any]) -> str:
+    """Return the cells of a notebook, and what they print and draw, as Markdown."""
+    parts = []
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        is_code = cell["cell_type"] == "code"
+        parts.append(f"```python\n{source}\n```" if is_code else source)
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if "image/png" in data:
+                image = "".join(data["image/png"]).replace("\n", "")
+                parts.append(f"![Figure](data:image/png;base64,{image})")
+            elif "text/html" in data:
+                parts.append("".join(data["text/html"]))
+            else:
+                text = "".join(output.get("text", data.get("text/plain", "")))
+                parts.append(f"```text\n{text.rstrip()}\n```")
+    return "\n\n".join(parts)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:

@@ -17,7 +17,8 @@ from study.heart.measure import STRUCTURES
 from study.tables.networks import markdown, text
 from study.tables.shipped import HEART, RESULTS, scan_estimates, scan_means
 
-NETWORKS = {"nacl_seed0": "NACL", "cross_entropy_seed0": "CE"}  # files of results, and titles
+# Files of results, and titles
+NETWORKS = {"nacl_seed0": "NACL", "nacl_ensemble": "NACL, ensemble", "cross_entropy_seed0": "CE"}
 MEASURES = {  # of a `Ranking`, and the DSC below which a scan is bad
     "AURC": ("aurc", 0.7),
     "gap closed": ("gap_closed", 0.7),

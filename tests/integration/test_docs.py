@@ -19,12 +19,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import nibabel as nib
 import numpy as np
 import onnxruntime
 import pandas as pd
 import pytest
 import torch
+from nbclient import NotebookClient
 
 from calib_components.data.facts import facts_beside
 from calib_components.handlers.calibration import read_estimate
@@ -194,6 +196,31 @@ def test_readme_is_short() -> None:
     assert len(lines) <= 72
     assert max(map(len, lines)) <= 160
     assert len(README.read_text().split()) <= 450
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["calibrate", "scans"])
+def test_tutorials_print_what_they_show(
+    name: str, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    monkeypatch.setenv("PATH", path)  # of what cells start
+    folder = repository / "docs" / "tutorials"
+    folder.mkdir(parents=True)
+    file = ROOT / "docs" / "tutorials" / f"{name}.ipynb"
+    place = {"metadata": {"path": str(folder)}}
+    client = NotebookClient(nbformat.read(file, 4), timeout=600, resources=place)
+    shown, printed = (printed_by(each) for each in (nbformat.read(file, 4), client.execute()))
+    numbers = re.compile(r"[-+]?\d*\.?\d+")
+    assert numbers.sub("0", printed) == numbers.sub("0", shown)
+    pairs = (np.array(numbers.findall(text), float) for text in (printed, shown))
+    np.testing.assert_allclose(*pairs, atol=0.11)  # last digits, of percentages too
+
+
+def printed_by(notebook: nbformat.NotebookNode) -> str:
+    """What the cells of a notebook print."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return "".join(output["text"] for output in outputs if output.get("name") == "stdout")
 
 
 @pytest.mark.slow
