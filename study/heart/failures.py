@@ -8,16 +8,14 @@ prints a table for each measure.
 
 from __future__ import annotations
 
-import pandas as pd
-
 from calib_components.quality.ranking import rank_scans
 from calib_components.quality.reference import MIN_BAD
 from calib_components.tools.report.statistics import Estimate
 from study.heart.measure import STRUCTURES
 from study.tables.networks import markdown, text
-from study.tables.shipped import HEART, RESULTS, scan_estimates, scan_means
+from study.tables.shipped import HEART, heart_scans, scan_estimates, scan_means
 
-# Files of results, and titles
+# Of the results, and titles
 NETWORKS = {"nacl_seed0": "NACL", "nacl_ensemble": "NACL, ensemble", "cross_entropy_seed0": "CE"}
 MEASURES = {  # of a `Ranking`, and the DSC below which a scan is bad
     "AURC": ("aurc", 0.7),
@@ -27,22 +25,12 @@ MEASURES = {  # of a `Ranking`, and the DSC below which a scan is bad
 }
 
 
-def read_scans(network: str) -> dict[str, pd.DataFrame]:
-    """Return the scans of each set, with the network's temperature."""
-    rows = pd.read_csv(RESULTS / "acdc" / "heart" / f"{network}.csv.gz", keep_default_na=False)
-    texts = ["set", "case", "patient", "calibrator", "is_whole"]
-    numbers = rows.columns.drop(texts)
-    rows[numbers] = rows[numbers].apply(pd.to_numeric, errors="coerce")
-    rows = rows[rows["calibrator"] == "T"]
-    return {name: rows[rows["set"] == name] for name in HEART}
-
-
 def failures_table(measure: str) -> str:
     """Return a measure of each estimate of the quality of scans, on each set, as Markdown."""
     field, bad = MEASURES[measure]
     rows: dict[str, list[str]] = {}
     for network, title in NETWORKS.items():
-        for scans in read_scans(network).values():
+        for scans in heart_scans(network).values():
             dsc = scan_means(scans, "dsc", [*STRUCTURES])
             is_shown = field != "roc" or (dsc < bad).sum() >= MIN_BAD
             for estimate, values in scan_estimates(scans, [*STRUCTURES]).items():

@@ -14,7 +14,7 @@ import pandas as pd
 
 from calib_components.tools.report.statistics import Estimate
 from study.tables.networks import Networks, corrected, markdown, p_text, text
-from study.tables.shipped import HEART, RESULTS
+from study.tables.shipped import HEART, read_heart
 
 LOSSES = {"nacl": "NACL", "cross_entropy": "CE", "ce_dice": "CE + Dice"}
 PAIRS = (("nacl", "cross_entropy"), ("nacl", "ce_dice"), ("cross_entropy", "ce_dice"))
@@ -24,15 +24,11 @@ SCORES = {"nll_all": "NLL, all voxels", "nll_near": "NLL, near", "dsc": "DSC"}
 
 @functools.cache
 def read_rows() -> pd.DataFrame:
-    """Return the rows of all networks, with their loss and seed, and the mean DSC of a scan."""
-    tables = []
-    for file in sorted((RESULTS / "acdc" / "heart").glob("*_seed*.csv.gz")):
-        loss, _, seed = file.name.removesuffix(".csv.gz").rpartition("_seed")
-        table = pd.read_csv(file, keep_default_na=False)
-        tables.append(table.assign(loss=loss, seed=int(seed)))
-    rows = pd.concat(tables)
-    columns = rows.filter(regex="^dsc_").apply(pd.to_numeric, errors="coerce")
-    return rows.assign(dsc=columns.mean(axis=1))
+    """Return the rows of single networks, with their loss and seed, and the mean DSC of a scan."""
+    rows = read_heart()
+    names = rows["network"].str.extract("^(?P<loss>.+)_seed(?P<seed>[0-9]+)$")
+    rows = rows.join(names).dropna(subset="seed").astype({"seed": int})
+    return rows.assign(dsc=rows.filter(regex="^dsc_").mean(axis=1))
 
 
 @functools.cache

@@ -8,6 +8,7 @@ prints the tables of the bundles' pages and of docs/quality.md.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -64,14 +65,31 @@ def test_scans(bundle: str) -> dict[str, pd.DataFrame]:
     set.
     """
     if bundle == BUNDLES[0]:
-        table = pd.read_csv(RESULTS / "acdc/heart/nacl_seed0.csv.gz", keep_default_na=False)
-        table = table[table["calibrator"] == "T"]
-        return {title: table[table["set"] == name] for name, title in HEART.items()}
+        return heart_scans("nacl_seed0")
     table = pd.read_csv(RESULTS / "hippocampus/cases.csv.gz")
     is_shipped = (table["method"] == "nacl_0.03") & (table["seed"] == 0)
     scans = table[is_shipped & (table["temperature"] == "with")].reset_index(drop=True)
     derived = derive(scans, ["anterior", "posterior"])
     return {"hippocampus": derived.loc[:, ~derived.columns.duplicated()]}
+
+
+@functools.cache
+def read_heart() -> pd.DataFrame:
+    """Return the rows of all networks of the heart, see `study.heart.measure`."""
+    texts = ["network", "set", "case", "patient", "calibrator"]
+    types = dict.fromkeys(texts, str)
+    table = pd.read_csv(
+        RESULTS / "acdc" / "heart.csv.gz", dtype=types, keep_default_na=False, na_values=[""]
+    )
+    return table.assign(calibrator=table["calibrator"].fillna(""))
+
+
+def heart_scans(network: str, calibrator: str = "T") -> dict[str, pd.DataFrame]:
+    """Return the test scans of a network of the heart, by the title of their set."""
+    rows = read_heart()
+    rows = rows[(rows["network"] == network) & (rows["calibrator"] == calibrator)]
+    rows = rows.dropna(axis=1, how="all")  # measures of ensembles
+    return {title: rows[rows["set"] == name] for name, title in HEART.items()}
 
 
 def split_coverage(known: Reference) -> pd.DataFrame:

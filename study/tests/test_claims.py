@@ -19,6 +19,7 @@ import pytest
 
 from calib_components.tools.report.statistics import holm, paired_difference
 from study.compare.published import PUBLISHED
+from study.heart.tables import read_rows
 from study.tables.fill_tables import (
     LOSSES,
     LOSSES_3D,
@@ -131,9 +132,8 @@ def heart_sign(method: str, other: str, seed: int, name: str, measure: str) -> i
     """
     values = []
     for each in (method, other):
-        file = ROOT / f"study/results/acdc/heart/{each}_seed{seed}.csv.gz"
-        table = pd.read_csv(file, keep_default_na=False)
-        values.append(table[(table["set"] == name) & (table["calibrator"] == "")])
+        rows = read_rows()[lambda t, each=each: (t["loss"] == each) & (t["seed"] == seed)]
+        values.append(rows[(rows["set"] == name) & (rows["calibrator"] == "")])
     found = paired_difference(values[0][measure], values[1][measure], [*values[0]["patient"]])
     return int(np.sign(found.mean)) if found.low * found.high > 0 else 0
 
