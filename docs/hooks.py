@@ -16,6 +16,7 @@ from mkdocs.structure.files import File, Files
 from calib_components.__main__ import COMMANDS, ELSEWHERE
 from calib_components.tools.cli import make_app
 
+LINKS = {"../../docs/": "../", "../../study/pages/": "../study/", "../study/pages/": "study/"}
 OPTIONS = "<!-- The site has the options of each command here. -->"
 BUNDLES = re.compile(r"\]\((\.\./)?\.\./bundles/(?:common/(commands)|([a-z]+)_\w+/docs/README)\.md")
 
@@ -58,7 +59,10 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     )
     if OPTIONS in markdown:
         markdown = markdown.replace(OPTIONS, describe_commands())
-    return markdown.replace("](../../docs/", "](../").replace("](../study/pages/", "](study/")
+    markdown = re.sub(r"(\]\([\w/]+)\.ipynb\)", r"\1.md)", markdown)
+    for there, here in LINKS.items():
+        markdown = markdown.replace(f"]({there}", f"]({here}")
+    return markdown
 
 
 def describe_commands() -> str:

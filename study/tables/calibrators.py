@@ -36,11 +36,6 @@ NETWORKS = {
 }
 SITES = {HOME: HOME, "bssfp": "bSSFP", "vendor_a": "vendor A", "vendor_b": "vendor B", "lge": "LGE"}
 SITES |= {name: name for name in ("ghosting", "ringing")}
-# On the page
-SHOWN = (
-    "none",
-    *(name + end for end in ("", " perturbed") for name in ("T", "T predicted", "vector")),
-)
 # Calibrator, region, and suffix of the set that it is fitted on
 FITS: dict[str, tuple[type[Calibrator], str, str]] = {
     "T": (TemperatureScaling, "all", ""),
@@ -199,21 +194,6 @@ def tabulate(means: pd.DataFrame) -> str:
         lines.append(
             [NETWORKS[network], SITES[site], name, *numbers, f"{mean['volume_bias']:+.1f}"]
         )
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def tabulate_page(means: pd.DataFrame) -> str:
-    """Return the NLL over all voxels and the bias of the expected DSC as a table in Markdown, a
-    line for each set.
-    """
-    cells: dict[tuple[str, str], list[str]] = {}
-    for network, site, name, mean in _means(means):
-        if name in SHOWN:
-            cells.setdefault((network, site), []).append(
-                f"{mean['nll_all']:.4f}, {mean['dsc_bias']:+.3f}"
-            )
-    lines = [["network", "set", *SHOWN], ["---"] * (2 + len(SHOWN))]
-    lines += [[NETWORKS[network], SITES[site], *own] for (network, site), own in cells.items()]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

@@ -821,17 +821,6 @@ CLAIMS = [
         "NACL, the paper's loss, was less sure of another sequence, not better",
         lambda: gap("nacl", "lge") < gap(CE, "lge") and sign("nacl", CE, "lge", "nll_all") == 0,
     ),
-    Claim(
-        "posthoc",
-        "CE + Dice is overconfident, and a temperature lowers all errors. ECP needed none",
-        lambda: (
-            all(
-                sign(DICE_T, DICE, "acdc", name) < 0
-                for name in ("nll_all", "nll_predicted", "ece_all", "ece_predicted")
-            )
-            and needs_none("entropy_penalty")
-        ),
-    ),
 ]
 
 

@@ -22,7 +22,7 @@ from study.compare.compact import read_compact
 from study.compare.data import Comparison, Row, check_same_cases, select_cases
 from study.compare.settings import TABLE1
 from study.compare.statistics import mean_with_interval
-from study.tables.calibrators import summarize, tabulate, tabulate_page
+from study.tables.calibrators import summarize, tabulate
 from study.tables.draw_results import draw_results
 from study.tables.fill_tables import fill
 from tests.helpers import ACDC, BRATS, HIPPOCAMPUS, ROOT, SHARED, run_bundle
@@ -94,8 +94,7 @@ def test_tables_of_calibrators_are_those_of_the_cases() -> None:
     means = pd.read_csv(folder / "means.csv")
     pd.testing.assert_frame_equal(summarize(folder), means, rtol=1e-4)
     assert (folder / "table.md").read_text() == tabulate(means)
-    page = " ".join((ROOT / "docs/posthoc.md").read_text().split())
-    assert tabulate_page(means) in (ROOT / "docs/posthoc.md").read_text()
+    page = " ".join((ROOT / "study/pages/evidence.md").read_text().split())
     mean = means.set_index(["calibrator", "measure", "network", "site"])["mean"].unstack(
         ["network", "site"]
     )
@@ -125,26 +124,6 @@ def test_tables_of_calibrators_are_those_of_the_cases() -> None:
     assert (
         mean.xs("dsc_bias", level="measure")["acdc_nacl", "lge"].drop("T perturbed twice").min()
         > 0.14
-    )
-
-
-def test_temperature_of_the_scan_is_as_the_page_says() -> None:
-    table = pd.read_csv(RESULTS / "calibrators" / "scan_temperature.csv")
-    found = table.set_index(["fitted_on", "u", "network", "site"])
-    usual = found.loc[("validation", "none")]["dsc_bias"]
-    scan, one = (
-        found.loc["validation and perturbed"].loc[u]["dsc_bias"]
-        for u in ("mean entropy of the scan", "none")
-    )
-    others = [place for place in usual.index if place[1] not in ("home", "lge")]
-    assert len(others) == 7
-    assert (one[others].abs() < scan[others].abs()).sum() == 5
-    biases = (each["acdc_nacl", "lge"] for each in (usual, scan, one))
-    text = " ".join((ROOT / "docs/posthoc.md").read_text().split())
-    assert (
-        "({:.3f} to {:.3f}; one `T` of the same scans {:.3f}),"
-        " but on five of the other sets".format(*biases)
-        in text
     )
 
 
