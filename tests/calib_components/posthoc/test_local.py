@@ -68,6 +68,10 @@ def test_neighbours_lower_the_nll_of_new_patients(cases: list[Case], fitted: tup
     others = fit.left_out()
     left_out = np.mean([nll(others[case[0]], [case]) for case in cases])
     assert estimate.nll_left_out == pytest.approx(left_out, rel=1e-3)
+    _, without_a_fold = fit_to([*cases[1::4], *cases[2::4], *cases[3::4]], TemperatureScaling)
+    for patient in ("patient00", "patient04"):
+        found = others[patient].state()["local_temperature"].item()
+        assert found == pytest.approx(without_a_fold.temperature, rel=1e-6)
     for _, logits, _ in new:
         assert torch.equal(fit(logits).argmax(1), logits.argmax(1))
 
