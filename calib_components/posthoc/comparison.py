@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from scipy.stats import ttest_1samp
 from torch.nn import functional as F
@@ -15,6 +14,9 @@ from calib_components.posthoc.base import Calibrator
 from calib_components.posthoc.class_temperature import ClassTemperature
 from calib_components.posthoc.temperature import TemperatureScaling
 from calib_components.quality import ScanEstimates
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Structures = Mapping[str, Sequence[int]]
 SIMPLE = (TemperatureScaling, ClassTemperature)  # fitted in one pass beside any other
@@ -104,6 +106,8 @@ class LeftOut:
 
     def _patients(self) -> pd.DataFrame:
         """Return the errors of each calibrator and patient."""
+        import pandas as pd  # calibrators need none
+
         groups = pd.DataFrame(self.rows).groupby(["calibrator", "patient"], sort=False)
         means, sums = groups.mean(), groups.sum()
         for name in self.structures:

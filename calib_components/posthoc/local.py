@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+from monai.utils import optional_import
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from calib_components.errors import InputError
 from calib_components.metrics.base import plain_tensor
@@ -168,7 +168,7 @@ class LocalTemperature(Calibrator):
         curve: list[float] = []  # NLL of the folds after each epoch
         networks: list[list[Calibrator]] = []
         best = 0
-        for epoch in tqdm(range(MOST_EPOCHS + 1), desc=self.name, disable=None):
+        for epoch in _with_progress(range(MOST_EPOCHS + 1), self.name):
             networks.append([next(training) for training in trainings])
             curve.append(self._mean_nll(zip(networks[epoch], folds, strict=True), parts))
             best = int(np.argmin(curve))
@@ -258,6 +258,12 @@ class LocalTemperature(Calibrator):
         ignored = -100 if self.ignore_index is None else self.ignore_index
         nll = F.cross_entropy(network(logits), label, reduction="sum", ignore_index=ignored)
         return nll, (label != ignored).sum()
+
+
+def _with_progress(epochs: Iterable[int], name: str) -> Iterable[int]:
+    """Return epochs with a progress bar on terminals, if tqdm is installed."""
+    tqdm, is_installed = optional_import("tqdm", name="tqdm")
+    return tqdm(epochs, desc=name, disable=None) if is_installed else epochs
 
 
 def _convolved(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
