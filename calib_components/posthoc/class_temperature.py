@@ -116,12 +116,12 @@ class ClassTemperature(Calibrator):
         """Return the number of voxels, and for each predicted class what `TemperatureScaling`
         sums.
         """
-        of_voxels, predicted = TemperatureScaling(), logits.argmax(0)
+        predicted = logits.argmax(0)
         sums = logits.new_zeros(len(logits), SUMS)
         for index in predicted.unique().tolist():
             inside = predicted == index
             kept = [weight[inside] for weight in weights]
-            sums[index] = of_voxels.voxel_sums(logits[:, inside], label[inside], *kept)
+            sums[index] = TemperatureScaling.voxel_sums(logits[:, inside], label[inside], *kept)
         return torch.cat([sums[:, 0].sum()[None], sums.flatten()])
 
     def solve(self, names: Sequence[str], rows: Array) -> ClassTemperatureEstimate:

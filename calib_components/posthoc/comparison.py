@@ -99,6 +99,8 @@ class LeftOut:
         nll = self._patients()["nll"].unstack("calibrator")[[NONE, *self.fits]]
         best = nll.mean().idxmin()
         for name, values in nll.items():
+            if name == best:
+                break
             higher = ttest_1samp(values - nll[best], 0, alternative="greater").pvalue
             if not higher < ALPHA:  # also NaN, of equal values
                 return str(name)
@@ -120,7 +122,7 @@ class LeftOut:
         ignored = -100 if self.ignore_index is None else self.ignore_index
         is_kept = y[0] != ignored
         nll = F.cross_entropy(logits[None], y, reduction="sum", ignore_index=ignored)
-        row: dict[str, float] = {"nll": nll.item() / int(is_kept.sum())}
+        row = {"nll": float(nll / is_kept.sum())}  # NaN of a scan that is left out as a whole
         p, y = logits.softmax(0), y * is_kept
         p = torch.cat([torch.where(is_kept, p[:1], 1), p[1:] * is_kept])
         scan, classes = ScanEstimates(self.structures), [*self.structures.values()]

@@ -154,7 +154,7 @@ class LocalTemperature(Calibrator):
         self, logits: torch.Tensor, label: torch.Tensor, *weights: torch.Tensor
     ) -> torch.Tensor:
         """Return the sums of `TemperatureScaling`, whose temperature the network starts with."""
-        return TemperatureScaling().voxel_sums(logits, label)
+        return TemperatureScaling.voxel_sums(logits, label)
 
     def solve(self, names: Sequence[str], rows: Array) -> LocalTemperatureEstimate:
         if len(names) < FEWEST_PATIENTS:
@@ -162,7 +162,7 @@ class LocalTemperature(Calibrator):
                 f"A local temperature needs {FEWEST_PATIENTS} patients, got {len(names)}. Fit a"
                 " temperature."
             )
-        parts = self._kept_parts(names)
+        parts = self._gathered_parts(names)
         folds = [{*names[number::FOLDS]} for number in range(FOLDS)]
         trainings = [self._trained(names, rows, parts, fold) for fold in folds]
         curve: list[float] = []  # NLL of the folds after each epoch
@@ -195,7 +195,7 @@ class LocalTemperature(Calibrator):
     def states_without(self, names: Sequence[str], rows: Array) -> list[dict[str, torch.Tensor]]:
         return [self._left_out[name].state() for name in names]
 
-    def _kept_parts(self, names: Sequence[str]) -> dict[str, list[Part]]:
+    def _gathered_parts(self, names: Sequence[str]) -> dict[str, list[Part]]:
         """Return the parts of all processes."""
         whole = type(self)()
         for parts in gathered(self._parts):

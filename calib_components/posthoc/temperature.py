@@ -216,8 +216,9 @@ class TemperatureScaling(Calibrator):
         check_number("temperature", value, *LIMITS)
         super().set_state(state)
 
+    @staticmethod
     def voxel_sums(
-        self, logits: torch.Tensor, label: torch.Tensor, *weights: torch.Tensor
+        logits: torch.Tensor, label: torch.Tensor, *weights: torch.Tensor
     ) -> torch.Tensor:
         """Return the number of voxels, the NLL at T = 1, C, and A at `LOG2_B`."""
         (weight,) = weights or (logits.new_ones(len(label)),)
