@@ -25,9 +25,8 @@ from calib_components.errors import InputError, make_folder, reading, writing, w
 
 ROOT = Path(__file__).resolve().parents[2]
 REQUIRED, METADATA, PAGE = ("LICENSE", "configs", "docs"), "configs/metadata.json", "docs/README.md"
-# Facts of the data that they were trained on
-WEIGHTS, ENSEMBLE = "models/model.pt", "models/ensemble.pt"
-FACTS = "models/facts.yaml"
+WEIGHTS, FACTS = "models/model.pt", "models/facts.yaml"
+MODELS = ("model.pt", "ensemble.pt", "facts.yaml")  # of `models` and of the folders in it
 TOOLS = ("__init__.py", "cli.py", "parallel.py", "prepare")  # those that prepare data
 ZOO_TEST = "bundles/common/zoo_test.py"
 SUFFIXES = (".py", ".typed", ".yaml")
@@ -90,8 +89,10 @@ def contents(
 ) -> Files:
     """Return the files of a bundle's package, sorted; see `package_bundle` for the arguments."""
     _check_bundle(bundle)
-    names = (*REQUIRED, "large_files.yml", WEIGHTS, ENSEMBLE, FACTS)
-    files = _read_files(bundle, *(bundle / name for name in names))
+    places = [bundle / name for name in (*REQUIRED, "large_files.yml")]
+    folders = [bundle / "models", *(bundle / "models").glob("*/")]
+    places += [folder / name for folder in folders for name in MODELS]
+    files = _read_files(bundle, *places)
     files |= _read_files(ROOT, ROOT / "scripts" / "prepare_data.py")
     if not required:
         files |= _read_components()

@@ -1,27 +1,35 @@
 """Which estimate finds the scans that a network of the heart segments badly? As Zenk et al.
 (Medical Image Analysis 2025) ask it, of single networks and of ensembles, on all sets.
-
-    python -m study.heart.failures
-
-prints a table for each measure.
 """
 
 from __future__ import annotations
 
-from calib_components.quality.ranking import rank_scans
+import functools
+from collections.abc import Sequence
+from itertools import product
+
+import pandas as pd
+
+from calib_components.quality.ranking import BAD, Ranking, rank_scans
 from calib_components.quality.reference import MIN_BAD
 from calib_components.tools.report.statistics import Estimate
 from study.heart.measure import STRUCTURES
+from study.heart.tables import NETWORKS, heart_scans
 from study.tables.networks import markdown, text
-from study.tables.shipped import HEART, heart_scans, scan_estimates, scan_means
+from study.tables.shipped import HEART
 
-# Of the results, and titles
-NETWORKS = {"nacl_seed0": "NACL", "nacl_ensemble": "NACL, ensemble", "cross_entropy_seed0": "CE"}
-MEASURES = {  # of a `Ranking`, and the DSC below which a scan is bad
-    "AURC": ("aurc", 0.7),
-    "gap closed": ("gap_closed", 0.7),
+# Of a `Ranking`, and the DSC below which a scan is bad
+MEASURES: dict[str, tuple[str, float | None]] = {
+    "AURC": ("aurc", None),
+    "gap closed": ("gap_closed", None),
     "ROC, DSC below 0.7": ("roc", 0.7),
     "ROC, DSC below 0.8": ("roc", 0.8),
+}
+SHIPPED = {  # titles, and whose estimates
+    "expected DSC, `model.pt`": ("NACL", "expected DSC"),
+    "expected DSC, `ensemble.pt`": ("CE, ensemble", "expected DSC"),
+    "pairwise DSC, `ensemble.pt`": ("CE, ensemble", "pairwise DSC of networks"),
+    "predicted volume, `ensemble.pt`": ("CE, ensemble", "predicted volume"),
 }
 
 
@@ -29,18 +37,52 @@ def failures_table(measure: str) -> str:
     """Return a measure of each estimate of the quality of scans, on each set, as Markdown."""
     field, bad = MEASURES[measure]
     rows: dict[str, list[str]] = {}
-    for network, title in NETWORKS.items():
-        for scans in heart_scans(network).values():
-            dsc = scan_means(scans, "dsc", [*STRUCTURES])
-            is_shown = field != "roc" or (dsc < bad).sum() >= MIN_BAD
-            for estimate, values in scan_estimates(scans, [*STRUCTURES]).items():
-                ranking = rank_scans(values, dsc, scans["patient"], bad)
-                found = Estimate(*getattr(ranking, field))
-                cell = text(found, digits=3) if is_shown else "-"
-                rows.setdefault(f"{title}: {estimate}", []).append(cell)
+    for title, name in product(NETWORKS, HEART):
+        for estimate, ranking in rankings(title, name, bad).items():
+            is_shown = field != "roc" or ranking is not None
+            cell = text(Estimate(*getattr(ranking, field)), digits=3) if is_shown else "-"
+            rows.setdefault(f"{title}: {estimate}", []).append(cell)
     return markdown(rows, [*HEART.values()])
 
 
-if __name__ == "__main__":
-    for measure in MEASURES:
-        print(f"{measure}\n\n{failures_table(measure)}\n")
+def shipped_table() -> str:
+    """Return how much of the gap estimates of the shipped weights close, as Markdown."""
+    rows = {}
+    for title, (network, estimate) in SHIPPED.items():
+        found = [rankings(network, name, None)[estimate] for name in HEART]
+        rows[title] = [text(Estimate(*each.gap_closed), digits=2) for each in found if each]
+    return markdown(rows, [*HEART.values()])
+
+
+@functools.cache
+def rankings(title: str, name: str, bad: float | None) -> dict[str, Ranking | None]:
+    """Return how the estimates of a network order the scans of a set; None if fewer than five of
+    them have a DSC below `bad`.
+    """
+    scans = heart_scans(*NETWORKS[title])[HEART[name]]
+    dsc = scan_means(scans, "dsc", [*STRUCTURES])
+    estimates = scan_estimates(scans, [*STRUCTURES])
+    if bad and (dsc < bad).sum() < MIN_BAD:
+        return dict.fromkeys(estimates)
+    patients = scans["patient"]
+    return {key: rank_scans(each, dsc, patients, bad or BAD) for key, each in estimates.items()}
+
+
+def scan_means(scans: pd.DataFrame, measure: str, structures: Sequence[str]) -> pd.Series:
+    """Return the means of a measure over the structures of scans; one that is missing counts 0."""
+    return scans[[f"{measure}_{name}" for name in structures]].fillna(0).mean(axis=1)
+
+
+def scan_estimates(scans: pd.DataFrame, structures: Sequence[str]) -> dict[str, pd.Series]:
+    """Return estimates of the quality of scans, higher for better, by their title."""
+    estimates = {
+        "expected DSC": scan_means(scans, "expected_dsc", structures),
+        "predicted volume": scan_means(scans, "predicted", structures),
+        "mean confidence, predicted voxels": scan_means(scans, "confidence", structures),
+        "1 - mean entropy, predicted voxels": 1 - scans["entropy_predicted"],
+    }
+    agreements = {"pairwise_dsc": "pairwise DSC of networks", "views_dsc": "pairwise DSC of views"}
+    for measure, title in agreements.items():
+        if f"{measure}_{structures[0]}" in scans:
+            estimates[title] = scan_means(scans, measure, structures)
+    return estimates

@@ -1,9 +1,4 @@
-"""Tables of the heart's losses, from the rows of `study.heart.measure`.
-
-    python -m study.heart.tables
-
-prints them.
-"""
+"""Tables of the heart's losses, from the rows of `study.heart.measure`."""
 
 from __future__ import annotations
 
@@ -14,12 +9,55 @@ import pandas as pd
 
 from calib_components.tools.report.statistics import Estimate
 from study.tables.networks import Networks, corrected, markdown, p_text, text
-from study.tables.shipped import HEART, read_heart
+from study.tables.shipped import HEART, RESULTS
 
 LOSSES = {"nacl": "NACL", "cross_entropy": "CE", "ce_dice": "CE + Dice"}
 PAIRS = (("nacl", "cross_entropy"), ("nacl", "ce_dice"), ("cross_entropy", "ce_dice"))
 CALIBRATORS = ("", "T", "T changed")
+CHOSEN = {  # what is shipped, of which network and calibrator
+    "NACL": ("nacl_seed1", "class T", "none"),
+    "cross-entropy": ("cross_entropy_seed0", "T", "`--ckpt_dir models/cross_entropy`"),
+    "three of cross-entropy": (
+        "cross_entropy_ensemble",
+        "class T",
+        "`--load_path models/ensemble.pt`",
+    ),
+}
+NETWORKS = {  # by title, of which table and calibrator
+    "NACL": ("nacl_seed1", "class T"),
+    "CE": ("cross_entropy_seed0", "T"),
+    "NACL, ensemble": ("nacl_ensemble", "T"),
+    "CE, ensemble": ("cross_entropy_ensemble", "class T"),
+}
+VIEWS = {
+    "acdc_shifted": "ACDC, shifted",
+    "vendor_a_192": "Siemens, 192",
+    "vendor_a_300": "Siemens, 300",
+    "vendor_b_192": "Philips, 192",
+    "vendor_b_300": "Philips, 300",
+}
+DIGITS = {"nll_all": 4}
+SHOWN = ("NLL, validation", "DSC, validation")
 SCORES = {"nll_all": "NLL, all voxels", "nll_near": "NLL, near", "dsc": "DSC"}
+
+
+@functools.cache
+def read_heart() -> pd.DataFrame:
+    """Return the rows of all networks of the heart, see `study.heart.measure`."""
+    texts = ["network", "set", "case", "patient", "calibrator"]
+    types = dict.fromkeys(texts, str)
+    table = pd.read_csv(
+        RESULTS / "acdc" / "heart.csv.gz", dtype=types, keep_default_na=False, na_values=[""]
+    )
+    return table.assign(calibrator=table["calibrator"].fillna(""))
+
+
+def heart_scans(network: str, calibrator: str) -> dict[str, pd.DataFrame]:
+    """Return the test scans of a network of the heart, by the title of their set."""
+    rows = read_heart()
+    rows = rows[(rows["network"] == network) & (rows["calibrator"] == calibrator)]
+    rows = rows.dropna(axis=1, how="all")  # measures of ensembles
+    return {title: rows[rows["set"] == name] for name, title in HEART.items()}
 
 
 @functools.cache
@@ -58,13 +96,39 @@ def differences(measure: str, calibrator: str) -> dict[str, Estimate]:
     return corrected(found)
 
 
-def differences_table(measure: str, calibrator: str) -> str:
-    """Return the differences with their p-values."""
-    rows = {
-        title: [text(found, "+", 3), p_text(found.p_value)]
-        for title, found in differences(measure, calibrator).items()
-    }
-    return markdown(rows, [SCORES[measure], "p, Holm"])
+def differences_table(measure: str, calibrator: str = "") -> str:
+    """Return the differences with their p-values, in bold below 0.05."""
+    rows: dict[str, list[str]] = {}
+    for title, found in differences(measure, calibrator).items():
+        cell = f"{text(found, '+', 3)} p {p_text(found.p_value)}"
+        is_shown = found.p_value < 0.05
+        rows.setdefault(title.partition(",")[0], []).append(f"**{cell}**" if is_shown else cell)
+    return markdown(rows, [*HEART.values()])
+
+
+def difference_of(one: str, other: str, name: str, measure: str) -> Estimate:
+    """Return the difference of two losses, such as `nacl+T`, on a set; it is not corrected."""
+    pair = one.partition("+")[::2], other.partition("+")[::2]
+    return networks_on(name).difference(pair, measure)
+
+
+def networks_table(measure: str, sets: str = "") -> str:
+    """Return a measure of single networks and ensembles, as shipped or with T, on the five sets, or
+    on those of other fields of view (`views`).
+    """
+    columns = VIEWS if sets else HEART
+    rows = {}
+    for title, (network, calibrator) in NETWORKS.items():
+        table = read_heart()
+        kind = "T" if sets else calibrator  # labels are the same
+        scans = table[(table["network"] == network) & (table["calibrator"] == kind)]
+        dsc, expected = (
+            scans.filter(regex=f"^{name}_").mean(axis=1) for name in ("dsc", "expected_dsc")
+        )
+        values = scans.assign(dsc=dsc, bias=expected - dsc, far=scans["far_voxels"] > 0)
+        means = values.groupby("set")[measure].mean()
+        rows[title] = [f"{means[name]:.{DIGITS.get(measure, 3)}f}" for name in columns]
+    return markdown(rows, [*columns.values()])
 
 
 def shipping_table() -> str:
@@ -82,8 +146,16 @@ def shipping_table() -> str:
     return markdown(rows, ["NLL, all voxels", "DSC"])
 
 
-if __name__ == "__main__":
-    print(shipping_table())
-    print("\n\n".join(map(means_table, SCORES)))
-    for measure, calibrator in product(("nll_all", "nll_near"), CALIBRATORS):
-        print(f"\n{calibrator or 'as trained'}\n\n{differences_table(measure, calibrator)}")
+def chosen_table() -> str:
+    """Return NLL and DSC of what is shipped, on the even validation patients."""
+    rows = {}
+    for title, (network, calibrator, option) in CHOSEN.items():
+        table = read_heart()
+        is_chosen = (table["network"] == network) & (table["calibrator"] == calibrator)
+        scans = table[is_chosen & (table["set"] == "validation")]
+        dsc = scans.filter(regex="^dsc_").mean(axis=1)
+        means = [each.groupby(scans["patient"]).mean().mean() for each in (scans["nll_all"], dsc)]
+        calibrated = {"T": "a temperature", "class T": "a temperature of the predicted class"}
+        cells = [option, calibrated[calibrator]]
+        rows[title] = [*cells, f"{means[0]:.4f}", f"{means[1]:.3f}"]
+    return markdown(rows, ["option of inference", "calibrator in the weights", *SHOWN])

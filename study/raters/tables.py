@@ -1,12 +1,8 @@
-"""Tables of the page "Whom do we believe?", from the results of `study.raters.measure`.
-
-    python -m study.raters.tables
-
-prints them.
-"""
+"""Tables of the page "Whom do we believe?", from the results of `study.raters.measure`."""
 
 from __future__ import annotations
 
+import functools
 from itertools import product
 from pathlib import Path
 
@@ -36,59 +32,63 @@ def read_rows(name: str) -> pd.DataFrame:
     return rows
 
 
-class Brains(Networks):
-    """Values over all raters of the newborn brains, of a target, a loss, and without or with T."""
+@functools.cache
+def brains() -> Networks:
+    """Return values over all raters of the newborn brains, of a target, a loss, and without or with
+    T.
+    """
+    rows = read_rows("brains.csv.gz")
+    rows = rows[rows["rater"] == "all"].rename(columns={"scan": "case"})
+    rows["patient"], rows["above"] = rows["case"], rows["dsc"] - rows["raters_dsc"]
+    return Networks(rows.set_index(["target", "loss", "with_t"]))
 
-    def __init__(self) -> None:
-        rows = read_rows("brains.csv.gz")
-        rows = rows[rows["rater"] == "all"].rename(columns={"scan": "case"})
-        rows["patient"], rows["above"] = rows["case"], rows["dsc"] - rows["raters_dsc"]
-        self.raters_dsc = rows.groupby("case")["raters_dsc"].first().mean()
-        super().__init__(rows.set_index(["target", "loss", "with_t"]))
 
-    def means_table(self) -> str:
-        """Return the means of each setting."""
-        rows = {}
-        for target, loss, with_t in product(TARGETS, LOSSES, (False, True)):
-            title = f"{NAMES[loss]} on the {target}{' + T' if with_t else ''}"
-            found = (self.mean((target, loss, with_t), name) for name in MEASURES)
-            rows[title] = [*map(text, found)]
-        return markdown(rows, [*MEASURES.values()])
+def means_table() -> str:
+    """Return the means of each setting."""
+    rows = {}
+    for target, loss, with_t in product(TARGETS, LOSSES, (False, True)):
+        title = f"{NAMES[loss]} on the {target}{' + T' if with_t else ''}"
+        found = (brains().mean((target, loss, with_t), name) for name in MEASURES)
+        rows[title] = [*map(text, found)]
+    return markdown(rows, [*MEASURES.values()])
 
-    def differences(self, measure: str, with_t: bool = False) -> dict[str, Estimate]:
-        """Return the differences of the protocol's family, corrected for it."""
-        pairs = {
-            f"{NAMES[loss]} - CE, on the {target}": ((target, loss), (target, "cross_entropy"))
-            for target, loss in product(TARGETS, ("nacl", "svls"))
+
+def differences(measure: str, with_t: bool = False) -> dict[str, Estimate]:
+    """Return the differences of the protocol's family, corrected for it."""
+    pairs = {
+        f"{NAMES[loss]} - CE, on the {target}": ((target, loss), (target, "cross_entropy"))
+        for target, loss in product(TARGETS, ("nacl", "svls"))
+    }
+    for loss in LOSSES:
+        pairs[f"mean - majority, {NAMES[loss]}"] = (("mean", loss), ("majority", loss))
+    return corrected(
+        {
+            title: brains().difference(((*one, with_t), (*other, with_t)), measure)
+            for title, (one, other) in pairs.items()
         }
-        for loss in LOSSES:
-            pairs[f"mean - majority, {NAMES[loss]}"] = (("mean", loss), ("majority", loss))
-        return corrected(
-            {
-                title: self.difference(((*one, with_t), (*other, with_t)), measure)
-                for title, (one, other) in pairs.items()
-            }
-        )
+    )
 
-    def differences_table(self) -> str:
-        """Return the differences; the p-values are of the primary measure."""
-        primary = self.differences(PRIMARY)
-        shown = [primary, self.differences(PRIMARY, True)]
-        shown += [self.differences("nll_near"), self.differences("dsc")]
-        rows = {}
-        for title, found in primary.items():
-            first, *others = (text(each[title], "+") for each in shown)
-            rows[title] = [first, p_text(found.p_value), *others]
-        titles = ("p, Holm", f"{MEASURES[PRIMARY]}, with T", MEASURES["nll_near"], "DSC")
-        return markdown(rows, [MEASURES[PRIMARY], *titles])
 
-    def within_table(self) -> str:
-        """Return the DSC with a rater minus that of raters with each other."""
-        rows = {
-            f"{NAMES[loss]} on the {target}": [text(self.mean((target, loss, False), "above"), "+")]
-            for target, loss in product(TARGETS, LOSSES)
-        }
-        return markdown(rows, ["DSC - DSC of raters"])
+def differences_table() -> str:
+    """Return the differences; the p-values are of the primary measure."""
+    primary = differences(PRIMARY)
+    shown = [primary, differences(PRIMARY, True)]
+    shown += [differences("nll_near"), differences("dsc")]
+    rows = {}
+    for title, found in primary.items():
+        first, *others = (text(each[title], "+") for each in shown)
+        rows[title] = [first, p_text(found.p_value), *others]
+    titles = ("p, Holm", f"{MEASURES[PRIMARY]}, with T", MEASURES["nll_near"], "DSC")
+    return markdown(rows, [MEASURES[PRIMARY], *titles])
+
+
+def within_table() -> str:
+    """Return the DSC with a rater minus that of raters with each other."""
+    rows = {
+        f"{NAMES[loss]} on the {target}": [text(brains().mean((target, loss, False), "above"), "+")]
+        for target, loss in product(TARGETS, LOSSES)
+    }
+    return markdown(rows, ["DSC - DSC of raters"])
 
 
 def retina_table() -> str:
@@ -107,14 +107,3 @@ def retina_table() -> str:
     }
     titles = {**MEASURES, "ece_all": "ECE, all voxels"}
     return markdown(table, [titles[name] for name in measures])
-
-
-if __name__ == "__main__":
-    brains = Brains()
-    for table in (
-        brains.means_table(),
-        brains.differences_table(),
-        brains.within_table(),
-        retina_table(),
-    ):
-        print(f"{table}\n")

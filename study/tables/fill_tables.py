@@ -10,6 +10,11 @@ such as `confidence`:
     <!-- table: acdc, lge | dsc, nll_all | nacl, nacl+T | interval -->
     <!-- end of table -->
 
+Other tables are made by a function of the study, whose arguments follow:
+
+    <!-- made: heart.tables.differences_table | nll_all | T -->
+    <!-- end of table -->
+
 A comment after a text lists the sources of its percentages and of its numbers with two or more
 decimals, see `numbers`:
 
@@ -24,6 +29,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +45,7 @@ from calib_components.tools.report.statistics import Estimate, holm
 from study.compare.compact import COMPACT
 from study.compare.published import PUBLISHED
 from study.compare.statistics import mean_with_interval, paired_difference
+from study.heart.tables import difference_of
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "study" / "results"
@@ -51,7 +58,7 @@ OTHERS = {
     "hippocampus": "hippocampus",
     "tuned": "hippocampus",
     "few_patients": "few",
-    "acdc/travel": "travel",
+    "acdc/shipped": "shipped",
 }
 TITLES = {
     "acdc": "ACDC",
@@ -61,10 +68,6 @@ TITLES = {
     "hippocampus": "hippocampus",
     "few": "test",
     "few_seen": "training",
-    "travel": "ACDC and Siemens",
-    "travel_vendor_b": "Philips",
-    "travel_bssfp": "bSSFP",
-    "travel_lge": "LGE",
 }
 # p-values are corrected over these losses, and L1-ACE if it is compared with CE + Dice.
 LOSSES = (
@@ -86,7 +89,7 @@ FAMILIES: dict[str, dict[str, tuple[str, ...]]] = {
 }
 CLOSED = {"gap_closed": "expected_dsc", "agreement_closed": "pairwise_dsc"}
 MAIN = ["nll_predicted", "ece_predicted"]
-TABLE = re.compile(r"(<!-- table: (.+?) -->\n)(?:.*\n)*?(<!-- end of table -->)")
+TABLE = re.compile(r"(<!-- (table|made): (.+?) -->\n)(?:.*\n)*?(<!-- end of table -->)")
 TEXT = re.compile(r"(<!-- from: (.+?) -->)")
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+\.\d\d+|\b\d+(?= %(?! interval))")
 TABLE1 = ["ce_dice", "focal", "entropy_penalty", "label_smoothing", "svls", "mbls", "nacl"]
@@ -132,8 +135,9 @@ def fill(check: bool = False) -> None:
 
 def fill_text(text: str) -> str:
     """Return a page with the numbers of the results."""
+    makers: dict[str, Callable[..., str]] = {"table": _table, "made": _made}
     with_tables = TABLE.sub(
-        lambda found: found[1] + _table(*found[2].split(" | ")) + found[3], text
+        lambda found: found[1] + makers[found[2]](*found[3].split(" | ")) + found[4], text
     )
     texts = TEXT.split(with_tables)
     texts[:-1:3] = map(_text, texts[:-1:3], texts[2::3])
@@ -290,9 +294,10 @@ def numbers(source: str) -> list[str]:
     `size`, the difference without its sign; after `p`, its p-value; after `holm`, that corrected.
     `T nacl acdc`: the lowest and the highest temperature of the seeds. `confidence nacl lge`: mean
     confidence and accuracy of all voxels where a structure is predicted, in percent. `gap nacl
-    lge`: their difference, the mean over patients, and its interval. `rank nacl lge`: the sum of
-    the ranks by the paper's measures. `ace nacl lge`: a mean of cases; `interval nacl lge ace`:
-    with its interval. `= 0.05`: no result.
+    lge`: their difference, the mean over patients, and its interval. `heart nacl+T -
+    cross_entropy+T lge nll_all`: a difference of the fifth round's networks. `rank nacl lge`: the
+    sum of the ranks by the paper's measures. `ace nacl lge`: a mean of cases; `interval nacl lge
+    ace`: with its interval. `= 0.05`: no result.
     """
     kind, *place = source.split()
     if kind in NUMBERS:
@@ -332,6 +337,7 @@ NUMBERS: dict[str, Callable[..., list[str]]] = {  # by the first word of a sourc
     "=": lambda *constants: [*constants],
     "T": _temperatures,
     "gap": lambda *place: [f"{end:+.3f}" for end in calibration(*place)[:3]],
+    "heart": lambda one, _, *place: [f"{end:+.3f}" for end in difference_of(one, *place)[:3]],
     "rank": _rank,
     "paper_rank": lambda method, name: _sum_of_ranks(PUBLISHED.loc[name].loc[TABLE1], method),
     "confidence": _confidence,
@@ -373,6 +379,12 @@ def _table(sets: str, measures: str, methods: str, beside: str = "") -> str:
         cells = [_cell((method, *column), kind, reference) for column in columns]
         lines.append([label_of(method), *cells])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _made(place: str, *arguments: str) -> str:
+    """Return a table that a function makes."""
+    module, _, function = place.rpartition(".")
+    return f"{getattr(import_module(f'study.{module}'), function)(*arguments)}\n"
 
 
 def _heading(measure: str, kind: str) -> str:

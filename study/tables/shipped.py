@@ -1,15 +1,9 @@
 """What users of the shipped weights are handed, on patients that were not fitted: do the limits
-hold, is each structure calibrated, and which estimate orders the scans?
-
-    python study/tables/shipped.py
-
-prints the tables of the bundles' pages and of docs/quality.md.
+hold, and is each structure calibrated?
 """
 
 from __future__ import annotations
 
-import functools
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,13 +12,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for a clone that is not installed
-
 from calib_components.data.facts import facts_beside
 from calib_components.posthoc.network import REFERENCE
 from calib_components.quality import Reference
 from calib_components.quality.ranking import rank_scans
-from calib_components.quality.reference import MIN_BAD, holding_patients
+from calib_components.quality.reference import holding_patients
 from calib_components.tools.report.calibration import Judgement
 from calib_components.tools.report.data import derive
 from calib_components.tools.report.quality import LIMITED, count_held, find_limits
@@ -35,6 +27,7 @@ from calib_components.tools.report.statistics import (
     mean_with_interval,
     paired_difference,
 )
+from study.tables.networks import markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "study" / "results"
@@ -47,6 +40,9 @@ HEART = {
     "lge": "LGE",
 }
 TITLES = {"DSC at least": "DSC", "volume in its range": "volume"}  # as the pages have them
+PARTS = ("RV", "MYO", "LV")
+SHIPPED = {"nacl": "NACL", "cross_entropy": "CE", "ensemble": "ensemble"}  # of the heart
+MEASURES = {"dsc": "DSC", "expected_dsc": "expected DSC", "nll_all": "NLL, all voxels"}
 BUNDLES = ("acdc_mri_nacl_segmentation", "hippocampus_mri_nacl_segmentation")
 
 
@@ -60,36 +56,27 @@ def read_reference(bundle: str) -> Reference:
     return Reference.from_tensor(stored, [*facts.structures])
 
 
-def test_scans(bundle: str) -> dict[str, pd.DataFrame]:
-    """Return the test scans of a bundle's weights, with their temperature, by the title of their
-    set.
+def scans_of(bundle: str, network: str = "nacl") -> dict[str, pd.DataFrame]:
+    """Return the test scans of a network that a bundle ships, as users get them, by the title of
+    their set.
     """
     if bundle == BUNDLES[0]:
-        return heart_scans("nacl_seed0")
+        table = pd.read_csv(RESULTS / "acdc/shipped/cases.csv.gz")
+        table = table[table["method"] == network].dropna(axis=1, how="all")
+        return {
+            title: _derived(table[table["test_set"] == name], PARTS)
+            for name, title in HEART.items()
+        }
     table = pd.read_csv(RESULTS / "hippocampus/cases.csv.gz")
     is_shipped = (table["method"] == "nacl_0.03") & (table["seed"] == 0)
-    scans = table[is_shipped & (table["temperature"] == "with")].reset_index(drop=True)
-    derived = derive(scans, ["anterior", "posterior"])
-    return {"hippocampus": derived.loc[:, ~derived.columns.duplicated()]}
+    scans = table[is_shipped & (table["temperature"] == "with")]
+    return {"hippocampus": _derived(scans, ["anterior", "posterior"])}
 
 
-@functools.cache
-def read_heart() -> pd.DataFrame:
-    """Return the rows of all networks of the heart, see `study.heart.measure`."""
-    texts = ["network", "set", "case", "patient", "calibrator"]
-    types = dict.fromkeys(texts, str)
-    table = pd.read_csv(
-        RESULTS / "acdc" / "heart.csv.gz", dtype=types, keep_default_na=False, na_values=[""]
-    )
-    return table.assign(calibrator=table["calibrator"].fillna(""))
-
-
-def heart_scans(network: str, calibrator: str = "T") -> dict[str, pd.DataFrame]:
-    """Return the test scans of a network of the heart, by the title of their set."""
-    rows = read_heart()
-    rows = rows[(rows["network"] == network) & (rows["calibrator"] == calibrator)]
-    rows = rows.dropna(axis=1, how="all")  # measures of ensembles
-    return {title: rows[rows["set"] == name] for name, title in HEART.items()}
+def _derived(scans: pd.DataFrame, structures: Sequence[str]) -> pd.DataFrame:
+    """Return scans with what follows from their measures."""
+    derived = derive(scans.reset_index(drop=True), structures)
+    return derived.loc[:, ~derived.columns.duplicated()]
 
 
 def split_coverage(known: Reference) -> pd.DataFrame:
@@ -142,7 +129,7 @@ def limits_table(bundle: str) -> str:
     known = read_reference(bundle)
     splits = split_coverage(known)
     columns: dict[str, list[str]] = {}
-    for title, scans in test_scans(bundle).items():
+    for title, scans in scans_of(bundle).items():
         cells = []
         for structure in known.structures:
             table = {name: scans[f"{name}_{structure}"].to_numpy() for name in LIMITED}
@@ -155,7 +142,7 @@ def limits_table(bundle: str) -> str:
     chosen = splits.loc[order]
     columns["over splits"] = [f"{share:.0%}" for share in chosen["coverage"]]
     columns["median width"] = [f"{width:.2f}" for width in chosen["width"]]
-    return markdown(pd.DataFrame(columns, index))
+    return _text(pd.DataFrame(columns, index))
 
 
 def gaps_table(bundle: str) -> str:
@@ -164,7 +151,7 @@ def gaps_table(bundle: str) -> str:
     """
     structures = read_reference(bundle).structures
     columns = {}
-    for title, scans in test_scans(bundle).items():
+    for title, scans in scans_of(bundle).items():
         gaps = [_gap(scans, structure) for structure in structures]
         p_values = [gap.p_value for gap in gaps]
         corrected = zip(gaps, holm_levels(p_values), holm(p_values), strict=True)
@@ -174,16 +161,36 @@ def gaps_table(bundle: str) -> str:
             for estimate in estimates
             for mean, low, high, *_ in [estimate]
         ]
-    return markdown(pd.DataFrame(columns, [*structures]))
+    return _text(pd.DataFrame(columns, [*structures]))
 
 
-def order_table(bundle: str) -> str:
-    """Return how well estimates order the test scans of the heart, as Markdown."""
-    structures = read_reference(bundle).structures
-    columns = {
-        title: _order_cells(scans, structures) for title, scans in test_scans(bundle).items()
-    }
-    return markdown(pd.DataFrame(columns))
+def numbers_table() -> str:
+    """Return DSC, NLL and calibration of the shipped networks of the heart, as Markdown."""
+    rows: dict[str, list[str]] = {}
+    for network, title in SHIPPED.items():
+        for scans in scans_of(BUNDLES[0], network).values():
+            for measure, name in MEASURES.items():
+                mean = mean_with_interval(scans[measure], [*scans["patient"]])
+                rows.setdefault(f"{title}: {name}", []).append(_estimate(mean, digits=3))
+            gap = CalibrationGap(*_predicted(scans)).estimate()
+            text = _estimate([100 * each for each in gap[:3]], "+", 1)
+            rows.setdefault(f"{title}: too sure by, points", []).append(text)
+    return markdown(rows, [*HEART.values()])
+
+
+def _predicted(scans: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """Return confidence and accuracy of each patient where a structure is predicted, if one is."""
+    sums = {}
+    for each in ("confidence", "accuracy"):
+        parts = [
+            (scans[f"{each}_{name}"] * scans[f"segmented_volume_{name}"]).fillna(0)
+            for name in PARTS
+        ]
+        sums[each] = sum(parts).groupby(scans["patient"]).sum()
+    volumes = scans[[f"segmented_volume_{name}" for name in PARTS]].sum(axis=1)
+    volume = volumes.groupby(scans["patient"]).sum().replace(0, np.nan).dropna()
+    sums = {each: values[volume.index] for each, values in sums.items()}
+    return sums["confidence"] / volume, sums["accuracy"] / volume
 
 
 def ensemble_table() -> str:
@@ -217,57 +224,12 @@ def ensemble_table() -> str:
     ]
     columns["difference, with T"] = [*differences, "", ""]
     index = [*measures, "gap closed: expected DSC", "gap closed: pairwise DSC"]
-    return markdown(pd.DataFrame(columns, index))
+    return _text(pd.DataFrame(columns, index))
 
 
-def _estimate(found: Any, sign: str = "") -> str:
-    return " ".join([f"{found.mean:{sign}.4f}", f"[{found.low:{sign}.4f}, {found.high:{sign}.4f}]"])
-
-
-def scan_means(scans: pd.DataFrame, measure: str, structures: Sequence[str]) -> pd.Series:
-    """Return the means of a measure over the structures of scans; one that is missing counts 0."""
-    return scans[[f"{measure}_{name}" for name in structures]].fillna(0).mean(axis=1)
-
-
-def scan_estimates(scans: pd.DataFrame, structures: Sequence[str]) -> dict[str, pd.Series]:
-    """Return estimates of the quality of scans, higher for better, by their title."""
-    estimates = {
-        "expected DSC": scan_means(scans, "expected_dsc", structures),
-        "predicted volume": scan_means(scans, "predicted", structures),
-        "mean confidence, predicted voxels": scan_means(scans, "confidence", structures),
-        "1 - mean entropy, predicted voxels": 1 - scans["entropy_predicted"],
-    }
-    agreements = {"pairwise_dsc": "pairwise DSC of networks", "views_dsc": "pairwise DSC of views"}
-    for measure, title in agreements.items():
-        if f"{measure}_{structures[0]}" in scans:
-            estimates[title] = scan_means(scans, measure, structures)
-    return estimates
-
-
-def _order_cells(scans: pd.DataFrame, structures: Sequence[str]) -> dict[str, str]:
-    """Return the rows of a set of `order_table`."""
-    dsc = scan_means(scans, "dsc", structures)
-    estimates = scan_estimates(scans, structures)
-    expected = estimates["expected DSC"]
-    cells = {"DSC, true and expected": f"{dsc.mean():.3f}, {expected.mean():.3f}"}
-    for title, values in estimates.items():
-        cells[f"gap closed: {title}"] = _interval(rank_scans(values, dsc, scans["patient"])[0])
-    volume = scans["true_volume_LV"].groupby(scans["patient"])
-    first = volume.rank(ascending=False) == 1  # of the patient's scans, that with the larger LV
-    has_phases = not first.all()
-    for phase, chosen in (("end-diastole", first), ("end-systole", ~first)):
-        cell = "one phase"
-        if has_phases:
-            cell = _interval(
-                rank_scans(expected[chosen], dsc[chosen], scans["patient"][chosen]).gap_closed
-            )
-        cells[f"gap closed within {phase}: expected DSC"] = cell
-    for bad in (0.7, 0.8):
-        count = int((dsc < bad).sum())
-        found = rank_scans(expected, dsc, scans["patient"], bad)
-        roc = f"{_interval(found.roc)}, " if count >= MIN_BAD else ""
-        cells[f"ROC, DSC below {bad}: expected DSC"] = f"{roc}{count} of {len(dsc)} scans"
-    return cells
+def _estimate(found: Sequence[float], sign: str = "", digits: int = 4) -> str:
+    mean, low, high = (f"{each:{sign}.{digits}f}" for each in found[:3])
+    return f"{mean} [{low}, {high}]"
 
 
 def _interval(found: Any) -> str:
@@ -275,20 +237,13 @@ def _interval(found: Any) -> str:
     return "{:.2f} [{:.2f}, {:.2f}]".format(*found)
 
 
-def markdown(table: pd.DataFrame) -> str:
+def _text(table: pd.DataFrame) -> str:
     """Return a table of texts as Markdown."""
-    rows = [["", *table.columns], ["---"] * (1 + len(table.columns))]
-    rows += [[str(name), *row] for name, row in zip(table.index, table.to_numpy(), strict=True)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    rows = dict(zip(table.index, table.to_numpy().tolist(), strict=True))
+    return markdown(rows, [*table.columns])
 
 
 def _gap(scans: pd.DataFrame, structure: str) -> CalibrationGap:
     columns = [f"confidence_{structure}", f"accuracy_{structure}"]
     means = scans[columns].dropna().groupby(scans["patient"]).mean()
     return CalibrationGap(means[columns[0]], means[columns[1]])
-
-
-if __name__ == "__main__":
-    for bundle in BUNDLES:
-        print(f"{bundle}\n\n{limits_table(bundle)}\n\n{gaps_table(bundle)}\n")
-    print(f"{order_table(BUNDLES[0])}\n\n{ensemble_table()}")

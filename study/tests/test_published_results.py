@@ -13,25 +13,24 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
 
-from calib_components.handlers import Evaluation
-from calib_components.tools.prepare import prepare_data
-from calib_components.tools.report.statistics import sums_of_patients
+from calib_components.tools.evaluate import evaluate_predictions
 from study.compare.compact import read_compact
-from study.compare.data import Comparison, Row, check_same_cases, select_cases
+from study.compare.data import Comparison, Row, check_same_cases
 from study.compare.settings import TABLE1
 from study.compare.statistics import mean_with_interval
+from study.heart.hand import read_scans
+from study.heart.tables import read_heart
 from study.tables.calibrators import summarize, tabulate
 from study.tables.draw_results import draw_results
 from study.tables.fill_tables import fill
+from study.tables.shipped import scans_of
 from tests.helpers import ACDC, BRATS, HIPPOCAMPUS, ROOT, SHARED, run_bundle
 
 DATA, RESULTS = SHARED / "data" / "acdc", ROOT / "study" / "results"
 FOLDERS = sorted(
     file.parent.relative_to(RESULTS).as_posix() for file in RESULTS.rglob("comparison.json")
 )
-SHIPPED = ("acdc/travel", "nacl", 0)  # folder, method and seed of the weights in the ACDC bundle
 SHIPPED_3D = ("hippocampus", "nacl_0.03", 0)
 FLARE = ROOT / "bundles/flare_ct_nacl_segmentation"
 TEST_SETS = ("", "bssfp", "lge")
@@ -84,6 +83,7 @@ def test_comparison_is_complete() -> None:
     assert [found.patients[name].nunique() for name in TEST_SETS] == [16, 20, 20]
 
 
+@pytest.mark.slow
 def test_tables_of_the_pages_are_those_of_the_cases(capsys: pytest.CaptureFixture[str]) -> None:
     fill(check=True)
     assert capsys.readouterr().out == ""
@@ -162,20 +162,15 @@ def test_weights_of_the_hippocampus_are_those_that_the_protocol_chooses() -> Non
 
 
 def test_metadata_of_the_bundles_are_those_of_the_cases() -> None:
-    for bundle, (folder, method, seed), unit in (
-        (ACDC, SHIPPED, "voxels"),
-        (HIPPOCAMPUS, SHIPPED_3D, "mm"),
-    ):
-        found = results(folder)
-        metrics = json.loads((bundle / "configs/metadata.json").read_text())["eval_metrics"]
-        names = {"dsc": "dice", "hd95": f"hd95_{unit}", "ece": "ece_ground_truth_foreground"}
-        digits = {"dsc": 3, "hd95": 2, "nll_all": 3, "ece_all": 3, "ece_predicted": 3, "ece": 3}
-        assert metrics == {
-            f"mean_{names.get(name, name)}": round(
-                found.values(Row(method, "with"), name)[seed].mean(), places
-            )
-            for name, places in digits.items()
-        }
+    heart = pd.concat([scans_of(ACDC.name)[name] for name in ("ACDC", "Siemens")])
+    found, (_, method, seed) = results("hippocampus"), SHIPPED_3D
+    names = {"dsc": "dice", "hd95": "hd95_mm", "ece": "ece_ground_truth_foreground"}
+    for name in ("dsc", "hd95", "nll_all", "ece_all", "ece_predicted", "ece"):
+        in_3d, places = found.values(Row(method, "with"), name)[seed], 2 if name == "hd95" else 3
+        for bundle, values in ((ACDC, heart[name]), (HIPPOCAMPUS, in_3d)):
+            metrics = json.loads((bundle / "configs/metadata.json").read_text())["eval_metrics"]
+            if bundle == HIPPOCAMPUS or name != "hd95":
+                assert metrics[f"mean_{names.get(name, name)}"] == round(values.mean(), places)
     metrics = json.loads((BRATS / "configs/metadata.json").read_text())["eval_metrics"]
     brats = results("brats/leave_one_out")
     expected = {
@@ -196,75 +191,38 @@ def test_metadata_of_the_bundles_are_those_of_the_cases() -> None:
     assert metrics["mean_dice_of_networks_trained_on_the_other_scan"] == round(mean, 3)
 
 
-def test_means_of_forty_new_patients_are_as_the_page_says() -> None:
-    """The mean of 55 patients, and the spread of the patients' parts of a mean over volumes."""
+def test_temperature_and_patients_of_the_hippocampus_are_on_its_page() -> None:
     folder, method, seed = SHIPPED_3D
-    found, ends = results(folder), []
-    patients = found.patients[""]
-    for measure in ("dsc", "nll_predicted", "ece_predicted"):
-        values = found.values(Row(method, "with"), measure)[seed]
-        parts = sums_of_patients(values - values.mean(), patients) * len({*patients}) / len(values)
-        half = (
-            stats.t.ppf(0.975, len(parts) - 1)
-            * parts.std(ddof=1)
-            * (1 / len(parts) + 1 / 40) ** 0.5
-        )
-        ends += [values.mean() - half, values.mean() + half]
-    text = (
-        "is {:.3f} to {:.3f}, the NLL where a structure is predicted {:.3f} to {:.3f}, and the ECE"
-        " there {:.3f} to"
-    )
-    assert text.format(*ends) in " ".join((HIPPOCAMPUS / "docs/README.md").read_text().split())
-
-
-@pytest.mark.parametrize(
-    ("bundle", "shipped"), [(ACDC, SHIPPED), (HIPPOCAMPUS, SHIPPED_3D)], ids=["acdc", "hippocampus"]
-)
-def test_temperature_of_the_shipped_weights_is_on_their_page(
-    bundle: Path, shipped: tuple[str, str, int]
-) -> None:
-    folder, method, seed = shipped
     fits = results(folder).temperatures
     (fit,) = fits[(fits["method"] == method) & (fits["seed"] == seed)].to_dict("records")
-    text = " ".join((bundle / "docs/README.md").read_text().split())
+    text = " ".join((HIPPOCAMPUS / "docs/README.md").read_text().split())
     assert f"T = {fit['temperature']:.2f}" in text
     assert f"(95 % interval {fit['low']:.2f} to {fit['high']:.2f})" in text
     names = sorted(name.removeprefix("patient") for name in json.loads(fit["leave_one_out"]))
-    if bundle == ACDC:
-        start = "acdc_patient"
-        names, tested = (
-            sorted({name.removeprefix(start) for name in found if name.startswith(start)})
-            for found in (json.loads(fit["leave_one_out"]), results(folder).patients[""])
+    numbers = [str(int(name)) for name in names]
+    assert f"The validation patients were {', '.join(numbers[:-1])} and {numbers[-1]}." in text
+
+
+def test_patients_of_the_heart_are_on_its_page() -> None:
+    text = (ACDC / "docs/README.md").read_text()
+    heart = read_heart()
+    tested, chosen = (
+        {name.removeprefix("acdc_patient") for name in patients if name.startswith("acdc")}
+        for patients in (
+            heart.loc[heart["set"] == each, "patient"] for each in ("acdc", "validation")
         )
-        assert f"{', '.join(tested[:-1])} and {tested[-1]} the test patients" in text
-        assert f"{', '.join(names[:-1])} and {names[-1]} were the validation patients" in text
-    else:
-        numbers = [str(int(name)) for name in names]
-        assert f"The validation patients were {', '.join(numbers[:-1])} and {numbers[-1]}." in text
+    )
+    assert f"| test | {', '.join(sorted(tested))} |" in text
+    (validation,) = re.findall(r"\| validation \| (.*) \|", text)
+    assert validation.split(", ")[1::2] == sorted(chosen)  # each second one chose what is shipped
 
 
-PLACES = [  # columns of a page, with their test set and the cases of it
-    (ACDC, SHIPPED, 1, "", "acdc_"),
-    (ACDC, SHIPPED, 2, "", "vendor_a_"),
-    (ACDC, SHIPPED, 3, "vendor_b", ""),
-    (ACDC, SHIPPED, 4, "bssfp", ""),
-    (ACDC, SHIPPED, 5, "lge", ""),
-    (HIPPOCAMPUS, SHIPPED_3D, 2, "", ""),
-]
-
-
-@pytest.mark.parametrize(("bundle", "shipped", "column", "test_set", "prefix"), PLACES)
-def test_model_card_has_the_means_of_its_weights(
-    bundle: Path, shipped: tuple[str, str, int], column: int, test_set: str, prefix: str
-) -> None:
-    folder, method, seed = shipped
-    found, row = select_cases(results(folder), prefix), Row(method, "with", test_set)
-    lines = re.findall(r"^\|.*\|$", (bundle / "docs/README.md").read_text(), re.MULTILINE)
-    width = 6 if bundle == ACDC else 3
+def test_model_card_of_the_hippocampus_has_the_means_of_its_weights() -> None:
+    folder, method, seed = SHIPPED_3D
+    found, row, column = results(folder), Row(method, "with"), 2
+    lines = re.findall(r"^\|.*\|$", (HIPPOCAMPUS / "docs/README.md").read_text(), re.MULTILINE)
     cells = {
-        parts[0].strip(): parts
-        for line in lines
-        if len(parts := line.strip("|").split("|")) == width
+        parts[0].strip(): parts for line in lines if len(parts := line.strip("|").split("|")) == 3
     }
     expected_dsc = found.groups[row].filter(like="expected_dsc_").mean(axis=1)
     found.groups[row]["expected_dsc"] = expected_dsc
@@ -280,9 +238,9 @@ def test_model_card_has_the_means_of_its_weights(
     ):
         if (shown := cells[title][column].strip()) == "the same":
             shown = cells[title][column - 1].strip()
-        mean, low, high = mean_with_interval(
-            found.values(row, measure)[seed], found.patients[test_set]
-        )[:3]
+        mean, low, high = mean_with_interval(found.values(row, measure)[seed], found.patients[""])[
+            :3
+        ]
         if_true = (
             f" ({np.nanmean(found.values(row, 'ece_if_true')[seed]):.3f})"
             if measure == "ece"
@@ -300,100 +258,30 @@ def test_model_card_has_the_means_of_its_weights(
     assert shown.strip() == f"{confidence:.0f} / {accuracy:.0f} %"
 
 
-def test_other_means_on_the_page_of_acdc_are_those_of_its_weights() -> None:
-    page, (folder, method, seed) = " ".join((ACDC / "docs/README.md").read_text().split()), SHIPPED
-
-    def mean(measure: str, test_set: str = "", prefix: str = "") -> float:
-        return float(
-            np.nanmean(
-                select_cases(results(folder), prefix).values(
-                    Row(method, "with", test_set), measure
-                )[seed]
-            )
-        )
-
-    views = [mean("dsc", f"{vendor}_{size}") for vendor in "ab" for size in (192, 300)]
-    assert (
-        "a DSC of {:.3f} and {:.3f} on Siemens, and {:.3f} and {:.3f} on Philips".format(*views)
-        in page
-    )
-    for title, *place in (
-        ("ACDC", "", "acdc_"),
-        ("Siemens", "", "vendor_a_"),
-        ("Philips", "vendor_b"),
-    ):
-        for measure, digits in (("dsc", 3), ("hd95", 2)):
-            values = [mean(f"{measure}{name}", *place) for name in ("", "_RV", "_MYO", "_LV")]
-            assert (
-                f"| {title}, {measure.upper()} | "
-                + " | ".join(f"{value:.{digits}f}" for value in values)
-                in page
-            )
-    scans = table("acdc/quality/validation.csv.gz")
-    dsc = (of_structures(scans, name).mean() for name in ("dsc", "averaged_dsc"))
-    assert "on the validation patients from {:.3f} to {:.3f}".format(*dsc) in page
-    shares: list[float] = []
-    for test_set, prefix in (("", "acdc_"), ("vendor_b", ""), ("lge", "")):
-        row = Row(method, "without", test_set)
-        shares += confidence_and_accuracy(select_cases(results(folder), prefix), row, seed)
-    gaps = []
-    for place in PLACES[:5]:
-        row = Row(method, "with", place[3])
-        confidence, accuracy = confidence_and_accuracy(
-            select_cases(results(folder), place[4]), row, seed
-        )
-        gaps.append(round(confidence - accuracy))
-    assert (gaps[0], min(gaps[1:4]), max(gaps[1:4]), gaps[4]) == (1, 3, 5, 9)
-    assert (
-        "by 1 point on ACDC, 3 to 5 on scanners of Siemens (in the training, too) and Philips and"
-        " on bSSFP" in page
-    )
-    assert "of another hospital, and 9 on LGE" in page
-    cells = results(folder).cells.set_index(["method", "seed"]).loc[(method, seed)]
-    assert f"the epoch ({cells['best_epoch']} of {cells['epochs']})" in page
-    text = (
-        "{:.0f} % confident and {:.0f} % right on ACDC, {:.0f} % and {:.0f} % on Philips, and"
-        " {:.0f} % and {:.0f} %"
-    )
-    assert f"{text} on LGE".format(*shares) in page
-    found = results(folder)
-    lge, philips = (found.groups[Row(method, "without", name)] for name in ("lge", "vendor_b"))
-    expected = [cases.filter(like="expected_dsc_").mean(axis=None) for cases in (lge, philips)]
-    nll = lge["nll_predicted"].mean()
-    assert (
-        f"the expected DSC is {expected[0]:.3f}, and the NLL where a structure is predicted"
-        f" {nll:.3f}" in page
-    )
-    assert (
-        f"falls to {expected[1]:.3f}, and the NLL over all voxels rises to"
-        f" {philips['nll_all'].mean():.3f}" in page
-    )
-
-
-def of_structures(scans: pd.DataFrame, measure: str) -> np.ndarray:
-    return scans[[f"{measure}_{name}" for name in ("RV", "MYO", "LV")]].to_numpy()
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data/acdc")
-def test_weights_are_those_of_the_results(tmp_path: Path) -> None:
-    """They give the same numbers on the same test patients, prepared again, in the central crop
-    that these were measured in.
-    """
-    prepare_data("acdc", DATA, tmp_path / "acdc", fractions=[0.6, 0.2, 0.2])
-    places = {"dataset_dir": str(tmp_path / "acdc"), "output_dir": str(tmp_path / "eval")}
-    run_bundle(ACDC, "train.yaml", "evaluate.yaml", crop_center=[0.5, 0.5], **places)
-    folder, method, seed = SHIPPED
-    of_seeds = select_cases(results(folder), "acdc_").groups[Row(method, "with")]
-    expected = of_seeds[of_seeds["seed"] == seed].set_index("case")
-    found = Evaluation.read(tmp_path / "eval").cases.set_index("case").add_prefix("acdc_", axis=0)
-    assert {*found.index} == {*expected.index}
-    # HD95 does not change continuously with rounding errors. Whole slices have more background than
-    # the crop, in which all voxels were measured.
-    # Volumes are in ml now.
-    of_all_voxels = re.compile(
-        r"hd95.*|.*volume.*|.*_all|.*_all_if_true|aurc|error_share_5|.*_band"
+@pytest.mark.parametrize("network", ["nacl", "cross_entropy", "ensemble"])
+def test_weights_are_those_of_the_results(network: str, tmp_path: Path) -> None:
+    """They give the same numbers on the images of a test patient."""
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    for folder in (images, labels):
+        folder.mkdir()
+    for file in sorted((DATA / "training" / "patient007").glob("*.nii.gz")):
+        is_label = file.name.endswith("_gt.nii.gz")
+        name = file.name.replace("_gt", "")
+        (labels if is_label else images).joinpath(name).symlink_to(file)
+    weights = {"nacl": "model.pt", "cross_entropy": "cross_entropy/model.pt"}
+    load_path = ACDC / "models" / weights.get(network, "ensemble.pt")
+    places = {"dataset_dir": str(images), "output_dir": str(tmp_path / "acdc" / "maps")}
+    run_bundle(ACDC, "inference.yaml", load_path=str(load_path), **places)
+    evaluate_predictions(
+        tmp_path / "acdc" / "maps",
+        labels,
+        out=tmp_path / "acdc" / "evaluation",
+        structures=["RV=1", "MYO=2", "LV=3"],
+        patient_pattern="patient[0-9]+",
     )
-    names = [name for name in found if name in expected and not of_all_voxels.fullmatch(name)]
-    assert {"dsc_RV", "expected_dsc_LV", "ece_predicted", "nll_predicted", "ece"} <= {*names}
-    np.testing.assert_allclose(found[names], expected.loc[found.index, names], rtol=1e-3, atol=1e-3)
+    found = read_scans(tmp_path / "acdc").set_index("case")
+    expected = scans_of(ACDC.name, network)["ACDC"].set_index("case").loc[found.index]
+    numbers = found.select_dtypes("number")
+    np.testing.assert_allclose(numbers, expected[numbers.columns], rtol=1e-3, atol=1e-3)

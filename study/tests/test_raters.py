@@ -10,12 +10,9 @@ import pytest
 import torch
 
 from study.raters.measure import fit_temperature, measure_network, read_cases
-from study.raters.tables import PRIMARY, Brains, retina_table
+from study.raters.tables import PRIMARY, brains, differences
 from study.raters.train import make_target
 from tests.calib_components.tools.evaluate.made_up import save_channels_last, save_nifti
-from tests.helpers import ROOT
-
-PAGE = ROOT / "study" / "pages" / "raters.md"
 
 
 def test_targets_are_the_majority_or_the_share_of_raters() -> None:
@@ -50,25 +47,13 @@ def test_a_temperature_of_other_scans_is_fitted_to_all_raters(tmp_path: Path) ->
 
 
 def test_the_words_of_the_page() -> None:
-    brains = Brains()
-    for found in brains.differences(PRIMARY).values():
+    for found in differences(PRIMARY).values():
         assert abs(found.mean) < 0.016
         assert found.low < 0 < found.high
         assert found.p_value > 0.05
     gaps = {
-        (target, loss): 100 * brains.mean((target, loss, False), "gap").mean
+        (target, loss): 100 * brains().mean((target, loss, False), "gap").mean
         for target in ("majority", "mean")
         for loss in ("cross_entropy", "nacl")
     }
     assert [*gaps.values()] == pytest.approx([5, 2, 2, -0.5], abs=0.5)
-
-
-def test_the_page_has_the_tables() -> None:
-    brains, page = Brains(), PAGE.read_text()
-    for table in (
-        brains.means_table(),
-        brains.differences_table(),
-        brains.within_table(),
-        retina_table(),
-    ):
-        assert table in page

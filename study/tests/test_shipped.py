@@ -1,40 +1,25 @@
-"""Tables of the pages about the shipped weights are those of their results; their limits hold over
-splits of their patients.
-"""
+"""Limits of the shipped weights hold over splits of their patients, and for those at home."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
-from study.tables.shipped import (
-    BUNDLES,
-    ROOT,
-    ensemble_table,
-    gaps_table,
-    limits_table,
-    order_table,
-    read_reference,
-    split_coverage,
-)
-
-
-@pytest.mark.parametrize("bundle", BUNDLES)
-@pytest.mark.parametrize("table", [gaps_table, limits_table])
-def test_pages_of_bundles_have_the_tables(table: Callable[[str], str], bundle: str) -> None:
-    assert table(bundle) in (ROOT / "bundles" / bundle / "docs" / "README.md").read_text()
-
-
-def test_page_of_the_hippocampus_has_the_table_of_the_ensemble() -> None:
-    assert ensemble_table() in (ROOT / "bundles" / BUNDLES[1] / "docs" / "README.md").read_text()
-
-
-def test_page_of_quality_has_the_table_of_estimates() -> None:
-    assert order_table(BUNDLES[0]) in (ROOT / "docs" / "quality.md").read_text()
+from calib_components.quality.reference import holding_patients
+from calib_components.tools.report.quality import LIMITED
+from study.tables.shipped import BUNDLES, read_reference, scans_of, split_coverage, try_limits
 
 
 @pytest.mark.parametrize("bundle", BUNDLES)
 def test_limits_hold_for_nine_in_ten_patients_over_splits(bundle: str) -> None:
     coverage = split_coverage(read_reference(bundle))["coverage"]
     assert coverage.between(0.88, 0.935).all()
+
+
+@pytest.mark.parametrize("name", ["ACDC", "Siemens"])
+def test_limits_of_the_heart_hold_at_home(name: str) -> None:
+    known, scans = read_reference(BUNDLES[0]), scans_of(BUNDLES[0])[name]
+    for structure in known.structures:
+        table = {each: scans[f"{each}_{structure}"].to_numpy() for each in LIMITED}
+        for held, count, _ in try_limits(known, structure, table, scans["patient"]).values():
+            low, high = holding_patients(known.count_patients(structure), count)
+            assert low <= held <= high

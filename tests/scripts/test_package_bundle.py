@@ -189,6 +189,7 @@ def test_requires_the_package_in_place_of_a_copy(bundle: Path, tmp_path: Path) -
 def test_holds_the_bundle_what_it_uses_and_nothing_else(bundle: Path, tmp_path: Path) -> None:
     left_by_a_run = (
         "models/last.ckpt",
+        "models/other/last.ckpt",
         "eval/cases.csv",
         "predictions/scan_seg.nii.gz",
         "data/datalist.json",
@@ -197,6 +198,7 @@ def test_holds_the_bundle_what_it_uses_and_nothing_else(bundle: Path, tmp_path: 
     for name in (*left_by_a_run, *hidden, "large_files.yml"):
         (bundle / name).parent.mkdir(exist_ok=True)
         (bundle / name).write_text("")
+    shutil.copyfile(bundle / "models" / "model.pt", bundle / "models" / "other" / "model.pt")
     write_facts(inference_config(bundle).get_parsed_content("facts"), bundle / "models")
     inside = names_in(pack(bundle, tmp_path / "dist"))
     assert inside == sorted(inside)
@@ -215,6 +217,7 @@ def test_holds_the_bundle_what_it_uses_and_nothing_else(bundle: Path, tmp_path: 
     assert [name for name in inside if name.startswith("models/")] == [
         "models/facts.yaml",
         "models/model.pt",
+        "models/other/model.pt",
     ]
     assert {"calib_components/losses/nacl.py", "calib_components/py.typed"} <= {*inside}
     assert [name for name in inside if name.startswith("scripts/")] == ["scripts/prepare_data.py"]
@@ -283,6 +286,7 @@ def test_a_request_to_the_zoo_has_the_files_of_the_archive(bundle: Path, tmp_pat
 
 def test_monai_loads_the_network_from_a_local_folder(bundle: Path, tmp_path: Path) -> None:
     weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    del weights["class_temperature"]
     weights["temperature"] = torch.tensor(0.67)
     torch.save(weights, bundle / "models" / "model.pt")
     unpack(pack(bundle, tmp_path / "dist", any_weights=True), tmp_path / "unpacked")
