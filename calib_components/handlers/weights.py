@@ -36,9 +36,10 @@ def read_weights(file: str | os.PathLike) -> tuple[Any, dict[str, torch.Tensor]]
     The content is a state dict, or a dictionary that holds one as `model`, as MONAI's
     `CheckpointSaver` writes it. Values that are NaN or infinite are an error.
     """
-    if not Path(file).exists():
+    if not Path(file).is_file():
         raise InputError(
-            f"{file}: no such file of trained weights. Train first, or set --load_path."
+            f"{file}: no such file of trained weights. Give the file (--load_path) or the folder"
+            " with its model.pt (--ckpt_dir), or train first."
         )
     with reading(file, "trained weights"):
         content = _read_tensors(file)

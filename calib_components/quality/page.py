@@ -194,7 +194,8 @@ $caveats
 predicts, without labels, as a Dice similarity coefficient from 0 to 1; the mean over structures.
 It is too high on images unlike those of the training.</p>
 <p class="note">$notes Uncertain: of the voxels where the structure is possible (probability above
-5 %), the share where it is not certain (95 % or less). Pictures show the slice with the most
+5 %), the share where it is not certain (95 % or less). Pairwise DSC, of several networks: the mean
+overlap of their segmentations. Pictures show the slice with the most
 uncertainty: the contours of the prediction, and beside them the uncertainty, 4 p (1 - p), from
 black, certain, to white, undecided.</p>
 </header>

@@ -8,7 +8,7 @@ value is their mean.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -233,11 +233,3 @@ def check_same_cases(comparison: Comparison) -> None:
                 " one."
             )
         check_volumes(table.groupby("case")[volumes])
-
-
-def select_cases(comparison: Comparison, prefix: str) -> Comparison:
-    """Return the results of the cases whose name begins with a prefix."""
-    cases, bins = (
-        table[table["case"].str.startswith(prefix)] for table in (comparison.cases, comparison.bins)
-    )
-    return replace(comparison, cases=cases, bins=bins)

@@ -8,6 +8,7 @@ from itertools import product
 import pandas as pd
 
 from calib_components.tools.report.statistics import Estimate
+from study.compare.statistics import mean_with_interval, paired_difference
 from study.tables.networks import Networks, corrected, markdown, p_text, text
 from study.tables.shipped import HEART, RESULTS
 
@@ -38,7 +39,6 @@ VIEWS = {
 }
 DIGITS = {"nll_all": 4}
 SHOWN = ("NLL, validation", "DSC, validation")
-SCORES = {"nll_all": "NLL, all voxels", "nll_near": "NLL, near", "dsc": "DSC"}
 
 
 @functools.cache
@@ -112,6 +112,32 @@ def difference_of(one: str, other: str, name: str, measure: str) -> Estimate:
     return networks_on(name).difference(pair, measure)
 
 
+def calibrators_table(kind: str) -> str:
+    """Return by how many percent a calibrator, `class T` or `local T`, changes the NLL over all
+    voxels of one temperature, with intervals over patients, of each network and set.
+    """
+    rows: dict[str, list[str]] = {}
+    table = read_heart().set_index(["network", "calibrator"])
+    single = [name for name in table.index.unique(0) if "_seed" in name]
+    for network in (name for name in single if (name, kind) in table.index):
+        loss, _, seed = network.partition("_seed")
+        cells = []
+        for name in HEART:
+            one, other = (
+                scans[scans["set"] == name]
+                for scans in (table.loc[(network, kind)], table.loc[(network, "T")])
+            )
+            patients = [*one["patient"]]
+            found = paired_difference(
+                one["nll_all"].to_numpy(), other["nll_all"].to_numpy(), patients
+            )
+            share = 100 / mean_with_interval(other["nll_all"].to_numpy(), patients).mean
+            ends = {end: share * getattr(found, end) for end in ("mean", "low", "high")}
+            cells.append(text(found._replace(**ends), "+", 1))
+        rows[f"{LOSSES[loss]}, seed {seed}"] = cells
+    return markdown(rows, [*HEART.values()])
+
+
 def networks_table(measure: str, sets: str = "") -> str:
     """Return a measure of single networks and ensembles, as shipped or with T, on the five sets, or
     on those of other fields of view (`views`).
@@ -125,9 +151,23 @@ def networks_table(measure: str, sets: str = "") -> str:
         dsc, expected = (
             scans.filter(regex=f"^{name}_").mean(axis=1) for name in ("dsc", "expected_dsc")
         )
-        values = scans.assign(dsc=dsc, bias=expected - dsc, far=scans["far_voxels"] > 0)
+        values = scans.assign(dsc=dsc, bias=expected - dsc)
         means = values.groupby("set")[measure].mean()
         rows[title] = [f"{means[name]:.{DIGITS.get(measure, 3)}f}" for name in columns]
+    return markdown(rows, [*columns.values()])
+
+
+def far_table() -> str:
+    """Return in how many scans of each set each network marks voxels far from the heart."""
+    table = read_heart()
+    table = table[table["calibrator"] == "T"]
+    is_far = (table["far_voxels"] > 0).groupby([table["network"], table["set"]])
+    found = is_far.agg(["sum", "size"])
+    columns = HEART | VIEWS
+    rows = {
+        network: ["{} of {}".format(*found.loc[(network, name)]) for name in columns]
+        for network in found.index.unique(0)
+    }
     return markdown(rows, [*columns.values()])
 
 

@@ -58,7 +58,6 @@ OTHERS = {
     "hippocampus": "hippocampus",
     "tuned": "hippocampus",
     "few_patients": "few",
-    "acdc/shipped": "shipped",
 }
 TITLES = {
     "acdc": "ACDC",

@@ -43,15 +43,16 @@ TITLES = {"DSC at least": "DSC", "volume in its range": "volume"}  # as the page
 PARTS = ("RV", "MYO", "LV")
 SHIPPED = {"nacl": "NACL", "cross_entropy": "CE", "ensemble": "ensemble"}  # of the heart
 MEASURES = {"dsc": "DSC", "expected_dsc": "expected DSC", "nll_all": "NLL, all voxels"}
+WEIGHTS = {"nacl": "model.pt", "cross_entropy": "cross_entropy/model.pt", "ensemble": "ensemble.pt"}
 BUNDLES = ("acdc_mri_nacl_segmentation", "hippocampus_mri_nacl_segmentation")
 
 
-def read_reference(bundle: str) -> Reference:
-    """Return the reference in the weights of a bundle."""
-    folder = ROOT / "bundles" / bundle / "models"
-    facts = facts_beside(folder / "model.pt")
+def read_reference(bundle: str, network: str = "nacl") -> Reference:
+    """Return the reference in weights of a bundle."""
+    file = ROOT / "bundles" / bundle / "models" / WEIGHTS[network]
+    facts = facts_beside(file)
     assert facts is not None
-    weights = torch.load(folder / "model.pt", weights_only=True)
+    weights = torch.load(file, weights_only=True)
     (stored,) = (values for name, values in weights.items() if name.endswith(REFERENCE))
     return Reference.from_tensor(stored, [*facts.structures])
 
@@ -124,12 +125,12 @@ def try_limits(
     }
 
 
-def limits_table(bundle: str) -> str:
+def limits_table(bundle: str, network: str = "nacl") -> str:
     """Return for how many test patients the limits of a bundle's weights hold, as Markdown."""
-    known = read_reference(bundle)
+    known = read_reference(bundle, network)
     splits = split_coverage(known)
     columns: dict[str, list[str]] = {}
-    for title, scans in scans_of(bundle).items():
+    for title, scans in scans_of(bundle, network).items():
         cells = []
         for structure in known.structures:
             table = {name: scans[f"{name}_{structure}"].to_numpy() for name in LIMITED}
@@ -145,13 +146,13 @@ def limits_table(bundle: str) -> str:
     return _text(pd.DataFrame(columns, index))
 
 
-def gaps_table(bundle: str) -> str:
+def gaps_table(bundle: str, network: str = "nacl") -> str:
     """Return confidence minus accuracy of each structure, Holm-corrected over those of a set, as
     Markdown.
     """
     structures = read_reference(bundle).structures
     columns = {}
-    for title, scans in scans_of(bundle).items():
+    for title, scans in scans_of(bundle, network).items():
         gaps = [_gap(scans, structure) for structure in structures]
         p_values = [gap.p_value for gap in gaps]
         corrected = zip(gaps, holm_levels(p_values), holm(p_values), strict=True)

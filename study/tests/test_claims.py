@@ -20,7 +20,7 @@ import pytest
 from calib_components.tools.report.statistics import holm
 from study.compare.published import PUBLISHED
 from study.heart.tables import LOSSES as HEART_LOSSES
-from study.heart.tables import differences
+from study.heart.tables import differences, read_heart
 from study.tables.fill_tables import (
     LOSSES,
     LOSSES_3D,
@@ -133,6 +133,12 @@ def corrected_heart(one: str, other: str, name: str, calibrator: str = "") -> fl
     return differences("nll_all", calibrator)[title].p_value
 
 
+def far(network: str, test_set: str) -> int:
+    """In how many scans of a set a network of the fifth round marks voxels far from the heart."""
+    rows = read_heart()[lambda t: (t["network"] == network) & (t["calibrator"] == "T")]
+    return int((rows.loc[rows["set"] == test_set, "far_voxels"] > 0).sum())
+
+
 class Claim(NamedTuple):
     page: str
     words: str
@@ -141,6 +147,18 @@ class Claim(NamedTuple):
 
 CLAIMS = [
     # results.md
+    Claim(
+        "evidence",
+        "seed 2 of NACL and of cross-entropy in all of its scans",
+        lambda: (
+            all(
+                far(name, test_set) == 20
+                for name in ("nacl_seed2", "cross_entropy_seed2")
+                for test_set in SHIFTED
+            )
+            and far("cross_entropy_ensemble", "bssfp") + far("cross_entropy_ensemble", "lge") == 0
+        ),
+    ),
     Claim(
         "results",
         "it lowered the NLL over all voxels by",
@@ -224,23 +242,19 @@ CLAIMS = [
     ),
     Claim(
         "results",
-        "had T within 0.05 of 1, and did not differ significantly from cross-entropy in NLL",
-        lambda: (
-            all(map(needs_none, CALIBRATED))
-            and changes(CALIBRATED, CE, SETS, ("nll_all", *PREDICTED, "dsc")) == {0}
-        ),
-    ),
-    Claim(
-        "results",
-        "FL, LS and MbLS** were underconfident at home",
-        lambda: all(
-            max(temperatures(name)) < 0.75 and gap(name, "acdc") < 0 for name in UNDERCONFIDENT[:3]
-        ),
-    ),
-    Claim(
-        "results",
         "lower on ACDC than that of one network with a temperature",
         lambda: all(sign("ensemble_of_ce_dice+T", DICE_T, name, "nll_all") < 0 for name in SETS),
+    ),
+    Claim(
+        "results",
+        "FL, LS and MbLS are underconfident at home, at the one setting that was tried; ECP, SVLS"
+        " and NACL on the softmax need no temperature, and do not differ from cross-entropy",
+        lambda: (
+            all(max(temperatures(name)) < 0.75 for name in UNDERCONFIDENT[:3])
+            and all(map(needs_none, CALIBRATED))
+            and changes(CALIBRATED, CE, SETS, ("nll_all", "nll_predicted", "ece_predicted", "dsc"))
+            == {0}
+        ),
     ),
     Claim(
         "results",
@@ -249,14 +263,6 @@ CLAIMS = [
             closed("label_smoothing") <= closed(name + end) <= closed(DICE_T)
             for name in (*LOSSES, DICE, "l1_ace")
             for end in ("", "+T")
-        ),
-    ),
-    Claim(
-        "results",
-        "on abdominal MR of 14 patients, CE + Dice was overconfident, too",
-        lambda: (
-            results("cases").loc[("chaos", DICE), "patient"].nunique() == 14
-            and gap(DICE, "chaos") > 0
         ),
     ),
     Claim("results", "costs an NLL of 0.025", lambda: round(-np.log(1 - 0.1 / 4), 3) == 0.025),
@@ -282,48 +288,8 @@ CLAIMS = [
     ),
     Claim(
         "results",
-        "on LGE, it raised the NLL where a structure is predicted, and of MbLS on bSSFP, too",
-        lambda: all(
-            sign(f"{name}+T", name, *of) > 0
-            for name, *of in (
-                *((loss, "lge", "nll_predicted") for loss in UNDERCONFIDENT[:3]),
-                ("mbls", "bssfp", "nll_predicted"),
-            )
-        ),
-    ),
-    Claim(
-        "results",
-        "where an organ is predicted, neither is shown",
-        lambda: (
-            [
-                calibration(name, "chaos").low > 0 or calibration(name, "chaos").high < 0
-                for name in (DICE, "svls", "nacl")
-            ]
-            == [True, False, False]
-        ),
-    ),
-    Claim(
-        "results",
         "where no penalty differs significantly from cross-entropy on LGE",
         lambda: changes(PENALTIES, CE, ["lge"], ["nll_all"]) == {0},
-    ),
-    Claim(
-        "results",
-        "cross-entropy was calibrated as trained",
-        lambda: calibration(CE, TASK04).low < 0 < calibration(CE, TASK04).high < 0.02,
-    ),
-    Claim(
-        "results",
-        "CE + Dice was overconfident (94 % and 87 %",
-        lambda: gap(DICE, TASK04) > 5 > 0 > gap("nacl", TASK04),
-    ),
-    Claim(
-        "results",
-        "The NLL over all voxels minus that of cross-entropy was",
-        lambda: (
-            [sign(name, CE, TASK04, "nll_all") for name in (DICE_T, "nacl", "nacl_0.03")]
-            == [0, 1, 1]
-        ),
     ),
     # evidence_3d.md
     Claim(
@@ -817,7 +783,7 @@ CLAIMS = [
     ),
     Claim(
         "README",
-        "NACL, the paper's loss, was less sure of another sequence, not better",
+        "As trained, NACL, the paper's loss, was less sure of another sequence, not better",
         lambda: gap("nacl", "lge") < gap(CE, "lge") and sign("nacl", CE, "lge", "nll_all") == 0,
     ),
 ]

@@ -24,7 +24,7 @@ from study.heart.tables import read_heart
 from study.tables.calibrators import summarize, tabulate
 from study.tables.draw_results import draw_results
 from study.tables.fill_tables import fill
-from study.tables.shipped import scans_of
+from study.tables.shipped import WEIGHTS, scans_of
 from tests.helpers import ACDC, BRATS, HIPPOCAMPUS, ROOT, SHARED, run_bundle
 
 DATA, RESULTS = SHARED / "data" / "acdc", ROOT / "study" / "results"
@@ -260,7 +260,7 @@ def test_model_card_of_the_hippocampus_has_the_means_of_its_weights() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data/acdc")
-@pytest.mark.parametrize("network", ["nacl", "cross_entropy", "ensemble"])
+@pytest.mark.parametrize("network", WEIGHTS)
 def test_weights_are_those_of_the_results(network: str, tmp_path: Path) -> None:
     """They give the same numbers on the images of a test patient."""
     images, labels = tmp_path / "images", tmp_path / "labels"
@@ -270,8 +270,7 @@ def test_weights_are_those_of_the_results(network: str, tmp_path: Path) -> None:
         is_label = file.name.endswith("_gt.nii.gz")
         name = file.name.replace("_gt", "")
         (labels if is_label else images).joinpath(name).symlink_to(file)
-    weights = {"nacl": "model.pt", "cross_entropy": "cross_entropy/model.pt"}
-    load_path = ACDC / "models" / weights.get(network, "ensemble.pt")
+    load_path = ACDC / "models" / WEIGHTS[network]
     places = {"dataset_dir": str(images), "output_dir": str(tmp_path / "acdc" / "maps")}
     run_bundle(ACDC, "inference.yaml", load_path=str(load_path), **places)
     evaluate_predictions(

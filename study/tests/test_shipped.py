@@ -6,7 +6,14 @@ import pytest
 
 from calib_components.quality.reference import holding_patients
 from calib_components.tools.report.quality import LIMITED
-from study.tables.shipped import BUNDLES, read_reference, scans_of, split_coverage, try_limits
+from study.tables.shipped import (
+    BUNDLES,
+    WEIGHTS,
+    read_reference,
+    scans_of,
+    split_coverage,
+    try_limits,
+)
 
 
 @pytest.mark.parametrize("bundle", BUNDLES)
@@ -16,8 +23,9 @@ def test_limits_hold_for_nine_in_ten_patients_over_splits(bundle: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["ACDC", "Siemens"])
-def test_limits_of_the_heart_hold_at_home(name: str) -> None:
-    known, scans = read_reference(BUNDLES[0]), scans_of(BUNDLES[0])[name]
+@pytest.mark.parametrize("network", WEIGHTS)
+def test_limits_of_the_heart_hold_at_home(network: str, name: str) -> None:
+    known, scans = read_reference(BUNDLES[0], network), scans_of(BUNDLES[0], network)[name]
     for structure in known.structures:
         table = {each: scans[f"{each}_{structure}"].to_numpy() for each in LIMITED}
         for held, count, _ in try_limits(known, structure, table, scans["patient"]).values():

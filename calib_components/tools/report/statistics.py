@@ -187,7 +187,7 @@ class CalibrationGap:
             return MIN_PATIENTS - self.patients
         wanted = max(abs(self.mean), margin - abs(self.mean))
         needed = (stats.norm.ppf((1 + LEVEL) / 2) * self.spread / wanted) ** 2
-        return max(2, math.ceil(needed) - self.patients)
+        return max(2, MIN_PATIENTS - self.patients, math.ceil(needed) - self.patients)
 
 
 def holm(p_values: ArrayLike) -> Array:

@@ -61,7 +61,7 @@ def changed(**values: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "no such file.*Train first"),
+        (None, "no such file.*train first"),
         (b"garbage", "not a file of tensors"),
         ({"0.weight": Code()}, "not a file of tensors"),
         ({"network": {}, "optimizer": {}}, "use model.pt"),
