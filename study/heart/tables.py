@@ -21,7 +21,7 @@ CHOSEN = {  # what is shipped, of which network and calibrator
     "three of cross-entropy": (
         "cross_entropy_ensemble",
         "class T",
-        "`--load_path models/ensemble.pt`",
+        "`--load_path models/cross_entropy/ensemble.pt`",
     ),
 }
 NETWORKS = {  # by title, of which table and calibrator

@@ -43,7 +43,11 @@ TITLES = {"DSC at least": "DSC", "volume in its range": "volume"}  # as the page
 PARTS = ("RV", "MYO", "LV")
 SHIPPED = {"nacl": "NACL", "cross_entropy": "CE", "ensemble": "ensemble"}  # of the heart
 MEASURES = {"dsc": "DSC", "expected_dsc": "expected DSC", "nll_all": "NLL, all voxels"}
-WEIGHTS = {"nacl": "model.pt", "cross_entropy": "cross_entropy/model.pt", "ensemble": "ensemble.pt"}
+WEIGHTS = {
+    "nacl": "model.pt",
+    "cross_entropy": "cross_entropy/model.pt",
+    "ensemble": "cross_entropy/ensemble.pt",
+}
 BUNDLES = ("acdc_mri_nacl_segmentation", "hippocampus_mri_nacl_segmentation")
 
 
