@@ -39,8 +39,7 @@ def failures_table(measure: str) -> str:
     rows: dict[str, list[str]] = {}
     for title, name in product(NETWORKS, HEART):
         for estimate, ranking in rankings(title, name, bad).items():
-            is_shown = field != "roc" or ranking is not None
-            cell = text(Estimate(*getattr(ranking, field)), digits=3) if is_shown else "-"
+            cell = "-" if ranking is None else text(Estimate(*getattr(ranking, field)), digits=3)
             rows.setdefault(f"{title}: {estimate}", []).append(cell)
     return markdown(rows, [*HEART.values()])
 
