@@ -23,8 +23,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from calib_components.data.facts import Facts, write_facts
-from calib_components.posthoc import Calibrator, LocalTemperature
-from calib_components.posthoc.local import first_state
+from calib_components.posthoc import Calibrator
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -160,9 +159,6 @@ def made_up(kind: type[Calibrator], classes: int) -> Calibrator:
     calibrator = kind()
     values = {1: torch.linspace(0.6, 1.5, classes), 0: torch.tensor(2.0)}  # for each class, or one
     state = {name: values[own.ndim] for name, own in calibrator.state().items()}
-    if kind is LocalTemperature:
-        state = first_state(torch.zeros(1, classes, 1, 1), 2.0)
-        state["local_weight2"] = state["local_weight2"] + 1
     calibrator.set_state(state)
     return calibrator
 

@@ -129,7 +129,6 @@ class Calibration:
         members: Trained weights of several networks, in place of `load_path`: their ensemble is
             calibrated, and written into one file.
         overwrite: Whether the files of a calibrator of other weights in `output_dir` are replaced.
-        spatial_dims: Dimensions of the network, 2 if it is of slices.
 
     Raises:
         InputError: From `run`, if the network carries no calibrator, the weights are not suitable
@@ -154,7 +153,6 @@ class Calibration:
     draws: int = 1
     members: Sequence[str | os.PathLike] | None = None
     overwrite: bool = False
-    spatial_dims: int = 3
 
     def __post_init__(self) -> None:
         is_given = self.temperature is not None or self.pool is not None
@@ -256,7 +254,7 @@ class Calibration:
 
         def use(patient: str, logits: torch.Tensor, label: torch.Tensor, crop: Crop | None) -> None:
             # Outside, no calibrator changes anything
-            seen, truth = (self._as_seen(cut(crop, volume)) for volume in (logits, label))
+            seen, truth = (cut(crop, volume) for volume in (logits, label))
             for fit in fits:
                 fit.update(seen, truth, patient)
 
@@ -269,14 +267,6 @@ class Calibration:
         for fit in compared:
             fit.compute()
         return compared
-
-    def _as_seen(self, volume: torch.Tensor) -> torch.Tensor:
-        """Return `(1, C, H, W, D)` as the network sees it, `(D, C, H, W)` if it is of slices."""
-        return volume[0].movedim(-1, 0) if self.spatial_dims == 2 else volume
-
-    def _as_volume(self, seen: torch.Tensor) -> torch.Tensor:
-        """Inverse of `_as_seen`."""
-        return seen.movedim(0, -1)[None] if self.spatial_dims == 2 else seen
 
     def _compute(self) -> Estimate:
         """Compute the fit, and say what it is."""
@@ -308,15 +298,12 @@ class Calibration:
         scans: list[tuple[str, ScanRow]] = []
 
         def use(patient: str, logits: torch.Tensor, label: torch.Tensor, crop: Crop | None) -> None:
-            seen, truth = self._as_seen(cut(crop, logits)), cut(crop, label)
+            seen, truth = cut(crop, logits), cut(crop, label)
             for name, candidate in candidates.items():
-                p = self._as_volume(candidate.to(logits.device)(seen)).softmax(1)
+                p = candidate.to(logits.device)(seen).softmax(1)
                 for region in REGIONS:
                     bins[name, region].append(calibration_bins(p, truth, region=region))
-            left_out = {
-                name: self._as_volume(each)[0]
-                for name, each in compared.calibrated(seen, patient).items()
-            }
+            left_out = {name: each[0] for name, each in compared.calibrated(seen, patient).items()}
             compared.update(left_out, truth[0], patient)
             p = left_out[self.calibrator.name].softmax(0)
             scans.append((patient, self._measure_scan(p, label[0], crop)))

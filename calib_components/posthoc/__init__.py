@@ -3,7 +3,6 @@
 from calib_components.posthoc.base import KINDS, Calibrator, Estimate
 from calib_components.posthoc.class_temperature import ClassTemperature, ClassTemperatureEstimate
 from calib_components.posthoc.comparison import LeftOut
-from calib_components.posthoc.local import LocalTemperature, LocalTemperatureEstimate
 from calib_components.posthoc.network import (
     Ensemble,
     TemperatureScaled,
@@ -28,8 +27,6 @@ __all__ = [
     "Ensemble",
     "Estimate",
     "LeftOut",
-    "LocalTemperature",
-    "LocalTemperatureEstimate",
     "TemperatureEstimate",
     "TemperatureScaled",
     "TemperatureScaling",

@@ -4,7 +4,7 @@
 
 DATA has the prepared sets of the protocol. The network finds the heart in whole slices and is
 measured over these: as trained, with calibrators of the odd validation patients (a temperature, T,
-one of each predicted class, of single networks a local one), and with a temperature of their images
+one of each predicted class), and with a temperature of their images
 as another scanner might have changed them (T changed). Several networks are measured as an
 ensemble, with the agreement of their segmentations (`pairwise_dsc_S`); `--views` adds that of flips
 and quarter turns (`views_dsc_S`). OUT gets one row for each scan and calibrator.
@@ -38,7 +38,6 @@ from calib_components.posthoc import (
     Calibrator,
     ClassTemperature,
     Ensemble,
-    LocalTemperature,
     TemperatureScaled,
     TemperatureScaling,
     set_calibrator,
@@ -62,7 +61,6 @@ SETS = {  # folder of the prepared data, and split
     "vendor_b_300": ("vendor_b_300", "testing"),
 }
 KINDS = {"T": TemperatureScaling, "class T": ClassTemperature}
-LOCAL = {"local T": LocalTemperature}  # takes minutes: of single networks
 HOME = "cardiac"  # ACDC and vendor A in one list, whose cases begin with the name of the set
 Predict = Callable[[torch.Tensor], torch.Tensor]
 
@@ -282,10 +280,9 @@ def measure_networks(data: Path, out: Path, weights: Sequence[Path], views: bool
     """Fit the calibrators and write a row for each scan and calibrator."""
     network, rows = load_networks(weights), []
     odd, (_, copies) = validation_half(data, 0), other_scanner(seed=0)
-    kinds = KINDS if len(weights) > 1 else KINDS | LOCAL
-    fits = fit_calibrators(network, odd, [*kinds.values()], copies=0)
+    fits = fit_calibrators(network, odd, [*KINDS.values()], copies=0)
     fits += fit_calibrators(network, odd, [TemperatureScaling], copies)
-    calibrators = dict(zip(["", *kinds, "T changed"], [TemperatureScaling(), *fits], strict=True))
+    calibrators = dict(zip(["", *KINDS, "T changed"], [TemperatureScaling(), *fits], strict=True))
     for scan in tqdm(all_scans(data), desc=out.stem, disable=None):
         logits, crop, agreement = predict(network, scan.image)
         known = {"set": scan.set, "case": scan.case, "patient": scan.patient}

@@ -16,7 +16,7 @@ from calib_components import figures
 from calib_components.errors import InputError
 from calib_components.handlers import read_estimate
 from calib_components.handlers.evaluation_files import Evaluation
-from calib_components.posthoc import KINDS, TemperatureScaling
+from calib_components.posthoc import ClassTemperature, TemperatureScaling
 from calib_components.tools.evaluate import calibrate_predictions, evaluate, evaluate_predictions
 from tests.calib_components.tools.evaluate.made_up import (
     AFFINE,
@@ -107,23 +107,22 @@ def test_calibrated_maps_have_the_likelihood_that_was_fitted(
     assert Evaluation.read(tmp_path / "evaluation").summary["nll_all"]["n"] == len(CASES)
 
 
-@pytest.mark.parametrize("kind", ["class_temperature", "local_temperature"])
-def test_calibrators_of_classes_and_neighbours_scale_maps_as_in_python(
-    kind: str, folders: Folders, tmp_path: Path, capsys: Any
+def test_temperatures_of_classes_scale_maps_as_in_python(
+    folders: Folders, tmp_path: Path, capsys: Any
 ) -> None:
-    fit = KINDS[kind](ignore_index=255)
+    fit = ClassTemperature(ignore_index=255)
     for case in CASES:
         label = torch.from_numpy(label_of_case(folders[1], case))
         logits = torch.from_numpy(softmax(logits_of(case), axis=0)).float().log()
         fit.update(logits[None], label[None, None], case)
     fit.compute()
-    calibrate(folders, tmp_path / "out", calibrator=kind)
+    calibrate(folders, tmp_path / "out", calibrator=fit.name)
     scaled = nib.load(tmp_path / "out" / f"{case}_probability.nii.gz").get_fdata()
     expected = fit(logits[None]).softmax(1)[0]
     np.testing.assert_allclose(np.moveaxis(scaled, -1, 0), expected, atol=1e-5)
     printed = capsys.readouterr().out
     assert "On patients that are left out of the fit" in printed
-    assert f"\n{kind} " in printed
+    assert f"\n{fit.name} " in printed
 
 
 def test_predictions_of_the_fit_under_other_names_are_noted(
