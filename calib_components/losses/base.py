@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from calib_components.errors import InputError, warn_once
 from calib_components.losses.slabs import slabs_of
@@ -96,7 +95,7 @@ class CalibrationLoss(nn.Module, ABC):
         where one is needed.
 
         Code compiled by `torch.compile` takes all voxels at once. `torch.func` and second
-        derivatives are not supported.
+        derivatives, `create_graph=True`, are refused.
         """
         extras, num_counted = self.prepare(logits.detach(), labels), labels.num_counted()
 
@@ -128,8 +127,9 @@ class _Mean(torch.autograd.Function):
         return mean
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
+        if torch.is_grad_enabled():  # the kept gradient has no graph: it would pass for a constant
+            raise NotImplementedError("create_graph=True: losses have no second derivatives.")
         (gradient,) = ctx.saved_tensors
         if grad_output.is_cuda or grad_output != 1:  # a comparison would make a GPU wait
             gradient = gradient * grad_output

@@ -89,7 +89,8 @@ class LeftOut:
         return (
             "On patients that are left out of the fit (gap: confidence - accuracy):\n"
             f"{table.rename_axis(None).to_string(float_format='{:.4f}'.format)}\n"
-            f"The simplest whose NLL is not shown to be higher than the lowest: {self.choice()}"
+            f"Advised, as the simplest whose NLL is not significantly above the lowest:"
+            f" {self.choice()}"
         )
 
     def choice(self) -> str:

@@ -36,8 +36,8 @@ LIMITS = (
 )
 FEWER = " Only {count} of them count for {structure}; below {minimum}, it has no limits."
 SCANS = (
-    "On {scans} labelled scans like those of the training (too good, if they also chose the"
-    " network), "
+    "On {scans} labelled scans like those of the training (others give less, where these chose the"
+    " epoch or the network), "
 )
 GAP_CLOSED = (
     "this order closed {gap:.0%} of the gap between a random and the perfect order"

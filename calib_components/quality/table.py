@@ -191,7 +191,7 @@ def choose(
         reasons = record["reasons"]
         if review_below is None:
             is_low = place < number
-            why = f"it is among the {number} of {len(ordered)} scans with the lowest estimates"
+            why = f"one of the {number} lowest of {len(ordered)} estimates, which are always listed"
         else:
             is_low = (record["estimate"] or 0.0) < review_below
             why = f"its estimate is below {review_below:g}"

@@ -104,7 +104,7 @@ def choose_settings(names: Sequence[str], bundle: Path) -> list[Setting]:
             )
         if name not in known:
             raise InputError(
-                f"--losses: {name!r} is unknown{nearest(name, known)}. See the settings in"
-                " docs/comparison.md."
+                f"--losses: {name!r} is unknown{nearest(name, known)}. Known are"
+                f" {', '.join(known)}; a file in {folder} adds one."
             )
     return list({setting.name: setting for name in names for setting in known[name]}.values())

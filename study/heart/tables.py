@@ -8,7 +8,7 @@ from itertools import product
 import pandas as pd
 
 from calib_components.tools.report.statistics import Estimate
-from study.compare.statistics import mean_with_interval, paired_difference
+from study.compare.statistics import paired_difference
 from study.tables.networks import Networks, corrected, markdown, p_text, text
 from study.tables.shipped import HEART, RESULTS
 
@@ -37,6 +37,7 @@ VIEWS = {
     "vendor_b_192": "Philips, 192",
     "vendor_b_300": "Philips, 300",
 }
+HEART_AND_HIPPOCAMPUS = HEART | {"hippocampus": "hippocampus"}
 DIGITS = {"nll_all": 4}
 SHOWN = ("NLL, validation", "DSC, validation")
 
@@ -50,6 +51,12 @@ def read_heart() -> pd.DataFrame:
         RESULTS / "acdc" / "heart.csv.gz", dtype=types, keep_default_na=False, na_values=[""]
     )
     return table.assign(calibrator=table["calibrator"].fillna(""))
+
+
+@functools.cache
+def hippocampus_rows() -> pd.DataFrame:
+    """Return the NLL of the calibrators of networks of the hippocampus."""
+    return pd.read_csv(RESULTS / "hippocampus" / "calibrators.csv.gz").assign(set="hippocampus")
 
 
 def heart_scans(network: str, calibrator: str) -> dict[str, pd.DataFrame]:
@@ -112,30 +119,30 @@ def difference_of(one: str, other: str, name: str, measure: str) -> Estimate:
     return networks_on(name).difference(pair, measure)
 
 
-def calibrators_table(kind: str) -> str:
-    """Return by how many percent a calibrator, `class T` or `local T`, changes the NLL over all
-    voxels of one temperature, with intervals over patients, of each network and set.
+def calibrators_table() -> str:
+    """Return by how many percent a calibrator changes the NLL over all voxels of one temperature,
+    of each loss and set.
     """
-    rows: dict[str, list[str]] = {}
-    table = read_heart().set_index(["network", "calibrator"])
-    single = [name for name in table.index.unique(0) if "_seed" in name]
-    for network in (name for name in single if (name, kind) in table.index):
-        loss, _, seed = network.partition("_seed")
+    nll = pd.concat([read_rows(), hippocampus_rows()]).pivot(
+        index=["loss", "set", "patient", "case"], columns=["calibrator", "seed"], values="nll_all"
+    )
+    rows = {}
+    for kind, loss in product(("class T", "local T"), LOSSES):
         cells = []
-        for name in HEART:
-            one, other = (
-                scans[scans["set"] == name]
-                for scans in (table.loc[(network, kind)], table.loc[(network, "T")])
-            )
-            patients = [*one["patient"]]
-            found = paired_difference(
-                one["nll_all"].to_numpy(), other["nll_all"].to_numpy(), patients
-            )
-            share = 100 / mean_with_interval(other["nll_all"].to_numpy(), patients).mean
-            ends = {end: share * getattr(found, end) for end in ("mean", "low", "high")}
-            cells.append(text(found._replace(**ends), "+", 1))
-        rows[f"{LOSSES[loss]}, seed {seed}"] = cells
-    return markdown(rows, [*HEART.values()])
+        for name in HEART_AND_HIPPOCAMPUS:
+            if (loss, name) not in nll.index:
+                cells.append("-")
+                continue
+            found = nll.loc[(loss, name)].dropna(axis=1, how="all")
+            values = found[kind]
+            reference = found["T"][values.columns]
+            patients = [*found.index.get_level_values("patient")]
+            change = paired_difference(values.T, reference.T, patients, same_seeds=True)
+            share = 100 / reference.to_numpy().mean()
+            ends = {end: share * getattr(change, end) for end in ("mean", "low", "high")}
+            cells.append(text(change._replace(**ends), "+", 1))
+        rows[f"{kind}, {LOSSES[loss]}"] = cells
+    return markdown(rows, [*HEART_AND_HIPPOCAMPUS.values()])
 
 
 def networks_table(measure: str, sets: str = "") -> str:

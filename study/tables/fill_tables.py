@@ -54,11 +54,7 @@ FOLDERS = {
     f"acdc/{name}": "acdc" for name in ("three_seeds", "further", "ensembles", "variants")
 } | {"chaos": "chaos"}
 # Of networks trained on other data; `seen`, the training cases of `few_patients`, is `few_seen`.
-OTHERS = {
-    "hippocampus": "hippocampus",
-    "tuned": "hippocampus",
-    "few_patients": "few",
-}
+OTHERS = {"hippocampus": "hippocampus", "few_patients": "few"}
 TITLES = {
     "acdc": "ACDC",
     "bssfp": "bSSFP",
@@ -86,7 +82,6 @@ FAMILIES: dict[str, dict[str, tuple[str, ...]]] = {
     "hippocampus": {"ce_dice": LOSSES_3D},
     "few": {"ce_dice": ("cross_entropy", "nacl", "svls"), "cross_entropy": ("nacl", "svls")},
 }
-CLOSED = {"gap_closed": "expected_dsc", "agreement_closed": "pairwise_dsc"}
 MAIN = ["nll_predicted", "ece_predicted"]
 TABLE = re.compile(r"(<!-- (table|made): (.+?) -->\n)(?:.*\n)*?(<!-- end of table -->)")
 TEXT = re.compile(r"(<!-- from: (.+?) -->)")
@@ -101,8 +96,6 @@ SOURCES = {
     "expected_dsc": ("expected DSC", ""),
     "dsc_bias": ("expected DSC - DSC", ""),
     "gap_closed": ("gap closed ↑", ""),
-    "agreement_closed": ("gap closed by pairwise DSC ↑", ""),
-    "ace": ("ACE ↓", ""),
 }
 
 
@@ -157,11 +150,9 @@ def results(kind: str) -> pd.DataFrame:
     keys = ["test_set", "method", *table.columns.intersection(["seed", "fold", "region", "case"])]
     table = table.drop_duplicates(keys).copy()
     if kind == "cases":
-        table["pairwise_dsc"] = table.get("pairwise_dsc", np.nan)  # not measured of all
         networks = table.groupby(["test_set", "method", "seed"], group_keys=False)
-        for name, estimate in CLOSED.items():
-            closed = networks[[estimate, "dsc", "patient"]].apply(_gap_closed)
-            table = table.assign(**{name: closed})
+        closed = networks[["expected_dsc", "dsc", "patient"]].apply(_gap_closed)
+        table = table.assign(gap_closed=closed)
     return table.set_index(keys[:2]).sort_index()
 
 
@@ -169,23 +160,20 @@ def _read(file: Path, folder: str, home: str) -> pd.DataFrame:
     """Return a table of a folder, whose own test set is called as in TITLES."""
     table = pd.read_csv(file, dtype={"test_set": object}).copy()
     if file.name.startswith("cases"):
-        table = _with_means(table, file.with_name("networks.csv"))
+        table = _with_means(table)
     table["method"] += table["temperature"].map({"with": "+T"}).fillna("")
     test_set = table.get("test_set", pd.Series(index=table.index, dtype=object))
     names = f"{home}_" + test_set if folder in OTHERS else test_set
     return table.assign(test_set=names.fillna(home))
 
 
-def _with_means(cases: pd.DataFrame, networks: Path) -> pd.DataFrame:
-    """Return cases with means over structures, and what `measure_networks.py` measured of them."""
+def _with_means(cases: pd.DataFrame) -> pd.DataFrame:
+    """Return cases with means over structures."""
     means = {
         name: cases.filter(regex=f"^{name}_").mean(axis=1)
         for name in ("dsc", "hd95", "expected_dsc")
     }
-    table = cases.assign(**means, dsc_bias=means["expected_dsc"] - means["dsc"]).copy()
-    if networks.is_file():
-        table = table.merge(pd.read_csv(networks).drop(columns="dsc"), how="left")
-    return table
+    return cases.assign(**means, dsc_bias=means["expected_dsc"] - means["dsc"])
 
 
 @functools.cache
@@ -341,10 +329,7 @@ NUMBERS: dict[str, Callable[..., list[str]]] = {  # by the first word of a sourc
     "paper_rank": lambda method, name: _sum_of_ranks(PUBLISHED.loc[name].loc[TABLE1], method),
     "confidence": _confidence,
     "dsc_bias": _format_mean("dsc_bias", "+"),
-    **{
-        name: _format_mean(name)
-        for name in ("expected_dsc", "gap_closed", "agreement_closed", "ace")
-    },
+    **{name: _format_mean(name) for name in ("expected_dsc", "gap_closed")},
     "interval": lambda *place: [f"{end:.3f}" for end in mean(*place)[:3]],
     "size": lambda method, _, *place: [f"{abs(difference(method, *place).mean):.3f}"],
     "p": lambda method, _, *place: [f"{difference(method, *place).p_value:.3f}"],
@@ -403,7 +388,7 @@ def _cell(place: tuple[str, str, str], kind: str, reference: str) -> str:
     method, test_set, measure = place
     if kind == "minus":
         return _difference_cell(place, reference)
-    if measure in SOURCES and not (measure in CLOSED and kind == "interval"):
+    if measure in SOURCES and not (measure == "gap_closed" and kind == "interval"):
         return SOURCES[measure][1].join(numbers(f"{measure} {method} {test_set}"))
     estimate, digits = mean(*place), 2 if measure == "hd95" else 3
     text, low, high = (f"{end:.{digits}f}" for end in estimate[:3])

@@ -139,7 +139,7 @@ PAGES = [
     file
     for pattern in ("*.md", "docs/*.md", "demo/*.md", "bundles/*/docs/*.md")
     for file in sorted(ROOT.glob(pattern))
-    if file.name != "migration.md" and not file.name.startswith("CHANGELOG")
+    if not file.name.startswith("CHANGELOG")
 ]
 
 

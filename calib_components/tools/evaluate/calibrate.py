@@ -33,6 +33,7 @@ from calib_components.tools.evaluate.pairing import (
     find_members,
     find_pairs,
     name_targets,
+    named_patients,
     places_of,
     places_of_validation,
     read_folders,
@@ -114,7 +115,7 @@ def calibrate_predictions(
     classes = classes_of(
         [*fit_readers.values(), *readers.values()], structures, sigmoid, ignore_index
     )
-    patients = patients_of([*fit_readers], patient_pattern)
+    patients = patients_of([*fit_readers], patient_pattern) | named_patients(labelled)
     target_patients = patients_of([*readers], patient_pattern)
     _refuse_calibrated(networks.values(), fit_readers.values())
     _refuse_calibrated(targets.values(), readers.values())

@@ -41,6 +41,7 @@ from calib_components.tools.evaluate.pairing import (
     LabelledPrediction,
     find_members,
     find_pairs,
+    named_patients,
     places_of,
     places_of_validation,
     read_folders,
@@ -148,7 +149,7 @@ def evaluate_predictions(
     setting = Setting(
         out=out,
         classes=classes_of([*readers.values()], structures, sigmoid, ignore_index),
-        patients=patients_of([*readers], patient_pattern),
+        patients=patients_of([*readers], patient_pattern) | named_patients(labelled),
         images={} if images is None else find_case_images(images, readers),
         workers=workers,
         overwrite=overwrite,

@@ -44,6 +44,7 @@ class LabelledPrediction:
     name: str
     prediction: Prediction
     labels: Mapping[str, Reader]
+    patient: str = ""  # if a table of pairs names it
 
     @property
     def label(self) -> Reader:
@@ -111,34 +112,45 @@ def _check_labels(
             raise InputError(f"{folders[rater]}: no label has the name of a prediction.")
         left_out |= labels.keys() - cases
     if left_out:
+        names = sorted(left_out)[:SHOWN] + ["..."] * (len(left_out) > SHOWN)
         logging.getLogger(__name__).warning(
             "%d case(s) have a label and no prediction, left out: %s",
             len(left_out),
-            ", ".join(sorted(left_out)[:SHOWN]),
+            ", ".join(names),
         )
 
 
 def read_pairs(
     table: Path, predictions: Path, labels: Path, rater: str = ""
 ) -> list[LabelledPrediction]:
-    """Read which files are a pair from a CSV file with the columns case, prediction and label.
+    """Read which files are a pair from a CSV file with the columns case, prediction and label, and
+    perhaps patient.
 
     Paths are relative to the two folders. A case with a file for each channel has a row for each.
     """
     prediction_files: dict[str, list[Path]] = defaultdict(list)
     label_files: dict[str, Path] = {}
+    patients: dict[str, str] = {}
     with reading(table, "a table of case, prediction and label") as file:
         for row in csv.DictReader(file.read_text(encoding="utf-8-sig").splitlines()):
             case, label = row["case"], labels / row["label"]
             if label_files.setdefault(case, label) != label or Path(case).name != case:
                 raise InputError(f"{table}: {case!r} has two labels, or is no file name.")
             prediction_files[case].append(predictions / row["prediction"])
+            patients[case] = row.get("patient") or ""
     if not label_files:
         raise InputError(f"{table} has no rows.")
     return [
-        LabelledPrediction(case, make_reader(prediction_files[case]), {rater: make_reader([file])})
+        LabelledPrediction(
+            case, make_reader(prediction_files[case]), {rater: make_reader([file])}, patients[case]
+        )
         for case, file in sorted(label_files.items())
     ]
+
+
+def named_patients(pairs: Iterable[LabelledPrediction]) -> dict[str, str]:
+    """Return the patients that a table of pairs names, by case."""
+    return {pair.name: pair.patient for pair in pairs if pair.patient}
 
 
 def pair_by_name(

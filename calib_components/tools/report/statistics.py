@@ -26,6 +26,7 @@ Array = NDArray[np.float64]
 RESAMPLES = 9_999
 SEED = 0  # a report has the same numbers each time it is made
 LEVEL = 0.95
+ENOUGH = 20  # patients, to say whether a network is calibrated
 # Of `CalibrationGap`: they limit the false alarms of simulations, see the tests of `judge`
 PARTS, SPREAD = 5, 0.05
 
@@ -181,13 +182,14 @@ class CalibrationGap:
 
     def further_patients(self, margin: float) -> int:
         """Return about how many more patients would show that the mean is not 0, or that it is
-        within a margin, if it and the spread stay the same.
+        within a margin, if it and the spread stay the same. Too few patients do not tell the
+        spread: with them, it is what docs/patients.md asks for.
         """
-        if self.patients < 2:
-            return MIN_PATIENTS - self.patients
+        if self.patients < MIN_PATIENTS:
+            return ENOUGH - self.patients
         wanted = max(abs(self.mean), margin - abs(self.mean))
         needed = (stats.norm.ppf((1 + LEVEL) / 2) * self.spread / wanted) ** 2
-        return max(2, MIN_PATIENTS - self.patients, math.ceil(needed) - self.patients)
+        return max(2, math.ceil(needed) - self.patients)
 
 
 def holm(p_values: ArrayLike) -> Array:

@@ -246,6 +246,13 @@ def test_a_retained_graph_gives_gradients_of_their_own() -> None:
     torch.testing.assert_close(second, 2 * first)
 
 
+def test_second_derivatives_are_refused() -> None:
+    logits, target = example(SHAPES[0])
+    value = NACLLoss()(logits.requires_grad_(), target)
+    with pytest.raises(NotImplementedError, match="create_graph=True"):
+        torch.autograd.grad(value, logits, create_graph=True)
+
+
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 3.0])
 def test_focal_gradient_is_finite_at_probability_one(gamma: float) -> None:
     logits = torch.tensor([200.0, -200.0]).view(1, 2, 1, 1).expand(1, 2, 1, 2)

@@ -178,8 +178,9 @@ def test_files_of_other_names_are_paired_by_a_table(
     predictions: Path, labels: Path, tmp_path: Path
 ) -> None:
     table = tmp_path / "pairs.csv"
-    table.write_text("case,prediction,label\nx,p1_ed.nii.gz,p1_es_gt.nii.gz\n")
+    table.write_text("case,prediction,label,patient\nx,p1_ed.nii.gz,p1_es_gt.nii.gz,Ann\n")
     assert run(predictions, labels, tmp_path / "out", pairs=table)[0] == ["x"]
+    assert Evaluation.read(tmp_path / "out").summary["patients"] == {"x": "Ann"}
     with pytest.raises(InputError, match="--pairs needs"):
         evaluate_predictions(predictions, out=tmp_path / "new", pairs=table)
 

@@ -82,7 +82,7 @@ ABOUT_ONE: dict[str, tuple[dict[str, Any], str, str]] = {
         "Whether it is calibrated is undecided",
         "more than 200 more",
     ),
-    "one patient": ({"patient_of": cases_of(1)}, "is undecided", "Label about 5 more patients"),
+    "one patient": ({"patient_of": cases_of(1)}, "is undecided", "Label about 19 more patients"),
     "label maps": (
         {"with_probabilities": False},
         "is unknown.$",
