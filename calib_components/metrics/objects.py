@@ -15,11 +15,12 @@ from calib_components.metrics.measures import Case
 from calib_components.metrics.volumes import StructureMetric, Structures, measure_structures
 
 CANDIDATE, TRUE_OBJECT = "candidate", "true object"
+Row = tuple[str, float, float, bool]
 
 
 def find_objects(
     case: Case, structure: str, threshold: float = 0.5, overlap: float = 0.0
-) -> list[tuple[str, float, float, bool]]:
+) -> list[Row]:
     """Match the objects of a structure in a case; of one that several raters labelled, with the
     label of most of them. Ignored voxels are in none.
 
@@ -45,13 +46,15 @@ def find_objects(
         true object 1.0 0.0 False
     """
     number = [*case.structures].index(structure)
-    p, true = (masks[0, number] for masks in case.masks)
+    predicted, true = (masks[0, number].cpu().numpy() for masks in case.masks)
+    p, neighbours = predicted, np.ones([3] * true.ndim)
     if case.probabilities is not None:
-        p = case.probabilities[case.structures[structure]].sum(0) * case.counted
-    p, neighbours = p.cpu().numpy(), np.ones([3] * p.ndim)
-    candidates, truths = (ndimage.label(m, neighbours)[0] for m in (p >= threshold, true.cpu()))
+        probabilities = case.probabilities[[*case.structures[structure]]].sum(0)
+        p = (probabilities * case.counted).cpu().numpy()
+    candidates, truths = (ndimage.label(mask, neighbours)[0] for mask in (p >= threshold, true))
     sizes = np.bincount(truths[truths > 0], minlength=1)
-    confidences, rows = np.zeros(len(sizes)), []
+    confidences = np.zeros(len(sizes))
+    rows: list[Row] = []
     for candidate, box in enumerate(ndimage.find_objects(candidates), 1):
         inside = candidates[box] == candidate
         size, confidence = int(inside.sum()), float(p[box][inside].max())
@@ -59,8 +62,7 @@ def find_objects(
         right = touched[common >= overlap * (size + sizes[touched] - common)]
         confidences[right] = np.maximum(confidences[right], confidence)
         rows.append((CANDIDATE, size * case.voxel_volume, confidence, len(right) > 0))
-    true_objects = zip(sizes[1:].tolist(), confidences[1:].tolist(), strict=True)
-    for size, confidence in true_objects:
+    for size, confidence in zip(sizes[1:].tolist(), confidences[1:].tolist(), strict=True):
         rows.append((TRUE_OBJECT, size * case.voxel_volume, confidence, confidence > 0))
     return rows
 

@@ -25,7 +25,7 @@ CONFIDENCES = np.linspace(0, 1, 11)
 ABOUT = (
     "A candidate is a connected region of probabilities of at least {threshold}; its confidence p"
     " is the largest one. It is right if it shares a voxel with a true object, and their IoU is at"
-    " least {overlap}. Then that object is found, once. Right: the share of right candidates; if"
+    " least {overlap}; then that object is found, once. Right: the share of right candidates. If"
     " they are calibrated, it is their confidence. Volumes are in {unit}. Intervals are over"
     " patients. {chosen}"
 )
@@ -55,7 +55,8 @@ def objects_section(context: Context) -> Section | None:
         for cases, selected, threshold in lines:
             label = f"{structure}, {cases}, p ≥ {threshold:.6g}"
             for measure, estimate in measure_objects(*selected, threshold).items():
-                records.append({"label": label, "measure": measure, **estimate._asdict()})
+                if "confidence" not in measure or tested.thresholds:  # label maps have none
+                    records.append({"label": label, "measure": measure, **estimate._asdict()})
         _, recall, false, _ = froc(*here)
         axes.plot(false, recall, ".-", label=literal(structure, NAME))
     axes.set(xlabel="False candidates a scan", ylabel="Recall", ylim=(0, 1))
@@ -125,7 +126,8 @@ def measure_objects(
     values = {
         "recall": recall,
         "F1": pd.concat([recall, recall[recall], false]),  # an object that is found counts twice
-        "gap": rows["confidence"][right.index] - right,
+        "right": right,
+        "confidence minus right": rows["confidence"][right.index] - right,
     }
     for title, part, column, edges in (
         ("recall", recall, "volume", VOLUMES),
