@@ -105,7 +105,7 @@ class ObjectMetric(StructureMetric):
                 rows = find_objects(case, name, self.threshold, self.overlap)
                 found = 2 * sum(matched and kind == TRUE_OBJECT for kind, *_, matched in rows)
                 counts.append([found, found + sum(not matched for *_, matched in rows)])
-        return y_pred.new_tensor(counts).double().view(len(y), -1, 2)
+        return y_pred.new_tensor(counts, dtype=torch.float64).view(len(y), -1, 2)
 
     def get_buffer(self) -> torch.Tensor:
         return self.aggregate("none")

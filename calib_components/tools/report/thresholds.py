@@ -63,8 +63,8 @@ def read_validation(
     for name, value in _compared(tested, structures).items():
         if there[name] != value and value:
             raise InputError(
-                f"--validation: {folder} has the {name} {there[name]}, not {value}. Evaluate the"
-                " validation cases as those under test."
+                f"--validation: {folder} has the {name} {there[name] or 'none'}, not {value}."
+                " Evaluate the validation cases as those under test."
             )
     return fitted, check_apart(cases, fitted.items(patient_pattern), folder, by_name)
 
