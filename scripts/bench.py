@@ -2,6 +2,7 @@
 
 python scripts/bench.py losses [--device cuda] [--rounds 15] [--threads 2]
 python scripts/bench.py evaluation [--device cuda]
+python scripts/bench.py objects [--size 512] [--slices 300] [--number 2000]
 python scripts/bench.py inference [--size 512] [--slices 600] [--num_classes 5]
 """
 
@@ -16,5 +17,5 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from calib_components.tools import cli
 
 if __name__ == "__main__":
-    names = ("losses", "evaluation", "inference")
+    names = ("losses", "evaluation", "objects", "inference")
     cli.run("bench", {name: f"scripts.benchmarks.{name}:{name}" for name in names})

@@ -35,6 +35,7 @@ from calib_components.errors import InputError, make_folder, reading
 from calib_components.folders import OutputFolder
 from calib_components.handlers.evaluation_files import (
     FILES,
+    OBJECT_COLUMNS,
     Evaluation,
     draw_cases,
     draw_reliability,
@@ -329,6 +330,13 @@ def join_records(
     unit, volume_unit = ("mm", "ml") if has_spacing else ("voxels", "voxels")
     summary |= {"unit": unit, "volume_unit": volume_unit}
     parts = part_tables([*records.values()], table, structures)
+    objects = [
+        (case, patients[case], *each)
+        for case, record in records.items()
+        for each in record.get("objects", ())
+    ]
+    if objects:
+        parts["objects"] = pd.DataFrame(objects, columns=OBJECT_COLUMNS, dtype=object)
     if "bins" not in first:
         return Evaluation(table, summary, class_names, parts=parts)
     bins = _joined_bins([record["bins"] for record in records.values()])

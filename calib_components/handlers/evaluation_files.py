@@ -27,8 +27,8 @@ PICTURES = (
     "cases/worst.png",
     "cases/raters.png",
 )
-# Of several raters or networks
-PARTS = ("raters", "members")
+# Of several raters or networks, and of objects
+PARTS = ("raters", "members", "objects")
 TABLES = (
     "cases.csv",
     *(f"{part}.csv" for part in PARTS),
@@ -36,6 +36,8 @@ TABLES = (
     "thresholds.json",
     "risk_coverage.json",
 )
+NAMES = ("rater", "member", "structure", "case", "patient")  # columns of tables
+OBJECT_COLUMNS = ["case", "patient", "structure", "kind", "volume", "confidence", "matched"]
 SUMMARY = "summary.json"
 # The summary comes last: where it is, the rest belongs to it
 FILES = (*TABLES, *PICTURES, SUMMARY)
@@ -85,8 +87,9 @@ class Evaluation:
             probability is above a threshold.
         coverage: `risk_coverage.json`: shares of the voxels of a case, `(K,)`.
         risk: `risk_coverage.json`: error rates among the most confident shares, `(cases, K)`.
-        parts: `raters.csv` and `members.csv`, by "raters" and "members", if there are several: see
-            `calib_components.handlers.parts`.
+        parts: `raters.csv` and `members.csv`, by "raters" and "members", if there are several, and
+            `objects.csv`, by "objects", if they were asked for: see
+            `calib_components.handlers.parts` and `calib_components.metrics.objects`.
     """
 
     cases: pd.DataFrame
@@ -155,12 +158,17 @@ class Evaluation:
 
 
 def _read_part(file: Path) -> pd.DataFrame:
-    """Read a table of raters or members; an empty one if there is none."""
+    """Read a table of raters, members or objects; an empty one if there is none."""
     if not file.exists():
         return pd.DataFrame()
-    with reading(file, "a table of raters or networks"):
-        names = {"rater": object, "member": object, "structure": object}
-        return pd.read_csv(file, dtype=names, na_values=[""], keep_default_na=False)
+    with reading(file, "a table of an evaluation"):
+        return pd.read_csv(
+            file,
+            dtype=dict.fromkeys(NAMES, object),
+            na_values=[""],
+            keep_default_na=False,
+            encoding_errors="surrogateescape",
+        )
 
 
 def _read_cases(file: Path) -> pd.DataFrame:

@@ -38,6 +38,7 @@ from calib_components.metrics.calibration import (
     NLLMetric,
 )
 from calib_components.metrics.measuring import calibration_bins
+from calib_components.metrics.objects import ObjectMetric, find_objects
 from calib_components.metrics.regions import Region
 from calib_components.metrics.segmentation import (
     DSCMetric,
@@ -65,6 +66,7 @@ __all__ = [
     "ExpectedDSCMetric",
     "HD95Metric",
     "NLLMetric",
+    "ObjectMetric",
     "Region",
     "RiskCoverage",
     "RiskCoverageMetric",
@@ -73,6 +75,7 @@ __all__ = [
     "VolumeMetric",
     "calibration_bins",
     "dice",
+    "find_objects",
     "hausdorff_distance_95",
     "measure_structures",
     "risk_coverage",

@@ -222,7 +222,9 @@ def check_structures(
     return checked
 
 
-class _StructureMetric(CaseMetric):
+class StructureMetric(CaseMetric):
+    """Base of metrics of structures, which have their arguments in common."""
+
     def __init__(
         self, structures: Structures, ignore_index: int | None = None, sigmoid: bool = False
     ) -> None:
@@ -231,7 +233,7 @@ class _StructureMetric(CaseMetric):
         self.ignore_index, self.sigmoid = ignore_index, sigmoid
 
 
-class VolumeMetric(_StructureMetric):
+class VolumeMetric(StructureMetric):
     """Expected and true volume of the structures of each case, see `measure_structures`.
 
     `aggregate()` is the mean over structures, then cases, of the expected volume minus the true
@@ -259,7 +261,7 @@ class VolumeMetric(_StructureMetric):
         return self.expected - self.true
 
 
-class ExpectedDSCMetric(_StructureMetric):
+class ExpectedDSCMetric(StructureMetric):
     """Dice similarity coefficient (DSC) to expect of the structures of each case, see
     `measure_structures`.
 

@@ -12,10 +12,12 @@ import torch
 from scripts.benchmarks import losses
 from scripts.benchmarks.evaluation import evaluation, heart, measure, measure_as_published
 from scripts.benchmarks.inference import inference
+from scripts.benchmarks.objects import objects
 
 COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "losses": (partial(losses.losses, rounds=1), "NACLLoss median"),
     "evaluation": (partial(evaluation, rounds=1, sizes=[40], slices=4), "published"),
+    "objects": (partial(objects, size=32, slices=32, number=3), "peak MiB"),
     "inference": (partial(inference, size=128, slices=4, num_classes=3), "peak MiB"),
 }
 

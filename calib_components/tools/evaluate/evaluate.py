@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from calib_components.errors import reading
+from calib_components.errors import InputError, check_choice, check_number, reading
 from calib_components.handlers.evaluation import EvaluationRecords, record_case, write_evaluation
 from calib_components.handlers.parts import measure_raters, rated_slice
 from calib_components.metrics.measures import measure_case
+from calib_components.metrics.objects import find_objects
 from calib_components.metrics.raters import RatedCase
 from calib_components.quality.table import TABLES
 from calib_components.tools.cli import patients_of
@@ -72,6 +73,9 @@ def evaluate_predictions(
     validation: Path | None = None,
     review: str = "20%",
     review_below: float | None = None,
+    objects: Sequence[str] = (),
+    object_p: float = 0.5,
+    overlap: float = 0.0,
     workers: int | None = None,
     skip_existing: bool = False,
     overwrite: bool = False,
@@ -89,6 +93,9 @@ def evaluate_predictions(
     beside their average, and `pairwise_dsc` says how far their segmentations agree, also without
     labels. With several raters, the files hold the means over them: a voxel and a rater are one
     observation. `raters.csv` has a row for each rater and one for all.
+
+    With `objects`, such as lesions, `objects.csv` has a row for each candidate and each true
+    object: see `calib_components.metrics.objects`.
 
     Without labels, `out` gets `quality.csv` and `quality.html`: what the probabilities say of the
     quality of each prediction, the worst first.
@@ -119,6 +126,9 @@ def evaluate_predictions(
         review: Share of the predictions without labels to list, those of the lowest quality.
         review_below: Expected DSC below which predictions without labels are listed, in place of a
             share.
+        objects: Structures whose objects are counted, such as `lesion`; default: none.
+        object_p: Lowest probability of a voxel in a candidate.
+        overlap: Lowest IoU of a right candidate with a true object; 0 asks for one voxel in common.
         workers: Number of processes, each with a case in memory. Default: one per core, at most 8.
         skip_existing: Keep what an evaluation that was interrupted has measured, of files that have
             not changed since.
@@ -128,11 +138,15 @@ def evaluate_predictions(
         InputError: A file or option is unsuitable, files do not belong together, another run writes
             to `out`, or results cannot be written.
     """
+    check_number("--object_p", object_p, 1e-6, 1)
+    check_number("--overlap", overlap, 0, 1)
     networks, labellers = read_folders(predictions, labels, members, raters, pairs)
     if labellers:
         labelled = find_pairs(networks, labellers, pairs)
         readers = {pair.name: pair.prediction for pair in labelled}
     else:
+        if objects:
+            raise InputError("--objects needs labels. Give their folder.")
         labelled, readers = [], find_members(networks)
         check_volume(next(iter(readers.values())), sigmoid)
     (folder, *_) = networks.values()
@@ -145,10 +159,14 @@ def evaluate_predictions(
         "sigmoid": sigmoid,
         "ignore_index": ignore_index,
         "calibration": repr(calibration),
+        "objects": {"structures": [*objects], "threshold": object_p, "overlap": overlap},
     }
+    classes = classes_of([*readers.values()], structures, sigmoid, ignore_index)
+    for name in objects:
+        check_choice("--objects", name, classes.structures)
     setting = Setting(
         out=out,
-        classes=classes_of([*readers.values()], structures, sigmoid, ignore_index),
+        classes=classes,
         patients=patients_of([*readers], patient_pattern) | named_patients(labelled),
         images={} if images is None else find_case_images(images, readers),
         workers=workers,
@@ -160,6 +178,7 @@ def evaluate_predictions(
         "sigmoid": setting.classes.sigmoid,
         "arguments": _arguments(run, patient_pattern, pairs),
         "calibration": describe_estimate(folder, calibration),
+        "objects": run["objects"],
     }
     reference = None
     if validation is not None:
@@ -242,6 +261,10 @@ def _measure(
         image = torch.from_numpy(read_image(setting.images[pair.name], pair.grid()))
     with reading(pair.prediction.files[0], "a prediction that can be measured"):
         record = record_case(case, case.prediction, torch.from_numpy(drawn), image)
+        names, *matching = setting.run["objects"].values()
+        record["objects"] = [
+            (name, *each) for name in names for each in find_objects(case, name, *matching)
+        ]
         if isinstance(case, RatedCase):
             record["raters"], everyone = measure_raters(case)
             record["values"] |= everyone

@@ -126,12 +126,14 @@ class Context:
         differences: Those of the others to the reference, see
             `calib_components.tools.report.comparison.differences`; empty for one evaluation.
         validation: An evaluation of validation cases, on which thresholds are chosen.
+        object_threshold: For what that of objects is chosen, see `report_folders`.
     """
 
     results: Results
     reference: str
     differences: pd.DataFrame = field(default_factory=pd.DataFrame)
     validation: Evaluation | None = None
+    object_threshold: str = "f1"
 
 
 def derive(cases: pd.DataFrame, structures: Sequence[str]) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from calib_components.tools.report.comparison import (
 )
 from calib_components.tools.report.conclusion import conclude
 from calib_components.tools.report.data import Context
+from calib_components.tools.report.objects import objects_section
 from calib_components.tools.report.page import Section, write_report
 from calib_components.tools.report.quality import limits_section, quality_section
 from calib_components.tools.report.raters import members_section, raters_section
@@ -31,6 +32,7 @@ SECTIONS: Sequence[Callable[[Context], Section | None]] = (
     summary_section,
     reliability_section,
     raters_section,
+    objects_section,
     cases_section,
     pictures_section,
     members_section,
@@ -50,6 +52,7 @@ def report_folders(
     *folders: Path,
     out: Path = Path("report"),
     validation: Path | None = None,
+    object_threshold: str = "f1",
     overwrite: bool = False,
 ) -> None:
     """Write tables and figures of one or several evaluations.
@@ -63,6 +66,8 @@ def report_folders(
         out: Folder for the report.
         validation: Evaluation folder of validation cases, on which the thresholds of one network
             are chosen; default: none are chosen.
+        object_threshold: For what the threshold of the confidence of objects is chosen: `f1`, at
+            most K false candidates a scan (`false=K`), or a recall of at least R (`recall=R`).
         overwrite: Whether a report of other folders in `out` is replaced.
 
     Raises:
@@ -83,7 +88,7 @@ def report_folders(
             validation, tested.structures, tested.summary, tested.items()
         )
         notices += same_names
-    context = Context(results, names[0], compare(results, names[0]), chosen_on)
+    context = Context(results, names[0], compare(results, names[0]), chosen_on, object_threshold)
     title = f"Is it calibrated? {names[0]}"
     if len(names) > 1:
         title = f"{len(names)} evaluations compared"

@@ -59,12 +59,12 @@ def read_validation(
         raise InputError(
             f"--validation: {folder} has no thresholds.json. Give an evaluation with probabilities."
         )
-    here = _compared(tested, structures)
-    for name, value in _compared(fitted.summary, fitted.structures).items():
-        if value != here[name]:
+    there = _compared(fitted.summary, fitted.structures)
+    for name, value in _compared(tested, structures).items():
+        if there[name] != value and value:
             raise InputError(
-                f"--validation: {folder} has the {name} {value}, not {here[name]}. Evaluate the"
-                " validation cases as those under test."
+                f"--validation: {folder} has the {name} {there[name] or 'none'}, not {value}."
+                " Evaluate the validation cases as those under test."
             )
     return fitted, check_apart(cases, fitted.items(patient_pattern), folder, by_name)
 
@@ -74,10 +74,12 @@ def _compared(summary: Mapping[str, Any], structures: Sequence[str]) -> dict[str
     done = summary.get("calibration") or {"calibrator": "none"}
     calibration = [str(done[key]) for key in ("calibrator", "region", "patients") if key in done]
     codes = summary.get("arguments", {}).get("structures")
+    objects = summary.get("objects", {})
     return {
         "structures": codes or ", ".join(structures),
         "sigmoid": str(bool(summary.get("sigmoid"))),
         "calibration": " ".join(calibration),
+        "objects": str(objects) if objects.get("structures") else "",
     }
 
 

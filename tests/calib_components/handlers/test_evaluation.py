@@ -48,7 +48,10 @@ NAMES = ["air", "core", "rim"]
 CASES = 3
 read = Evaluation.read
 # Those of one network and one rater
-WRITTEN = {*evaluation_files.FILES} - {"raters.csv", "members.csv", "cases/raters.png"}
+WRITTEN = {*evaluation_files.FILES} - {
+    *(f"{part}.csv" for part in evaluation_files.PARTS),
+    "cases/raters.png",
+}
 
 
 def example(case: int) -> dict[str, Any]:

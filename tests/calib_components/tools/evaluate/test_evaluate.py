@@ -17,11 +17,13 @@ from matplotlib.figure import Figure
 from calib_components import figures
 from calib_components.errors import InputError
 from calib_components.handlers import write_estimate
-from calib_components.handlers.evaluation_files import Evaluation
+from calib_components.handlers.evaluation_files import OBJECT_COLUMNS, Evaluation
+from calib_components.metrics.objects import CANDIDATE, TRUE_OBJECT
 from calib_components.posthoc import TemperatureScaling
 from calib_components.tools.evaluate import calibrate_predictions, evaluate, evaluate_predictions
 from calib_components.tools.evaluate.cases import find_case_images
 from tests.calib_components.metrics.by_definition import Case, inside
+from tests.calib_components.metrics.test_objects import by_hand
 from tests.calib_components.metrics.test_segmentation import by_distance_transform
 from tests.calib_components.tools.evaluate.made_up import (
     AFFINE,
@@ -157,6 +159,30 @@ def test_label_maps_give_the_segmentation_part_only(labels: Path, tmp_path: Path
     assert list(columns) == ["dsc_a", "dsc_b", "hd95_a", "hd95_b"]
     files = {file.name for file in (tmp_path / "out").rglob("[!.]*.*")}
     assert files == {"cases.csv", "summary.json", "best.png", "median.png", "worst.png"}
+
+
+def test_objects_are_written_in_millilitres(
+    predictions: Path, labels: Path, tmp_path: Path
+) -> None:
+    options = {"objects": ["both"], "object_p": 0.7, "overlap": 0.1, "patient_pattern": r"p\d"}
+    run(predictions, labels, tmp_path / "out", **options)
+    table = Evaluation.read(tmp_path / "out").parts["objects"]
+    assert [*table] == OBJECT_COLUMNS
+    for seed, name in enumerate(NAMES):
+        p, label = softmax_of(seed)[1:].sum(0), label_of(seed)
+        rows = by_hand(p, label > 0, 0.7, 0.1)
+        found = table[table["case"] == name]
+        assert {*found["patient"]} == {name[:2]}
+        assert {*found["structure"]} == {"both"}
+        for kind in (CANDIDATE, TRUE_OBJECT):
+            each = found[found["kind"] == kind]
+            expected = sorted(row[1:] for row in rows if row[0] == kind)
+            volumes = [size * SPACING.prod() / 1000 for size, *_ in expected]
+            assert sorted(each["volume"]) == pytest.approx(volumes)
+            assert sorted(each["confidence"]) == pytest.approx(sorted(row[1] for row in expected))
+            assert each["matched"].sum() == sum(row[2] for row in expected)
+    summary = Evaluation.read(tmp_path / "out").summary
+    assert summary["objects"] == {"structures": ["both"], "threshold": 0.7, "overlap": 0.1}
 
 
 def test_voxels_to_leave_out(tmp_path: Path) -> None:
@@ -391,9 +417,13 @@ def test_places_and_options_that_do_not_fit(
         (predictions, {}, "predictions holds files to read"),
         (tmp_path / "out", {"images": tmp_path / "images"}, "p1_es"),
         (tmp_path / "out", {"validation": tmp_path / "validation"}, "--validation"),
+        (tmp_path / "out", {"objects": ["c"]}, "--objects must be one of 'a', 'both', got 'c'"),
+        (tmp_path / "out", {"overlap": 10}, "--overlap must be a number from 0 to 1"),
     ):
         with pytest.raises(InputError, match=expected):
             run(predictions, labels, out, **options)
+    with pytest.raises(InputError, match="--objects needs labels"):
+        evaluate_predictions(predictions, None, tmp_path / "out", objects=["a"])
     assert not (tmp_path / "out").exists()
     save_nifti(tmp_path / "images" / "p1_es.nii.gz", label_of(0), np.eye(4))
     save_nifti(tmp_path / "images" / "p2_ed.nii.gz", label_of(0))

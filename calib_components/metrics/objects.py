@@ -1,0 +1,117 @@
+"""Objects of a structure, such as lesions: connected components of prediction and ground truth.
+
+A candidate is a component, over corners too, of the voxels whose probability is at least a
+threshold; its confidence is the largest one. A candidate is right if it shares a voxel with a true
+object, or has some IoU with it. Then that object is found, once, however many candidates touch it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from calib_components.metrics.measures import Case
+from calib_components.metrics.volumes import StructureMetric, Structures, measure_structures
+
+CANDIDATE, TRUE_OBJECT = "candidate", "true object"
+Row = tuple[str, float, float, bool]
+
+
+def find_objects(
+    case: Case, structure: str, threshold: float = 0.5, overlap: float = 0.0
+) -> list[Row]:
+    """Match the objects of a structure in a case; of one that several raters labelled, with the
+    label of most of them. Ignored voxels are in none.
+
+    Args:
+        case: The case, of which what is predicted as the structure counts if it is a label map.
+        structure: Name of the structure.
+        threshold: Lowest probability of a voxel in a candidate, above 0.
+        overlap: Lowest IoU of a right candidate with a true object; 0 asks for one voxel.
+
+    Returns:
+        Of each candidate, and then of each true object: its kind, volume and confidence, and
+            whether it is right or found. The confidence of a true object is that of its most
+            confident right candidate, 0 without one; in label maps, it is 1.
+
+    Examples:
+        >>> import torch
+        >>> p, label = torch.tensor([[0.9, 0.6, 0, 0.7, 0]]), torch.tensor([[0, 1, 0, 0, 1]])
+        >>> for row in find_objects(Case(label, {"lesion": [0]}, p, sigmoid=True), "lesion"):
+        ...     print(*row)
+        candidate 2.0 0.9 True
+        candidate 1.0 0.7 False
+        true object 1.0 0.9 True
+        true object 1.0 0.0 False
+    """
+    number = [*case.structures].index(structure)
+    predicted, true = (masks[0, number].cpu().numpy() for masks in case.masks)
+    p, neighbours = predicted, np.ones([3] * true.ndim)
+    if case.probabilities is not None:
+        probabilities = case.probabilities[[*case.structures[structure]]].sum(0)
+        p = (probabilities * case.counted).cpu().numpy()
+    candidates, truths = (ndimage.label(mask, neighbours)[0] for mask in (p >= threshold, true))
+    sizes = np.bincount(truths[truths > 0], minlength=1)
+    confidences = np.zeros(len(sizes))
+    rows: list[Row] = []
+    for candidate, box in enumerate(ndimage.find_objects(candidates), 1):
+        inside = candidates[box] == candidate
+        size, confidence = int(inside.sum()), float(p[box][inside].max())
+        touched, common = np.unique(truths[box][inside & (truths[box] > 0)], return_counts=True)
+        right = touched[common >= overlap * (size + sizes[touched] - common)]
+        confidences[right] = np.maximum(confidences[right], confidence)
+        rows.append((CANDIDATE, size * case.voxel_volume, confidence, len(right) > 0))
+    for size, confidence in zip(sizes[1:].tolist(), confidences[1:].tolist(), strict=True):
+        rows.append((TRUE_OBJECT, size * case.voxel_volume, confidence, confidence > 0))
+    return rows
+
+
+class ObjectMetric(StructureMetric):
+    """F1 of the objects of each structure, such as lesions, see `calib_components.metrics.objects`.
+
+    `aggregate()` is `2 found / (2 found + missed + false)` of the true objects and candidates of
+    all cases together, the mean over structures; `aggregate("mean_batch")` is that of each
+    structure, and `aggregate("none")` that of each case, NaN where there is no object.
+
+    Arguments and errors: see `calib_components.metrics`.
+
+    Args:
+        threshold: Lowest probability of a voxel in a candidate, above 0.
+        overlap: Lowest IoU of a right candidate with a true object; 0 asks for one voxel.
+    """
+
+    def __init__(
+        self,
+        structures: Structures,
+        ignore_index: int | None = None,
+        sigmoid: bool = False,
+        threshold: float = 0.5,
+        overlap: float = 0.0,
+    ) -> None:
+        super().__init__(structures, ignore_index, sigmoid)
+        self.threshold, self.overlap = threshold, overlap
+
+    def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        # It checks all values
+        measure_structures(y_pred, y, self.structures, self.ignore_index, self.sigmoid)
+        sigmoid = self.sigmoid or y_pred.shape[1] == 1
+        if y.shape[1] > 1 and not sigmoid:
+            y = y.argmax(1, keepdim=True)
+        counts = []
+        for p, label in zip(y_pred, y, strict=True):
+            case = Case(label, self.structures, p, p.argmax(0), sigmoid, self.ignore_index)
+            for name in self.structures:
+                rows = find_objects(case, name, self.threshold, self.overlap)
+                found = 2 * sum(matched and kind == TRUE_OBJECT for kind, *_, matched in rows)
+                counts.append([found, found + sum(not matched for *_, matched in rows)])
+        return y_pred.new_tensor(counts, dtype=torch.float64).view(len(y), -1, 2)
+
+    def get_buffer(self) -> torch.Tensor:
+        return self.aggregate("none")
+
+    def aggregate(self, reduction: str = "mean") -> torch.Tensor:
+        counts = self.gathered()
+        if reduction != "none":
+            counts = counts.sum(0, keepdim=True)
+        return self.reduce(counts[..., 0] / counts[..., 1], reduction)

@@ -1,0 +1,141 @@
+"""The section of objects, such as lesions: what is found, how many candidates are false, and
+whether their confidence is calibrated.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from calib_components.errors import InputError
+from calib_components.figures.style import NAME, literal
+from calib_components.handlers.evaluation_files import Evaluation
+from calib_components.metrics.objects import TRUE_OBJECT
+from calib_components.tools.report.data import Context
+from calib_components.tools.report.page import Picture, Section, to_png
+from calib_components.tools.report.statistics import Array, Estimate, mean_with_interval
+from calib_components.tools.report.tables import tabulate
+
+GOALS = r"f1|false=\d+\.?\d*|recall=(0?\.\d+|1)"
+VOLUMES = [0, *np.logspace(-3, 9, 13)]
+CONFIDENCES = np.linspace(0, 1, 11)
+ABOUT = (
+    "A candidate is a connected region of probabilities of at least {threshold}; its confidence p"
+    " is the largest one. It is right if it shares a voxel with a true object, and their IoU is at"
+    " least {overlap}; then that object is found, once. Right: the share of right candidates. If"
+    " they are calibrated, it is their confidence. Volumes are in {unit}. Intervals are over"
+    " patients. {chosen}"
+)
+CHOSEN = (
+    "The second p is the best for {goal} on the validation cases, where it looks better than it is."
+)
+
+
+def objects_section(context: Context) -> Section | None:
+    """Return how many objects of one evaluation are found, and whether the confidence of candidates
+    is calibrated; with validation cases, also from the confidence on that is the best there.
+    """
+    results, fitted = context.results, context.validation
+    tested, goal, chosen = results.evaluations[context.reference], context.object_threshold, ""
+    if len(results.names) > 1 or "objects" not in tested.parts:
+        return None
+    options = tested.summary["objects"]
+    records, figure = [], Figure((5, 4), layout="constrained")
+    axes = figure.subplots()
+    for structure in options["structures"]:
+        here = select(tested, structure)
+        lines = [("test", here, options["threshold"])]
+        if fitted is not None and "objects" in fitted.parts:
+            there, chosen = select(fitted, structure), CHOSEN.format(goal=goal)
+            best = choose(froc(*there), goal)
+            lines += [("validation", there, best), ("test", here, best)]
+        for cases, selected, threshold in lines:
+            label = f"{structure}, {cases}, p ≥ {threshold:.6g}"
+            for measure, estimate in measure_objects(*selected, threshold).items():
+                if "confidence" not in measure or tested.thresholds:  # label maps have none
+                    records.append({"label": label, "measure": measure, **estimate._asdict()})
+        _, recall, false, _ = froc(*here)
+        axes.plot(false, recall, ".-", label=literal(structure, NAME))
+    axes.set(xlabel="False candidates a scan", ylabel="Recall", ylim=(0, 1))
+    axes.legend()
+    return Section(
+        "objects",
+        "Which objects are found?",
+        ABOUT.format(**options, unit=results.volume_unit, chosen=chosen),
+        tabulate(records, ["label"]).T.rename_axis("measure"),
+        records,
+        [Picture("froc", "FROC", to_png(figure))],
+        folded=False,
+    )
+
+
+def select(evaluation: Evaluation, structure: str) -> tuple[pd.DataFrame, pd.Series]:
+    """Return the rows of a structure in `objects.csv`, and the patient of each case."""
+    table = evaluation.parts["objects"]
+    return table[table["structure"] == structure], pd.Series(evaluation.summary["patients"])
+
+
+def froc(rows: pd.DataFrame, patients: pd.Series) -> Array:
+    """Return confidences, from the highest on, and recall, false candidates a scan and F1 of the
+    candidates of at least this confidence. The first one is infinite: no candidate.
+
+    Args:
+        rows: Candidates and true objects.
+        patients: Patient of each case, also of those without any.
+    """
+    confidence, is_true = rows["confidence"], rows["kind"] == TRUE_OBJECT
+    threshold = np.unique([*confidence[~is_true], np.inf])[::-1]
+    found, false = (
+        mask.sum() - np.searchsorted(np.sort(confidence[mask]), threshold)
+        for mask in (is_true, ~(is_true | rows["matched"]))
+    )
+    true = max(is_true.sum(), 1)
+    return np.array(
+        [threshold, found / true, false / len(patients), 2 * found / (found + true + false)]
+    )
+
+
+def choose(curve: Array, goal: str) -> float:
+    """Return the threshold of `froc` with the highest F1, the lowest one with at most some false
+    candidates, or the highest one with some recall, or the most.
+    """
+    if not re.fullmatch(GOALS, goal):
+        raise InputError(
+            f"--object_threshold: {goal!r} is not f1, false=K or recall=R, such as recall=0.9."
+        )
+    threshold, recall, false, f1 = curve
+    kind, _, value = goal.partition("=")
+    if kind == "f1":
+        return threshold[f1.argmax()]
+    if kind == "false":
+        return threshold[false <= float(value)][-1]
+    return threshold[recall >= min(float(value), recall[-1])][0]
+
+
+def measure_objects(
+    rows: pd.DataFrame, patients: pd.Series, threshold: float
+) -> dict[str, Estimate]:
+    """Return what candidates of at least some confidence find, with intervals over patients."""
+    kept, is_true = rows["confidence"] >= threshold, rows["kind"] == TRUE_OBJECT
+    recall, right = kept[is_true], rows["matched"][kept & ~is_true]
+    false = right[~right]
+    of_cases = rows["case"][false.index].value_counts().reindex(patients.index, fill_value=0)
+    values = {
+        "recall": recall,
+        "F1": pd.concat([recall, recall[recall], false]),  # an object that is found counts twice
+        "right": right,
+        "confidence minus right": rows["confidence"][right.index] - right,
+    }
+    for title, part, column, edges in (
+        ("recall", recall, "volume", VOLUMES),
+        ("right", right, "confidence", CONFIDENCES),
+    ):
+        for place, group in part.groupby(pd.cut(rows[column], edges), observed=True):
+            values[f"{title}, {column} in {place}"] = group
+    estimates = {"false candidates a scan": mean_with_interval(of_cases, patients)}
+    for measure, each in values.items():
+        estimates[measure] = mean_with_interval(each, rows["patient"][each.index])
+    return estimates
