@@ -38,6 +38,7 @@ from calib_components.handlers.evaluation_files import (
     OBJECT_COLUMNS,
     Evaluation,
     draw_cases,
+    draw_missed,
     draw_reliability,
     replacing,
 )
@@ -109,7 +110,7 @@ def record_case(
         "values": measure_case(case),
         "missed": [*itertools.compress(case.structures, true & ~predicted)],
         "spurious": [*itertools.compress(case.structures, predicted & ~true)],
-        "slice": _slice(case, prediction, label, image),
+        "slice": draw_slice(case, prediction, label, image),
         "content": content_of(case.label),
         "has_spacing": case.spacing is not None,
     }
@@ -127,13 +128,18 @@ def record_case(
     return record
 
 
-def _slice(
-    case: Case, prediction: torch.Tensor, label: torch.Tensor, image: torch.Tensor | None
+def draw_slice(
+    case: Case,
+    prediction: torch.Tensor,
+    label: torch.Tensor,
+    image: torch.Tensor | None,
+    index: int | None = None,
 ) -> dict[str, Any]:
-    """Return maps of the slice with the most wrong voxels, or the most foreground."""
-    wrong = (label != prediction) & case.counted
-    shown = wrong if wrong.any() else label > 0
-    index = int(shown.flatten(0, -2).sum(0).argmax())
+    """Return maps of a slice; by default, of that with the most wrong voxels, or foreground."""
+    if index is None:
+        wrong = (label != prediction) & case.counted
+        shown = wrong if wrong.any() else label > 0
+        index = int(shown.flatten(0, -2).sum(0).argmax())
     maps = {"image": image, "label": label.int(), "prediction": prediction.int()}
     # Of a view, the whole volume would be saved
     drawn = {
@@ -311,6 +317,8 @@ def _draw(
     rated = {case: record["rated"] for case, record in records.items() if "rated" in record}
     if rated:
         draw_raters(folder / "cases" / "raters.png", rated)
+    missed = {case: record["miss"] for case, record in records.items() if "miss" in record}
+    draw_missed(folder, missed, names, evaluation.summary["volume_unit"])
 
 
 def join_records(

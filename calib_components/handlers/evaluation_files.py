@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from calib_components.errors import InputError, printable, reading
 from calib_components.metrics import CalibrationBins, ThresholdCounts
+from calib_components.metrics.objects import FoundObject
 
+MISSED = 3  # objects that are drawn
 PICTURES = (
     "reliability.png",
     "reliability_classes.png",
@@ -26,6 +28,7 @@ PICTURES = (
     "cases/median.png",
     "cases/worst.png",
     "cases/raters.png",
+    *(f"cases/missed{number}.png" for number in range(1, MISSED + 1)),
 )
 # Of several raters or networks, and of objects
 PARTS = ("raters", "members", "objects")
@@ -37,7 +40,7 @@ TABLES = (
     "risk_coverage.json",
 )
 NAMES = ("rater", "member", "structure", "case", "patient")  # columns of tables
-OBJECT_COLUMNS = ["case", "patient", "structure", "kind", "volume", "confidence", "matched"]
+OBJECT_COLUMNS = ["case", "patient", "structure", *FoundObject._fields]
 SUMMARY = "summary.json"
 # The summary comes last: where it is, the rest belongs to it
 FILES = (*TABLES, *PICTURES, SUMMARY)
@@ -284,3 +287,22 @@ def draw_cases(
         title = f"{printable(dsc.index[number])}\nDSC {dsc.iloc[number]:.3f} of the volume"
         figure = uncertainty_overlay(**maps, class_names=class_names, title=title)
         figure.savefig(folder / "cases" / f"{name}.png")
+
+
+def draw_missed(
+    folder: Path, missed: Mapping[str, Mapping[str, Any]], class_names: Sequence[str], unit: str
+) -> None:
+    """Draw the largest of the objects that cases miss most, `cases/missed1.png` and so on.
+
+    Args:
+        folder: Where they are written.
+        missed: Of each case, the `volume` of its largest missed object, and the `slice` through it.
+        class_names, unit: Names of the classes in the slices, and the unit of volumes.
+    """
+    from calib_components.figures import uncertainty_overlay  # training must not need matplotlib
+
+    largest = sorted(missed, key=lambda case: -missed[case]["volume"])[:MISSED]
+    for number, case in enumerate(largest, 1):
+        title = f"{printable(case)}\nmissed: {missed[case]['volume']:.3g} {unit}"
+        figure = uncertainty_overlay(**missed[case]["slice"], class_names=class_names, title=title)
+        figure.savefig(folder / "cases" / f"missed{number}.png")

@@ -7,6 +7,8 @@ object, or has some IoU with it. Then that object is found, once, however many c
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from scipy import ndimage
@@ -15,12 +17,28 @@ from calib_components.metrics.measures import Case
 from calib_components.metrics.volumes import StructureMetric, Structures, measure_structures
 
 CANDIDATE, TRUE_OBJECT = "candidate", "true object"
-Row = tuple[str, float, float, bool]
+
+
+class FoundObject(NamedTuple):
+    """A candidate or a true object: its volume, in the unit of `Case.voxel_volume`, and confidence,
+    whether it is right or found, and the voxel in the middle of its box, such as `12 40 7`.
+    """
+
+    kind: str
+    volume: float
+    confidence: float
+    matched: bool
+    place: str
+
+    @property
+    def is_missed(self) -> bool:
+        """Whether it is a true object that no candidate finds."""
+        return self.kind == TRUE_OBJECT and not self.matched
 
 
 def find_objects(
     case: Case, structure: str, threshold: float = 0.5, overlap: float = 0.0
-) -> list[Row]:
+) -> list[FoundObject]:
     """Match the objects of a structure in a case; of one that several raters labelled, with the
     label of most of them. Ignored voxels are in none.
 
@@ -31,19 +49,18 @@ def find_objects(
         overlap: Lowest IoU of a right candidate with a true object; 0 asks for one voxel.
 
     Returns:
-        Of each candidate, and then of each true object: its kind, volume and confidence, and
-            whether it is right or found. The confidence of a true object is that of its most
-            confident right candidate, 0 without one; in label maps, it is 1.
+        Candidates, then true objects. The confidence of a true object is that of its most confident
+            right candidate, 0 without one; in label maps, it is 1.
 
     Examples:
         >>> import torch
         >>> p, label = torch.tensor([[0.9, 0.6, 0, 0.7, 0]]), torch.tensor([[0, 1, 0, 0, 1]])
         >>> for row in find_objects(Case(label, {"lesion": [0]}, p, sigmoid=True), "lesion"):
         ...     print(*row)
-        candidate 2.0 0.9 True
-        candidate 1.0 0.7 False
-        true object 1.0 0.9 True
-        true object 1.0 0.0 False
+        candidate 2.0 0.9 True 0
+        candidate 1.0 0.7 False 3
+        true object 1.0 0.9 True 1
+        true object 1.0 0.0 False 4
     """
     number = [*case.structures].index(structure)
     predicted, true = (masks[0, number].cpu().numpy() for masks in case.masks)
@@ -54,17 +71,23 @@ def find_objects(
     candidates, truths = (ndimage.label(mask, neighbours)[0] for mask in (p >= threshold, true))
     sizes = np.bincount(truths[truths > 0], minlength=1)
     confidences = np.zeros(len(sizes))
-    rows: list[Row] = []
+    rows: list[FoundObject] = []
     for candidate, box in enumerate(ndimage.find_objects(candidates), 1):
         inside = candidates[box] == candidate
         size, confidence = int(inside.sum()), float(p[box][inside].max())
         touched, common = np.unique(truths[box][inside & (truths[box] > 0)], return_counts=True)
         right = touched[common >= overlap * (size + sizes[touched] - common)]
         confidences[right] = np.maximum(confidences[right], confidence)
-        rows.append((CANDIDATE, size * case.voxel_volume, confidence, len(right) > 0))
-    for size, confidence in zip(sizes[1:].tolist(), confidences[1:].tolist(), strict=True):
-        rows.append((TRUE_OBJECT, size * case.voxel_volume, confidence, confidence > 0))
+        volume = size * case.voxel_volume
+        rows.append(FoundObject(CANDIDATE, volume, confidence, len(right) > 0, _middle(box)))
+    for truth, box in enumerate(ndimage.find_objects(truths), 1):
+        volume, confidence = float(sizes[truth]) * case.voxel_volume, float(confidences[truth])
+        rows.append(FoundObject(TRUE_OBJECT, volume, confidence, confidence > 0, _middle(box)))
     return rows
+
+
+def _middle(box: tuple[slice, ...]) -> str:
+    return " ".join(str((side.start + side.stop - 1) // 2) for side in box)
 
 
 class ObjectMetric(StructureMetric):
@@ -103,8 +126,8 @@ class ObjectMetric(StructureMetric):
             case = Case(label, self.structures, p, p.argmax(0), sigmoid, self.ignore_index)
             for name in self.structures:
                 rows = find_objects(case, name, self.threshold, self.overlap)
-                found = 2 * sum(matched and kind == TRUE_OBJECT for kind, *_, matched in rows)
-                counts.append([found, found + sum(not matched for *_, matched in rows)])
+                found = 2 * sum(row.matched and row.kind == TRUE_OBJECT for row in rows)
+                counts.append([found, found + sum(not row.matched for row in rows)])
         return y_pred.new_tensor(counts, dtype=torch.float64).view(len(y), -1, 2)
 
     def get_buffer(self) -> torch.Tensor:

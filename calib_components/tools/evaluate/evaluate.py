@@ -13,7 +13,12 @@ import numpy as np
 import torch
 
 from calib_components.errors import InputError, check_choice, check_number, reading
-from calib_components.handlers.evaluation import EvaluationRecords, record_case, write_evaluation
+from calib_components.handlers.evaluation import (
+    EvaluationRecords,
+    draw_slice,
+    record_case,
+    write_evaluation,
+)
 from calib_components.handlers.parts import measure_raters, rated_slice
 from calib_components.metrics.measures import measure_case
 from calib_components.metrics.objects import find_objects
@@ -260,11 +265,17 @@ def _measure(
     if pair.name in setting.images:
         image = torch.from_numpy(read_image(setting.images[pair.name], pair.grid()))
     with reading(pair.prediction.files[0], "a prediction that can be measured"):
-        record = record_case(case, case.prediction, torch.from_numpy(drawn), image)
+        drawn_label = torch.from_numpy(drawn)
+        record = record_case(case, case.prediction, drawn_label, image)
         names, *matching = setting.run["objects"].values()
-        record["objects"] = [
-            (name, *each) for name in names for each in find_objects(case, name, *matching)
-        ]
+        found = {name: find_objects(case, name, *matching) for name in names}
+        record["objects"] = [(name, *each) for name, rows in found.items() for each in rows]
+        missed = [row for rows in found.values() for row in rows if row.is_missed]
+        if missed:
+            largest = max(missed, key=lambda row: row.volume)
+            index = int(largest.place.split()[-1])
+            drawn_slice = draw_slice(case, case.prediction, drawn_label, image, index)
+            record["miss"] = {"volume": largest.volume, "slice": drawn_slice}
         if isinstance(case, RatedCase):
             record["raters"], everyone = measure_raters(case)
             record["values"] |= everyone

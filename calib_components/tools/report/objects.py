@@ -5,14 +5,16 @@ whether their confidence is calibrated.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from calib_components.errors import InputError
 from calib_components.figures.style import NAME, literal
-from calib_components.handlers.evaluation_files import Evaluation
+from calib_components.handlers.evaluation_files import MISSED, Evaluation
 from calib_components.metrics.objects import TRUE_OBJECT
 from calib_components.tools.report.data import Context
 from calib_components.tools.report.page import Picture, Section, to_png
@@ -20,6 +22,7 @@ from calib_components.tools.report.statistics import Array, Estimate, mean_with_
 from calib_components.tools.report.tables import tabulate
 
 GOALS = r"f1|false=\d+\.?\d*|recall=(0?\.\d+|1)"
+PICTURES = [f"missed{number}.png" for number in range(1, MISSED + 1)]
 VOLUMES = [0, *np.logspace(-3, 9, 13)]
 CONFIDENCES = np.linspace(0, 1, 11)
 ABOUT = (
@@ -43,8 +46,8 @@ def objects_section(context: Context) -> Section | None:
     if len(results.names) > 1 or "objects" not in tested.parts:
         return None
     options = tested.summary["objects"]
-    records, figure = [], Figure((5, 4), layout="constrained")
-    axes = figure.subplots()
+    records, figure = [], Figure((8, 4), layout="constrained")
+    curve, reliability = figure.subplots(1, 2)
     for structure in options["structures"]:
         here = select(tested, structure)
         lines = [("test", here, options["threshold"])]
@@ -58,18 +61,34 @@ def objects_section(context: Context) -> Section | None:
                 if "confidence" not in measure or tested.thresholds:  # label maps have none
                     records.append({"label": label, "measure": measure, **estimate._asdict()})
         _, recall, false, _ = froc(*here)
-        axes.plot(false, recall, ".-", label=literal(structure, NAME))
-    axes.set(xlabel="False candidates a scan", ylabel="Recall", ylim=(0, 1))
-    axes.legend()
+        curve.plot(false, recall, ".-", label=literal(structure, NAME))
+        _draw_reliability(reliability, measure_objects(*here, options["threshold"]))
+    curve.set(xlabel="False candidates a scan", ylabel="Recall", ylim=(0, 1))
+    curve.legend()
+    files = [results.folders[context.reference] / "cases" / name for name in PICTURES]
+    pictures = [Picture("missed", "", file.read_bytes()) for file in files if file.exists()]
+    if tested.thresholds:  # label maps have one confidence
+        title = "FROC, and how often candidates are right"
+        pictures.insert(0, Picture("froc", title, to_png(figure)))
     return Section(
         "objects",
         "Which objects are found?",
         ABOUT.format(**options, unit=results.volume_unit, chosen=chosen),
         tabulate(records, ["label"]).T.rename_axis("measure"),
         records,
-        [Picture("froc", "FROC", to_png(figure))],
+        pictures,
         folded=False,
     )
+
+
+def _draw_reliability(axes: Axes, found: Mapping[str, Estimate]) -> None:
+    """Draw the share of right candidates over their confidence, with intervals over patients."""
+    axes.plot([0, 1], [0, 1], "--", color="black")
+    shares = [(key, found[key]) for key in found if key.startswith("right, confidence")]
+    middles = [sum(map(float, key.split("(")[1].strip("]").split(","))) / 2 for key, _ in shares]
+    ends = np.array([(share.low, share.mean, share.high) for _, share in shares]).reshape(-1, 3).T
+    axes.errorbar(middles, ends[1], np.abs(ends[::2] - ends[1]), fmt="o-")
+    axes.set(xlabel="Confidence of candidates", ylabel="Share that is right", ylim=(0, 1))
 
 
 def select(evaluation: Evaluation, structure: str) -> tuple[pd.DataFrame, pd.Series]:

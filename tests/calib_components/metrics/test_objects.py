@@ -45,14 +45,20 @@ def by_hand(p: np.ndarray, true: np.ndarray, threshold: float, overlap: float) -
             common = len(part & other)
             if common and common >= overlap * len(part | other):
                 right, best[number] = True, max(best[number], confidence)
-        rows.append((CANDIDATE, len(part), confidence, right))
-    sizes = map(len, objects)
-    return rows + [(TRUE_OBJECT, n, c, c > 0) for n, c in zip(sizes, best, strict=True)]
+        rows.append((CANDIDATE, len(part), confidence, right, middle(part)))
+    return rows + [
+        (TRUE_OBJECT, len(part), confidence, confidence > 0, middle(part))
+        for part, confidence in zip(objects, best, strict=True)
+    ]
+
+
+def middle(part: set[tuple[int, ...]]) -> str:
+    return " ".join(str((min(axis) + max(axis)) // 2) for axis in zip(*part, strict=True))
 
 
 def f1(rows: list[tuple]) -> float:
-    found = sum(matched for kind, *_, matched in rows if kind == TRUE_OBJECT)
-    wrong = sum(not matched for *_, matched in rows)
+    found = sum(row[3] for row in rows if row[0] == TRUE_OBJECT)
+    wrong = sum(not row[3] for row in rows)
     return 2 * found / (2 * found + wrong) if found + wrong else np.nan
 
 
@@ -96,17 +102,17 @@ def test_structures_of_a_softmax_of_label_maps_and_of_logits() -> None:
     structures = {"both": [1, 2], "a": [1]}
     case = Case(label, structures, p, p.argmax(0))
     rows = find_objects(case, "both")
-    assert [(kind, n, matched) for kind, n, _, matched in rows] == [
+    assert [(row.kind, row.volume, row.matched) for row in rows] == [
         *[(CANDIDATE, 1, True)] * 2,
         *[(TRUE_OBJECT, 1, True)] * 2,
     ]
-    assert [confidence for *_, confidence, _ in rows] == pytest.approx([0.9, 0.7] * 2)
-    assert find_objects(case, "a") == [(TRUE_OBJECT, 1.0, 0.0, False)]
+    assert [row.confidence for row in rows] == pytest.approx([0.9, 0.7] * 2)
+    assert find_objects(case, "a") == [(TRUE_OBJECT, 1.0, 0.0, False, "3")]
     as_map = Case(label, structures, prediction=torch.tensor([1, 0, 0, 1]))
     assert find_objects(as_map, "a") == [
-        (CANDIDATE, 1.0, 1.0, False),
-        (CANDIDATE, 1.0, 1.0, True),
-        (TRUE_OBJECT, 1.0, 1.0, True),
+        (CANDIDATE, 1.0, 1.0, False, "0"),
+        (CANDIDATE, 1.0, 1.0, True, "3"),
+        (TRUE_OBJECT, 1.0, 1.0, True, "3"),
     ]
     metric = ObjectMetric(structures)
     one_hot = torch.eye(3)[label[0]].T

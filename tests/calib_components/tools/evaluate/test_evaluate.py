@@ -181,6 +181,9 @@ def test_objects_are_written_in_millilitres(
             assert sorted(each["volume"]) == pytest.approx(volumes)
             assert sorted(each["confidence"]) == pytest.approx(sorted(row[1] for row in expected))
             assert each["matched"].sum() == sum(row[2] for row in expected)
+    missed = table[(table["kind"] == TRUE_OBJECT) & ~table["matched"]]
+    drawn = sorted(file.name for file in (tmp_path / "out" / "cases").glob("missed*"))
+    assert drawn == [f"missed{n + 1}.png" for n in range(min(3, missed["case"].nunique()))]
     summary = Evaluation.read(tmp_path / "out").summary
     assert summary["objects"] == {"structures": ["both"], "threshold": 0.7, "overlap": 0.1}
 

@@ -27,8 +27,8 @@ def made_up(seed: int, patients: dict[str, str], mean: float = 3) -> pd.DataFram
             confidence = rng.choice([0.5, 0.61, 0.75, 0.83, 0.97, 1])
             is_right = bool(rng.uniform() < confidence)
             place = case, patient, "lesion"
-            rows.append((*place, CANDIDATE, volume, confidence, is_right))
-            rows.append((*place, TRUE_OBJECT, volume, confidence * is_right, is_right))
+            rows.append((*place, CANDIDATE, volume, confidence, is_right, "1 2 3"))
+            rows.append((*place, TRUE_OBJECT, volume, confidence * is_right, is_right, "1 2 3"))
     table = pd.DataFrame(rows, columns=OBJECT_COLUMNS)
     return table.astype({"confidence": float, "matched": bool})
 
