@@ -15,11 +15,13 @@ import nibabel
 import numpy as np
 from monai.data import NibabelReader
 from nibabel.affines import from_matvec, voxel_sizes
+from nibabel.arrayproxy import is_proxy
 from nibabel.openers import ImageOpener
 from nibabel.orientations import inv_ornt_aff, io_orientation
 from nibabel.spatialimages import SpatialImage
 from nibabel.volumeutils import apply_read_scaling, array_from_file
 
+from calib_components.data.dicom import is_dicom, open_series
 from calib_components.errors import InputError, reading
 
 LABEL_SUFFIXES = ("_gt", "_seg", "_label")  # of the name of an image, for its label
@@ -63,8 +65,8 @@ def stored_in(file: str | os.PathLike) -> tuple[Path, int | None]:
 
 
 def open_nifti(file: str | os.PathLike, any_affine: bool = False) -> SpatialImage:
-    """Open a NIfTI file, or a phase of one, see `stored_in`, and check its header. The voxels are
-    not read. Of five axes, those of length 1 are dropped.
+    """Open a NIfTI file, a phase of one, see `stored_in`, or a DICOM series, see `open_series`, and
+    check its header. The voxels are not read. Of five axes, those of length 1 are dropped.
 
     Raises:
         InputError: The file is not NIfTI, is shorter than its header demands, or holds other values
@@ -72,6 +74,8 @@ def open_nifti(file: str | os.PathLike, any_affine: bool = False) -> SpatialImag
             or singular.
     """
     place, phase = stored_in(file)
+    if is_dicom(place):
+        return open_series(place)
     with reading(file):
         image = cast(SpatialImage, nibabel.load(place))
         dtype, affine, size = image.get_data_dtype(), image.affine, os.path.getsize(place)
@@ -210,6 +214,8 @@ def read_values(
             verify.
     """
     proxy = cast(Any, image.dataobj)
+    if not is_proxy(proxy):  # DICOM
+        return np.ascontiguousarray(proxy, np.float32)
     with reading(file), ImageOpener(proxy.file_like) as opened:
         stored = array_from_file(proxy.shape, proxy.dtype, cast(Any, opened), proxy.offset)
         if str(file).lower().endswith(".gz"):
@@ -238,6 +244,10 @@ class NiftiReader(NibabelReader):
         super().__init__()
         self.any_affine = any_affine
         self.nan_to_num = nan_to_num
+
+    def verify_suffix(self, filename: Any) -> bool:
+        """Take any file: those of DICOM series may have any ending."""
+        return True
 
     def read(self, data: Any, **_: Any) -> Any:
         """Open a file, or those of the channels of an image, whose affine is that of the first

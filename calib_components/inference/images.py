@@ -1,9 +1,9 @@
 """The images of a folder: found, checked, and shared among several runs.
 
-One image is one NIfTI file or, where a data set keeps each modality in a file of its own, several
-whose names differ in a suffix (`NAME_flair.nii.gz`, `NAME_t1.nii.gz`, ...). Where a network takes
-one channel, each phase of a file with a fourth axis is an image, `NAME_phase00` and so on. Results
-are named after the image: `NAME_seg.nii.gz`.
+One image is one NIfTI file, one DICOM series or, where a data set keeps each modality in a file of
+its own, several files whose names differ in a suffix (`NAME_flair.nii.gz`, `NAME_t1.nii.gz`, ...).
+Where a network takes one channel, each phase of a file with a fourth axis is an image,
+`NAME_phase00` and so on. Results are named after the image: `NAME_seg.nii.gz`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import hashlib
 import logging
 import os
 import re
-import shlex
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from typing import Any
 from ignite.engine import Engine, Events
 from monai.utils import ensure_tuple
 
+from calib_components.data.dicom import is_dicom, series_name, series_of
 from calib_components.data.nifti import (
     LABEL_SUFFIXES,
     check_same_grid,
@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 NIFTI = re.compile(r"(.+)(\.nii(?:\.gz)?)", re.IGNORECASE | re.DOTALL)
 # Endings of the files of each map
 MAPS = {"label": "seg", "uncertainty": "uncertainty", "probability": "probability"}
+# Maps of a DICOM series, which are DICOM SEG
+DICOM_MAPS = {"dicom": "seg.dcm", "dicom_probability": "probability.dcm"}
 # Labels, and maps that inference writes
 NOT_IMAGES = (*LABEL_SUFFIXES, "_probability", "_uncertainty")
 
@@ -54,9 +56,9 @@ def find_images(path: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> l
     """Find the images in a folder and its subfolders, sorted by file; some may lack files, see
     `ImageFolder.check`.
 
-    Files that end in `.nii` or `.nii.gz`, in any case, are images. Hidden files and folders are
-    skipped, as are labels (`*_gt`, `*_seg`, `*_label`) and maps that inference writes. Links to
-    folders are followed.
+    Files that end in `.nii` or `.nii.gz`, in any case, are images, and so are DICOM series. Hidden
+    files and folders are skipped, as are labels (`*_gt`, `*_seg`, `*_label`) and maps that
+    inference writes. Links to folders are followed.
 
     Args:
         path: One NIfTI file, whatever it is called, or a folder.
@@ -69,6 +71,8 @@ def find_images(path: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> l
     path = Path(path)
     if path.is_dir():
         return _group(sorted(files_below(path)), file_suffixes)
+    if is_dicom(path):
+        return [Image(series_name(file), (file,)) for file in series_of(path)[:1]]
     beside = sorted(path.parent.glob("*"))
     images = _group([path, *beside], file_suffixes, named=path)
     return [image for image in images if path in image.files]
@@ -82,7 +86,7 @@ def _group(
     for file in files:
         name, suffix, _ = _split(file, file_suffixes)
         is_label = not suffix and name.lower().endswith(NOT_IMAGES)
-        if not _is_nifti(file) or (is_label and file != named):
+        if not (_is_nifti(file) or _is_series(file)) or (is_label and file != named):
             continue
         place = file.with_name(name) if suffix else file
         if parts[place].get(suffix, file) != file:  # the same name with another ending
@@ -107,10 +111,17 @@ def _is_nifti(file: Path) -> bool:
     return (file.is_file() or file.is_symlink()) and NIFTI.fullmatch(file.name) is not None
 
 
+def _is_series(file: Path) -> bool:
+    """Whether a file is the first one of a DICOM series."""
+    return is_dicom(file) and series_of(file)[:1] == [file]
+
+
 def _split(file: str | os.PathLike, file_suffixes: Sequence[str]) -> tuple[str, str, str]:
     """Split the name of a file into that of its image, its suffix in small letters, if it has one,
     and its ending.
     """
+    if is_dicom(file):
+        return series_name(file), "", ""
     match = NIFTI.fullmatch(Path(file).name)
     stem, ending = match.groups() if match else (Path(file).name, "")
     longest_first = sorted(map(str.lower, file_suffixes), key=len, reverse=True)
@@ -146,7 +157,8 @@ class ImageFolder:
         in_channels: Number of channels that the network takes.
         file_suffixes: Suffixes of the files of one image, see `find_images`.
         output_dir: Folder that the maps go to.
-        save: Maps that are written: "label", "uncertainty" and "probability", or some of them.
+        save: Maps that are written: "label", "uncertainty" and "probability", or some of them; of
+            DICOM series also "dicom" and "dicom_probability".
         shard: `"i/n"` for the `i`-th of `n` shares of the images, such as "2/8"; None for all
             images.
         skip_existing: Whether to leave out images whose maps exist and are newer than the image.
@@ -173,7 +185,7 @@ class ImageFolder:
         self.path, self.output_dir = Path(self.path), Path(self.output_dir)
         self.save = ensure_tuple(self.save)
         for name in self.save:
-            check_choice("save", name, MAPS)
+            check_choice("save", name, MAPS | DICOM_MAPS)
         folder = self.path if self.path.is_dir() else self.path.parent
         run = {**self.stamp, "dataset_dir": folder}
         self.output = OutputFolder(self.output_dir, run, self.shard, self.overwrite)
@@ -229,7 +241,10 @@ class ImageFolder:
         else:
             images = shard_of(every, self.shard)
         if not images:
-            raise InputError(_no_image(self.path))
+            raise InputError(
+                "dataset_dir is or holds no .nii or .nii.gz image, and no DICOM series of one:"
+                f" {self.path}."
+            )
         _check_names(images)
         phases = sum(stored_in(image.files[0])[1] is not None for image in images)
         if phases:
@@ -260,6 +275,8 @@ class ImageFolder:
 
     def _check_image(self, image: Image) -> None:
         channels = self.in_channels if len(image.files) == 1 else 1
+        if DICOM_MAPS.keys() & self.save and not is_dicom(image.files[0]):
+            raise InputError(f"save: DICOM is written of DICOM alone, not of {image.files[0]}.")
         for file in image.files:
             if not stored_in(file)[0].is_file():
                 raise InputError(
@@ -302,7 +319,8 @@ class ImageFolder:
 
     def _results(self, image: Image) -> list[str]:
         """Return the names of its estimates and its maps."""
-        maps = [f"{image.name}_{MAPS[name]}.nii.gz" for name in self.save]
+        endings = DICOM_MAPS | {name: f"{ending}.nii.gz" for name, ending in MAPS.items()}
+        maps = [f"{image.name}_{endings[name]}" for name in self.save]
         return [f"{FOLDER}/{image.name}.json", *maps]
 
     def _is_finished(self, image: Image) -> bool:
@@ -317,6 +335,8 @@ class ImageFolder:
 def _phases(image: Image) -> list[Image]:
     """Return the images of the phases of one whose file has several; else the image alone."""
     file = image.files[0]
+    if is_dicom(file):
+        return [image]
     shape = open_nifti(file).shape if len(image.files) == 1 and file.is_file() else ()
     if len(shape) != 4 or shape[3] == 1:
         return [image]
@@ -324,21 +344,6 @@ def _phases(image: Image) -> list[Image]:
     stem, _, ending = _split(file, ())
     names = [f"{stem}_phase{number:0{digits}}" for number in range(shape[3])]
     return [Image(name, (file.with_name(f"{name}{ending}"),)) for name in names]
-
-
-def _no_image(path: Path) -> str:
-    """Say that a path is or holds no image, and what to do with DICOM."""
-    for file in files_below(path) if path.is_dir() else [path]:
-        if file.is_file():
-            with open(file, "rb") as opened:
-                is_dicom = opened.read(132).endswith(b"DICM") or file.suffix.lower() == ".dcm"
-            if is_dicom:
-                folder = shlex.quote(str(path if path.is_dir() else path.parent))
-                return (
-                    f"dataset_dir: {path} is or holds DICOM files. Convert them first: mkdir -p"
-                    f" NIFTI && dcm2niix -z y -o NIFTI {folder}"
-                )
-    return f"dataset_dir is or holds no .nii or .nii.gz image: {path}."
 
 
 def _check_names(images: Sequence[Image]) -> None:

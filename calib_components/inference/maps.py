@@ -22,11 +22,12 @@ from monai.transforms import MapTransform, SaveImaged
 from monai.utils import ensure_tuple
 from nibabel import Nifti1Image
 
+from calib_components.data.dicom import is_dicom, series_name, write_segmentation
 from calib_components.data.transforms import file_name
 from calib_components.errors import InputError, check_choice, make_folder, writing
 from calib_components.inference.crops import crop_of
 from calib_components.inference.grid import ImageGrid
-from calib_components.inference.images import MAPS, result_name
+from calib_components.inference.images import DICOM_MAPS, MAPS, result_name
 from calib_components.inference.inferers import agreement_of
 from calib_components.inference.scratch import release, scratch
 from calib_components.posthoc import find_reference
@@ -71,8 +72,8 @@ class PredictionMapsd(MapTransform):
         keys: The logits, `(N, H, W, D)`, of the preprocessed `image`.
         structures: Name of each structure and its class indices.
         label_codes: Value of each class in the label map.
-        save: Maps to make: "label", "uncertainty" and "probability", or some of them, see
-            `ImageFolder`, which checks them.
+        save: Maps to make, see `ImageFolder`, which checks them. Those of DICOM are masks, or
+            probabilities of 0 to 255, of the structures, `(structures, *S)`.
         bits: Bits of the integers, 16 or 8.
         show_uncertainty: Let the key itself become the uncertainty instead, for MONAI Label, which
             shows one map.
@@ -123,7 +124,7 @@ class PredictionMapsd(MapTransform):
             item[QUALITY] = self._describe(scan, image, grid, item[key])
             for name in self.save:
                 slope = 1.0 if name == "label" else 1 / self.largest
-                item[MAPS[name]] = _with_grid(maps[name], image, grid, slope)
+                item[MAPS.get(name, name)] = _with_grid(maps[name], image, grid, slope)
             if self.show_uncertainty:
                 item[key] = _with_grid(maps["uncertainty"].float() / self.largest, image, grid)
             else:
@@ -140,6 +141,8 @@ class PredictionMapsd(MapTransform):
         """Return the quality of a scan, with a picture."""
         # A server must not tell where its files are
         index, name = scan.most_uncertain_slice, Path(file_name(image)).name
+        if is_dicom(file_name(image)):
+            name = series_name(file_name(image))
         grey = grid.slab(image.as_tensor(), index, index + 1)[0, 0]
         p = _probabilities(logits, grid, index, index + 1)[:, 0].cpu()
         masks = torch.stack(scan.masks(p))
@@ -187,6 +190,9 @@ class PredictionMapsd(MapTransform):
         maps = {"label": scratch((1, *shape), self.codes.dtype)}
         if "uncertainty" in self.save or self.show_uncertainty:
             maps["uncertainty"] = scratch((1, *shape), self.dtype)
+        for name, dtype in {"dicom": torch.bool, "dicom_probability": torch.uint8}.items():
+            if name in self.save:
+                maps[name] = scratch((len(self.structures), *shape), dtype)
         if "probability" in self.save:
             maps["probability"] = scratch((1 + len(self.structures), *shape), self.dtype)
         return maps
@@ -197,6 +203,13 @@ class PredictionMapsd(MapTransform):
             return self.codes[p.max(0, keepdim=True).indices]  # faster than argmax
         if name == "uncertainty":
             return self._rounded(normalized_entropy(p))
+        if name == "dicom":
+            predicted = p.argmax(0)
+            classes = self.structures.values()
+            return torch.stack([torch.isin(predicted, torch.tensor(each)) for each in classes])
+        if name == "dicom_probability":
+            sums = [p[list(classes)].sum(0) for classes in self.structures.values()]
+            return (torch.stack(sums).clamp(0, 1) * 255).round_().to(torch.uint8)
         structures = ([0], *self.structures.values())
         return self._rounded(torch.stack([p[list(classes)].sum(0) for classes in structures]))
 
@@ -237,6 +250,8 @@ class SaveMapd(SaveImaged):  # MONAI Label leaves out what is a SaveImaged
         allow_missing_keys: Skip keys that the item lacks.
         stamp: What `calib_components.inference.run_stamp` returns; the field `descrip` of the
             header gets its weights.
+        structures: Names of the structures, for maps of DICOM series, which become
+            `NAME_seg.dcm` and `NAME_probability.dcm`.
 
     Raises:
         InputError: When called: a file cannot be written.
@@ -249,8 +264,10 @@ class SaveMapd(SaveImaged):  # MONAI Label leaves out what is a SaveImaged
         file_suffixes: Sequence[str] = (),
         allow_missing_keys: bool = False,
         stamp: Mapping[str, Any] | None = None,
+        structures: Sequence[str] = (),
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
+        self.structures = structures
         self.output_dir = Path(output_dir)
         self.file_suffixes = file_suffixes
         self.stamp = f"weights {stamp['weights']}" if stamp else ""
@@ -258,7 +275,11 @@ class SaveMapd(SaveImaged):  # MONAI Label leaves out what is a SaveImaged
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         make_folder(self.output_dir)
         for key in self.key_iterator(dict(data)):
-            name = result_name(data[key].meta["filename_or_obj"], self.file_suffixes)
+            file = data[key].meta["filename_or_obj"]
+            name = result_name(file, self.file_suffixes)
+            if key in DICOM_MAPS:
+                self._write_dicom(data[key], f"{name}_{DICOM_MAPS[key]}", file)
+                continue
             with writing(self.output_dir / f"{name}_{key}.nii.gz") as unfinished:
                 volume, slope = data[key].as_tensor(), data[key].meta.get(SLOPE, 1.0)
                 write_map(unfinished, volume, np.asarray(data[key].affine), slope, self.stamp)
@@ -266,6 +287,13 @@ class SaveMapd(SaveImaged):  # MONAI Label leaves out what is a SaveImaged
             name = result_name(data[QUALITY]["scan"], self.file_suffixes)
             write_record({**data[QUALITY], "scan": name}, self.output_dir)
         return dict(data)
+
+    def _write_dicom(self, values: MetaTensor, name: str, image: str) -> None:
+        masks = values.as_tensor().cpu().numpy()
+        if masks.dtype != bool:
+            masks = masks / np.float32(255)
+        with writing(self.output_dir / name) as unfinished:
+            write_segmentation(unfinished, masks, [*self.structures], image)
 
 
 def write_map(

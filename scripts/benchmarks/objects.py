@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import partial
 
 import torch
 
 from calib_components.metrics.measures import Case
-from calib_components.metrics.objects import Row, find_objects
+from calib_components.metrics.objects import FoundObject, find_objects
 from scripts.benchmarks.timing import peak_resident_mib, set_up
 
 
@@ -31,6 +32,10 @@ def lesions(size: int, slices: int, number: int) -> Case:
     return Case(label, {"lesion": [0]}, p, sigmoid=True)
 
 
+def _extend(found: list[FoundObject], step: Callable[[], list[FoundObject]]) -> None:
+    found.extend(step())
+
+
 def objects(
     size: int = 512, slices: int = 300, number: int = 2000, rounds: int = 1, threads: int = 1
 ) -> None:
@@ -46,14 +51,13 @@ def objects(
         threads: CPU threads for PyTorch.
     """
     set_up(rounds, threads)
-    seconds, rows = [], list[Row]()
+    seconds, found = [], list[FoundObject]()
     for _ in range(rounds):
         case = lesions(size, slices, number)
         step = partial(find_objects, case, "lesion")
         start = time.perf_counter()
-        peak = peak_resident_mib(lambda step=step: rows.extend(step()))
+        found.clear()
+        peak = peak_resident_mib(partial(_extend, found, step))
         seconds.append(time.perf_counter() - start)
-    print(
-        f"{len(rows) // rounds} objects of {size}x{size}x{slices}: {min(seconds):.1f} s,", end=" "
-    )
+    print(f"{len(found)} objects of {size}x{size}x{slices}: {min(seconds):.1f} s,", end=" ")
     print(f"peak MiB {peak:.0f}")

@@ -12,9 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from highdicom.seg import segread
 
 from calib_components.handlers.weights import with_calibrator
 from calib_components.posthoc import Calibrator, ClassBias, TemperatureScaling
+from tests.calib_components.data.test_dicom import AFFINES, save_series, volume_of
 from tests.helpers import (
     ACDC,
     made_up,
@@ -124,6 +126,35 @@ def test_unsuitable_image_is_named_and_has_no_map(
     assert "scan.nii.gz: " in line
     assert word in line
     assert not list(tmp_path.glob("out/[!.]*"))
+
+
+def test_dicom_series_are_segmented_as_their_volumes(weights: Path, tmp_path: Path) -> None:
+    affine, volume = AFFINES["oblique"], volume_of(0, (70, 61, 5))
+    save_series(tmp_path / "dicom" / "scan", volume, affine)
+    save(tmp_path / "scan.nii.gz", volume.astype(np.int16), affine)
+    infer(tmp_path / "scan.nii.gz", weights, tmp_path / "nifti", save="label")
+    infer(tmp_path / "dicom", weights, tmp_path / "out", save=["label", "dicom"])
+    name = "P-1_20240102_3"
+    assert pd.read_csv(tmp_path / "out" / "quality.csv")["scan"].unique() == [name]
+    found, expected = (
+        nib.as_closest_canonical(nib.load(file))
+        for file in (tmp_path / f"out/{name}_seg.nii.gz", tmp_path / "nifti/scan_seg.nii.gz")
+    )
+    np.testing.assert_allclose(found.affine, expected.affine, atol=1e-4)
+    assert (np.asarray(found.dataobj) == np.asarray(expected.dataobj)).all()
+    assert np.asarray(found.dataobj).any()
+    masks = segread(tmp_path / f"out/{name}_seg.dcm").get_volume(combine_segments=True).array
+    counts = np.bincount(np.asarray(found.dataobj).ravel(), minlength=4)
+    assert np.bincount(masks.ravel(), minlength=4)[1:].tolist() == counts[1:].tolist()
+    line = refusal(
+        ACDC,
+        "inference.yaml",
+        dataset_dir=str(tmp_path / "scan.nii.gz"),
+        ckpt_dir=str(weights),
+        output_dir=str(tmp_path / "none"),
+        save="dicom",
+    )
+    assert "save: DICOM is written of DICOM alone" in line
 
 
 def test_shards_and_an_interruption_give_the_same_maps(
