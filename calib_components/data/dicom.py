@@ -18,18 +18,28 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from nibabel import Nifti1Image
+from nibabel.affines import from_matvec
 
 from calib_components.errors import InputError, reading
 
 if TYPE_CHECKING:
-    from highdicom import VolumeGeometry
     from pydicom import Dataset
 
+log = logging.getLogger(__name__)
 SUFFIX = ".dcm"
+DIRECTORY = "DICOMDIR"
 SEGMENTATIONS = ("SEG", "RTSTRUCT", "RTDOSE")  # modalities that are no images
 NAMED_BY = ("PatientID", "StudyDate", "SeriesNumber")
+LONGEST = 100  # characters of a name
+PLACED_BY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns")
+# What DICOM SEG copies of its images, and they may lack
+COPIED = (
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime"),
+    *("StudyID", "AccessionNumber", "ReferringPhysicianName"),
+)
 TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # from DICOM's axes to those of NIfTI
 SAME_PLACE = 1e-3  # mm between slices that lie at the same place
+OFF_PLACE = 0.1  # of the smallest side of a voxel: how far a slice may lie from its place
 
 
 def is_dicom(file: str | os.PathLike) -> bool:
@@ -53,21 +63,39 @@ def series_of(file: str | os.PathLike) -> list[Path]:
 @functools.lru_cache(maxsize=16)
 def _series_in(folder: Path, changed: int) -> dict[str, list[Path]]:
     """Return the files of each series in a folder, which may have `changed` since."""
-    series = defaultdict(list)
+    placed: dict[str, list[Path]] = defaultdict(list)
+    others: dict[str, list[Path]] = defaultdict(list)
     for file in sorted(folder.iterdir()):
-        if not file.name.startswith(".") and is_dicom(file):
-            header = _header(file)
-            is_placed = "ImagePositionPatient" in header or "NumberOfFrames" in header
-            if "Rows" in header and is_placed and header.get("Modality") not in SEGMENTATIONS:
-                series[str(header.get("SeriesInstanceUID", file))].append(file)
-    return dict(series)
+        if file.name.startswith(".") or file.name == DIRECTORY or not is_dicom(file):
+            continue
+        header = _header(file)
+        if "SeriesInstanceUID" not in header:
+            raise InputError(f"{file} is no whole DICOM file. Export it again, or remove it.")
+        is_image = _is_multi_frame([header]) or all(name in header for name in PLACED_BY)
+        is_image &= header.get("SamplesPerPixel") == 1
+        is_image &= header.get("Modality") not in SEGMENTATIONS
+        (placed if is_image else others)[str(header.SeriesInstanceUID)].append(file)
+    for series, files in others.items():
+        if series in placed:
+            raise InputError(
+                f"{files[0]}: a slice of a series has no place or values. Export it again."
+            )
+    if others:
+        left_out = [file for files in others.values() for file in files]
+        log.warning(
+            "%d DICOM file(s) that are no 3D images are skipped, such as %s",
+            len(left_out),
+            left_out[0],
+        )
+    return dict(placed)
 
 
 def series_name(file: str | os.PathLike) -> str:
     """Return the name of the image that a series is."""
     header = _header(Path(file))
     words = [str(header.get(name) or "") for name in NAMED_BY]
-    return re.sub(r"[^\w.-]+", "-", "_".join(filter(None, words))) or Path(file).stem
+    name = re.sub(r"[^\w.-]+", "-", "_".join(filter(None, words))).strip(".-_")
+    return name[:LONGEST] or Path(file).stem
 
 
 def open_series(file: str | os.PathLike) -> Nifti1Image:
@@ -76,20 +104,19 @@ def open_series(file: str | os.PathLike) -> Nifti1Image:
 
     Raises:
         InputError: pydicom or highdicom is missing, the file is no image, or its slices do not make
-            a volume: some are missing, lie at one place, or differ in direction.
+            a volume: some are missing, lie at one place or beside it, or differ in direction.
     """
     files = series_of(file)
     if not files:
         raise InputError(f"{file}: no DICOM image, such as CT or MR.")
-    geometry = _geometry(files)
-    affine = TO_RAS @ geometry.affine[:, [2, 1, 0, 3]]
-    image = Nifti1Image(_Voxels(files, geometry.spatial_shape[::-1]), affine)
+    files, affine, shape = _in_order(files)
+    image = Nifti1Image(_Voxels(files, shape), TO_RAS @ affine)
     image.header.set_xyzt_units("mm")
     return image
 
 
 class _Voxels:
-    """The voxels of a series, `(X, Y, Z)`, read when they are asked for."""
+    """The voxels of a series, `(X, Y, Z)`, of files in order, read when they are asked for."""
 
     dtype = np.dtype(np.float32)
 
@@ -98,16 +125,18 @@ class _Voxels:
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
         import highdicom
+        from pydicom.pixels import apply_modality_lut
 
-        options: dict[str, Any] = {"dtype": np.float32, "apply_presentation_lut": False}
-        with reading(self.files[0], "a DICOM image that can be decoded"):
-            headers = [_header(file, stop_before_pixels=False) for file in self.files]
-            if _is_multi_frame(headers):
-                image = highdicom.Image.from_dataset(headers[0], copy=False)
-                volume = image.get_volume(**options)
-            else:
-                volume = highdicom.get_volume_from_series(headers, **options)
-        return volume.array.transpose(2, 1, 0)
+        with reading(self.files[0], "a DICOM series that can be decoded"):
+            if len(self.files) == 1 and _is_multi_frame([_header(self.files[0])]):
+                image = highdicom.imread(self.files[0])
+                volume = image.get_volume(dtype=np.float32, apply_presentation_lut=False)
+                return volume.array.transpose(2, 1, 0)
+            values = np.empty(self.shape, np.float32)
+            for index, file in enumerate(self.files):
+                header = _header(file, stop_before_pixels=False)
+                values[..., index] = apply_modality_lut(header.pixel_array, header).T
+            return values
 
     def __getitem__(self, place: Any) -> np.ndarray:
         return np.asarray(self)[place]
@@ -131,8 +160,12 @@ def write_segmentation(
     import calib_components
 
     logging.getLogger("highdicom").setLevel(logging.WARNING)
-    files = series_of(image)
-    headers, geometry = [_header(each) for each in files], _geometry(files)
+    files, affine, _ = _in_order(series_of(image))
+    headers, frame = [_header(each) for each in files], highdicom.UID()
+    for header in headers:
+        header.setdefault("FrameOfReferenceUID", frame)
+        for name in COPIED:
+            header.setdefault(name, "")
     product, version = calib_components.__name__, calib_components.__version__
     by = highdicom.AlgorithmIdentificationSequence(
         product, codes.DCM.ArtificialIntelligence, version
@@ -151,7 +184,7 @@ def write_segmentation(
     is_binary = masks.dtype == bool
     volume = highdicom.Volume(
         (masks.astype(np.uint8) if is_binary else masks).transpose(3, 2, 1, 0),
-        geometry.affine,
+        affine[:, [2, 1, 0, 3]],
         coordinate_system="PATIENT",
         frame_of_reference_uid=headers[0].FrameOfReferenceUID,
         channels={"SegmentNumber": [*range(1, len(names) + 1)]},
@@ -187,51 +220,76 @@ def _is_multi_frame(headers: Sequence[Dataset]) -> bool:
     return len(headers) == 1 and int(headers[0].get("NumberOfFrames") or 1) > 1
 
 
-def _geometry(files: Sequence[Path]) -> VolumeGeometry:
-    """Return where the voxels `(slices, rows, columns)` of a series lie, in DICOM's axes."""
+def _in_order(files: Sequence[Path]) -> tuple[list[Path], np.ndarray, tuple[int, ...]]:
+    """Return the files of a series from the first slice to the last, and the affine, in DICOM's
+    axes, and shape of its voxels `(X, Y, Z)`.
+    """
     import highdicom
-    from highdicom.spatial import get_series_volume_positions
 
-    with reading(files[0], "a DICOM series"):
-        headers = [_header(file) for file in files]
-        first, spacing = headers[0], None
-        if _is_multi_frame(headers):
+    headers = [_header(file) for file in files]
+    title = f"{files[0].parent}: series {series_name(files[0])}"
+    if _is_multi_frame(headers):
+        with reading(files[0], "a DICOM image"):
             image = highdicom.imread(files[0], lazy_frame_retrieval=True)
             geometry = image.get_volume_geometry(allow_duplicate_positions=False)
-            if geometry is not None:
-                return geometry
-        elif len(files) == 1:
-            spacing = first.get("SpacingBetweenSlices") or first.get("SliceThickness") or 1
-        else:
-            spacing, places = get_series_volume_positions(headers)
-            first = headers[places.index(0)] if places else first
-    if spacing is None:
-        raise InputError(f"{files[0].parent}: series {series_name(files[0])}: {_flaw(headers)}")
-    return highdicom.VolumeGeometry.from_attributes(
-        image_position=first.ImagePositionPatient,
-        image_orientation=first.ImageOrientationPatient,
-        rows=first.Rows,
-        columns=first.Columns,
-        pixel_spacing=first.PixelSpacing,
-        spacing_between_slices=spacing,
-        number_of_frames=len(files),
-        coordinate_system="PATIENT",
-    )
+        if geometry is None:
+            raise InputError(f"{title}: its frames make no volume. Convert it with dcm2niix.")
+        return [*files], geometry.affine[:, [2, 1, 0, 3]], geometry.spatial_shape[::-1]
+    with reading(files[0], "a DICOM series"):
+        grids = np.array([_grid_of_slice(header) for header in headers], float)
+        positions = np.array([header.ImagePositionPatient for header in headers], float)
+        normal = np.cross(*grids[0, :6].reshape(2, 3))
+    offsets = positions @ normal
+    order = np.argsort(offsets)
+    spacing = _spacing(headers[0], offsets[order])
+    expected = positions[order[0]] + np.outer(np.arange(len(files)), spacing * normal)
+    flaw = _flaw(grids, offsets[order], np.linalg.norm(positions[order] - expected, axis=1))
+    if flaw:
+        raise InputError(f"{title}: {flaw}")
+    turn = np.stack([*grids[0, :6].reshape(2, 3), normal], axis=1)
+    sizes = [*grids[0, 7:5:-1], spacing]  # of columns, rows and slices
+    shape = (headers[0].Columns, headers[0].Rows, len(files))
+    return [files[index] for index in order], from_matvec(turn * sizes, expected[0]), shape
 
 
-def _flaw(headers: Sequence[Dataset]) -> str:
-    """Say why slices do not make a volume."""
-    directions = np.array([header.get("ImageOrientationPatient", [0] * 6) for header in headers])
-    if _is_multi_frame(headers) or np.ptp(directions, axis=0).max() > SAME_PLACE:
-        return "its slices do not lie one behind the other. Convert it with dcm2niix."
-    normal = np.cross(*directions[0].reshape(2, 3))
-    steps = np.diff(sorted(normal @ header.ImagePositionPatient for header in headers))
-    if steps.min() < SAME_PLACE:
+def _grid_of_slice(header: Dataset) -> list[Any]:
+    """Return what all slices of a volume have in common: directions, sizes of pixels, shape."""
+    sizes = [*header.PixelSpacing, header.Rows, header.Columns]
+    return [*header.ImageOrientationPatient, *sizes]
+
+
+def _spacing(header: Dataset, offsets: np.ndarray) -> float:
+    """Return the distance of slices; a single one has the thickness that its header states."""
+    if len(offsets) > 1:
+        return float(offsets[-1] - offsets[0]) / (len(offsets) - 1)
+    return float(header.get("SpacingBetweenSlices") or header.get("SliceThickness") or 1)
+
+
+def _flaw(grids: np.ndarray, offsets: np.ndarray, errors: np.ndarray) -> str:
+    """Say why slices make no volume; nothing if they do.
+
+    Args:
+        grids: What `_grid_of_slice` returned, `(slices, 10)`.
+        offsets: Places along the normal, sorted, in mm.
+        errors: How far each slice lies from its place in an even stack, in mm.
+    """
+    steps = np.diff(offsets)
+    if np.ptp(grids, axis=0).max() > SAME_PLACE:
+        return "its slices differ in direction, size of pixels or shape. Convert it with dcm2niix."
+    if (steps < SAME_PLACE).any():
         return (
-            f"{(steps < SAME_PLACE).sum()} of {len(headers)} slices lie where another one does:"
+            f"{(steps < SAME_PLACE).sum()} of {len(offsets)} slices lie where another one does:"
             " repeated, or of several phases. Leave one of each, or convert it with dcm2niix."
         )
-    return (
-        f"its slices lie {steps.min():.4g} to {steps.max():.4g} mm apart: some are missing. Export"
-        " the whole series."
-    )
+    if len(steps) and steps.max() > 1.5 * np.median(steps):
+        return (
+            f"its slices lie {steps.min():.4g} to {steps.max():.4g} mm apart: some are missing."
+            " Export the whole series."
+        )
+    smallest = min(*grids[0, 6:8], *np.median(steps, keepdims=True)[: len(steps)])
+    if errors.max() > OFF_PLACE * smallest:
+        return (
+            f"slices lie up to {errors.max():.2g} mm beside their place in an even stack, as of a"
+            " tilted gantry. Convert it with dcm2niix."
+        )
+    return ""

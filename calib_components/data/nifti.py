@@ -75,7 +75,9 @@ def open_nifti(file: str | os.PathLike, any_affine: bool = False) -> SpatialImag
     """
     place, phase = stored_in(file)
     if is_dicom(place):
-        return open_series(place)
+        series = open_series(place)
+        check_affine(series.affine, file)
+        return series
     with reading(file):
         image = cast(SpatialImage, nibabel.load(place))
         dtype, affine, size = image.get_data_dtype(), image.affine, os.path.getsize(place)

@@ -86,7 +86,7 @@ def _group(
     for file in files:
         name, suffix, _ = _split(file, file_suffixes)
         is_label = not suffix and name.lower().endswith(NOT_IMAGES)
-        if not (_is_nifti(file) or _is_series(file)) or (is_label and file != named):
+        if not (_is_series(file) or (_is_nifti(file) and not (is_label and file != named))):
             continue
         place = file.with_name(name) if suffix else file
         if parts[place].get(suffix, file) != file:  # the same name with another ending
@@ -328,6 +328,8 @@ class ImageFolder:
         if not all(file.exists() for file in results):
             return False
         files = [stored_in(file)[0] for file in image.files]
+        if is_dicom(files[0]):
+            files = series_of(files[0])
         times = [file.stat().st_mtime for file in files if file.exists()]
         return min(file.stat().st_mtime for file in results) >= max(times, default=0)
 

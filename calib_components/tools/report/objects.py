@@ -21,7 +21,7 @@ from calib_components.tools.report.page import Picture, Section, to_png
 from calib_components.tools.report.statistics import Array, Estimate, mean_with_interval
 from calib_components.tools.report.tables import tabulate
 
-GOALS = r"f1|false=\d+\.?\d*|recall=(0?\.\d+|1)"
+GOALS = r"f1|false=\d+\.?\d*|recall=(0?\.\d+|1(\.0*)?)"
 PICTURES = [f"missed{number}.png" for number in range(1, MISSED + 1)]
 VOLUMES = [0, *np.logspace(-3, 9, 13)]
 CONFIDENCES = np.linspace(0, 1, 11)
@@ -33,7 +33,8 @@ ABOUT = (
     " patients. {chosen}"
 )
 CHOSEN = (
-    "The second p is the best for {goal} on the validation cases, where it looks better than it is."
+    "The second p is the best for {goal} on the validation cases, where it looks better than it is;"
+    " it is the lowest one if none reaches this, and missing without a candidate."
 )
 
 
@@ -54,7 +55,8 @@ def objects_section(context: Context) -> Section | None:
         if fitted is not None and "objects" in fitted.parts:
             there, chosen = select(fitted, structure), CHOSEN.format(goal=goal)
             best = choose(froc(*there), goal)
-            lines += [("validation", there, best), ("test", here, best)]
+            if np.isfinite(best):
+                lines += [("validation", there, best), ("test", here, best)]
         for cases, selected, threshold in lines:
             label = f"{structure}, {cases}, p ≥ {threshold:.6g}"
             for measure, estimate in measure_objects(*selected, threshold).items():

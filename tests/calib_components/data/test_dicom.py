@@ -129,7 +129,12 @@ def test_several_series_of_a_folder_are_several_images(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("flaw", "message"),
-    [("missing", "apart: some are missing"), ("repeated", "1 of 6 slices lie where another")],
+    [
+        ("missing", "apart: some are missing"),
+        ("repeated", "1 of 6 slices lie where another"),
+        ("tilted", "beside their place in an even stack"),
+        ("mixed", "differ in direction, size of pixels or shape"),
+    ],
 )
 def test_series_that_are_no_volume_are_refused(flaw: str, message: str, tmp_path: Path) -> None:
     folder = save_series(tmp_path / "scan", volume_of(0), AFFINES["oblique"])
@@ -137,12 +142,47 @@ def test_series_that_are_no_volume_are_refused(flaw: str, message: str, tmp_path
     first, second = slices[1], slices[2]
     if flaw == "missing":
         second.unlink()
+    elif flaw == "tilted":
+        for index, name in slices.items():
+            file = pydicom.dcmread(name)
+            file.ImagePositionPatient[1] += 0.1 * index
+            file.save_as(name)
+    elif flaw == "mixed":
+        file = pydicom.dcmread(second)
+        file.PixelSpacing = [3, 3]
+        file.save_as(second)
     else:
         file = pydicom.dcmread(second)
         file.SOPInstanceUID = file.file_meta.MediaStorageSOPInstanceUID = generate_uid()
         file.save_as(folder / "again")
     with pytest.raises(InputError, match=f"scan: series P-1_20240102_3: .*{message}"):
         open_nifti(first)
+
+
+def test_damaged_files_and_slices_without_a_place_are_refused(tmp_path: Path) -> None:
+    folder = save_series(tmp_path / "scan", volume_of(0), AFFINES["straight"])
+    first, second, *_ = sorted(folder.iterdir())
+    file = pydicom.dcmread(second)
+    del file.ImagePositionPatient
+    file.save_as(second)
+    with pytest.raises(InputError, match=f"{second}: a slice of a series has no place"):
+        open_nifti(first)
+    second.write_bytes(second.read_bytes()[:400])
+    with pytest.raises(InputError, match=f"{second} is no whole DICOM file"):
+        find_images(folder)
+
+
+def test_names_are_those_of_files(tmp_path: Path) -> None:
+    for number, name in enumerate(["../../a b", "x_seg", "..", "é" * 200]):
+        for file in save_series(
+            tmp_path / str(number), volume_of(0), AFFINES["straight"]
+        ).iterdir():
+            header = pydicom.dcmread(file)
+            header.SpecificCharacterSet, header.PatientID = "ISO_IR 192", name
+            del header.StudyDate, header.SeriesNumber, header.PatientName
+            header.save_as(file)
+    names = [image.name for image in find_images(tmp_path)]
+    assert names == ["a-b", "x_seg", "IM000", "é" * 100]
 
 
 def test_multi_frame_file_is_the_same_volume(tmp_path: Path) -> None:
