@@ -54,7 +54,7 @@ FOLDERS = {
     f"acdc/{name}": "acdc" for name in ("three_seeds", "further", "ensembles", "variants")
 } | {"chaos": "chaos"}
 # Of networks trained on other data; `seen`, the training cases of `few_patients`, is `few_seen`.
-OTHERS = {"hippocampus": "hippocampus", "few_patients": "few"}
+OTHERS = {"hippocampus": "hippocampus", "few_patients": "few", "acdc/authors": "acdc_authors"}
 TITLES = {
     "acdc": "ACDC",
     "bssfp": "bSSFP",
@@ -393,7 +393,8 @@ def _cell(place: tuple[str, str, str], kind: str, reference: str) -> str:
     estimate, digits = mean(*place), 2 if measure == "hd95" else 3
     text, low, high = (f"{end:.{digits}f}" for end in estimate[:3])
     if kind == "published":
-        return f"{text} ({PUBLISHED.loc[(test_set, method), measure]:.{digits}f})"
+        dataset = test_set.partition("_")[0]
+        return f"{text} ({PUBLISHED.loc[(dataset, method), measure]:.{digits}f})"
     cases = results("cases").loc[(test_set, method)]
     if f"{measure}_if_true" in cases:
         text = f"{text} ({cases[f'{measure}_if_true'].mean():.3f})"
