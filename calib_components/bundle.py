@@ -13,6 +13,7 @@ import os
 import shlex
 import sys
 import traceback
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -80,6 +81,9 @@ def start_run(folders: Sequence[str] = ()) -> None:
             value, a folder cannot be written to, a training would replace weights unasked, or its
             loss takes logits for probabilities.
     """
+    # Where pydicom is installed, MONAI's readers of DICOM each say that they use no GPU
+    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "NvImgCodecPydicomReader")
     workflow = check_files()
     if workflow is None:
         _workflow.set(lambda: None)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, cast
 import nibabel
 import numpy as np
 from monai.data import NibabelReader
+from monai.utils import ensure_tuple
 from nibabel.affines import from_matvec, voxel_sizes
 from nibabel.arrayproxy import is_proxy
 from nibabel.openers import ImageOpener
@@ -248,8 +249,9 @@ class NiftiReader(NibabelReader):
         self.nan_to_num = nan_to_num
 
     def verify_suffix(self, filename: Any) -> bool:
-        """Take any file: those of DICOM series may have any ending."""
-        return True
+        """Return whether these are NIfTI files by their ending, or DICOM, which may have any."""
+        is_series = all(is_dicom(file) for file in ensure_tuple(filename))
+        return is_series or bool(super().verify_suffix(filename))
 
     def read(self, data: Any, **_: Any) -> Any:
         """Open a file, or those of the channels of an image, whose affine is that of the first

@@ -55,8 +55,9 @@ def find_objects(
     Examples:
         >>> import torch
         >>> p, label = torch.tensor([[0.9, 0.6, 0, 0.7, 0]]), torch.tensor([[0, 1, 0, 0, 1]])
-        >>> for row in find_objects(Case(label, {"lesion": [0]}, p, sigmoid=True), "lesion"):
-        ...     print(*row)
+        >>> case = Case(label, {"lesion": [0]}, p, sigmoid=True)
+        >>> for kind, volume, confidence, matched, place in find_objects(case, "lesion"):
+        ...     print(kind, volume, round(confidence, 1), matched, place)
         candidate 2.0 0.9 True 0
         candidate 1.0 0.7 False 3
         true object 1.0 0.9 True 1

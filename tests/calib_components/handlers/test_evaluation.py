@@ -51,6 +51,7 @@ read = Evaluation.read
 WRITTEN = {*evaluation_files.FILES} - {
     *(f"{part}.csv" for part in evaluation_files.PARTS),
     "cases/raters.png",
+    *(f"cases/missed{number}.png" for number in (1, 2, 3)),
 }
 
 

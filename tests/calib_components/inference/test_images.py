@@ -159,7 +159,7 @@ def test_unsuitable_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="review must be a percentage"):
         images_of(tmp_path, review="20").check()
     (tmp_path / "in" / "IM1").write_bytes(bytes(128) + b"DICM")
-    with pytest.raises(InputError, match="and no DICOM series of one"):
+    with pytest.raises(InputError, match="IM1 is no whole DICOM file"):
         images_of(tmp_path).check()
     with pytest.raises(InputError, match=r"missing\.nii does not exist"):
         images_of(tmp_path).check([{"image": str(tmp_path / "missing.nii")}])

@@ -24,15 +24,14 @@ from calib_components.metrics import (
     CECEMetric,
     DSCMetric,
     ECEMetric,
-    ExpectedDSCMetric,
     HD95Metric,
     NLLMetric,
     Region,
-    VolumeMetric,
     calibration_bins,
 )
 from calib_components.metrics.base import CaseMetric
 from calib_components.metrics.measuring import measure_regions
+from calib_components.metrics.volumes import StructureMetric
 
 ALL_METRICS = [getattr(metrics, name) for name in metrics.__all__ if name.endswith("Metric")]
 CASES = 4
@@ -40,7 +39,7 @@ CASES = 4
 
 def new(metric_type: type) -> CaseMetric:
     """A metric with the options that it needs."""
-    of_structures = metric_type in (VolumeMetric, ExpectedDSCMetric)
+    of_structures = issubclass(metric_type, StructureMetric)
     return metric_type({"first": [1], "both": [1, 2]}) if of_structures else metric_type()
 
 
