@@ -161,6 +161,7 @@ def test_unsuitable_folders_are_named(tmp_path: Path) -> None:
     (tmp_path / "in" / "IM1").write_bytes(bytes(128) + b"DICM")
     with pytest.raises(InputError, match="IM1 is no whole DICOM file"):
         images_of(tmp_path).check()
+    (tmp_path / "in" / "IM1").unlink()
     with pytest.raises(InputError, match=r"missing\.nii does not exist"):
         images_of(tmp_path).check([{"image": str(tmp_path / "missing.nii")}])
 
