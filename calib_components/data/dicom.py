@@ -71,23 +71,27 @@ def _series_in(folder: Path, changed: int) -> dict[str, list[Path]]:
         header = _header(file)
         if "SeriesInstanceUID" not in header:
             raise InputError(f"{file} is no whole DICOM file. Export it again, or remove it.")
-        is_image = _is_multi_frame([header]) or all(name in header for name in PLACED_BY)
-        is_image &= header.get("SamplesPerPixel") == 1
-        is_image &= header.get("Modality") not in SEGMENTATIONS
-        (placed if is_image else others)[str(header.SeriesInstanceUID)].append(file)
-    for series, files in others.items():
-        if series in placed:
-            raise InputError(
-                f"{files[0]}: a slice of a series has no place or values. Export it again."
-            )
-    if others:
-        left_out = [file for files in others.values() for file in files]
+        group = placed if _is_image(header) else others
+        group[str(header.SeriesInstanceUID)].append(file)
+    for series in placed.keys() & others.keys():
+        raise InputError(
+            f"{others[series][0]}: a slice of a series has no place or values. Export it again."
+        )
+    left_out = [file for files in others.values() for file in files]
+    if left_out:
         log.warning(
             "%d DICOM file(s) that are no 3D images are skipped, such as %s",
             len(left_out),
             left_out[0],
         )
     return dict(placed)
+
+
+def _is_image(header: Dataset) -> bool:
+    """Return whether a file holds grey values whose places are known."""
+    is_placed = _is_multi_frame([header]) or all(name in header for name in PLACED_BY)
+    is_grey = header.get("SamplesPerPixel") == 1
+    return is_placed and is_grey and header.get("Modality") not in SEGMENTATIONS
 
 
 def series_name(file: str | os.PathLike) -> str:

@@ -321,6 +321,18 @@ def _draw(
     draw_missed(folder, missed, names, evaluation.summary["volume_unit"])
 
 
+def _objects(
+    records: Mapping[str, Mapping[str, Any]], patients: Mapping[str, str]
+) -> dict[str, pd.DataFrame]:
+    """Return the table of the objects of all cases, if there are any."""
+    rows = [
+        (case, patients[case], *each)
+        for case, record in records.items()
+        for each in record.get("objects", ())
+    ]
+    return {"objects": pd.DataFrame(rows, columns=OBJECT_COLUMNS, dtype=object)} if rows else {}
+
+
 def join_records(
     records: Mapping[str, Mapping[str, Any]],
     patients: Mapping[str, str],
@@ -338,13 +350,7 @@ def join_records(
     unit, volume_unit = ("mm", "ml") if has_spacing else ("voxels", "voxels")
     summary |= {"unit": unit, "volume_unit": volume_unit}
     parts = part_tables([*records.values()], table, structures)
-    objects = [
-        (case, patients[case], *each)
-        for case, record in records.items()
-        for each in record.get("objects", ())
-    ]
-    if objects:
-        parts["objects"] = pd.DataFrame(objects, columns=OBJECT_COLUMNS, dtype=object)
+    parts |= _objects(records, patients)
     if "bins" not in first:
         return Evaluation(table, summary, class_names, parts=parts)
     bins = _joined_bins([record["bins"] for record in records.values()])

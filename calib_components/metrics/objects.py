@@ -7,6 +7,7 @@ object, or has some IoU with it. Then that object is found, once, however many c
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -85,6 +86,11 @@ def find_objects(
         volume, confidence = float(sizes[truth]) * case.voxel_volume, float(confidences[truth])
         rows.append(FoundObject(TRUE_OBJECT, volume, confidence, confidence > 0, _middle(box)))
     return rows
+
+
+def largest_miss(objects: Iterable[FoundObject]) -> FoundObject | None:
+    """Return the largest true object that no candidate finds; None if all are found."""
+    return max((row for row in objects if row.is_missed), key=lambda row: row.volume, default=None)
 
 
 def _middle(box: tuple[slice, ...]) -> str:

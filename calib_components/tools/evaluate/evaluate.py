@@ -6,6 +6,7 @@ import functools
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from calib_components.handlers.evaluation import (
 )
 from calib_components.handlers.parts import measure_raters, rated_slice
 from calib_components.metrics.measures import measure_case
-from calib_components.metrics.objects import find_objects
+from calib_components.metrics.objects import find_objects, largest_miss
 from calib_components.metrics.raters import RatedCase
 from calib_components.quality.table import TABLES
 from calib_components.tools.cli import patients_of
@@ -270,9 +271,7 @@ def _measure(
         names, *matching = setting.run["objects"].values()
         found = {name: find_objects(case, name, *matching) for name in names}
         record["objects"] = [(name, *each) for name, rows in found.items() for each in rows]
-        missed = [row for rows in found.values() for row in rows if row.is_missed]
-        if missed:
-            largest = max(missed, key=lambda row: row.volume)
+        if largest := largest_miss(chain.from_iterable(found.values())):
             index = int(largest.place.split()[-1])
             drawn_slice = draw_slice(case, case.prediction, drawn_label, image, index)
             record["miss"] = {"volume": largest.volume, "slice": drawn_slice}

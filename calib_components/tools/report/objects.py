@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -42,45 +43,76 @@ def objects_section(context: Context) -> Section | None:
     """Return how many objects of one evaluation are found, and whether the confidence of candidates
     is calibrated; with validation cases, also from the confidence on that is the best there.
     """
-    results, fitted = context.results, context.validation
-    tested, goal, chosen = results.evaluations[context.reference], context.object_threshold, ""
+    results = context.results
+    tested, chosen = results.evaluations[context.reference], ""
     if len(results.names) > 1 or "objects" not in tested.parts:
         return None
     options = tested.summary["objects"]
-    records, figure = [], Figure((8, 4), layout="constrained")
-    curve, reliability = figure.subplots(1, 2)
-    for structure in options["structures"]:
-        here = select(tested, structure)
-        lines = [("test", here, options["threshold"])]
-        if fitted is not None and "objects" in fitted.parts:
-            there, chosen = select(fitted, structure), CHOSEN.format(goal=goal)
-            best = choose(froc(*there), goal)
-            if np.isfinite(best):
-                lines += [("validation", there, best), ("test", here, best)]
-        for cases, selected, threshold in lines:
-            label = f"{structure}, {cases}, p ≥ {threshold:.6g}"
-            for measure, estimate in measure_objects(*selected, threshold).items():
-                if "confidence" not in measure or tested.thresholds:  # label maps have none
-                    records.append({"label": label, "measure": measure, **estimate._asdict()})
-        _, recall, false, _ = froc(*here)
-        curve.plot(false, recall, ".-", label=literal(structure, NAME))
-        _draw_reliability(reliability, measure_objects(*here, options["threshold"]))
-    curve.set(xlabel="False candidates a scan", ylabel="Recall", ylim=(0, 1))
-    curve.legend()
-    files = [results.folders[context.reference] / "cases" / name for name in PICTURES]
-    pictures = [Picture("missed", "", file.read_bytes()) for file in files if file.exists()]
-    if tested.thresholds:  # label maps have one confidence
-        title = "FROC, and how often candidates are right"
-        pictures.insert(0, Picture("froc", title, to_png(figure)))
+    records = [
+        {"label": label, "measure": measure, **estimate._asdict()}
+        for structure in options["structures"]
+        for label, found in _lines(context, structure).items()
+        for measure, estimate in found.items()
+        if "confidence" not in measure or tested.thresholds  # label maps have none
+    ]
+    if _with_objects(context.validation):
+        chosen = CHOSEN.format(goal=context.object_threshold)
     return Section(
         "objects",
         "Which objects are found?",
         ABOUT.format(**options, unit=results.volume_unit, chosen=chosen),
         tabulate(records, ["label"]).T.rename_axis("measure"),
         records,
-        pictures,
+        _pictures(tested, results.folders[context.reference] / "cases"),
         folded=False,
     )
+
+
+def _with_objects(evaluation: Evaluation | None) -> Evaluation | None:
+    """Return an evaluation if it has objects."""
+    return evaluation if evaluation is not None and "objects" in evaluation.parts else None
+
+
+def _lines(context: Context, structure: str) -> dict[str, dict[str, Estimate]]:
+    """Return what was measured of a structure: at the threshold of candidates, and, of both cases,
+    from the confidence on that the validation cases choose.
+    """
+    tested = context.results.evaluations[context.reference]
+    here = select(tested, structure)
+    lines = [("test", here, tested.summary["objects"]["threshold"])]
+    if fitted := _with_objects(context.validation):
+        there = select(fitted, structure)
+        best = choose(froc(*there), context.object_threshold)
+        if np.isfinite(best):
+            lines += [("validation", there, best), ("test", here, best)]
+    return {
+        f"{structure}, {cases}, p ≥ {threshold:.6g}": measure_objects(*selected, threshold)
+        for cases, selected, threshold in lines
+    }
+
+
+def _pictures(tested: Evaluation, folder: Path) -> list[Picture]:
+    """Return the curves, of probabilities, and the largest misses."""
+    files = [folder / name for name in PICTURES]
+    missed = [Picture("missed", "", file.read_bytes()) for file in files if file.exists()]
+    if not tested.thresholds:
+        return missed
+    title = "FROC, and how often candidates are right"
+    return [Picture("froc", title, to_png(_draw_curves(tested))), *missed]
+
+
+def _draw_curves(tested: Evaluation) -> Figure:
+    """Draw FROC, and the reliability of candidates, of each structure."""
+    options, figure = tested.summary["objects"], Figure((8, 4), layout="constrained")
+    curve, reliability = figure.subplots(1, 2)
+    for structure in options["structures"]:
+        here = select(tested, structure)
+        _, recall, false, _ = froc(*here)
+        curve.plot(false, recall, ".-", label=literal(structure, NAME))
+        _draw_reliability(reliability, measure_objects(*here, options["threshold"]))
+    curve.set(xlabel="False candidates a scan", ylabel="Recall", ylim=(0, 1))
+    curve.legend()
+    return figure
 
 
 def _draw_reliability(axes: Axes, found: Mapping[str, Estimate]) -> None:
