@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 log = logging.getLogger(__name__)
-SUFFIX = ".dcm"
+SUFFIX, NIFTI = ".dcm", (".nii", ".nii.gz")
 DIRECTORY = "DICOMDIR"
 SEGMENTATIONS = ("SEG", "RTSTRUCT", "RTDOSE")  # modalities that are no images
 NAMED_BY = ("PatientID", "StudyDate", "SeriesNumber")
@@ -45,7 +45,7 @@ OFF_PLACE = 0.1  # of the smallest side of a voxel: how far a slice may lie from
 def is_dicom(file: str | os.PathLike) -> bool:
     """Return whether a file is DICOM, by its first bytes or its ending."""
     file = Path(file)
-    if not file.is_file():
+    if file.name.lower().endswith(NIFTI) or not file.is_file():  # opens no file of a NIfTI folder
         return False
     with open(file, "rb") as opened:
         return opened.read(132).endswith(b"DICM") or file.suffix.lower() == SUFFIX
@@ -290,8 +290,7 @@ def _flaw(grids: np.ndarray, offsets: np.ndarray, errors: np.ndarray) -> str:
             f"its slices lie {steps.min():.4g} to {steps.max():.4g} mm apart: some are missing."
             " Export the whole series."
         )
-    smallest = min(*grids[0, 6:8], *np.median(steps, keepdims=True)[: len(steps)])
-    if errors.max() > OFF_PLACE * smallest:
+    if errors.max() > OFF_PLACE * min(*grids[0, 6:8], *steps):
         return (
             f"slices lie up to {errors.max():.2g} mm beside their place in an even stack, as of a"
             " tilted gantry. Convert it with dcm2niix."
