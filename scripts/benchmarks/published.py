@@ -1,9 +1,9 @@
-"""The measures of an evaluation as published code computes them: from their definitions, in NumPy
-and SciPy.
+"""DSC, HD95, ECE, CECE, NLL and Brier score as published code computes them: from their
+definitions, in NumPy and SciPy.
 
 One case at a time: probabilities `(N, *S)` and labels `(*S)`. Each function returns values by the
-    names of the columns
-of an evaluation, which for the region of the paper, the foreground, have no suffix.
+names of the columns of an evaluation, which for the region of the paper, the foreground, have no
+suffix.
 """
 
 from __future__ import annotations
@@ -106,58 +106,3 @@ def _error(confidence: Array, correct: Array, num_bins: int) -> float:
         if in_bin.any():
             error += in_bin.mean() * abs(confidence[in_bin].mean() - correct[in_bin].mean())
     return error
-
-
-def smooth_errors(p: Array, label: Array, masks: Mapping[str, Array]) -> dict[str, Any]:
-    """Smooth ECE in the regions of an evaluation: residuals on a grid, smoothed until the error is
-    the width.
-    """
-    confidence, residual = p.max(0), p.max(0) - (p.argmax(0) == label)
-    values: dict[str, Any] = {}
-    for name in ("", "_all", "_predicted"):
-        mask = masks[name]
-        on_grid = (
-            np.histogram(confidence[mask], 2000, (0, 1), weights=residual[mask])[0] / mask.sum()
-        )
-        low, high = 0.0, 1.0
-        while high - low > 1e-4:
-            width = (low + high) / 2
-            # Reflects at 0 and 1
-            smoothed = ndimage.gaussian_filter1d(on_grid, width * len(on_grid))
-            low, high = (low, width) if np.abs(smoothed).sum() <= width else (width, high)
-        values[f"smooth_ece{name}"] = high
-    return values
-
-
-def risk_and_coverage(p: Array, label: Array) -> dict[str, Any]:
-    """Area under the risk-coverage curve."""
-    wrong = (p.argmax(0) != label).ravel()
-    order = np.argsort(-p.max(0).ravel(), kind="stable")
-    return {"aurc": np.mean(np.cumsum(wrong[order]) / np.arange(1, wrong.size + 1))}
-
-
-def volumes(p: Array, label: Array, structures: Structures) -> dict[str, Any]:
-    """Expected, segmented and true volume of each structure, and the range, in voxels."""
-    prediction = p.argmax(0)
-    values: dict[str, Any] = {}
-    for name, classes in structures.items():
-        of_structure = p[list(classes)].sum(0)
-        values[f"expected_volume_{name}"] = of_structure.sum(dtype=np.float64)
-        values[f"true_volume_{name}"] = np.isin(label, classes).sum()
-        values[f"segmented_volume_{name}"] = np.isin(prediction, classes).sum()
-        values[f"certain_volume_{name}"] = np.sum(of_structure > 0.95)
-        values[f"possible_volume_{name}"] = np.sum(of_structure > 0.05)
-    return values
-
-
-def expected_dice_scores(p: Array, structures: Structures) -> dict[str, Any]:
-    """DSC to expect, from the probabilities alone."""
-    prediction = p.argmax(0)
-    scores = {}
-    for name, classes in structures.items():
-        of_structure, predicted = p[list(classes)].sum(0), np.isin(prediction, classes)
-        overlap = of_structure[predicted].sum(dtype=np.float64)
-        scores[f"expected_dsc_{name}"] = (
-            2 * overlap / (predicted.sum() + of_structure.sum(dtype=np.float64))
-        )
-    return scores

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from calib_components.errors import InputError, reading
@@ -29,7 +28,6 @@ class Tables:
     bins: list[pd.DataFrame] = field(default_factory=list)
     cells: list[dict[str, Any]] = field(default_factory=list)
     temperatures: list[dict[str, Any]] = field(default_factory=list)
-    magnitudes: dict[str, list[Any]] = field(default_factory=dict)  # of logits, by method
     about: dict[str, Any] = field(default_factory=dict)
 
 
@@ -51,7 +49,7 @@ def read_cells(folder: Path) -> Comparison:
     for cell, settings in cells.items():
         _read_cell(cell, settings, tables)
     missing, methods = _planned(folder, [*cells.values()])
-    about = tables.about | _about(cells, methods, tables.magnitudes)
+    about = tables.about | _about(cells, methods)
     about["missing"] = [name_run(*run) for run in missing]
     comparison = Comparison(
         pd.concat(tables.cases, ignore_index=True),
@@ -66,19 +64,15 @@ def read_cells(folder: Path) -> Comparison:
     return comparison
 
 
-def _about(
-    cells: Mapping[Path, CellSettings], methods: Sequence[str], magnitudes: Mapping[str, list[Any]]
-) -> dict[str, Any]:
+def _about(cells: Mapping[Path, CellSettings], methods: Sequence[str]) -> dict[str, Any]:
     """Return the labels of the methods, and what all cells have in common."""
     first, *_ = cells.values()
     labels = {settings.method: settings.label for settings in cells.values()}
-    means = {name: np.nanmean(np.stack(each), axis=0) for name, each in magnitudes.items()}
     return {
         "labels": {name: labels[name] for name in methods if name in labels},
         "planned": [*methods],
         "split": first.evaluation["split"],
         "folds": first.folds,
-        "magnitudes": {name: mean.round(5).tolist() for name, mean in means.items()},
     }
 
 
@@ -99,10 +93,6 @@ def _read_cell(cell: Path, settings: CellSettings, tables: Tables) -> None:
             bins = pd.DataFrame({"case": cases.index, "region": region, **wide})
             tables.bins.append(_with_keys(bins, row))
         if place == cell:
-            if (place / "logits.json").is_file():  # of evaluations before 0.4
-                content = json.loads((place / "logits.json").read_text(encoding="utf-8"))
-                magnitudes = np.array(content["magnitudes"], float)
-                tables.magnitudes.setdefault(settings.method, []).append(magnitudes)
             common = common_properties(place, evaluation)
             del common["structures"]
             tables.about = {**common, "class_names": list(evaluation.class_names)}

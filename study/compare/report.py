@@ -34,7 +34,7 @@ from calib_components.tools.report.page import Answer, Section, write_report
 from calib_components.tools.report.report import size_notices
 from calib_components.tools.report.statistics import MIN_PATIENTS, mean_of_defined
 from calib_components.tools.report.structures import structures_section
-from calib_components.tools.report.tables import COMPARED, Cell, Record, number
+from calib_components.tools.report.tables import COMPARED, Record, number
 from study.compare.compact import write_compact
 from study.compare.data import WITH, WITHOUT, Comparison, OneTestSet, Row
 from study.compare.published import PUBLISHED, dataset_of
@@ -58,7 +58,6 @@ ABOUT_SEEDS = (
     " seed, they are over patients alone: about these trained networks, not about another"
     " training. "
 )
-ABOUT_LOGITS = "Mean magnitude of each logit over the voxels of each ground-truth class."
 ABOUT_SHIFT = (
     "Of other origin than the training data (shift): {}. Nothing was fitted on these cases. A"
     " network can be more wrong and surer of it there, and a temperature can help less or do harm."
@@ -122,7 +121,7 @@ def make_sections(comparison: Comparison, reference: str) -> Iterator[Section]:
         table = compare_rows(comparison, results, reference, test_set)
         section = tabulate_differences(table, ABOUT_DIFFERENCES + ABOUT_SEEDS)
         sections.append(_rename(section, test_set))
-    sections += [*ranks_sections(comparison), logits_section(comparison)]
+    sections += ranks_sections(comparison)
     yield from filter(None, sections)
 
 
@@ -211,22 +210,6 @@ def _compare_with_themselves(
     # A temperature leaves segmentations as they are
     probabilities = [measure for measure in measures if measure not in ("dsc", "hd95")]
     return differences(results, pairs, probabilities)
-
-
-def logits_section(comparison: Comparison) -> Section | None:
-    """Return the mean magnitude of the logits, where it was measured."""
-    magnitudes = comparison.about.get("magnitudes")
-    if not magnitudes:
-        return None
-    names = comparison.about["class_names"]
-    tables = {
-        label: pd.DataFrame(magnitudes[name], names, names)
-        for name, label in comparison.labels.items()
-        if name in magnitudes
-    }
-    table = pd.concat(tables, names=["label", "ground truth"])
-    shown = table.map(lambda value: Cell(number(value, "mean"))).add_prefix("logit of ")
-    return Section("logits", "Magnitude of the logits", ABOUT_LOGITS, shown, table.reset_index())
 
 
 def conclude(comparison: Comparison, reference: str) -> Answer:

@@ -12,7 +12,6 @@ import pandas as pd
 
 from calib_components.quality.ranking import BAD, Ranking, rank_scans
 from calib_components.quality.reference import MIN_BAD
-from calib_components.tools.report.statistics import Estimate
 from study.heart.measure import STRUCTURES
 from study.heart.tables import NETWORKS, heart_scans
 from study.tables.networks import markdown, text
@@ -39,7 +38,7 @@ def failures_table(measure: str) -> str:
     rows: dict[str, list[str]] = {}
     for title, name in product(NETWORKS, HEART):
         for estimate, ranking in rankings(title, name, bad).items():
-            cell = "-" if ranking is None else text(Estimate(*getattr(ranking, field)), digits=3)
+            cell = "-" if ranking is None else text(getattr(ranking, field), digits=3)
             rows.setdefault(f"{title}: {estimate}", []).append(cell)
     return markdown(rows, [*HEART.values()])
 
@@ -49,7 +48,7 @@ def shipped_table() -> str:
     rows = {}
     for title, (network, estimate) in SHIPPED.items():
         found = [rankings(network, name, None)[estimate] for name in HEART]
-        rows[title] = [text(Estimate(*each.gap_closed), digits=2) for each in found if each]
+        rows[title] = [text(each.gap_closed, digits=2) for each in found if each]
     return markdown(rows, [*HEART.values()])
 
 

@@ -227,8 +227,8 @@ def near_mask(label: NDArray[Any], distance: float) -> NDArray[np.bool_]:
     return near
 
 
-def describe_labels(scan: Scan, predicted: torch.Tensor, crop: Crop) -> dict[str, Any]:
-    """Return what follows from label maps: overlaps, distances, where the network looked."""
+def describe_labels(scan: Scan, predicted: torch.Tensor) -> dict[str, Any]:
+    """Return what follows from label maps: overlaps, distances, and voxels far from the heart."""
     masks = [
         structure_masks(labels, [*STRUCTURES.values()]) for labels in (predicted[None], scan.label)
     ]
@@ -241,8 +241,6 @@ def describe_labels(scan: Scan, predicted: torch.Tensor, crop: Crop) -> dict[str
     heart = scan.label[0].numpy() > 0
     around = near_mask(np.broadcast_to(heart.any(-1, keepdims=True), heart.shape), FAR)
     row["far_voxels"] = int(((predicted.numpy() > 0) & ~around).sum())
-    row["is_whole"] = bool((crop.cut(scan.label) > 0).sum() == heart.sum())
-    row["crop_row"], row["crop_column"] = crop.center(scan.label.shape[1:3])
     return row
 
 
@@ -257,8 +255,6 @@ def describe_probabilities(scan: Scan, p: torch.Tensor) -> dict[str, Any]:
     row = {
         "nll_all": nll.mean().item(),
         "nll_near": nll[near].mean().item(),
-        "near_share": near.double().mean().item(),
-        "entropy_image": entropy.mean().item(),
         "entropy_predicted": entropy[predicted > 0].mean().item(),
     }
     for (name, (index,)), estimate in zip(
@@ -286,7 +282,7 @@ def measure_networks(data: Path, out: Path, weights: Sequence[Path], views: bool
     for scan in tqdm(all_scans(data), desc=out.stem, disable=None):
         logits, crop, agreement = predict(network, scan.image)
         known = {"set": scan.set, "case": scan.case, "patient": scan.patient}
-        known |= describe_labels(scan, logits.argmax(0), crop)
+        known |= describe_labels(scan, logits.argmax(0))
         known |= {f"pairwise_dsc_{name}": dsc for name, dsc in agreement.items()}
         if views:
             *_, agreement = predict(network, scan.image, views)

@@ -59,8 +59,8 @@ def markdown(rows: Mapping[str, Sequence[str]], columns: Sequence[str]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def text(found: Estimate, sign: str = "", digits: int = 4) -> str:
-    """Return a mean with its interval; "+" as sign for differences."""
+def text(found: Sequence[float], sign: str = "", digits: int = 4) -> str:
+    """Return a mean with the ends of its interval; "+" as sign for differences."""
     mean, low, high = (f"{each:{sign}.{digits}f}" for each in found[:3])
     return f"{mean} [{low}, {high}]"
 

@@ -27,7 +27,7 @@ from calib_components.tools.report.statistics import (
     mean_with_interval,
     paired_difference,
 )
-from study.tables.networks import markdown
+from study.tables.networks import markdown, text
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "study" / "results"
@@ -176,10 +176,10 @@ def numbers_table() -> str:
         for scans in scans_of(BUNDLES[0], network).values():
             for measure, name in MEASURES.items():
                 mean = mean_with_interval(scans[measure], [*scans["patient"]])
-                rows.setdefault(f"{title}: {name}", []).append(_estimate(mean, digits=3))
+                rows.setdefault(f"{title}: {name}", []).append(text(mean, digits=3))
             gap = CalibrationGap(*_predicted(scans)).estimate()
-            text = _estimate([100 * each for each in gap[:3]], "+", 1)
-            rows.setdefault(f"{title}: too sure by, points", []).append(text)
+            cell = text([100 * each for each in gap[:3]], "+", 1)
+            rows.setdefault(f"{title}: too sure by, points", []).append(cell)
     return markdown(rows, [*HEART.values()])
 
 
@@ -216,30 +216,20 @@ def ensemble_table() -> str:
     }
     columns = {}
     for title, each in groups.items():
-        cells = [_estimate(mean_with_interval(each[name], [*each["patient"]])) for name in measures]
+        cells = [text(mean_with_interval(each[name], [*each["patient"]])) for name in measures]
         for name in ("expected", "pairwise"):
             known = each[name].notna().all()
             gap = rank_scans(each[name], each["DSC"], each["patient"]).gap_closed if known else ()
-            cells.append(_interval(gap) if known else "-")
+            cells.append(text(gap, digits=2) if known else "-")
         columns[title] = cells
     one, several = groups["one network, with T"], groups["ensemble, with T"]
     differences = [
-        _estimate(paired_difference(several[name], one[name], [*one["patient"]]), "+")
+        text(paired_difference(several[name], one[name], [*one["patient"]]), "+")
         for name in measures
     ]
     columns["difference, with T"] = [*differences, "", ""]
     index = [*measures, "gap closed: expected DSC", "gap closed: pairwise DSC"]
     return _text(pd.DataFrame(columns, index))
-
-
-def _estimate(found: Sequence[float], sign: str = "", digits: int = 4) -> str:
-    mean, low, high = (f"{each:{sign}.{digits}f}" for each in found[:3])
-    return f"{mean} [{low}, {high}]"
-
-
-def _interval(found: Any) -> str:
-    """Return a value with the ends of its interval."""
-    return "{:.2f} [{:.2f}, {:.2f}]".format(*found)
 
 
 def _text(table: pd.DataFrame) -> str:

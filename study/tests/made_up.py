@@ -47,8 +47,6 @@ def write_cell(
         fit |= {"leave_one_out": {}, "nll_before": 0.3, "nll_after": 0.2}
         fit |= {"patients": 7, "voxels": 999, "at_edge": False}
         (cell / "temperature" / "temperature.json").write_text(json.dumps(fit))
-    # As releases before 0.4 wrote it
-    (cell / "logits.json").write_text(json.dumps({"magnitudes": [[1.0] * 4] * 4}))
     training = {
         "seed": seed,
         "loss": method,
