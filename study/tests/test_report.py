@@ -91,7 +91,6 @@ def test_report_of_a_comparison(tmp_path: Path) -> None:
         "differences_on_scanner.csv",
         "ranks_paper.csv",
         "ranks_probabilities.csv",
-        "logits.csv",
     }
     ranks = pd.read_csv(tmp_path / "out/ranks_probabilities.csv", index_col="label")
     assert (
