@@ -61,6 +61,8 @@ TITLES = {
     "lge": "LGE",
     "chaos": "CHAOS",
     "hippocampus": "hippocampus",
+    "acdc_authors": "test",
+    "acdc_authors_seen": "training",
     "few": "test",
     "few_seen": "training",
 }
