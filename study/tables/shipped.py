@@ -218,9 +218,11 @@ def ensemble_table() -> str:
     for title, each in groups.items():
         cells = [text(mean_with_interval(each[name], [*each["patient"]])) for name in measures]
         for name in ("expected", "pairwise"):
-            known = each[name].notna().all()
-            gap = rank_scans(each[name], each["DSC"], each["patient"]).gap_closed if known else ()
-            cells.append(text(gap, digits=2) if known else "-")
+            if each[name].notna().all():
+                ranking = rank_scans(each[name], each["DSC"], each["patient"])
+                cells.append(text([*ranking.gap_closed], digits=2))
+            else:
+                cells.append("-")
         columns[title] = cells
     one, several = groups["one network, with T"], groups["ensemble, with T"]
     differences = [
