@@ -67,11 +67,6 @@ class OutputFolder(AbstractContextManager):
                 _held[self.lock] = _acquire(self.lock, 0).lock
         return self
 
-    def adopt(self, files: Collection[str]) -> None:
-        """Record files that this run has written without a claim, as bundles of 0.3 do."""
-        with self.locked():
-            self._record({*files}, set())
-
     def release(self) -> None:
         """Let other runs write to the folder."""
         if self.lock in _held:

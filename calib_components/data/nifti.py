@@ -243,9 +243,8 @@ class NiftiReader(NibabelReader):
     header marks it as unset. Files of several channels must lie on one grid, see `check_same_grid`.
     """
 
-    def __init__(self, any_affine: bool = False, nan_to_num: bool = False) -> None:
+    def __init__(self, nan_to_num: bool = False) -> None:
         super().__init__()
-        self.any_affine = any_affine
         self.nan_to_num = nan_to_num
 
     def verify_suffix(self, filename: Any) -> bool:
@@ -258,7 +257,7 @@ class NiftiReader(NibabelReader):
         one.
         """
         self.filenames = [data] if isinstance(data, str | Path) else list(data)
-        images = [open_nifti(file, self.any_affine) for file in self.filenames]
+        images = [open_nifti(file) for file in self.filenames]
         for file in self.filenames[1:]:
             check_same_grid(file, self.filenames[0])
         self._affine = images[0].affine

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -140,9 +141,14 @@ class Evaluation:
             InputError: A file is missing, cut off or holds something else.
         """
         folder = Path(folder)
-        table, summary = _read_cases(folder / "cases.csv"), _read_json(folder / SUMMARY)
-        parts = {name: _read_part(folder / f"{name}.csv") for name in PARTS}
-        parts = {name: part for name, part in parts.items() if len(part)}
+        table = _read_table(folder / "cases.csv", defaultdict(lambda: float, case=object))
+        summary = _read_json(folder / SUMMARY)
+        files = {name: folder / f"{name}.csv" for name in PARTS}
+        parts = {
+            name: _read_table(file, dict.fromkeys(NAMES, object))
+            for name, file in files.items()
+            if file.exists()
+        }
         if "channels" not in summary:  # of label maps
             return cls(table, summary, parts=parts)
         calibration = _read_json(folder / "calibration.json", "class_names", "regions")
@@ -160,32 +166,17 @@ class Evaluation:
         )
 
 
-def _read_part(file: Path) -> pd.DataFrame:
-    """Read a table of raters, members or objects; an empty one if there is none."""
-    if not file.exists():
-        return pd.DataFrame()
+def _read_table(file: Path, types: Mapping[str, type]) -> pd.DataFrame:
     with reading(file, "a table of an evaluation"):
-        return pd.read_csv(
-            file,
-            dtype=dict.fromkeys(NAMES, object),
-            na_values=[""],
-            keep_default_na=False,
-            encoding_errors="surrogateescape",
-        )
-
-
-def _read_cases(file: Path) -> pd.DataFrame:
-    with reading(file, "the cases of an evaluation"):
         if not file.read_bytes().endswith(b"\n"):
             raise ValueError("a table that is cut off in its last line")
-        table = pd.read_csv(
+        return pd.read_csv(
             file,
-            dtype={"case": object},
+            dtype=types,
             na_values=[""],
             keep_default_na=False,
             encoding_errors="surrogateescape",
         )
-        return table.astype({name: float for name in table if name != "case"})
 
 
 def _write_json(file: Path, content: Mapping[str, Any], indent: int | None = None) -> None:

@@ -68,10 +68,8 @@ def crop_at(center: Sequence[float], size: Sequence[int], slices: Sequence[int])
         size: Rows and columns of the crop.
         slices: Rows and columns of a slice.
     """
-    starts = [
-        share * side - length / 2 for share, length, side in zip(center, size, slices, strict=True)
-    ]
-    return _inside([round(start) for start in starts], size, slices)
+    point = [share * side - 0.5 for share, side in zip(center, slices, strict=True)]
+    return _crop_around(point, size, slices)
 
 
 def find_crop(foreground: torch.Tensor, size: Sequence[int]) -> Crop | None:
@@ -101,15 +99,21 @@ def find_crop(foreground: torch.Tensor, size: Sequence[int]) -> Crop | None:
     def share(crop: Crop) -> float:
         return float(crop.cut(foreground[..., None]).sum() / foreground.sum())
 
-    crop, at_mass = (_around(point, size, counts.shape) for point in (maximum, center))
+    crop, at_mass = (_crop_around(point, size, counts.shape) for point in (maximum, center))
     if share(at_mass) - share(crop) > MIN_GAIN:
         crop = at_mass
     return crop._replace(percent_found=max(1, round(100 * share(crop))))
 
 
-def _around(point: Sequence[float], size: Sequence[int], slices: Sequence[int]) -> Crop:
-    starts = [round(middle - (length - 1) / 2) for middle, length in zip(point, size, strict=True)]
-    return _inside(starts, size, slices)
+def _crop_around(pixel: Sequence[float], size: Sequence[int], slices: Sequence[int]) -> Crop:
+    """Return the crop around a pixel, moved inside at a border."""
+    if any(map(operator.gt, size, slices)):
+        raise InputError(f"crop_size: {list(size)} is larger than slices of {list(slices)}.")
+    top, left = (
+        min(max(round(middle - (length - 1) / 2), 0), side - length)
+        for middle, length, side in zip(pixel, size, slices, strict=True)
+    )
+    return Crop(top, top + size[0], left, left + size[1])
 
 
 def check_center(center: Any) -> None:
@@ -136,13 +140,3 @@ def crop_of(logits: torch.Tensor) -> Crop | None:
     """
     values = logits.meta.get(CROP) if isinstance(logits, MetaTensor) else None
     return None if values is None else Crop(*values.tolist())
-
-
-def _inside(starts: Sequence[int], size: Sequence[int], slices: Sequence[int]) -> Crop:
-    if any(map(operator.gt, size, slices)):
-        raise InputError(f"crop_size: {list(size)} is larger than slices of {list(slices)}.")
-    top, left = (
-        min(max(start, 0), side - length)
-        for start, length, side in zip(starts, size, slices, strict=True)
-    )
-    return Crop(top, top + size[0], left, left + size[1])

@@ -307,8 +307,6 @@ class ImageFolder:
         """Write the table and the page of the quality of all scans that the run recorded in the
         output folder, release it, and return how many to check.
         """
-        if self.names:  # no engine claimed the folder
-            self.output.adopt(self.names | self.output.files())
         self._claim()  # also without an image that had to be segmented
         with self.output.locked():  # of several shards, the last has all scans
             scans = {Path(name).stem for name in self.output.files() if name.endswith(".json")}

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.inferers import Inferer
 from monai.transforms import MapTransform, SaveImaged
 from monai.utils import ensure_tuple
 from nibabel import Nifti1Image
@@ -79,7 +78,6 @@ class PredictionMapsd(MapTransform):
             shows one map.
         network: Network whose weights hold the reference of the quality; None for a quality without
             one.
-        inferer: Not used; bundles of version 0.3 name it.
 
     Raises:
         InputError: An option has an unsuitable value, the codes do not fit the network's classes,
@@ -96,7 +94,6 @@ class PredictionMapsd(MapTransform):
         bits: int = 16,
         show_uncertainty: bool = False,
         network: torch.nn.Module | None = None,
-        inferer: Inferer | None = None,
     ) -> None:
         super().__init__(keys)
         self.save = ensure_tuple(save)

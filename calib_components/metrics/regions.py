@@ -37,7 +37,7 @@ more from image to image than the number of voxels suggests.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -45,7 +45,7 @@ import torch
 
 from calib_components.errors import InputError, check_choice, check_number
 from calib_components.metrics.distances import Mask, band_mask, near_mask
-from calib_components.metrics.voxels import Voxels, read_voxels
+from calib_components.metrics.voxels import Voxels
 
 
 class RegionKind(NamedTuple):
@@ -266,20 +266,3 @@ def choose_region(region: Any, foreground_only: bool | None, default: str = "for
             f"foreground_only={foreground_only} differs from region={region!r}. Give one of them."
         )
     return same
-
-
-def read_region(
-    y_pred: torch.Tensor,
-    y: torch.Tensor,
-    region: Region,
-    ignore_index: int | None = None,
-    sigmoid: bool = False,
-    logits: bool = False,
-) -> Iterator[Voxels]:
-    """Yield the voxels of a region, chunk by chunk; all others are checked, too. See
-    `read_voxels`.
-    """
-    for voxels in read_voxels(y_pred, y, ignore_index=ignore_index, sigmoid=sigmoid, logits=logits):
-        selected = region.select(voxels)
-        if len(selected.label) > 0:
-            yield selected

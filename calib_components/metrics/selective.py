@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from calib_components.metrics.base import CaseMetric
-from calib_components.metrics.regions import Region, read_region
-from calib_components.metrics.voxels import Voxels, check_tensors
+from calib_components.metrics.regions import Region
+from calib_components.metrics.voxels import Voxels, check_tensors, read_voxels
 
 # 1 %, ... 99 %, then 99.1 %, ... 99.9 %, then 99.91 %, ... 100 %: few voxels are wrong where most
 # are background.
@@ -85,8 +85,9 @@ def risk_coverage(
         (len(y_pred), len(coverage)), torch.nan, dtype=torch.float64, device=y_pred.device
     )
     aurc, error_share = risk[:, :2].clone().unbind(1)
-    voxels = read_region(y_pred, y, Region.parse(region), ignore_index, sigmoid)
-    for case, parts in itertools.groupby(voxels, lambda part: part.case):
+    voxels = read_voxels(y_pred, y, ignore_index=ignore_index, sigmoid=sigmoid)
+    selected = (part for part in map(Region.parse(region).select, voxels) if len(part.label) > 0)
+    for case, parts in itertools.groupby(selected, lambda part: part.case):
         risk[case], aurc[case], error_share[case] = _curve(*_count(parts, y_pred.dtype))
     return RiskCoverage(coverage, risk, aurc, error_share)
 

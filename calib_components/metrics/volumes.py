@@ -40,15 +40,12 @@ class ThresholdCounts(CaseTensors):
             structures, T)`.
         predicted: Number of all voxels above each threshold, `(B, structures, T)`.
         true: Number of voxels of the structure, `(B, structures)`.
-        voxels: Number of voxels that are not ignored, `(B, structures)`: channels of sigmoids may
-            differ.
     """
 
     thresholds: torch.Tensor
     true_positive: torch.Tensor
     predicted: torch.Tensor
     true: torch.Tensor
-    voxels: torch.Tensor
 
     @property
     def dsc(self) -> torch.Tensor:
@@ -153,7 +150,7 @@ def measure_structures(
     checked = check_structures(structures, sigmoid, channels)
     shape, edges = (batch, len(checked)), THRESHOLDS.to(y_pred).double()
     sums = {name: y_pred.new_zeros(shape, dtype=torch.float64) for name in TERMS}
-    true, count = y_pred.new_zeros((2, *shape), dtype=torch.int64)
+    true = y_pred.new_zeros(shape, dtype=torch.int64)
     # Numbers of voxels, and of those of the structure, above exactly so many thresholds
     above = y_pred.new_zeros((2, *shape, len(edges) + 1), dtype=torch.int64)
     for voxels in read_voxels(y_pred, y, ignore_index=ignore_index, sigmoid=sigmoid):
@@ -164,7 +161,6 @@ def measure_structures(
             for name, value in structure_sums(p, is_predicted).items():
                 sums[name][voxels.case, number] += value
             true[voxels.case, number] += is_true.sum()
-            count[voxels.case, number] += len(p)
             rounded = p.to(y_pred.dtype).double()
             above[:, voxels.case, number] += _count_above(rounded, is_true, edges)
     # From the voxels above exactly so many thresholds to those above each
@@ -178,7 +174,7 @@ def measure_structures(
         segmented=volume * sums["predicted"],
         expected_dsc=expected_dice(sums),
         thresholds=ThresholdCounts(
-            THRESHOLDS.to(y_pred.device, copy=True), true_positive, predicted, true, count
+            THRESHOLDS.to(y_pred.device, copy=True), true_positive, predicted, true
         ),
         sums=sums,
     )

@@ -187,7 +187,7 @@ def test_commands_on_predictions_refuse_a_folder_in_use_and_results_of_others(
             assert (saved / "out" / file).read_bytes() == (saved / "alone" / file).read_bytes()
 
 
-def infer(folder: Path, weights: int, attach: bool = True, **options: Any) -> list[str]:
+def infer(folder: Path, weights: int, **options: Any) -> list[str]:
     """Do what a run of inference does, on images of some weights; return the scans of its table."""
     stamp, out = {"weights": weights}, folder / "out"
     images = ImageFolder(folder / f"in{weights}", 1, [], out, "label", stamp=stamp, **options)
@@ -201,21 +201,11 @@ def infer(folder: Path, weights: int, attach: bool = True, **options: Any) -> li
         write_record({**record, "rows": [{"structure": "s"}]}, out)
 
     engine = Engine(write)
-    if attach:
-        images.attach(engine)
+    images.attach(engine)
     if items:  # as an engine of MONAI
         engine.run(items)
     images.write_table()
     return [*pd.read_csv(out / "quality.csv")["scan"]]
-
-
-def test_a_configuration_of_0_3_claims_no_folder_and_has_its_table(tmp_path: Path) -> None:
-    for name in ("in1/a", "in2/b"):
-        save(tmp_path / f"{name}.nii")
-    assert infer(tmp_path, 1, attach=False) == ["a"]
-    with pytest.raises(InputError, match=r"a_seg\.nii\.gz exists"):
-        infer(tmp_path, 1, attach=False)
-    assert infer(tmp_path, 1, attach=False, overwrite=True) == ["a"]
 
 
 def test_inference_mixes_no_maps_of_other_weights_or_images(

@@ -148,12 +148,12 @@ def to_cell(record: Record) -> Cell:
 def tabulate(records: Sequence[Record], index: Sequence[str]) -> pd.DataFrame:
     """Return the cells of records, with lines and columns in the order of their first records.
 
-    Records with the same values of `index` make a line. Their column is their "column", or the
-    heading of their measure.
+    Records with the same values of `index` make a line. Their column is the heading of their
+    measure.
     """
     lines: dict[tuple[str, ...], dict[str, Any]] = {}
     for record in records:
         names = {name: str(record[name]) for name in index}
-        column = record.get("column") or heading(record["measure"])
-        lines.setdefault((*names.values(),), names)[column] = to_cell(record)
+        line = lines.setdefault((*names.values(),), names)
+        line[heading(record["measure"])] = to_cell(record)
     return pd.DataFrame([*lines.values()]).set_index([*index]).fillna("")

@@ -9,11 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from scipy.spatial.distance import pdist
 
 from calib_components.figures import reliability_diagram, uncertainty_overlay
 from calib_components.metrics import CalibrationBins
-from calib_components.quality.page import COLORS
 
 # Class 0: 10 voxels at 0.6, 7 of them correct; 30 at 0.9, 15 of them correct. Class 1: 10 voxels at
 # 0.25, none correct.
@@ -89,27 +87,6 @@ def test_accuracy_if_true_is_marked() -> None:
     assert [len(axes.collections) for axes in figure.axes[::2]] == [0, 1]
     empty = CalibrationBins(*(0 * field for field in vars(TOP_LABEL).values()))
     assert bars(reliability_diagram(empty).axes[0]) == []
-
-
-# Machado et al., "A Physiologically-based Model for Simulation of Color Vision Deficiency", 2009
-READERS = {
-    "normal": np.eye(3),
-    "protan": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
-    "deutan": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
-}
-XYZ = np.array([[0.434, 0.376, 0.190], [0.213, 0.715, 0.072], [0.018, 0.109, 0.873]])
-LAB = np.array([[0, 116, 0], [500, -500, 0], [0, 200, -200]])
-
-
-@pytest.mark.parametrize("reader", READERS)
-@pytest.mark.parametrize(("number", "apart"), [(2, 100), (3, 48), (4, 24), (7, 16)])
-def test_readers_tell_structures_apart(reader: str, number: int, apart: float) -> None:
-    """By the distance in CIELAB; 2 is just noticeable."""
-    colors = np.array([to_rgba(f"#{color}")[:3] for color in COLORS[:number]])
-    linear = np.where(colors < 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
-    xyz = (linear @ np.transpose(READERS[reader])).clip(0, 1) @ XYZ.T
-    lab = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116) @ LAB.T
-    assert pdist(lab).min() > apart
 
 
 def test_overlay_draws_each_map_where_it_is() -> None:

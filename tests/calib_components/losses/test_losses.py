@@ -5,7 +5,6 @@ target.
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -281,20 +280,6 @@ def test_a_probability_on_an_edge_is_in_the_bin_below() -> None:
     logits = torch.tensor([[1 / 2, 3 / 4, 3 / 4], [1 / 2, 1 / 4, 1 / 4]]).log()[None, :, None]
     value = L1ACELoss(num_bins=2)(logits, torch.zeros(1, 1, 1, 3))
     assert value.item() == pytest.approx((1 / 2 + 1 / 4) / 2 / 2)
-
-
-@pytest.mark.parametrize("prior", ["mean", "gaussian"])
-@pytest.mark.parametrize(("num_classes", "weight"), [(2, 0.5), (4, 0.1), (8, 0.01)])
-def test_nacl_is_smallest_at_a_confidence_of_one_less_the_weight_by_the_classes(
-    num_classes: int, weight: float, prior: str
-) -> None:
-    confidence = 1 - weight / num_classes
-    logits = torch.zeros(1, num_classes, 3, 3, dtype=torch.float64)
-    logits[:, 1] = math.log(confidence * (num_classes - 1) / (1 - confidence))
-    loss, label = NACLLoss(prior, penalty_weight=weight), torch.ones(1, 1, 3, 3)
-    assert value_and_gradient(loss, logits, label)[1][:, 1].abs().max() < 1e-15
-    logits[:, 0], worse = 0.01, logits.clone()  # the others are best at 0
-    assert loss(logits, label) > loss(worse, label)
 
 
 def test_defaults_are_those_of_the_papers() -> None:

@@ -22,8 +22,7 @@ from calib_components.metrics import (
 )
 from calib_components.metrics.distances import IGNORED, band_mask, near_mask
 from calib_components.metrics.measuring import Measured, measure_regions
-from calib_components.metrics.regions import read_region
-from calib_components.metrics.voxels import check_tensors
+from calib_components.metrics.voxels import check_tensors, read_voxels
 from tests.calib_components.metrics import by_definition
 
 BY_PREDICTION = ["all", "predicted", "plausible", "predicted_band"]
@@ -158,7 +157,8 @@ HAND_Y = torch.tensor([[[0, 0, 1, 1, 0, 0]]])
     ],
 )
 def test_regions_by_hand(region: Any, members: list[int]) -> None:
-    (found,) = read_region(*check_tensors(HAND_P, HAND_Y), Region.parse(region))
+    (voxels,) = read_voxels(*check_tensors(HAND_P, HAND_Y))
+    found = Region.parse(region).select(voxels)
     assert torch.equal(found.p, HAND_P[0][:, members])
     assert torch.equal(found.label, HAND_Y[0, 0, members])
     of_region = calibration_bins(HAND_P, HAND_Y, region=region)

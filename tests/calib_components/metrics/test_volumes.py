@@ -41,7 +41,7 @@ def assert_same(
 
 def fields_of(measures: StructureMeasures) -> list[torch.Tensor]:
     counts = measures.thresholds
-    of_counts = counts.true_positive, counts.predicted, counts.true, counts.voxels
+    of_counts = counts.true_positive, counts.predicted, counts.true
     return [*measures[:6], *of_counts]
 
 
@@ -141,7 +141,6 @@ def test_counts_by_numpy() -> None:
         np.testing.assert_array_equal(counts.true[:, number], truth.sum(1))
         dsc = 2 * hits / (is_above.sum(-1) + truth.sum(1)[:, None])
         np.testing.assert_allclose(counts.dsc[:, number], dsc, rtol=1e-12)
-    assert counts.voxels.tolist() == [[504, 504]] * 3
     read = ThresholdCounts.from_dict(json.loads(json.dumps(counts.to_dict())))
     assert all(torch.equal(field, getattr(read, name)) for name, field in vars(counts).items())
 
@@ -155,8 +154,7 @@ def test_a_probability_at_a_threshold_is_not_above_it(dtype: torch.dtype) -> Non
 
 def counts_of(true_positive: list, predicted: list, true: list) -> ThresholdCounts:
     fields = (torch.tensor(field) for field in (true_positive, predicted, true))
-    voxels = torch.full(torch.tensor(true).shape, 10)
-    return ThresholdCounts(torch.tensor([0.3, 0.5, 0.7]), *fields, voxels)
+    return ThresholdCounts(torch.tensor([0.3, 0.5, 0.7]), *fields)
 
 
 def test_best_threshold() -> None:

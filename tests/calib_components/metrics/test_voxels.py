@@ -21,7 +21,6 @@ from calib_components.metrics import (
     risk_coverage,
     voxels,
 )
-from calib_components.metrics.regions import read_region
 from calib_components.metrics.voxels import check_tensors, read_voxels
 
 
@@ -133,8 +132,9 @@ def test_a_one_hot_prediction_warns_once() -> None:
 )
 def test_logits_are_read_with_their_region(region: object) -> None:
     logits, chosen = 3 * P - Y, Region.parse(region)
-    found = read_region(*check_tensors(logits, Y, name="logits"), chosen, logits=True)
-    expected = read_region(*check_tensors(logits.double().softmax(1), Y), chosen)
+    found = map(chosen.select, read_voxels(*check_tensors(logits, Y, name="logits"), logits=True))
+    p = logits.double().softmax(1)
+    expected = map(chosen.select, read_voxels(*check_tensors(p, Y)))
     for a, b in zip(found, expected, strict=True):
         assert a.case == b.case
         torch.testing.assert_close(a.values.softmax(0), b.p)

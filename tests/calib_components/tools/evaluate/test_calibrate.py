@@ -9,15 +9,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
 from scipy.special import expit, logit, softmax
 
-from calib_components import figures
 from calib_components.errors import InputError
 from calib_components.handlers import read_estimate
 from calib_components.handlers.evaluation_files import Evaluation
 from calib_components.posthoc import ClassTemperature, TemperatureScaling
-from calib_components.tools.evaluate import calibrate_predictions, evaluate, evaluate_predictions
+from calib_components.tools.evaluate import calibrate_predictions, evaluate_predictions
 from tests.calib_components.tools.evaluate.made_up import (
     AFFINE,
     SHAPE,
@@ -161,11 +159,8 @@ def test_rounded_files_give_nearly_the_temperature_of_the_numbers_that_were_roun
 
 @pytest.mark.parametrize("sigmoid", [False, True])
 def test_the_plausible_foreground_of_calibrated_maps_is_that_of_before(
-    sigmoid: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sigmoid: bool, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(evaluate, "report_folders", lambda *_, **__: None)
-    for name in ("reliability_diagram", "uncertainty_overlay"):
-        monkeypatch.setattr(figures, name, lambda *_, **__: Figure(figsize=(1, 1), dpi=30))
     predictions, labels, scaled = tmp_path / "predictions", tmp_path / "labels", tmp_path / "scaled"
     for case in CASES[:8:2]:
         p = softmax(logits_of(case), axis=0)

@@ -12,9 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.figure import Figure
 
-from calib_components import figures
 from calib_components.errors import InputError
 from calib_components.handlers import write_estimate
 from calib_components.handlers.evaluation_files import OBJECT_COLUMNS, Evaluation
@@ -38,14 +36,6 @@ from tests.calib_components.tools.evaluate.made_up import (
 NAMES = ["p1_ed", "p1_es", "p2_ed"]
 STRUCTURES = ["a=1", "both=1+2"]
 SPACING = np.linalg.norm(AFFINE[:3, :3], axis=0)
-
-
-@pytest.fixture(autouse=True)
-def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the page and the pictures, which take seconds."""
-    monkeypatch.setattr(evaluate, "report_folders", lambda *_, **__: None)
-    for name in ("reliability_diagram", "uncertainty_overlay"):
-        monkeypatch.setattr(figures, name, lambda *_, **__: Figure(figsize=(1, 1), dpi=30))
 
 
 @pytest.fixture

@@ -10,14 +10,12 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 from scipy import optimize
 
-from calib_components import figures
 from calib_components.errors import InputError
 from calib_components.handlers import read_estimate
 from calib_components.handlers.evaluation_files import Evaluation
-from calib_components.tools.evaluate import calibrate_predictions, evaluate, evaluate_predictions
+from calib_components.tools.evaluate import calibrate_predictions, evaluate_predictions
 from tests.calib_components.metrics.by_definition import bin_index
 from tests.calib_components.tools.evaluate.made_up import (
     SHAPE,
@@ -34,14 +32,6 @@ NAMES = ["p1", "p2", "p3"]
 RATERS, MEMBERS = ("anna", "ben", "cleo"), tuple(f"fold_{number}" for number in range(5))
 STRUCTURES = {"a": [1], "both": [1, 2]}
 OPTIONS = {"structures": ["a=1", "both=1+2"], "workers": 1}
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the page and the pictures, which take seconds."""
-    monkeypatch.setattr(evaluate, "report_folders", lambda *_, **__: None)
-    for name in ("reliability_diagram", "uncertainty_overlay", "raters_overlay"):
-        monkeypatch.setattr(figures, name, lambda *_, **__: Figure(figsize=(1, 1), dpi=30))
 
 
 def p_of(member: int, case: int) -> np.ndarray:

@@ -82,9 +82,7 @@ def write_evaluation(
         thresholds, whole = torch.arange(1, 20) / 20, torch.full((n, len(STRUCTURES)), 1000)
         predicted = (1500 * (1.2 - thresholds)).long().expand(*whole.shape, -1)
         positive = torch.minimum(predicted, whole[..., None]) * 9 // 10
-        parts["thresholds"] = ThresholdCounts(
-            thresholds.double(), positive, predicted, whole, 10 * whole
-        )
+        parts["thresholds"] = ThresholdCounts(thresholds.double(), positive, predicted, whole)
         coverage = np.linspace(0.05, 1, 20)
         parts |= {"coverage": coverage, "risk": error[:, None] * coverage**2}
         summary = {"channels": len(CLASSES), "sigmoid": False, **summary}

@@ -69,14 +69,6 @@ def test_evaluations_that_cannot_be_compared_are_refused(name: str, tmp_path: Pa
         read_evaluations(folders)
 
 
-def test_one_folder_twice_and_a_folder_without_cases_are_refused(tmp_path: Path) -> None:
-    folder = write_evaluation(tmp_path / "a")
-    with pytest.raises(InputError, match="twice"):
-        read_evaluations([folder, folder])
-    with pytest.raises(InputError, match=r"cases\.csv"):
-        read_evaluations([folder, tmp_path])
-
-
 def test_comparisons_reward_no_miss_and_no_wrong_structure(tmp_path: Path) -> None:
     """A missed structure has no HD95; finding nothing where there is nothing is right."""
     undefined = np.where(np.arange(16) == 5, np.nan, 0.5)
