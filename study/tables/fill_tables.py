@@ -313,6 +313,11 @@ def _sum_of_ranks(means: pd.DataFrame, method: str) -> list[str]:
     return [f"{(means[PAPER] * [-1, 1, 1, 1]).rank().sum(axis=1)[method]:g}"]
 
 
+def _data_set(test_set: str) -> str:
+    """Return how the published values call the data of a test set."""
+    return test_set.partition("_")[0]
+
+
 def _rank(method: str, test_set: str) -> list[str]:
     means = {of: [mean(name, test_set, of).mean for name in TABLE1] for of in PAPER}
     return _sum_of_ranks(pd.DataFrame(means, TABLE1), method)
@@ -328,7 +333,9 @@ NUMBERS: dict[str, Callable[..., list[str]]] = {  # by the first word of a sourc
     "gap": lambda *place: [f"{end:+.3f}" for end in calibration(*place)[:3]],
     "heart": lambda one, _, *place: [f"{end:+.3f}" for end in difference_of(one, *place)[:3]],
     "rank": _rank,
-    "paper_rank": lambda method, name: _sum_of_ranks(PUBLISHED.loc[name].loc[TABLE1], method),
+    "paper_rank": lambda method, name: _sum_of_ranks(
+        PUBLISHED.loc[_data_set(name)].loc[TABLE1], method
+    ),
     "confidence": _confidence,
     "dsc_bias": _format_mean("dsc_bias", "+"),
     **{name: _format_mean(name) for name in ("expected_dsc", "gap_closed")},
@@ -395,8 +402,7 @@ def _cell(place: tuple[str, str, str], kind: str, reference: str) -> str:
     estimate, digits = mean(*place), 2 if measure == "hd95" else 3
     text, low, high = (f"{end:.{digits}f}" for end in estimate[:3])
     if kind == "published":
-        dataset = test_set.partition("_")[0]
-        return f"{text} ({PUBLISHED.loc[(dataset, method), measure]:.{digits}f})"
+        return f"{text} ({PUBLISHED.loc[(_data_set(test_set), method), measure]:.{digits}f})"
     cases = results("cases").loc[(test_set, method)]
     if f"{measure}_if_true" in cases:
         text = f"{text} ({cases[f'{measure}_if_true'].mean():.3f})"
