@@ -509,6 +509,13 @@ CLAIMS: dict[str, dict[str, Callable[[], bool]]] = {
         "NACL's CECE is lower than that of each other loss": lambda: all(
             sign("nacl", name, AUTHORS, "cece") < 0 for name in TABLE1[:-1]
         ),
+        "NACL is first by the sum-rank on bSSFP, second on vendor B, behind MbLS, and sixth on LGE": (
+            lambda: (
+                [rank("nacl", f"{AUTHORS}_{name}") for name in ("bssfp", "vendor_b", "lge")]
+                == [1, 2, 6]
+                and rank("mbls", f"{AUTHORS}_vendor_b") == 1
+            )
+        ),
         "Its DSC is third": lambda: means_of_authors("dsc").rank(ascending=False)["nacl"] == 3,
         "within 0.002 of those of ECP, LS and MbLS": lambda: all(
             abs(means_of_authors("dsc")[["nacl", name]].diff().iloc[1]) < 0.002
