@@ -82,25 +82,31 @@ def _read_cell(cell: Path, settings: CellSettings, tables: Tables) -> None:
     for place, test_set, temperature in _evaluations(cell, settings):
         evaluation = Evaluation.read(place)
         row = {**keys, "test_set": test_set, "temperature": temperature}
-        cases = case_table(evaluation)
-        tables.cases.append(_with_keys(cases.reset_index(), row))
-        for region, sums in case_bins(evaluation, cases.index).items():
-            wide = {
-                f"{name}_{i + 1}": part[:, i]
-                for name, part in zip(SUMS, sums, strict=True)
-                for i in range(part.shape[1])
-            }
-            bins = pd.DataFrame({"case": cases.index, "region": region, **wide})
-            tables.bins.append(_with_keys(bins, row))
+        cases, bins = tables_of(evaluation, row)
+        tables.cases.append(cases)
+        tables.bins.append(bins)
         if place == cell:
             common = common_properties(place, evaluation)
             del common["structures"]
             tables.about = {**common, "class_names": list(evaluation.class_names)}
-    tables.cells.append(keys | _read_history(cell) | settings.made_with)
+    tables.cells.append(keys | read_history(cell) | settings.made_with)
     if settings.calibration:
         fit = read_estimate(cell / "temperature").to_dict()
         texts = {name: json.dumps(value) for name, value in fit.items() if isinstance(value, dict)}
         tables.temperatures.append(keys | fit | texts)
+
+
+def tables_of(evaluation: Evaluation, keys: Mapping[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the cases and bins of an evaluation, in the columns of a comparison, after `keys`."""
+    cases, bins = case_table(evaluation), []
+    for region, sums in case_bins(evaluation, cases.index).items():
+        wide = {
+            f"{name}_{i + 1}": part[:, i]
+            for name, part in zip(SUMS, sums, strict=True)
+            for i in range(part.shape[1])
+        }
+        bins.append(pd.DataFrame({"case": cases.index, "region": region, **wide}))
+    return _with_keys(cases.reset_index(), keys), _with_keys(pd.concat(bins), keys)
 
 
 def _evaluations(cell: Path, settings: CellSettings) -> Iterator[tuple[Path, str, str]]:
@@ -147,7 +153,7 @@ def _check_comparable(cells: Mapping[Path, CellSettings]) -> None:
             )
 
 
-def _read_history(folder: Path) -> dict[str, Any]:
+def read_history(folder: Path) -> dict[str, Any]:
     """Return epochs, the best one, its validation DSC and the time of an epoch, of a training."""
     with reading(folder / "history.csv", "a line for each epoch") as file:
         history = pd.read_csv(file)

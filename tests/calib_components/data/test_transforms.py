@@ -190,7 +190,8 @@ def body(shape: tuple[int, int, int] = (40, 40, 24)) -> np.ndarray:
 
 GOOD: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "as it is": lambda v: v,
-    "clipped to the window": lambda v: v.clip(-160, 240),
+    "clipped to the window": lambda v: v.clip(-125, 275),
+    "clipped to another window": lambda v: v.clip(-160, 240),
     "padded": lambda v: np.pad(v, 6, constant_values=-3024),
     "metal": lambda v: np.where(np.indices(v.shape).sum(0) < 9, 30000, v),
     "without air": lambda v: v[12:],
@@ -202,6 +203,8 @@ BAD: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "without intercept": lambda v: (v + 1024).clip(0, 4095),
     "without intercept, padded": lambda v: np.pad((v + 1024).clip(0), 6, constant_values=-2000),
     "intercept twice": lambda v: v - 1024,
+    "intercept twice, clipped to the window": lambda v: (v - 1024).clip(-125, 275),
+    "without intercept, clipped to the window": lambda v: (v + 1024).clip(-125, 275),
     "wrapped": lambda v: v.round() % 65536,
     "8 bits": lambda v: ((v.clip(-160, 240) + 160) / 400 * 255).round(),
     "times 10, no air": lambda v: v[12:] * 10,

@@ -105,8 +105,8 @@ class TestFlare:
 
     def test_window_of_hounsfield_units(self, out: Path, tmp_path: Path) -> None:
         body = np.full((24, 20, 5), -1000, np.int16)
-        # Inside, all of it above -160
-        body[4:-4, 2:-2] = np.linspace(-150, 400, 16 * 16 * 5).reshape(16, 16, 5)
+        # Inside, all of it above -125
+        body[4:-4, 2:-2] = np.linspace(-120, 400, 16 * 16 * 5).reshape(16, 16, 5)
         label, affine = blocks(body.shape, [1, 2, 3, 4]), np.diag([2.0, 2, 5, 1])
         for name, shift in (("a", 0), ("b", 1024)):
             make_flare(tmp_path / "src", name, body + shift, label, affine)
@@ -119,7 +119,7 @@ class TestFlare:
         # What was ignored once is not the next time
         with pytest.raises(InputError, match=r"b_0000\.nii\.gz: "):
             prepare_data("flare", tmp_path / "src", out, **options)
-        expected = ((body[4:-4, 2:-2] + 160.0) / 400).clip(0, 1)
+        expected = ((body[4:-4, 2:-2] + 125.0) / 400).clip(0, 1)
         np.testing.assert_allclose(
             nib.load(out / "a" / "image.nii").get_fdata(), expected, atol=1e-4
         )
