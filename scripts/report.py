@@ -15,21 +15,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from calib_components.tools import cli
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def is_comparison(folder: Path) -> bool:
-    """Whether a folder has the results of a comparison of losses: cells, or their compact form."""
-    names = ("plan.json", "comparison.json", "*/seed*/settings.json")
-    return not (folder / "cases.csv").exists() and any([*folder.glob(name)] for name in names)
+from calib_components.tools.report import is_comparison
 
 
 def choose_command() -> str:
     """Return the report of a comparison of losses, of the study, if its folder is an argument."""
-    if (ROOT / "study").is_dir() and any(is_comparison(Path(word)) for word in sys.argv[1:]):
-        sys.path.insert(0, str(ROOT))
+    if any(is_comparison(Path(word)) for word in sys.argv[1:]):
         return "study.compare.report:report_comparison"
     return "calib_components.tools.report.report:report_folders"
 

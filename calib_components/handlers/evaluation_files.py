@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from calib_components.errors import InputError, printable, reading
 from calib_components.metrics import CalibrationBins, ThresholdCounts
+from calib_components.metrics.measures import MEASURES
 from calib_components.metrics.objects import FoundObject
 
 MISSED = 3  # objects that are drawn
@@ -138,11 +139,13 @@ class Evaluation:
         """Read the files of an evaluation.
 
         Raises:
-            InputError: A file is missing, cut off or holds something else.
+            InputError: A file is missing, cut off or holds something else, or other cases.
         """
         folder = Path(folder)
-        table = _read_table(folder / "cases.csv", defaultdict(lambda: float, case=object))
         summary = _read_json(folder / SUMMARY)
+        cases = [*summary["patients"]]
+        table = _read_table(folder / "cases.csv", defaultdict(lambda: float, case=object))
+        table = _in_order(table, summary, folder / "cases.csv")
         files = {name: folder / f"{name}.csv" for name in PARTS}
         parts = {
             name: _read_table(file, dict.fromkeys(NAMES, object))
@@ -151,9 +154,9 @@ class Evaluation:
         }
         if "channels" not in summary:  # of label maps
             return cls(table, summary, parts=parts)
-        calibration = _read_json(folder / "calibration.json", "class_names", "regions")
-        thresholds = _read_json(folder / "thresholds.json", "structures", "counts")
-        risk = _read_json(folder / "risk_coverage.json", "coverage", "risk")
+        calibration = _read_json(folder / "calibration.json", "class_names", "regions", cases=cases)
+        thresholds = _read_json(folder / "thresholds.json", "structures", "counts", cases=cases)
+        risk = _read_json(folder / "risk_coverage.json", "coverage", "risk", cases=cases)
         return cls(
             table,
             summary,
@@ -175,8 +178,35 @@ def _read_table(file: Path, types: Mapping[str, type]) -> pd.DataFrame:
             dtype=types,
             na_values=[""],
             keep_default_na=False,
+            encoding="utf-8-sig",  # spreadsheets write a mark
             encoding_errors="surrogateescape",
         )
+
+
+def _in_order(table: pd.DataFrame, summary: Mapping[str, Any], file: Path) -> pd.DataFrame:
+    """Return the rows of `cases.csv` in the order of the other files, whatever a spreadsheet has
+    made of it.
+    """
+    of_structures = {measure.name for measure in MEASURES if measure.scope == "structure"}
+    columns = {name for name, value in summary.items() if _is_statistics(value)} - of_structures
+    if missing := sorted({"case", *columns} - {*table}):
+        raise InputError(f"{file}: the column {missing[0]} is missing. Evaluate the cases again.")
+    present, cases = pd.Index(table["case"]), pd.Index(summary["patients"], dtype=object)
+    for names, problem in (
+        (cases.difference(present, sort=False), "has no row"),
+        (present.difference(cases, sort=False), f"is not in {SUMMARY}"),
+        (present[present.duplicated()], "has two rows"),
+    ):
+        if len(names):
+            raise InputError(
+                f"{file}: case {printable(names[0])} {problem}. Evaluate the cases again."
+            )
+    return table.iloc[present.get_indexer(cases)].reset_index(drop=True)
+
+
+def _is_statistics(value: Any) -> bool:
+    """Return whether an entry of the summary has the mean of a measure, and the number of cases."""
+    return isinstance(value, Mapping) and {"mean", "std", "n"} == {*value}
 
 
 def _write_json(file: Path, content: Mapping[str, Any], indent: int | None = None) -> None:
@@ -190,8 +220,10 @@ def _write_json(file: Path, content: Mapping[str, Any], indent: int | None = Non
     file.write_text(json.dumps(without_nan, indent=indent) + "\n")
 
 
-def _read_json(file: Path, *names: str) -> dict[str, Any]:
-    """Return the entries of a file that have these names; all without names."""
+def _read_json(file: Path, *names: str, cases: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the entries of a file that have these names, which is about some cases; all without
+    names.
+    """
 
     def tensors(values: dict[str, Any]) -> Any:
         if "true_positive" in values:
@@ -204,6 +236,8 @@ def _read_json(file: Path, *names: str) -> dict[str, Any]:
             raise ValueError(
                 f"one of schema version {version}, which needs another release of calib_components"
             )
+        if names and content["cases"] != [*cases]:
+            raise ValueError(f"its cases are not those of {SUMMARY}")
         return {name: content[name] for name in names or content}
 
 

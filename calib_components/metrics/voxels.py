@@ -209,7 +209,8 @@ def check_tensors(
         )
     sigmoid = not masks and (sigmoid or y_pred.shape[1] == 1)
     _check_shapes(y_pred, y, sigmoid, name)
-    _check_class_axis(y_pred, y, sigmoid, name)
+    if not masks:  # those of a structure that is one voxel thick sum to 1 along an axis of space
+        _check_class_axis(y_pred, y, sigmoid, name)
     return y_pred, y
 
 

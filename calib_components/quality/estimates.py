@@ -209,6 +209,9 @@ class ScanEstimates:
             `sigmoid`, a channel each.
         sigmoid: Whether each channel has a sigmoid of its own.
 
+    Raises:
+        InputError: There is no structure, or one without a class index of at least 0.
+
     Examples:
         >>> import torch
         >>> p = torch.tensor([0.01, 0.3, 0.9, 0.99]).view(1, 2, 2)  # of class 1, one slice
@@ -219,6 +222,11 @@ class ScanEstimates:
     """
 
     def __init__(self, structures: Structures, sigmoid: bool = False) -> None:
+        if min((min(each, default=-1) for each in structures.values()), default=-1) < 0:
+            raise InputError(
+                "structures must name one or more class indices, of at least 0, for each structure,"
+                f" got {structures}."
+            )
         self.structures, self.sigmoid = structures, sigmoid
         zero = torch.zeros((), dtype=torch.float64)
         self._sums = {name: dict.fromkeys(TERMS, zero) for name in structures}

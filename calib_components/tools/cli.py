@@ -23,6 +23,7 @@ from calib_components.errors import InputError, printable
 
 Command = Callable[..., None]
 Commands = str | Command | Mapping[str, "Commands"]
+END_OF_CODES = 2**24  # from which on float32, as which volumes are read, skips whole numbers
 ROOT = Path(__file__).parents[2]  # of modules: the repository, or the packages of an environment
 
 
@@ -143,11 +144,17 @@ def parse_structures(
         raise InputError(f"{option} names no structure. Pass structures such as liver=1.")
     structures: dict[str, frozenset[int]] = {}
     for text in texts:
-        if not (match := re.fullmatch(r"(.*\S.*)=(\d+(?:\+\d+)*)", text)):
+        if not (match := re.fullmatch(r"([^=;]*[^=;\s][^=;]*)=(\d+(?:\+\d+)*)", text)):
             raise InputError(
-                f"{option}: {text!r} is not name=code or name=code+code, such as WT=1+2+4."
+                f"{option}: {text!r} is not name=code or name=code+code, such as WT=1+2+4. Commas"
+                " separate structures."
             )
         name, codes = match[1], frozenset(map(int, match[2].split("+")))
+        if max(codes) >= END_OF_CODES:
+            raise InputError(
+                f"{option}: {text!r} has a label code of 2^24 or more, which 32-bit floating point"
+                " rounds. Give the structure another code in the label files."
+            )
         if 0 in codes or name.lower() == "background":
             raise InputError(
                 f"{option}: {text!r} is the background, which is class 0. Name the structures only."

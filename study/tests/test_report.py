@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,8 @@ from study.compare.report import compare_rows, means_section, report_comparison
 from study.compare.statistics import mean_with_interval
 from study.tests.made_up import write_cell, write_comparison
 from tests.calib_components.tools.report.made_up import PNG, write_evaluation
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +59,14 @@ def test_means_have_published_values_and_the_spread_over_seeds(tmp_path: Path) -
     assert record["sd_seeds"] == pytest.approx(values.mean(1).std(ddof=1))
     notes = section.table.loc["ECE foreground ↓"].iloc[0].notes
     assert [*notes][-2:] == ["paper 0.137", "0.100 if true"]
+
+
+def test_the_script_runs_where_the_wheel_is_installed(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "calib_components", tmp_path / "packages" / "calib_components")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "packages")}
+    command = [sys.executable, ROOT / "scripts/report.py", ROOT / "study/results/flare/two_folds"]
+    subprocess.run([*command, "--out", tmp_path / "out"], check=True, env=environment)
+    assert (tmp_path / "out/index.html").exists()
 
 
 def test_case_with_nothing_to_find_is_ranked_by_dsc_alone(tmp_path: Path) -> None:

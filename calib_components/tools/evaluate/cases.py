@@ -162,13 +162,20 @@ def _predicted_classes(values: np.ndarray, classes: Classes) -> np.ndarray:
 
 def find_case_images(folder: Path, cases: Iterable[str]) -> dict[str, Path]:
     """Find the image of each case in a folder: NAME, or NAME_0000, nnU-Net's first channel."""
-    files = {image.name: image.files[0] for image in find_images(folder)}
+    files: dict[str, list[Path]] = {}
+    for image in find_images(folder):
+        files.setdefault(image.name, []).append(image.files[0])
     images = {}
     for case in cases:
-        file = files.get(case, files.get(f"{case}_0000"))
-        if file is None:
+        found = files.get(case, files.get(f"{case}_0000", []))
+        if len(found) > 1:
+            raise InputError(
+                f"{found[0]} and {found[1]} may both be the image of {case}. Give --images the"
+                " folder of one of them."
+            )
+        if not found:
             raise InputError(f"{folder}: no image is called {case} or {case}_0000.")
-        images[case] = file
+        images[case] = found[0]
     return images
 
 

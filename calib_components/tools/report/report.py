@@ -7,6 +7,7 @@ from pathlib import Path
 
 from calib_components.errors import InputError
 from calib_components.folders import OutputFolder
+from calib_components.tools.report import is_comparison
 from calib_components.tools.report.calibration import summary_section
 from calib_components.tools.report.cases import cases_section, pictures_section
 from calib_components.tools.report.comparison import (
@@ -77,6 +78,11 @@ def report_folders(
     """
     if not folders:
         raise InputError("No folder is given. Give evaluation folders.")
+    if compared := [*filter(is_comparison, folders)]:
+        raise InputError(
+            f"{compared[0]} is a comparison of losses. Its report needs a clone of the repository:"
+            f" python scripts/report.py {compared[0]}"
+        )
     if validation is not None and len(folders) > 1:
         raise InputError("--validation needs one evaluation folder, to choose thresholds.")
     results = read_evaluations(folders)

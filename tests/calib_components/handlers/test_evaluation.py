@@ -369,7 +369,9 @@ def test_failure_mixes_no_evaluations_and_loses_no_work(
         ("cases.csv", "case,dsc_core\na,1\nb,0.", "cut off"),
         ("summary.json", "{", "property name"),
         ("summary.json", '{"schema_version": 99}', "99"),
-        ("calibration.json", '{"class_names": []}', "regions"),
+        ("calibration.json", '{"class_names": []}', "cases"),
+        ("calibration.json", '{"cases": ["case1", "case0", "case2"]}', "not those of summary"),
+        ("thresholds.json", '{"cases": ["case0"]}', "not those of summary"),
         ("thresholds.json", None, "No such file"),
     ],
 )
@@ -382,6 +384,48 @@ def test_broken_file_is_named(
         (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=f"{name}.*{message}"):
         read(tmp_path)
+
+
+Change = Callable[[pd.DataFrame], pd.DataFrame]
+REORDERED: dict[str, Change] = {
+    "sorted": lambda table: table.sort_values("dsc_core"),
+    "reversed": lambda table: table[::-1],
+    "columns moved": lambda table: table[table.columns[::-1]],
+}
+DAMAGED: dict[str, tuple[Change, str]] = {
+    "row missing": (lambda table: table[1:], "case0 has no row"),
+    "rows missing": (lambda table: table[:0], "case0 has no row"),
+    "row twice": (lambda table: table.iloc[[0, 1, 2, 1]], "case1 has two rows"),
+    "row renamed": (lambda table: table.replace("case1", "1"), "case1 has no row"),
+    "row added": (lambda table: pd.concat([table, table[:1].assign(case="x")]), "x is not in"),
+    "column missing": (lambda table: table.drop(columns="expected_dsc_core"), "expected_dsc_core"),
+    "names missing": (lambda table: table.drop(columns="case"), "case"),
+}
+
+
+def edited(evaluation: Path, folder: Path, change: Change, encoding: str = "utf-8") -> Path:
+    """A copy of an evaluation, whose cases.csv a spreadsheet has saved."""
+    shutil.copytree(evaluation, folder, dirs_exist_ok=True)
+    table = change(pd.read_csv(folder / "cases.csv"))
+    table.to_csv(folder / "cases.csv", index=False, encoding=encoding, lineterminator="\r\n")
+    return folder
+
+
+@pytest.mark.parametrize("change", REORDERED.values(), ids=REORDERED.keys())
+def test_rows_of_cases_are_joined_by_name(change: Change, evaluation: Path, tmp_path: Path) -> None:
+    expected = read(evaluation)
+    found = read(edited(evaluation, tmp_path, change, "utf-8-sig"))
+    pd.testing.assert_frame_equal(found.cases[expected.cases.columns], expected.cases)
+    for each in (found, expected):
+        assert [*each.cases["case"]] == [*each.summary["patients"]]
+
+
+@pytest.mark.parametrize(("change", "message"), DAMAGED.values(), ids=DAMAGED.keys())
+def test_cases_that_are_not_those_of_the_summary(
+    change: Change, message: str, evaluation: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=rf"cases\.csv: .*{message}"):
+        read(edited(evaluation, tmp_path, change))
 
 
 def test_measures_without_a_value_are_null_in_json(tmp_path: Path) -> None:

@@ -98,9 +98,6 @@ def test_a_structure_that_is_left_out_as_background_is_warned_of() -> None:
         warn_once.cache_clear()  # they say the same
 
 
-LABELS = torch.arange(9).view(9, 1).expand(9, 12) // torch.tensor([3, 4])[:, None, None]
-ONE_HOT = torch.nn.functional.one_hot(LABELS, 3).movedim(-1, 1)  # (2, 3, 9, 12)
-VOLUMES = ONE_HOT[:, :, None].expand(2, 3, 5, 9, 12)
 # No channel of the background
 MASKS = structure_masks(torch.tensor([[[0, 1, 2, 2]]]), [[1], [2], [1, 2]])[None]
 
@@ -119,16 +116,22 @@ NOT_MASKS = "masks of 0 and 1, .* in 32 of 32 elements"
         (MASKS, torch.tensor([[[[0, 1, 2, 2]]]]), "y_pred must be one-hot .* 4 of 4 voxels"),
         (torch.zeros(4), torch.zeros(4), r"shape \(B, N, \*S\)"),
         (torch.zeros(1, 1, 4), torch.zeros(1, 1, 4), "one channel"),
-        # Also of volumes, whose slices would be structures
-        (ONE_HOT[0], ONE_HOT[1], "no batch axis"),
-        (VOLUMES[0], VOLUMES[1], "no batch axis"),
-        ([ONE_HOT[:1]], [ONE_HOT[1:]], "Items of lists have no batch axis"),
     ],
 )
 def test_wrong_input(y_pred: torch.Tensor, y: torch.Tensor, message: str) -> None:
     for metric in (DSCMetric(), HD95Metric()):
         with pytest.raises(InputError, match=message):
             metric(y_pred, y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8, torch.bool])
+def test_masks_that_sum_to_1_along_an_axis_are_data(dtype: torch.dtype) -> None:
+    layer, halves = torch.zeros(1, 1, 5, 8, 6), torch.zeros(2, 1, 8, 8)
+    layer[0, 0, 2] = 1  # one voxel thick, along the first axis
+    halves[0, 0, :4] = halves[1, 0, 4:] = 1
+    for masks in (layer.to(dtype), layer[0, :, None, 2].to(dtype), halves.to(dtype)):
+        assert (dice(masks, masks) == 1).all()
+        assert (hausdorff_distance_95(masks[:, :, :8], masks[:, :, :8]) == 0).all()
 
 
 def test_cases_of_other_spacings_are_given_theirs() -> None:

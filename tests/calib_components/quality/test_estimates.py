@@ -106,6 +106,12 @@ def test_what_is_no_probability_is_refused() -> None:
             ScanEstimates({"a": [1]}, sigmoid).update(values)
 
 
+@pytest.mark.parametrize("structures", [{}, {"a": []}, {"a": [1], "b": [-2]}])
+def test_structures_need_classes(structures: dict[str, list[int]]) -> None:
+    with pytest.raises(InputError, match="of at least 0, for each structure"):
+        ScanEstimates(structures)
+
+
 def test_a_missing_structure_counts_if_it_is_always_there() -> None:
     assert mean_estimate({"a": 0.8, "b": 0.0, "c": np.nan}, ["b"]) == pytest.approx(0.4)
     assert mean_estimate({"a": 0.8, "b": 0.0, "c": np.nan}, []) == pytest.approx(0.8)

@@ -280,6 +280,26 @@ def test_images_of_pictures_are_called_like_a_case_or_its_first_channel(tmp_path
     assert {"a", "b", "b_0000"} <= find_case_images(tmp_path, ["a", "b", "b_0000"]).keys()
 
 
+def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
+    for name in ("one/a", "two/a", "two/b"):
+        save_nifti(tmp_path / f"{name}.nii.gz", label_of(0))
+    assert find_case_images(tmp_path, ["b"]) == {"b": tmp_path / "two" / "b.nii.gz"}
+    with pytest.raises(InputError, match=r"one.a\.nii\.gz and .*two.a\.nii\.gz may both be"):
+        find_case_images(tmp_path, ["a", "b"])
+
+
+def test_structure_that_is_one_voxel_thick(tmp_path: Path) -> None:
+    label = np.zeros(SHAPE, np.uint8)
+    label[3] = 1
+    p = np.where(label, 0.8, 0.1)
+    save_nifti(tmp_path / "labels" / "a.nii.gz", label)
+    save_channels_last(tmp_path / "predictions" / "a.nii.gz", np.stack([1 - p, p]))
+    _, columns = run(
+        tmp_path / "predictions", tmp_path / "labels", tmp_path / "out", structures=["layer=1"]
+    )
+    assert columns["dsc_layer"] == [1]
+
+
 def test_quality_without_labels_is_that_of_numpy(
     predictions: Path, labels: Path, tmp_path: Path
 ) -> None:

@@ -371,7 +371,8 @@ def test_a_section_of_the_list_is_on_the_page(
         (["eval"], {"out": Path("eval")}, "eval holds files to read"),
         (["eval"], {"validation": Path("labels")}, "thresholds.json"),
         (["eval", "eval2"], {"validation": Path("eval")}, "--validation"),
-        (["eval", "runs"], {}, r"cases\.csv"),
+        (["eval", "runs"], {}, r"summary\.json"),
+        (["eval", "compared"], {}, "needs a clone"),
         (["eval", "eval"], {}, "twice"),
     ],
 )
@@ -385,6 +386,8 @@ def test_options_and_folders_that_do_not_fit_are_refused(
     monkeypatch.chdir(tmp_path)
     for name in ("eval", "eval2", "labels"):
         write_evaluation(Path(name), with_probabilities=name != "labels")
+    Path("compared").mkdir()
+    Path("compared/comparison.json").touch()
     with pytest.raises(InputError, match=keyword):
         report_folders(*map(Path, folders), **options)
     assert not Path("report").exists()
