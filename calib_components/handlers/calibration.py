@@ -291,7 +291,9 @@ class Calibration:
         """Return the bins before and after the calibration over all cases, and of each scan, with
         its patient, what the calibrator of the other patients gives; compare calibrators.
         """
-        candidates = {"before": type(self.calibrator)(), "after": self.calibrator}
+        before = type(self.calibrator)()
+        before.set_state(before.state())
+        candidates = {"before": before, "after": self.calibrator}
         bins: dict[tuple[str, str], list[CalibrationBins]] = {
             (name, region): [] for name in candidates for region in REGIONS
         }

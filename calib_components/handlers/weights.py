@@ -77,6 +77,12 @@ def load_weights(network: torch.nn.Module, file: str | os.PathLike) -> None:
     """
     _, weights = read_weights(file)
     with reading(file, "weights of this network"):
+        if "class_temperature" in weights:
+            raise ValueError(
+                "they have a temperature of each predicted class, which only version 0.4 knows."
+                " Take later weights of the bundle; from your own, remove the entry"
+                " class_temperature, and calibrate them again"
+            )
         try:
             network.load_state_dict(weights)
         except RuntimeError as error:  # which names all that differs

@@ -41,7 +41,7 @@ from calib_components.quality.estimates import require_probabilities
 from calib_components.quality.table import CENTER
 
 QUALITY = "quality"  # key of an item
-INTEGERS = {8: torch.uint8, 16: torch.uint16}
+TYPES = {8: torch.uint8, 16: torch.uint16, 32: torch.float32}  # of maps, by their bits
 SLAB = 2**22  # values of a slab: voxels times classes
 SLOPE = "scl_slope"  # key of a map's metadata: the step of the integers that it holds
 COMPRESSION = 1  # higher levels of gzip take several times as long for a few per cent
@@ -64,7 +64,7 @@ class PredictionMapsd(MapTransform):
     The item gains the maps of `save`, under the ending of their files: `seg`, the label map;
     `uncertainty`, the normalised entropy `(1, *S)`; and `probability`, of the background and of
     each structure, `(1 + structures, *S)`. The last two are integers: 0 to 65535, or 255, for 0 to
-    1. The key itself becomes the label map. `quality` is what
+    1; or of 32 bits, floating point. The key itself becomes the label map. `quality` is what
     `calib_components.quality.describe_scan` returns.
 
     Args:
@@ -73,7 +73,8 @@ class PredictionMapsd(MapTransform):
         label_codes: Value of each class in the label map.
         save: Maps to make, see `ImageFolder`, which checks them. Those of DICOM are masks, or
             probabilities of 0 to 255, of the structures, `(structures, *S)`.
-        bits: Bits of the integers, 16 or 8.
+        bits: 16 or 8, of the integers; or 32, of floating point, which a calibrator can be fitted
+            to.
         show_uncertainty: Let the key itself become the uncertainty instead, for MONAI Label, which
             shows one map.
         network: Network whose weights hold the reference of the quality; None for a quality without
@@ -97,11 +98,11 @@ class PredictionMapsd(MapTransform):
     ) -> None:
         super().__init__(keys)
         self.save = ensure_tuple(save)
-        check_choice("bits", bits, INTEGERS)
+        check_choice("bits", bits, TYPES)
         self.structures, self.network = structures, network
         fits_a_byte = min(label_codes) >= 0 and max(label_codes) <= 255
         self.codes = torch.tensor(label_codes, dtype=torch.uint8 if fits_a_byte else torch.int32)
-        self.dtype, self.largest = INTEGERS[bits], 2**bits - 1
+        self.dtype, self.largest = TYPES[bits], 1 if bits == 32 else 2**bits - 1
         self.show_uncertainty = show_uncertainty
         self._stored = torch.empty(0)
         self._reference = Reference.from_tensor(self._stored, [*structures])
@@ -211,7 +212,10 @@ class PredictionMapsd(MapTransform):
         return self._rounded(torch.stack([p[list(classes)].sum(0) for classes in structures]))
 
     def _rounded(self, values: torch.Tensor) -> torch.Tensor:
-        return (values.clamp(0, 1) * self.largest).round_().int().to(self.dtype)
+        values = values.clamp(0, 1)
+        if self.dtype.is_floating_point:
+            return values
+        return (values * self.largest).round_().int().to(self.dtype)
 
 
 def _probabilities(logits: torch.Tensor, grid: ImageGrid, start: int, stop: int) -> torch.Tensor:

@@ -1,7 +1,6 @@
 """Post-hoc calibration of a trained network."""
 
 from calib_components.posthoc.base import KINDS, Calibrator, Estimate
-from calib_components.posthoc.class_temperature import ClassTemperature, ClassTemperatureEstimate
 from calib_components.posthoc.comparison import LeftOut
 from calib_components.posthoc.network import (
     Ensemble,
@@ -22,8 +21,6 @@ __all__ = [
     "BiasEstimate",
     "Calibrator",
     "ClassBias",
-    "ClassTemperature",
-    "ClassTemperatureEstimate",
     "Ensemble",
     "Estimate",
     "LeftOut",

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from calib_components.errors import InputError, warn_once
 from calib_components.metrics.regions import Region
 from calib_components.metrics.voxels import Voxels, check_tensors, read_voxels
+from calib_components.quality.estimates import SUM_TOLERANCE
 
 Array = NDArray[np.float64]
 KINDS: dict[str, type[Calibrator]] = {}  # every calibrator by its name
@@ -86,8 +87,9 @@ class Calibrator(torch.nn.Module):
     """Base class of calibrators: `update` with each batch, then `compute`; applied by calling it on
     logits.
 
-    A new calibrator leaves logits as they are. Its parameters are buffers; `set_calibrator` puts
-    them into a network, whose weights and exports then carry them. What is kept of a patient is one
+    Its parameters are buffers; `set_calibrator` puts them into a network, whose weights and exports
+    then carry them. Those of a new calibrator change nothing, and applying it is an error until
+    `compute`, `set_state` or `load_state_dict` gives it others. What is kept of a patient is one
     row of sums over voxels. Across several processes, `compute` and `to_dict` put the patients of
     all together, so every process must call them. A subclass has a `name`, the type of its
     `estimate`, buffers, `forward`, `voxel_sums`, `solve` and `states_without`. One that needs the
@@ -101,7 +103,8 @@ class Calibrator(torch.nn.Module):
         sigmoid: Whether each channel is a binary problem of its own, as one channel always is.
 
     Raises:
-        InputError: The region is unknown, or there is none of sigmoids.
+        InputError: The region is unknown, or there is none of sigmoids. When called: it is not
+            fitted.
     """
 
     # Of its files: NAME.json is the estimate, NAME_fit.json what is kept of each patient
@@ -125,6 +128,15 @@ class Calibrator(torch.nn.Module):
         self.region, self.ignore_index, self.sigmoid = Region.parse(region), ignore_index, sigmoid
         self.regions = [self.region]  # that sums are kept of, the one to fit first
         self._rows: dict[str, Array] = {}  # of each patient
+        self._has_parameters = False  # that a fit, or the user, gave it
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        if not self._has_parameters:
+            raise InputError(
+                f"{type(self).__name__} is not fitted. Call update with the cases of each patient,"
+                " then compute; or set_state."
+            )
+        return super().__call__(logits)
 
     @abstractmethod
     def voxel_sums(
@@ -162,6 +174,7 @@ class Calibrator(torch.nn.Module):
         """Replace the parameters, in place where the shape stays, by a tensor or number for each
         name in `state()`.
         """
+        self._has_parameters = True
         for name, buffer in self.state().items():
             values = torch.as_tensor(state[name]).to(buffer)
             if values.shape == buffer.shape:
@@ -184,8 +197,8 @@ class Calibrator(torch.nn.Module):
                 and processes.
 
         Raises:
-            InputError: Shapes do not match, some logits are NaN or infinite, `y` holds invalid
-                labels, or there are not as many names as cases. Nothing is added then.
+            InputError: Shapes do not match, logits are NaN, infinite or probabilities, `y` holds
+                invalid labels, or there are not as many names as cases. Nothing is added then.
         """
         logits, y = check_tensors(logits, y, self.sigmoid, "logits")
         if logits.shape[1] == 1 and not self.takes_sigmoids:
@@ -198,11 +211,7 @@ class Calibrator(torch.nn.Module):
                 f"group has {len(names)} names for {len(logits)} cases. Give one name for each"
                 " case."
             )
-        if logits.min() >= 0 and logits.max() <= 1:
-            warn_once(
-                "All logits are between 0 and 1. If they are probabilities p, pass"
-                " p.double().clamp_min(1e-12).log(), or of sigmoids p.double().logit(1e-12)."
-            )
+        self._refuse_probabilities(logits)
         sums: dict[int, torch.Tensor] = {}
         for voxels in read_voxels(
             logits,
@@ -217,6 +226,19 @@ class Calibrator(torch.nn.Module):
             sums[voxels.case] = sums.get(voxels.case, 0) + rows
         for case, row in sums.items():
             self._add({names[case]: row.cpu().numpy()})
+
+    def _refuse_probabilities(self, logits: torch.Tensor) -> None:
+        """Raise `InputError` if logits `(B, N, *S)` are the output of a softmax; warn if they may
+        be that of sigmoids.
+        """
+        if not (logits.min() >= 0 and logits.max() <= 1):  # also NaN
+            return
+        text = "All logits are from 0 to 1{}. If they are probabilities p, pass {}."
+        if logits.shape[1] > 1 and ((logits.double().sum(1) - 1).abs() <= SUM_TOLERANCE).all():
+            log = "p.double().clamp_min(1e-12).log()"
+            raise InputError(text.format(" and sum to 1 in each voxel, as after a softmax", log))
+        if self.sigmoid or logits.shape[1] == 1:
+            warn_once(text.format("", "p.double().logit(1e-12)"))
 
     def _sums_of(self, voxels: Voxels) -> torch.Tensor:
         weights = () if voxels.weight is None else (voxels.weight,)
@@ -290,7 +312,8 @@ class Calibrator(torch.nn.Module):
         fit = cls(Region(**values["region"]), values["ignore_index"], values["sigmoid"])
         rows = {name: np.array(row, dtype=float) for name, row in values["patients"].items()}
         fit._add(rows)
-        fit.set_state({**fit.state(), **values.get("state", {})})  # that the rows were summed at
+        if "state" in values:  # that the rows were summed at
+            fit.set_state(values["state"])
         return fit
 
     def _options(self) -> dict[str, Any]:
@@ -310,6 +333,10 @@ class Calibrator(torch.nn.Module):
         for rows in gathered(self._rows):
             whole._add(rows)
         return dict(sorted(whole._rows.items()))
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._has_parameters = True
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool

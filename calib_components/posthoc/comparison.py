@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from calib_components.metrics import dice, structure_masks
 from calib_components.posthoc.base import Calibrator
-from calib_components.posthoc.class_temperature import ClassTemperature
 from calib_components.posthoc.temperature import TemperatureScaling
 from calib_components.quality import ScanEstimates
 
@@ -19,19 +18,17 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Structures = Mapping[str, Sequence[int]]
-SIMPLE = (TemperatureScaling, ClassTemperature)  # fitted in one pass beside any other
 NONE = "none"
 ALPHA = 0.05
 
 
 def simpler_fits(calibrator: Calibrator) -> list[Calibrator]:
-    """Return new calibrators to compare a calibrator with, which see each case once; none of
-    sigmoids.
+    """Return new calibrators to compare a calibrator with, which see each case once: a temperature,
+    unless it is one.
     """
-    if calibrator.sigmoid:
+    if isinstance(calibrator, TemperatureScaling):
         return []
-    options = calibrator.region, calibrator.ignore_index
-    return [kind(*options) for kind in SIMPLE if kind is not type(calibrator)]
+    return [TemperatureScaling(calibrator.region, calibrator.ignore_index)]
 
 
 class LeftOut:

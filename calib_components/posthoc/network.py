@@ -145,6 +145,7 @@ class TemperatureUNet(Calibrated, UNet):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.calibrator = TemperatureScaling()
+        self.calibrator.set_state({"temperature": 1.0})
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.calibrator(self.model(x))

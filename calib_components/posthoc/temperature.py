@@ -270,6 +270,11 @@ class TemperatureScaling(Calibrator):
             regions=regions,
         )
 
+    def best(self) -> float:
+        """Return the temperature that `compute` would fit, or the end of the range, alone."""
+        _, rows = self._rows_to_fit()
+        return float(temperatures_of(rows[:, 0].sum(0)))
+
     def states_without(self, names: Sequence[str], rows: Array) -> list[dict[str, float]]:
         return [{"temperature": each} for each in temperatures_without(rows[:, 0]).tolist()]
 

@@ -3,11 +3,10 @@
     python -m study.heart.measure DATA OUT WEIGHTS [WEIGHTS ...] [--views]
 
 DATA has the prepared sets of the protocol. The network finds the heart in whole slices and is
-measured over these: as trained, with calibrators of the odd validation patients (a temperature, T,
-one of each predicted class), and with a temperature of their images
-as another scanner might have changed them (T changed). Several networks are measured as an
-ensemble, with the agreement of their segmentations (`pairwise_dsc_S`); `--views` adds that of flips
-and quarter turns (`views_dsc_S`). OUT gets one row for each scan and calibrator.
+measured over these: as trained, with a temperature of the odd validation patients (T), and with one
+of their images as another scanner might have changed them (T changed). Several networks are
+measured as an ensemble, with the agreement of their segmentations (`pairwise_dsc_S`); `--views`
+adds that of flips and quarter turns (`views_dsc_S`). OUT gets one row for each scan and calibrator.
 """
 
 from __future__ import annotations
@@ -36,7 +35,6 @@ from calib_components.metrics import dice, structure_masks
 from calib_components.metrics.segmentation import hausdorff_distance_95
 from calib_components.posthoc import (
     Calibrator,
-    ClassTemperature,
     Ensemble,
     TemperatureScaled,
     TemperatureScaling,
@@ -60,7 +58,6 @@ SETS = {  # folder of the prepared data, and split
     "vendor_b_192": ("vendor_b_192", "testing"),
     "vendor_b_300": ("vendor_b_300", "testing"),
 }
-KINDS = {"T": TemperatureScaling, "class T": ClassTemperature}
 HOME = "cardiac"  # ACDC and vendor A in one list, whose cases begin with the name of the set
 Predict = Callable[[torch.Tensor], torch.Tensor]
 
@@ -186,13 +183,13 @@ def changed(scans: Iterator[Scan], seed: int) -> Iterator[Scan]:
         yield replace(scan, set="changed", image=torch.as_tensor(perturbation(scan.image)))
 
 
-def fit_calibrators(
-    network: torch.nn.Module, items: Sequence[Any], kinds: Sequence[type[Calibrator]], copies: int
-) -> list[Calibrator]:
-    """Return calibrators of validation patients: of images as they are, or of `copies` of them as
-    another scanner might have made them.
+def fit_temperature(
+    network: torch.nn.Module, items: Sequence[Any], copies: int
+) -> TemperatureScaling:
+    """Return the temperature of validation patients: of images as they are, or of `copies` of them
+    as another scanner might have made them.
     """
-    fits = [kind() for kind in kinds]
+    fit = TemperatureScaling()
     perturbation, _ = other_scanner(seed=0)
     for _ in range(max(1, copies)):
         for scan in read_scans(items, "validation"):
@@ -203,11 +200,9 @@ def fit_calibrators(
                 crop.cut(volume).movedim(-1, 0)  # slices, as the network sees them
                 for volume in (logits, scan.label)
             )
-            for fit in fits:
-                fit.update(seen, label, scan.patient)
-    for fit in fits:
-        fit.compute()
-    return [fit.with_state(fit.state()) for fit in fits]
+            fit.update(seen, label, scan.patient)
+    fit.compute()
+    return fit
 
 
 @torch.inference_mode()
@@ -276,9 +271,11 @@ def measure_networks(data: Path, out: Path, weights: Sequence[Path], views: bool
     """Fit the calibrators and write a row for each scan and calibrator."""
     network, rows = load_networks(weights), []
     odd, (_, copies) = validation_half(data, 0), other_scanner(seed=0)
-    fits = fit_calibrators(network, odd, [*KINDS.values()], copies=0)
-    fits += fit_calibrators(network, odd, [TemperatureScaling], copies)
-    calibrators = dict(zip(["", *KINDS, "T changed"], [TemperatureScaling(), *fits], strict=True))
+    calibrators = {
+        "": TemperatureScaling().with_state({"temperature": 1.0}),
+        "T": fit_temperature(network, odd, copies=0),
+        "T changed": fit_temperature(network, odd, copies),
+    }
     for scan in tqdm(all_scans(data), desc=out.stem, disable=None):
         logits, crop, agreement = predict(network, scan.image)
         known = {"set": scan.set, "case": scan.case, "patient": scan.patient}

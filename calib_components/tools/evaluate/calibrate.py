@@ -91,9 +91,8 @@ def calibrate_predictions(
         region: Voxels to fit the temperature on, such as predicted, see
             `calib_components.metrics.regions`. Fitted to a region chosen by the ground truth,
             probabilities are not calibrated.
-        calibrator: temperature; class_temperature, one for each predicted class;
-            vector, a scale and a bias for each class; or bias, a bias alone. The last two change
-            labels.
+        calibrator: temperature; vector, a scale and a bias for each class; or bias, a bias alone.
+            The last two change labels.
         patient_pattern: Regular expression for the part of a case's name that names the patient,
             such as patient[0-9]+. Default: each case is a patient.
         workers: Number of processes, each with a case in memory. Default: one per core, at most 8.

@@ -2,15 +2,45 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
+import torch
 from scipy.special import log_softmax, softmax
+from torch.nn import functional as F
 
-from calib_components.posthoc import ClassTemperature, LeftOut, TemperatureScaling
-from tests.calib_components.posthoc.test_class_temperature import fitted, made_cases
+from calib_components.errors import InputError
+from calib_components.posthoc import KINDS, Calibrator, ClassBias, LeftOut, TemperatureScaling
 
+Case = tuple[str, torch.Tensor, torch.Tensor]
 STRUCTURES = {"one": [1], "two": [2, 3]}
 IGNORED = 9
+
+
+def made_cases(
+    patients: int = 7, factor: float = 1.4, bias: Sequence[float] = (0,) * 4
+) -> list[Case]:
+    """Cases whose logits are too large by a factor, and off by a bias of each class."""
+    generator = torch.Generator().manual_seed(0)
+    cases = []
+    for patient in range(patients):
+        logits = 2 * torch.randn(1, 4, 9, 8, 7, generator=generator)
+        p = logits.softmax(1).movedim(1, -1).flatten(0, -2)
+        label = torch.multinomial(p, 1, generator=generator).view(1, 1, 9, 8, 7)
+        given = factor * logits + torch.tensor(bias).view(4, 1, 1, 1)
+        cases.append((f"patient{patient}", given, label))
+    return cases
+
+
+def fitted(kind: type[Calibrator], cases: list[Case], **options: object) -> Calibrator:
+    fit = kind(**options)
+    for _ in fit.passes():
+        for patient, logits, label in cases:
+            fit.update(logits, label, patient)
+    fit.compute()
+    return fit
 
 
 def test_errors_are_those_of_the_definitions() -> None:
@@ -18,7 +48,6 @@ def test_errors_are_those_of_the_definitions() -> None:
     cases[1] = ("patient0", *cases[1][1:])  # two scans of a patient
     cases[0][2][..., :2] = IGNORED
     fit = fitted(TemperatureScaling, cases, ignore_index=IGNORED)
-    fit.compute()
     left_out = LeftOut([fit], STRUCTURES, IGNORED)
     errors: dict[str, list] = {}
     for name, logits, label in cases:
@@ -47,19 +76,46 @@ def test_errors_are_those_of_the_definitions() -> None:
 
 
 def test_the_simplest_that_is_not_worse_is_chosen() -> None:
-    """Of logits that are off by a factor of the class, of one factor, and of none."""
-    for factors, expected in (
-        ([0.5, 1.0, 2.0, 3.0], "class_temperature"),
-        ([2.0] * 4, "temperature"),
-        ([1.0] * 4, "none"),
+    """Of logits that are off by a bias, by a factor, and not at all."""
+    for factor, bias, expected in (
+        (1.0, (0.0, 1.0, -1.0, 0.5), "bias"),
+        (2.0, (0.0,) * 4, "temperature"),
+        (1.0, (0.0,) * 4, "none"),
     ):
-        cases = made_cases(20, factors=factors)
-        fits = [fitted(kind, cases) for kind in (TemperatureScaling, ClassTemperature)]
-        for fit in fits:
-            fit.compute()
+        cases = made_cases(20, factor, bias)
+        fits = [fitted(kind, cases) for kind in (TemperatureScaling, ClassBias)]
         left_out = LeftOut(fits, STRUCTURES)
         for name, logits, label in cases:
             by_name = left_out.calibrated(logits, name)
             left_out.update({key: each[0] for key, each in by_name.items()}, label[0], name)
         assert left_out.choice() == expected
         assert left_out.describe().endswith(f": {expected}")
+
+
+@pytest.mark.parametrize("factor", [0.01, 1.5, 40.0])
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
+def test_what_an_estimate_says_is_what_is_applied(kind: type[Calibrator], factor: float) -> None:
+    """Also where a temperature is at the end of its range."""
+    cases = made_cases(3, factor)
+    fit = fitted(kind, cases)
+    estimate, logits = fit.compute(), torch.cat([logits for _, logits, _ in cases])
+    y = torch.cat([label for *_, label in cases])[:, 0].long()
+    for values, nll in ((logits, estimate.nll_before), (fit(logits), estimate.nll_after)):
+        assert F.cross_entropy(values.double(), y).item() == pytest.approx(nll, rel=1e-4)
+
+
+def test_a_calibrator_that_is_not_fitted_is_not_applied() -> None:
+    (_, logits, label), *_ = made_cases(1)
+    for kind in KINDS.values():
+        fit = kind()
+        with pytest.raises(InputError, match=rf"{kind.__name__} is not fitted"):
+            fit(logits)
+    fit = TemperatureScaling()
+    fit.update(logits, label, "patient")
+    with pytest.raises(InputError, match="is not fitted"):
+        copy.deepcopy(fit)(logits)
+    fit.compute()
+    loaded = TemperatureScaling()
+    loaded.load_state_dict(fit.state_dict())
+    for each in (loaded, copy.deepcopy(fit), fit.with_state(fit.state())):
+        torch.testing.assert_close(each(logits), fit(logits))

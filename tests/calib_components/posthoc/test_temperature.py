@@ -348,12 +348,18 @@ def test_after_an_error_nothing_was_added() -> None:
             scaling.compute()
 
 
-def test_probabilities_in_place_of_logits_are_warned_of() -> None:
+def test_probabilities_in_place_of_logits() -> None:
     logits, y = draw(SHAPES[2])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fit(logits, y)
-    with pytest.warns(
-        UserWarning, match=r"clamp_min\(1e-12\)\.log\(\), or .* p\.double\(\)\.logit"
-    ):
-        fit(logits.softmax(1), y)
+        fit(logits.softmax(1).log(), y)
+        fit((logits - logits.amin()) / 100, y)  # from 0 to 1 as well
+    for p in (logits.softmax(1), logits.half().softmax(1)):
+        with pytest.raises(
+            InputError, match=r"sum to 1 .* p\.double\(\)\.clamp_min\(1e-12\)\.log\(\)"
+        ):
+            fit(p, y)
+    p, masks = logits.sigmoid(), (logits > 0).int()  # which no sum tells from logits
+    with pytest.warns(UserWarning, match=r"p\.double\(\)\.logit"):
+        TemperatureScaling(sigmoid=True).update(p, masks, "patient")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import nibabel as nib
 import numpy as np
@@ -14,7 +15,7 @@ from scipy.special import expit, logit, softmax
 from calib_components.errors import InputError
 from calib_components.handlers import read_estimate
 from calib_components.handlers.evaluation_files import Evaluation
-from calib_components.posthoc import ClassTemperature, TemperatureScaling
+from calib_components.posthoc import TemperatureScaling
 from calib_components.tools.evaluate import calibrate_predictions, evaluate_predictions
 from tests.calib_components.tools.evaluate.made_up import (
     AFFINE,
@@ -105,24 +106,6 @@ def test_calibrated_maps_have_the_likelihood_that_was_fitted(
     assert Evaluation.read(tmp_path / "evaluation").summary["nll_all"]["n"] == len(CASES)
 
 
-def test_temperatures_of_classes_scale_maps_as_in_python(
-    folders: Folders, tmp_path: Path, capsys: Any
-) -> None:
-    fit = ClassTemperature(ignore_index=255)
-    for case in CASES:
-        label = torch.from_numpy(label_of_case(folders[1], case))
-        logits = torch.from_numpy(softmax(logits_of(case), axis=0)).float().log()
-        fit.update(logits[None], label[None, None], case)
-    fit.compute()
-    calibrate(folders, tmp_path / "out", calibrator=fit.name)
-    scaled = nib.load(tmp_path / "out" / f"{case}_probability.nii.gz").get_fdata()
-    expected = fit(logits[None]).softmax(1)[0]
-    np.testing.assert_allclose(np.moveaxis(scaled, -1, 0), expected, atol=1e-5)
-    printed = capsys.readouterr().out
-    assert "On patients that are left out of the fit" in printed
-    assert f"\n{fit.name} " in printed
-
-
 def test_predictions_of_the_fit_under_other_names_are_noted(
     folders: Folders, tmp_path: Path, capsys: Any
 ) -> None:
@@ -146,15 +129,52 @@ def test_arrays_without_a_grid_stay_arrays(folders: Folders, tmp_path: Path) -> 
     )
 
 
-def test_rounded_files_give_nearly_the_temperature_of_the_numbers_that_were_rounded(
-    folders: Folders, tmp_path: Path
-) -> None:
-    for case in CASES:
-        p = softmax(logits_of(case), axis=0).astype(np.float32)
-        save_rounded(tmp_path / "rounded" / f"{case}.nii", p, np.uint8, 1 / 255)
-    exact = calibrate(folders, tmp_path / "a").temperature
-    rounded = calibrate((tmp_path / "rounded", folders[1]), tmp_path / "b").temperature
-    assert rounded == pytest.approx(exact, rel=0.15)  # with 1e-38 in place of 0, T would be far off
+class TestRounded:
+    """Maps in which a 0 is less than half a step: most of the background is sure."""
+
+    STEPS: ClassVar = {"f4": 0, "u2": 1 / 65535, "u1": 1 / 255}
+
+    @pytest.fixture(scope="class", params=[False, True], ids=["softmax", "sigmoid"])
+    def saved(
+        self, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    ) -> tuple[bool, Path, float]:
+        """Whether maps are of a sigmoid, their folder, and the temperature of their logits."""
+        folder, fit = tmp_path_factory.mktemp("rounded"), TemperatureScaling()
+        for case in range(8):
+            rng = np.random.default_rng(case)
+            logits = 3 * rng.normal(size=(2, *SHAPE))
+            logits[0] += 14 * (rng.random(SHAPE) < 0.9)
+            label = (rng.random(SHAPE) > softmax(logits / 1.5, axis=0)[0]).astype(np.uint8)
+            fit.update(
+                torch.from_numpy(logits)[None], torch.from_numpy(label)[None, None], f"{case}"
+            )
+            save_nifti(folder / "labels" / f"c{case}.nii", label)
+            p = softmax(logits, axis=0)[int(request.param) :]
+            save_channels_last(folder / "f4" / f"c{case}.nii", p.astype(np.float32))
+            for kind, step in self.STEPS.items():
+                if step:
+                    save_rounded(folder / kind / f"c{case}.nii", p, np.dtype(kind), step)
+        return request.param, folder, fit.compute().temperature
+
+    def test_exact_probabilities(self, saved: tuple[bool, Path, float], tmp_path: Path) -> None:
+        sigmoid, folder, expected = saved
+        found = calibrate((folder / "f4", folder / "labels"), tmp_path / "out", sigmoid=sigmoid)
+        assert found.temperature == pytest.approx(expected, rel=1e-4)
+
+    @pytest.mark.parametrize("calibrator", ["temperature", "vector"])
+    @pytest.mark.parametrize("kind", ["u2", "u1"])
+    def test_coarse_steps_are_refused(
+        self, kind: str, calibrator: str, saved: tuple[bool, Path, float], tmp_path: Path
+    ) -> None:
+        sigmoid, folder, expected = saved
+        if sigmoid and calibrator != "temperature":
+            pytest.skip("there is none of sigmoids")
+        options = {"sigmoid": sigmoid, "calibrator": calibrator}
+        with pytest.raises(InputError, match=r"between .* and .* Save float32 .* --bits 32") as bad:
+            calibrate((folder / kind, folder / "labels"), tmp_path / "out", **options)
+        low, high = map(float, re.findall(r"\d\.\d{3}", str(bad.value)))
+        assert low < expected < high
+        assert not [*(tmp_path / "out").glob("[!.]*")]
 
 
 @pytest.mark.parametrize("sigmoid", [False, True])

@@ -13,7 +13,6 @@ import torch
 from calib_components.errors import InputError
 from calib_components.posthoc import (
     Calibrator,
-    ClassTemperature,
     TemperatureScaling,
     VectorScaling,
 )
@@ -94,10 +93,13 @@ def test_logits_of_all_resolutions_are_calibrated(
         torch.testing.assert_close(other, calibrator(one), atol=1e-5, rtol=1e-5)
 
 
-def test_a_calibrator_that_is_no_layer_is_refused(tmp_path: Path) -> None:
+def test_a_calibrator_that_is_no_layer_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TemperatureScaling, "is_affine", False)
     save_trained(tmp_path / "a.pth")
-    with pytest.raises(InputError, match="class_temperature cannot become a part"):
-        scale_checkpoint(read_checkpoint(tmp_path / "a.pth"), ClassTemperature())
+    with pytest.raises(InputError, match="temperature cannot become a part"):
+        scale_checkpoint(read_checkpoint(tmp_path / "a.pth"), TemperatureScaling())
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from calib_components.tools.prepare import acdc, brats, flare, hippocampus, prep
 from calib_components.tools.prepare.case import transform_case
 from calib_components.tools.prepare.facts import facts_of_dataset, volume_transforms
 from tests.calib_components.tools.prepare.conftest import read
-from tests.helpers import blocks, make_brats, make_flare, save
+from tests.helpers import SHARED, blocks, make_brats, make_flare, save
 
 
 class TestAcdc:
@@ -123,6 +123,23 @@ class TestFlare:
         np.testing.assert_allclose(
             nib.load(out / "a" / "image.nii").get_fdata(), expected, atol=1e-4
         )
+
+    @pytest.mark.skipif(not SHARED.is_dir(), reason="no real images beside this checkout")
+    def test_real_ct_is_as_its_copy_that_is_clipped_to_the_window(self, tmp_path: Path) -> None:
+        source = SHARED / "data" / "flare"
+        cases = {case.name: case for case in flare.find_cases(source)}
+        for name, case in cases.items():
+            image = nib.load(case.images[0])
+            values = image.get_fdata()
+            assert values.min() < -125
+            assert values.max() > 275
+            label = np.asarray(nib.load(case.label).dataobj)
+            make_flare(tmp_path / "src", name, values.clip(-125, 275), label, image.affine)
+        facts = facts_of_dataset("flare", source)
+        for clipped in flare.find_cases(tmp_path / "src"):
+            one, other = (transform_case(each, facts) for each in (cases[clipped.name], clipped))
+            for key in ("image", "label"):
+                np.testing.assert_array_equal(one[key].numpy(), other[key].numpy())
 
     def test_image_or_label_without_the_other(self, tmp_path: Path) -> None:
         save(tmp_path / "TrainingImg" / "a_0000.NII.GZ", np.zeros((4, 4, 4)))
