@@ -52,6 +52,7 @@ class Facts:
         spatial_dims: 2 for a network of slices, 3 for one of volumes.
         spacing: Size of voxels that volumes are resampled to, in millimetres; None to leave them as
             acquired.
+        window: Hounsfield units that become 0 and 1; None of images that are not CT.
         source: Folder that the prepared cases were made from.
         schema_version: Version of this list of facts.
     """
@@ -70,6 +71,7 @@ class Facts:
     any_orientation: bool | None = None
     spatial_dims: int = 2
     spacing: list[int | float] | None = None
+    window: list[int | float] | None = None
     source: str = ""
     schema_version: int = 1
 
@@ -161,7 +163,8 @@ def read_facts(file: str | os.PathLike, **bundle: Any) -> Facts:
         **bundle: The facts of the bundle.
 
     Raises:
-        InputError: The file is broken, or of a data set with another geometry than the bundle's.
+        InputError: The file is broken, or of a data set with another geometry or window than the
+            bundle's.
     """
     default, facts = Facts.parse(bundle, "facts"), facts_beside(file)
     if facts is None:
@@ -171,6 +174,11 @@ def read_facts(file: str | os.PathLike, **bundle: Any) -> Facts:
         raise InputError(
             f"{place}: prepared like {facts.dataset}, the bundle is for {default.dataset}. Use the"
             f" bundle of {facts.dataset}, or prepare the data again."
+        )
+    if facts.window != default.window:
+        raise InputError(
+            f"{Path(file).with_name(FACTS)}: made with the window {facts.window},"
+            f" not {default.window} of the bundle. Prepare the data again, or take other weights."
         )
     return facts
 

@@ -38,7 +38,7 @@ MOST_LABELS = 16  # different whole numbers in a label map; an image has more
 WHOLE = 1e-2
 PADDING = -1500  # Hounsfield units below any tissue and air, whose noise is less than 500
 FAT = -40  # Hounsfield units: fat and air lie below
-# Hounsfield units, without the ends of the window [-125, 275] that scans may be clipped to
+# Hounsfield units, within the ends that scans are clipped to: [-125, 275] or [-160, 240]
 SOFT_TISSUE = (-125, 240)
 MIN_DARK, MIN_SOFT = 0.01, 0.1  # shares of the voxels of a scan: air and fat, soft tissue
 Image = TypeVar("Image", bound=torch.Tensor)

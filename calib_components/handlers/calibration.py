@@ -46,6 +46,7 @@ from calib_components.inference.images import run_stamp
 from calib_components.metrics import CalibrationBins, calibration_bins, dice, structure_masks
 from calib_components.posthoc import (
     KINDS,
+    RETIRED,
     Calibrator,
     Estimate,
     LeftOut,
@@ -64,7 +65,7 @@ REGIONS = ("all", "predicted")  # what is predicted follows from the calibrated 
 ScanRow = list[tuple[float, ...]]
 # Files of a calibrator, by its name: the estimate, what the fit keeps of patients, and the figure
 FILES = REPORT, FIT, FIGURE = "{}.json", "{}_fit.json", "reliability_{}.png"
-ALL_FILES = {template.format(kind) for kind in KINDS for template in FILES}
+ALL_FILES = {template.format(kind) for kind in (*KINDS, RETIRED) for template in FILES}
 SPLITS = {  # what to know of a fit on a split
     "training": (
         "The network is more confident on cases that it was trained on: the temperature is too low"
@@ -291,9 +292,7 @@ class Calibration:
         """Return the bins before and after the calibration over all cases, and of each scan, with
         its patient, what the calibrator of the other patients gives; compare calibrators.
         """
-        before = type(self.calibrator)()
-        before.set_state(before.state())
-        candidates = {"before": before, "after": self.calibrator}
+        candidates = {"before": torch.nn.Identity(), "after": self.calibrator}
         bins: dict[tuple[str, str], list[CalibrationBins]] = {
             (name, region): [] for name in candidates for region in REGIONS
         }

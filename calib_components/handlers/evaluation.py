@@ -351,6 +351,7 @@ def join_records(
     summary |= {"unit": unit, "volume_unit": volume_unit}
     parts = part_tables([*records.values()], table, structures)
     parts |= _objects(records, patients)
+    summary["rows"] = {name: len(part) for name, part in parts.items()}
     if "bins" not in first:
         return Evaluation(table, summary, class_names, parts=parts)
     bins = _joined_bins([record["bins"] for record in records.values()])

@@ -81,6 +81,7 @@ class Evaluation:
             units of distances (`unit`) and volumes (`volume_unit`), whether a "bundle" or saved
             "predictions" are its `source`, the `arguments` of the command, the `calibration` of the
             probabilities (name of the `calibrator`, `region` and number of `patients` of its fit),
+            the number of `rows` of each of the `parts`,
             the number of `channels`, and whether each has a `sigmoid` of its own.
         class_names: Names of the N classes, or of the channels of sigmoids.
         regions: `calibration.json`: bins pooled over cases, by kind, of each region: `top_label`
@@ -143,7 +144,8 @@ class Evaluation:
         """
         folder = Path(folder)
         summary = _read_json(folder / SUMMARY)
-        cases = [*summary["patients"]]
+        with reading(folder / SUMMARY, "the summary of an evaluation"):
+            cases = [*summary["patients"]]
         table = _read_table(folder / "cases.csv", defaultdict(lambda: float, case=object))
         table = _in_order(table, summary, folder / "cases.csv")
         files = {name: folder / f"{name}.csv" for name in PARTS}
@@ -152,6 +154,12 @@ class Evaluation:
             for name, file in files.items()
             if file.exists()
         }
+        for name, part in parts.items():
+            if len(part) != summary.get("rows", {}).get(name, len(part)):
+                raise InputError(
+                    f"{files[name]}: {len(part)} rows are not those of {SUMMARY}. Evaluate the"
+                    " cases again."
+                )
         if "channels" not in summary:  # of label maps
             return cls(table, summary, parts=parts)
         calibration = _read_json(folder / "calibration.json", "class_names", "regions", cases=cases)
@@ -171,8 +179,11 @@ class Evaluation:
 
 def _read_table(file: Path, types: Mapping[str, type]) -> pd.DataFrame:
     with reading(file, "a table of an evaluation"):
-        if not file.read_bytes().endswith(b"\n"):
+        content = file.read_bytes()
+        if not content.endswith(b"\n"):
             raise ValueError("a table that is cut off in its last line")
+        if b"," not in content.partition(b"\n")[0]:
+            raise ValueError("its columns are not separated by commas")
         return pd.read_csv(
             file,
             dtype=types,

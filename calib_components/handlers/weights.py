@@ -22,7 +22,7 @@ from calib_components.data.facts import DATALIST, FACTS, Facts, facts_beside, wr
 from calib_components.data.transforms import has_other_pixels
 from calib_components.errors import InputError, make_folder, reading, writing
 from calib_components.handlers.fingerprint import fingerprint_of_cases, fingerprint_of_list
-from calib_components.posthoc import Calibrator
+from calib_components.posthoc import RETIRED, Calibrator
 from calib_components.posthoc.network import FITTED_ON, MEMBERS, REFERENCE, calibrator_in
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,12 @@ def read_weights(file: str | os.PathLike) -> tuple[Any, dict[str, torch.Tensor]]
             weights = content["model"]
         if isinstance(weights, Mapping) and {"network", "optimizer"} <= weights.keys():
             raise ValueError("it is the state of a training; use model.pt beside it")
+        if RETIRED in weights:
+            raise ValueError(
+                "they have a temperature of each predicted class, which only version 0.4 knows."
+                f" Take later weights of the bundle; from your own, remove the entry {RETIRED}, and"
+                " calibrate them again"
+            )
         for name, values in weights.items():
             if not torch.as_tensor(values).isfinite().all():
                 raise ValueError(f"values of {name} are NaN or infinite")
@@ -77,12 +83,6 @@ def load_weights(network: torch.nn.Module, file: str | os.PathLike) -> None:
     """
     _, weights = read_weights(file)
     with reading(file, "weights of this network"):
-        if "class_temperature" in weights:
-            raise ValueError(
-                "they have a temperature of each predicted class, which only version 0.4 knows."
-                " Take later weights of the bundle; from your own, remove the entry"
-                " class_temperature, and calibrate them again"
-            )
         try:
             network.load_state_dict(weights)
         except RuntimeError as error:  # which names all that differs
@@ -269,12 +269,13 @@ def _compare_facts(trained_on: Facts, data: Facts, file: Path) -> None:
     """Refuse data that the weights give no right answer on, and warn of data unlike those that they
     were trained on.
     """
-    for name in ("dataset", "in_channels", "class_names", "label_codes", "image_size", "crop_size"):
+    refused = ("dataset", "in_channels", "class_names", "window")
+    for name in (*refused, "label_codes", "image_size", "crop_size"):
         before, now = getattr(trained_on, name), getattr(data, name)
         if before == now:
             continue
         text = f"{file} was trained on data with {name} {before}, these have {now}."
-        if name in ("dataset", "in_channels", "class_names"):
+        if name in refused:
             raise InputError(f"{text} Use other weights.")
         log.warning("%s Pass --%s as in training, or compare with care.", text, name)
     before, now = trained_on.pixel_size, data.pixel_size

@@ -1,6 +1,6 @@
 """Post-hoc calibration of a trained network."""
 
-from calib_components.posthoc.base import KINDS, Calibrator, Estimate
+from calib_components.posthoc.base import KINDS, RETIRED, Calibrator, Estimate
 from calib_components.posthoc.comparison import LeftOut
 from calib_components.posthoc.network import (
     Ensemble,
@@ -18,6 +18,7 @@ from calib_components.posthoc.vector import BiasEstimate, ClassBias, VectorEstim
 
 __all__ = [
     "KINDS",
+    "RETIRED",
     "BiasEstimate",
     "Calibrator",
     "ClassBias",

@@ -23,6 +23,7 @@ from calib_components.quality.estimates import SUM_TOLERANCE
 
 Array = NDArray[np.float64]
 KINDS: dict[str, type[Calibrator]] = {}  # every calibrator by its name
+RETIRED = "class_temperature"  # name of a calibrator of version 0.4
 # Prefix of its parameters in a network, which the names in a state dict lack
 CARRIED = "calibrator."
 
@@ -107,6 +108,7 @@ class Calibrator(torch.nn.Module):
             fitted.
     """
 
+    _is_fitted = True  # of calibrators that version 0.4 pickled
     # Of its files: NAME.json is the estimate, NAME_fit.json what is kept of each patient
     name: ClassVar[str]
     estimate: ClassVar[type[Estimate]]
@@ -117,7 +119,8 @@ class Calibrator(torch.nn.Module):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        KINDS[cls.name] = cls
+        if "name" in vars(cls):
+            KINDS[cls.name] = cls
 
     def __init__(
         self, region: Any = "all", ignore_index: int | None = None, sigmoid: bool = False
@@ -128,15 +131,19 @@ class Calibrator(torch.nn.Module):
         self.region, self.ignore_index, self.sigmoid = Region.parse(region), ignore_index, sigmoid
         self.regions = [self.region]  # that sums are kept of, the one to fit first
         self._rows: dict[str, Array] = {}  # of each patient
-        self._has_parameters = False  # that a fit, or the user, gave it
+        self._is_fitted = False  # or has parameters that the user gave it
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        if not self._has_parameters:
+        if not self._is_fitted:
             raise InputError(
                 f"{type(self).__name__} is not fitted. Call update with the cases of each patient,"
                 " then compute; or set_state."
             )
         return super().__call__(logits)
+
+    def has_unfitted_patients(self) -> bool:
+        """Return whether patients were added, and nothing is fitted to them yet."""
+        return bool(self._rows) and not self._is_fitted
 
     @abstractmethod
     def voxel_sums(
@@ -174,7 +181,7 @@ class Calibrator(torch.nn.Module):
         """Replace the parameters, in place where the shape stays, by a tensor or number for each
         name in `state()`.
         """
-        self._has_parameters = True
+        self._is_fitted = True
         for name, buffer in self.state().items():
             values = torch.as_tensor(state[name]).to(buffer)
             if values.shape == buffer.shape:
@@ -211,8 +218,9 @@ class Calibrator(torch.nn.Module):
                 f"group has {len(names)} names for {len(logits)} cases. Give one name for each"
                 " case."
             )
-        self._refuse_probabilities(logits)
         sums: dict[int, torch.Tensor] = {}
+        is_probable = True  # so far, each number that counts is from 0 to 1
+        totals: set[float] = set()  # sums of voxels, rounded
         for voxels in read_voxels(
             logits,
             y,
@@ -221,24 +229,31 @@ class Calibrator(torch.nn.Module):
             logits=True,
             soft=self.takes_soft_labels,
         ):
+            if is_probable:
+                values = voxels.values[int(voxels.volume.batch.sigmoid) :]
+                is_probable = bool(values.min() >= 0 and values.max() <= 1)
+                sums_to = values.sum(0)
+                is_one = (sums_to - 1).abs() <= SUM_TOLERANCE
+                totals |= {*torch.where(is_one, 1, sums_to).unique()[:3].tolist()}
             selected = [region.select(voxels) for region in self.regions]
             rows = torch.stack([self._sums_of(each) for each in selected])
             sums[voxels.case] = sums.get(voxels.case, 0) + rows
+        if is_probable and sums:
+            self._refuse_probabilities(1 in totals and totals <= {0, 1})  # 0: in padding
         for case, row in sums.items():
             self._add({names[case]: row.cpu().numpy()})
 
-    def _refuse_probabilities(self, logits: torch.Tensor) -> None:
-        """Raise `InputError` if logits `(B, N, *S)` are the output of a softmax; warn if they may
-        be that of sigmoids.
-        """
-        if not (logits.min() >= 0 and logits.max() <= 1):  # also NaN
-            return
-        text = "All logits are from 0 to 1{}. If they are probabilities p, pass {}."
-        if logits.shape[1] > 1 and ((logits.double().sum(1) - 1).abs() <= SUM_TOLERANCE).all():
-            log = "p.double().clamp_min(1e-12).log()"
-            raise InputError(text.format(" and sum to 1 in each voxel, as after a softmax", log))
-        if self.sigmoid or logits.shape[1] == 1:
-            warn_once(text.format("", "p.double().logit(1e-12)"))
+    def _refuse_probabilities(self, is_softmax: bool) -> None:
+        """Raise `InputError` for the output of a softmax; warn of what may be that of sigmoids."""
+        if is_softmax:
+            raise InputError(
+                "logits are from 0 to 1 and sum to 1 in each voxel: they are probabilities p. Pass"
+                " p.double().clamp_min(1e-12).log()."
+            )
+        warn_once(
+            "All logits are from 0 to 1. If they are probabilities p of sigmoids, pass"
+            " p.double().logit(1e-12)."
+        )
 
     def _sums_of(self, voxels: Voxels) -> torch.Tensor:
         weights = () if voxels.weight is None else (voxels.weight,)
@@ -270,7 +285,9 @@ class Calibrator(torch.nn.Module):
         Raises:
             InputError: No voxel has been added.
         """
-        return self.solve(*self._rows_to_fit())
+        estimate = self.solve(*self._rows_to_fit())
+        self._is_fitted = True
+        return estimate
 
     def left_out(self) -> dict[str, Calibrator]:
         """Return for each patient a calibrator that is fitted to the others, after `compute`; none
@@ -314,6 +331,7 @@ class Calibrator(torch.nn.Module):
         fit._add(rows)
         if "state" in values:  # that the rows were summed at
             fit.set_state(values["state"])
+        fit._is_fitted = False  # before `compute`
         return fit
 
     def _options(self) -> dict[str, Any]:
@@ -334,9 +352,11 @@ class Calibrator(torch.nn.Module):
             whole._add(rows)
         return dict(sorted(whole._rows.items()))
 
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
-        self._has_parameters = True
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        stored = {name: state_dict.get(f"{prefix}{name}") for name in self.state()}
+        if all(values is not None for values in stored.values()):
+            self.set_state(stored)  # also of other shapes, such as one value for each class
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool

@@ -9,6 +9,7 @@ import torch
 from scipy.stats import ttest_1samp
 from torch.nn import functional as F
 
+from calib_components.errors import InputError
 from calib_components.metrics import dice, structure_masks
 from calib_components.posthoc.base import Calibrator
 from calib_components.posthoc.temperature import TemperatureScaling
@@ -43,6 +44,9 @@ class LeftOut:
     def __init__(
         self, fits: Sequence[Calibrator], structures: Structures, ignore_index: int | None = None
     ) -> None:
+        for fit in fits:
+            if fit.has_unfitted_patients():
+                raise InputError(f"{type(fit).__name__} is not fitted. Call compute first.")
         self.structures, self.ignore_index = structures, ignore_index
         self.fits = {fit.name: fit.with_state(fit.state()) for fit in fits}
         self.others = {fit.name: fit.left_out() for fit in fits}

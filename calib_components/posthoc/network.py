@@ -242,8 +242,11 @@ def set_calibrator(network: torch.nn.Module, calibrator: Calibrator) -> None:
     The network loses its reference, and what is known of the fit of the calibrator before.
 
     Raises:
-        InputError: The network carries no calibrator.
+        InputError: The network carries no calibrator, or the calibrator has patients and is not
+            fitted to them.
     """
+    if calibrator.has_unfitted_patients():
+        raise InputError(f"{type(calibrator).__name__} is not fitted. Call compute first.")
     inner, carried = unwrapped(network), find_calibrator(network)
     if carried is None:
         raise InputError(

@@ -251,12 +251,8 @@ class TemperatureScaling(Calibrator):
         others: dict[str, float] = {}
         if len(names) > 1:
             others = dict(zip(names, temperatures_without(kept).tolist(), strict=True))
-        voxels, sums = kept[:, 0].sum(), kept[:, 2:].sum(0)
-        if sums.max() < LEAST_INFORMATION * voxels:
-            raise InputError(
-                "No temperature changes the NLL: the logits of all classes are equal, or those of"
-                " the labels are larger by far. Check that they are of a trained network."
-            )
+        voxels = kept[:, 0].sum()
+        _check_information(kept)
         self.set_state(fit)
         return TemperatureEstimate(
             **fit,
@@ -273,10 +269,22 @@ class TemperatureScaling(Calibrator):
     def best(self) -> float:
         """Return the temperature that `compute` would fit, or the end of the range, alone."""
         _, rows = self._rows_to_fit()
+        _check_information(rows[:, 0])
         return float(temperatures_of(rows[:, 0].sum(0)))
 
     def states_without(self, names: Sequence[str], rows: Array) -> list[dict[str, float]]:
         return [{"temperature": each} for each in temperatures_without(rows[:, 0]).tolist()]
+
+
+def _check_information(rows: Array) -> None:
+    """Raise `InputError` if the temperature has no effect on patients with these rows of
+    `voxel_sums`.
+    """
+    if rows[:, 2:].sum(0).max() < LEAST_INFORMATION * rows[:, 0].sum():
+        raise InputError(
+            "No temperature changes the NLL: the logits of all classes are equal, or those of the"
+            " labels are larger by far. Check that they are of a trained network."
+        )
 
 
 def _expected(sums: Array, log2_b: Array | float) -> Array:

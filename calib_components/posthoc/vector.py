@@ -190,6 +190,7 @@ class VectorScaling(Calibrator):
                 step = step / 2
             scale, bias = np.split((start + step).ravel(), 2)
             self.set_state({"class_scale": scale, "class_bias": bias})
+            self._is_fitted = False  # before `compute`
         raise InputError(
             f"The {self.name} did not converge, least of all that of class"
             f" {off.argmax() % len(labels)}. The classes may be separable, or all logits equal or"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 
@@ -201,6 +202,12 @@ ESTIMATES = (
 )
 
 
+def _are_classes(values: Sequence[int]) -> bool:
+    """Return whether values are different class indices, one or more."""
+    is_index = (isinstance(each, Integral) and each >= 0 for each in values)
+    return 0 < len(values) == len({*values}) and all(is_index)
+
+
 class ScanEstimates:
     """Estimates of the structures of one scan: `update` with each slab, then `compute`.
 
@@ -222,10 +229,10 @@ class ScanEstimates:
     """
 
     def __init__(self, structures: Structures, sigmoid: bool = False) -> None:
-        if min((min(each, default=-1) for each in structures.values()), default=-1) < 0:
+        if not structures or not all(map(_are_classes, structures.values())):
             raise InputError(
                 "structures must name one or more class indices, of at least 0, for each structure,"
-                f" got {structures}."
+                f" each once, got {structures}."
             )
         self.structures, self.sigmoid = structures, sigmoid
         zero = torch.zeros((), dtype=torch.float64)

@@ -144,7 +144,7 @@ def parse_structures(
         raise InputError(f"{option} names no structure. Pass structures such as liver=1.")
     structures: dict[str, frozenset[int]] = {}
     for text in texts:
-        if not (match := re.fullmatch(r"([^=;]*[^=;\s][^=;]*)=(\d+(?:\+\d+)*)", text)):
+        if not (match := re.fullmatch(r"([^=;\n]*[^=;\s][^=;\n]*)=(\d+(?:\+\d+)*)", text)):
             raise InputError(
                 f"{option}: {text!r} is not name=code or name=code+code, such as WT=1+2+4. Commas"
                 " separate structures."

@@ -185,10 +185,16 @@ def add_to_results(measured: Comparison, magnitudes: pd.DataFrame, results: Path
     file = results / "magnitudes.csv"
     names = ("cases", "bins", "cells")
     tables = {name: [getattr(measured, name)] for name in names}
+    (keys,) = measured.cells[["method", "fold"]].to_dict("records")
+
+    def others(table: pd.DataFrame) -> pd.DataFrame:
+        """Return the rows of other networks, also if this one was interrupted while it wrote."""
+        return table[(table["method"] != keys["method"]) | (table["fold"] != keys["fold"])]
+
     if (results / COMPACT).exists():
         present = read_compact(results)
-        tables = {name: [getattr(present, name), *tables[name]] for name in names}
-        magnitudes = pd.concat([pd.read_csv(file), magnitudes])
+        tables = {name: [others(getattr(present, name)), *tables[name]] for name in names}
+        magnitudes = pd.concat([others(pd.read_csv(file)), magnitudes])
     joined = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
     results.mkdir(parents=True, exist_ok=True)
     with writing(file) as unfinished:

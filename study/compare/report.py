@@ -95,7 +95,8 @@ def report_comparison(
     """
     comparison = read_cells(folder)
     if reference is not None:
-        check_choice("--reference", reference, comparison.about["planned"])
+        about = comparison.about
+        check_choice("--reference", reference, about.get("planned", about["labels"]))
     if compact is not None:
         write_compact(comparison, compact)
     dataset = dataset_of(comparison.structures)

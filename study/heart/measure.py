@@ -286,7 +286,7 @@ def measure_networks(data: Path, out: Path, weights: Sequence[Path], views: bool
             known |= {f"views_dsc_{name}": dsc for name, dsc in agreement.items()}
         for name, calibrator in calibrators.items():
             p = apply_calibrator(logits, crop, calibrator)
-            temperature = calibrator.state().get("temperature", torch.tensor(torch.nan)).item()
+            temperature = calibrator.state()["temperature"].item()
             own = {"calibrator": name, "temperature": temperature}
             rows.append(known | own | describe_probabilities(scan, p))
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -7,18 +7,19 @@ the probabilities as they are.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from calib_components.posthoc import TemperatureEstimate, TemperatureScaling
 from calib_components.posthoc.base import Array
 
 
 class NoTemperature(TemperatureScaling):
-    """Reports the temperature that would be fitted, and applies 1."""
+    """A temperature of 1, whatever the cases are."""
 
     def solve(self, names: Sequence[str], rows: Array) -> TemperatureEstimate:
         estimate = super().solve(names, rows)
         self.set_state({"temperature": 1.0})
-        return estimate
+        return replace(estimate, temperature=1.0, nll_after=estimate.nll_before, at_edge=False)
 
     def states_without(self, names: Sequence[str], rows: Array) -> list[dict[str, float]]:
         return [{"temperature": 1.0} for _ in names]

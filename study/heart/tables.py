@@ -30,6 +30,13 @@ NETWORKS = {  # by title, of which table and calibrator
     "NACL, ensemble": ("nacl_ensemble", "T"),
     "CE, ensemble": ("cross_entropy_ensemble", "T"),
 }
+SHIPPED = {  # networks of the bundles
+    "NACL": "nacl_seed1",
+    "CE": "cross_entropy_seed0",
+    "CE, ensemble": "cross_entropy_ensemble",
+    "hippocampus": "model",
+    "hippocampus, ensemble": "ensemble",
+}
 VIEWS = {
     "acdc_shifted": "ACDC, shifted",
     "vendor_a_192": "Siemens, 192",
@@ -150,6 +157,25 @@ def calibrators_table() -> str:
             share = 100 / reference.to_numpy().mean()
             cells.append(text([share * each for each in change[:3]], "+", 1))
         rows[f"{kind}, {LOSSES[loss]}"] = cells
+    return markdown(rows, [*HEART_AND_HIPPOCAMPUS.values()])
+
+
+def temperatures_table(measure: str) -> str:
+    """Return the mean over patients of a measure of the networks that are shipped: as trained, with
+    T and with a temperature of each predicted class.
+    """
+    file = RESULTS / "hippocampus" / "temperatures.csv.gz"
+    hippocampus = pd.read_csv(file, dtype={"calibrator": str}, keep_default_na=False)
+    table = pd.concat([read_heart(), hippocampus.assign(set="hippocampus")])
+    table["calibrator"] = table["calibrator"].fillna("")
+    of_patients = table.groupby(["network", "calibrator", "set", "patient"])[measure].mean()
+    means = of_patients.groupby(level=[0, 1, 2]).mean()
+    rows = {}
+    for (title, network), calibrator in product(SHIPPED.items(), ("", "T", "class T")):
+        cells = (means.get((network, calibrator, name)) for name in HEART_AND_HIPPOCAMPUS)
+        rows[f"{title}, {calibrator or 'none'}"] = [
+            "-" if each is None else f"{each:.{3 if each > 0.1 else 4}f}" for each in cells
+        ]
     return markdown(rows, [*HEART_AND_HIPPOCAMPUS.values()])
 
 

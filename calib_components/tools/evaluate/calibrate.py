@@ -18,7 +18,7 @@ from calib_components.folders import OutputFolder
 from calib_components.handlers import read_estimate, write_estimate
 from calib_components.inference.maps import write_map
 from calib_components.metrics.regions import Region
-from calib_components.posthoc import KINDS, Calibrator
+from calib_components.posthoc import KINDS, RETIRED, Calibrator
 from calib_components.tools.cli import patients_of
 from calib_components.tools.evaluate.cases import read_prediction
 from calib_components.tools.evaluate.classes import (
@@ -159,6 +159,11 @@ def estimate_of(folder: Path, predictions: Iterable[Prediction]) -> Any:
     """Return the estimate that `calibrate_predictions` wrote beside calibrated maps; None if there
     is none.
     """
+    if (folder / f"{RETIRED}.json").exists():
+        raise InputError(
+            f"{folder} holds {RETIRED}.json: version 0.4 scaled its predictions by a temperature of"
+            " each class, which this version does not know. Scale those before again."
+        )
     folders = {file.parent for prediction in predictions for file in prediction.files}
     if folders == {folder} and any((folder / f"{kind}.json").exists() for kind in KINDS):
         return read_estimate(folder)

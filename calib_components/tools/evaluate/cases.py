@@ -167,7 +167,7 @@ def find_case_images(folder: Path, cases: Iterable[str]) -> dict[str, Path]:
         files.setdefault(image.name, []).append(image.files[0])
     images = {}
     for case in cases:
-        found = files.get(case, files.get(f"{case}_0000", []))
+        found = [*files.get(case, []), *files.get(f"{case}_0000", [])]
         if len(found) > 1:
             raise InputError(
                 f"{found[0]} and {found[1]} may both be the image of {case}. Give --images the"

@@ -71,7 +71,7 @@ def check_probabilities(prediction: Prediction, purpose: str) -> None:
     """Raise `InputError` if a prediction is a label map; `purpose` is what probabilities are
     for.
     """
-    if prediction.is_label_map:
+    if all(member.is_label_map for member in prediction.members):
         raise InputError(
             f"{prediction.files[0]} is a label map. {purpose} needs probabilities: save those."
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,17 @@ from calib_components.posthoc import KINDS, Calibrator, Estimate, LeftOut, Tempe
 from calib_components.posthoc.comparison import simpler_fits
 from calib_components.tools.evaluate.cases import check_background, count_agreement, read_case
 from calib_components.tools.evaluate.classes import IGNORED, Classes
-from calib_components.tools.evaluate.formats import Stored
+from calib_components.tools.evaluate.formats import SMALLEST, Stored
 from calib_components.tools.evaluate.pairing import LabelledPrediction
 from calib_components.tools.parallel import map_cases
 
 ReadStored = Callable[[LabelledPrediction], tuple[Case, Stored]]
 ROUNDING = 0.05  # most that the rounding of stored probabilities may change T by, relative
-EXACT = "exact"  # the fit in which stored zeros are zeros
+EXACT = "exact"  # the fit in which stored zeros are zeros, but for that of the label
+MISSED = "missed"  # the fit in which a stored 0 of the label is the smallest float32, too
 IMPOSSIBLE = -1e4  # logit of a probability of 0, at all temperatures that are fitted
+LEAST = math.log(SMALLEST)  # logit of the smallest probability
+FLOATING = 1e-30  # what a stored 0 of 32 bits or more is below
 
 
 def fit_calibrator(
@@ -41,7 +45,8 @@ def fit_calibrator(
     give on patients that are left out.
 
     A stored 0 means less than half a step of what it is stored in. In the fit it is half a step.
-    The temperature is also fitted with these zeros as zeros: the truth lies between the two.
+    The temperature is also fitted with these zeros as zeros, unless they are of the label, and with
+    those of the label as small as can be: the truth lies between the three.
 
     Args:
         pairs: The predictions and their labels.
@@ -56,25 +61,28 @@ def fit_calibrator(
 
     Raises:
         InputError: A file or an option is unsuitable, or the probabilities are stored so coarsely
-            that the two temperatures differ by more than 5 %.
+            that these temperatures differ by more than 5 %.
     """
     _check_region(region, classes)
     check_choice("--calibrator", kind, KINDS)
     calibrator = KINDS[kind](region, IGNORED, classes.sigmoid)
     compared = simpler_fits(calibrator)
-    exact = TemperatureScaling(region, IGNORED, classes.sigmoid)
-    fits: dict[str, Any] = {EXACT: exact, **{each.name: each for each in (*compared, calibrator)}}
-    temperature = fits[TemperatureScaling.name]
+    fits: dict[str, Any] = {each.name: each for each in (*compared, calibrator)}
+    for name in (EXACT, MISSED):
+        fits[name] = TemperatureScaling(region, IGNORED, classes.sigmoid)
+    ends = [fits[name] for name in (TemperatureScaling.name, EXACT, MISSED)]
     read = functools.partial(_read_stored, classes=classes, cropped=cropped)
-    for _ in calibrator.passes():
+    for number in calibrator.passes():
         fit = functools.partial(_fit_case, read=read, empty=copy.deepcopy(fits), patients=patients)
         fitted = map_cases(fit, pairs, workers, "fit")
         for of_case, _ in fitted:
             for name, part in of_case.items():
                 fits[name].add(part)
+        if number == 0:
+            check_background([counts for _, counts in fitted], pairs[0].prediction.files[0])
+            rounded, exact, missed = (fit.best() for fit in ends)
+            _check_rounding(rounded, exact, missed, pairs[0].prediction.files[0])
         fits = {calibrator.name: calibrator}
-    check_background([counts for _, counts in fitted], pairs[0].prediction.files[0])
-    _check_rounding(temperature.best(), exact.best(), pairs[0].prediction.files[0])
     estimate = calibrator.compute()
     _print_estimate(estimate, region)
     if compare and estimate.patients > 1 and not classes.sigmoid:
@@ -90,17 +98,30 @@ def fit_calibrator(
     return calibrator.with_state(calibrator.state()), estimate
 
 
-def _check_rounding(rounded: float, exact: float, file: Path) -> None:
+def _check_rounding(rounded: float, exact: float, missed: float, file: Path) -> None:
     """Raise `InputError`, which names a file, if temperatures that bracket the true one differ too
     much.
     """
-    low, high = sorted([rounded, exact])
-    if high - low > ROUNDING * (low + high) / 2:
+    if _differ(rounded, exact):
+        low, high = sorted([rounded, exact])
         raise InputError(
-            f"{file}: probabilities are stored too coarsely to fit a calibrator. A stored 0 may be"
-            f" up to half a step, so the temperature is between {low:.3f} and {high:.3f}. Save"
-            " float32 probabilities; inference.yaml and run_cases infer do so with --bits 32."
+            f"{file}: probabilities are stored too coarsely to fit a calibrator. A stored 0, and of"
+            " sigmoids a stored 1, stands for many numbers, so the temperature may be from"
+            f" {low:.3f} to {high:.3f}. Predict again and save float32 probabilities, as"
+            " inference.yaml and run_cases infer do with --bits 32; if they are, fit in Python on"
+            " the logits."
         )
+    if _differ(rounded, missed):
+        raise InputError(
+            f"{file}: the stored probability of what a voxel is labelled as is 0 so often that the"
+            f" temperature may be from {rounded:.3f} to {missed:.3f}. Save float32 probabilities,"
+            " as inference.yaml and run_cases infer do with --bits 32; if they are, voxels with"
+            " labels may lie outside of what the network saw: leave them out with --ignore_index."
+        )
+
+
+def _differ(one: float, other: float) -> bool:
+    return abs(one - other) > ROUNDING * (one + other) / 2
 
 
 def _check_region(region: Region, classes: Classes) -> None:
@@ -132,27 +153,39 @@ def _fit_case(
     saved, stored = read(pair)
     logits = to_logits(stored, saved.sigmoid)
     fits, labels = copy.deepcopy(empty), saved.labels()
+    low, high = _ends(stored)
+    p = torch.from_numpy(stored.values)
+    zero, one = p <= low, (p >= high) & saved.sigmoid
+    is_exact = not (zero.any() or one.any())
     for name, fit in fits.items():
+        if is_exact and name in (EXACT, MISSED):
+            fit.add(fits[TemperatureScaling.name])
+            continue
         for label in labels:
             given = logits
-            if name == EXACT:
-                given = _with_zeros(logits, torch.from_numpy(stored.values), label, saved.sigmoid)
+            if name in (EXACT, MISSED):
+                given = _with_zeros(logits, zero, one, label, name)
             fit.update(given[None], label[None], patients[pair.name])
         fit.scale(1 / len(labels))  # a patient counts once, whoever labelled it
     return fits, count_agreement(saved)
 
 
 def _with_zeros(
-    logits: torch.Tensor, p: torch.Tensor, label: torch.Tensor, sigmoid: bool
+    logits: torch.Tensor, zero: torch.Tensor, one: torch.Tensor, label: torch.Tensor, name: str
 ) -> torch.Tensor:
-    """Return logits `(C, X, Y, Z)` in which a stored 0 is 0, and a sigmoid's 1 is 1, unless the
-    label says otherwise.
+    """Return the logits `(C, X, Y, Z)` of the fit of a name, from where 0 is stored and, by a
+    sigmoid, 1.
     """
-    if sigmoid:
-        certain = logits.masked_fill((p == 0) & (label != 1), IMPOSSIBLE)
-        return certain.masked_fill_((p == 1) & (label != 0), -IMPOSSIBLE)
-    is_label = label == torch.arange(len(p)).view(-1, 1, 1, 1)
-    return logits.masked_fill((p == 0) & ~is_label, IMPOSSIBLE)
+    if len(label) == len(logits):  # of sigmoids
+        is_label, is_other = label == 1, label == 0
+    else:
+        is_label = label == torch.arange(len(logits)).view(-1, 1, 1, 1)
+        is_other = ~is_label
+    given = logits.masked_fill(zero & ~is_label, IMPOSSIBLE)
+    given = given.masked_fill_(one & ~is_other, -IMPOSSIBLE)
+    if name == MISSED:
+        given = given.masked_fill_(zero & is_label, LEAST).masked_fill_(one & is_other, -LEAST)
+    return given
 
 
 def _compare_case(
@@ -178,16 +211,30 @@ def _read_stored(pair: LabelledPrediction, classes: Classes, cropped: bool) -> t
     return saved, Stored(saved.probabilities.numpy(), saved.lowest, saved.highest)
 
 
+def _ends(stored: Stored) -> tuple[float, float]:
+    """Return what a stored 0 and a stored 1 can have been.
+
+    Floating point may hold coarser numbers, such as those of a file that was converted: then at
+    most half of the smallest number that is there.
+    """
+    p, low, high = stored.values, stored.lowest, stored.highest
+    if low > FLOATING or not ((p <= low) | (p >= high)).any():
+        return low, high
+    smallest = p.min(initial=1, where=p > low)
+    largest = p.max(initial=0, where=p < high)
+    return max(low, smallest / 2), min(high, (1 + largest) / 2)
+
+
 def to_logits(stored: Stored, sigmoid: bool) -> torch.Tensor:
     """Return logits `(C, X, Y, Z)` of stored probabilities.
 
     Logarithms of probabilities are the logits, up to one number for each voxel, which softmax
     ignores.
     """
-    p = torch.from_numpy(stored.values)
+    p, (low, high) = torch.from_numpy(stored.values), _ends(stored)
     if sigmoid:
-        return p.clamp(stored.lowest, stored.highest).logit()
-    return p.clamp_min(stored.lowest).log()
+        return p.clamp(low, high).logit()
+    return p.clamp_min(low).log()
 
 
 def to_probabilities(logits: torch.Tensor, sigmoid: bool) -> torch.Tensor:

@@ -205,8 +205,10 @@ class Nifti(Reader):
         images = [open_nifti(file) for file in self.files]
         parts = [read_values(image, file) for image, file in zip(images, self.files, strict=True)]
         values = np.stack(parts) if parts[0].ndim == 3 else np.moveaxis(parts[0], 3, 0)
-        scale = max(abs(float(cast(Any, image.dataobj).slope)) for image in images)
-        return values, images[0].get_data_dtype(), scale
+        types = [image.get_data_dtype() for image in images]
+        coarse = [number for number, dtype in enumerate(types) if dtype.kind in "iu"] or [0]
+        scale = max(abs(float(cast(Any, images[number].dataobj).slope)) for number in coarse)
+        return values, types[coarse[0]], scale
 
 
 @dataclass(frozen=True)

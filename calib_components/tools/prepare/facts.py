@@ -79,10 +79,11 @@ def volume_transforms(facts: Facts, ignore_intensity: bool = False) -> NamedComp
     """Build the transforms from loaded, channel-first volumes to the network's grid and
     intensities.
 
-    The transforms are the package's own; of the facts, `image_size`, `slice_axis` and `spacing`
-    enter, as values.
+    The transforms are the package's own; of the facts, `image_size`, `slice_axis`, `spacing` and
+    `window` enter, as values.
     """
     config = {
+        "facts": facts,
         "image_size": facts.image_size,
         "slice_axis": facts.slice_axis,
         "spacing": facts.spacing,

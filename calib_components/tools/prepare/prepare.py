@@ -50,6 +50,7 @@ RECIPE = (
     "image_size",
     "slice_axis",
     "spacing",
+    "window",
 )
 
 

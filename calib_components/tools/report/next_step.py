@@ -36,6 +36,10 @@ NO_SINGLE = (
 MORE = "Label about {count} more patients and evaluate them: that would tell."
 MANY_MORE = "Label other patients: more than {count} more would be needed to tell."
 FIT = "Fit a temperature on validation patients, evaluate with the same options, and compare."
+FIT_SAVED = (
+    "Save float32 probabilities of validation patients, fit a temperature on them, evaluate with"
+    " the same options, and compare."
+)
 FIT_AGAIN = (
     "Fit the temperature again, where structures are predicted, evaluate with the same options, and"
     " compare."
@@ -93,7 +97,8 @@ def next_step(
             return Step(NOTHING)
         return Step(NOTHING + NO_SINGLE.format(kind=whole.kind, gap=abs(whole.gap.mean)))
     if done is None:
-        return Step(FIT, _commands(evaluation.summary, folder))
+        is_bundle = evaluation.summary.get("source") == "bundle"
+        return Step(FIT if is_bundle else FIT_SAVED, _commands(evaluation.summary, folder))
     if done["calibrator"] == "temperature" and done["region"] != PREDICTED:
         return Step(FIT_AGAIN, _commands(evaluation.summary, folder, PREDICTED))
     text = f"{done['calibrator']}, region {done['region']}"

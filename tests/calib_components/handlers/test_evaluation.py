@@ -367,6 +367,7 @@ def test_failure_mixes_no_evaluations_and_loses_no_work(
     ("name", "content", "message"),
     [
         ("cases.csv", "case,dsc_core\na,1\nb,0.", "cut off"),
+        ("cases.csv", "case;dsc_core\na;1\n", "not separated by commas"),
         ("summary.json", "{", "property name"),
         ("summary.json", '{"schema_version": 99}', "99"),
         ("calibration.json", '{"class_names": []}', "cases"),

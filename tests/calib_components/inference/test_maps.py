@@ -93,7 +93,9 @@ def item(logits: torch.Tensor = LOGITS) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("slab", [1, 10**6])
-@pytest.mark.parametrize(("bits", "dtype"), [(16, torch.uint16), (8, torch.uint8)])
+@pytest.mark.parametrize(
+    ("bits", "dtype"), [(32, torch.float32), (16, torch.uint16), (8, torch.uint8)]
+)
 def test_prediction_maps(
     bits: int, dtype: torch.dtype, slab: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -118,7 +120,8 @@ def test_prediction_maps(
     assert given["pred"] is LOGITS
     SaveMapd("probability", tmp_path)(maps)
     stored = nib.Nifti1Image.from_filename(tmp_path / "scan_t1_probability.nii.gz")
-    assert (stored.get_data_dtype(), stored.shape) == (f"u{bits // 8}", (4, 3, 2, 3))
+    stored_as = "f4" if dtype.is_floating_point else f"u{bits // 8}"
+    assert (stored.get_data_dtype(), stored.shape) == (stored_as, (4, 3, 2, 3))
     np.testing.assert_allclose(
         stored.get_fdata(), of_structures(filled).movedim(0, -1), atol=0.6 / (2**bits - 1)
     )

@@ -12,7 +12,15 @@ from scipy.special import log_softmax, softmax
 from torch.nn import functional as F
 
 from calib_components.errors import InputError
-from calib_components.posthoc import KINDS, Calibrator, ClassBias, LeftOut, TemperatureScaling
+from calib_components.posthoc import (
+    KINDS,
+    Calibrator,
+    ClassBias,
+    LeftOut,
+    TemperatureScaled,
+    TemperatureScaling,
+    set_calibrator,
+)
 
 Case = tuple[str, torch.Tensor, torch.Tensor]
 STRUCTURES = {"one": [1], "two": [2, 3]}
@@ -104,18 +112,41 @@ def test_what_an_estimate_says_is_what_is_applied(kind: type[Calibrator], factor
         assert F.cross_entropy(values.double(), y).item() == pytest.approx(nll, rel=1e-4)
 
 
-def test_a_calibrator_that_is_not_fitted_is_not_applied() -> None:
-    (_, logits, label), *_ = made_cases(1)
-    for kind in KINDS.values():
-        fit = kind()
-        with pytest.raises(InputError, match=rf"{kind.__name__} is not fitted"):
-            fit(logits)
-    fit = TemperatureScaling()
-    fit.update(logits, label, "patient")
-    with pytest.raises(InputError, match="is not fitted"):
-        copy.deepcopy(fit)(logits)
-    fit.compute()
-    loaded = TemperatureScaling()
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
+def test_a_calibrator_that_is_not_fitted_is_not_applied(kind: type[Calibrator]) -> None:
+    cases = made_cases(3)
+    logits = cases[0][1]
+    fit, network = kind(), TemperatureScaled(torch.nn.Identity())
+    for _ in fit.passes():
+        for each in (fit, copy.deepcopy(fit), kind.from_dict(fit.to_dict())):
+            with pytest.raises(InputError, match=rf"{kind.__name__} is not fitted"):
+                each(logits)
+        for patient, values, label in cases:
+            fit.update(values, label, patient)
+        with pytest.raises(InputError, match="is not fitted"):
+            set_calibrator(network, fit)
+    read = kind.from_dict(fit.to_dict())
+    for each in (fit, read):
+        with pytest.raises(InputError, match="is not fitted"):
+            each(logits)
+        each.compute()
+    loaded, other = kind(), kind()
     loaded.load_state_dict(fit.state_dict())
-    for each in (loaded, copy.deepcopy(fit), fit.with_state(fit.state())):
+    other.load_state_dict({}, strict=False)
+    with pytest.raises(InputError, match="is not fitted"):
+        other(logits)
+    set_calibrator(network, fit)
+    for each in (read, loaded, copy.deepcopy(fit), fit.with_state(fit.state()), network):
         torch.testing.assert_close(each(logits), fit(logits))
+
+
+def test_probabilities_are_found_among_the_voxels_that_count() -> None:
+    (_, logits, label), *_ = made_cases(1)
+    p, fit = logits.softmax(1), TemperatureScaling(ignore_index=IGNORED)
+    label[..., :2] = IGNORED
+    for value in (0.0, torch.nan):
+        p[..., :2] = value
+        with pytest.raises(InputError, match="they are probabilities"):
+            fit.update(p, label, "patient")
+    with pytest.raises(InputError, match="no voxels"):
+        fit.compute()

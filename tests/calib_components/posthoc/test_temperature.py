@@ -354,11 +354,8 @@ def test_probabilities_in_place_of_logits() -> None:
         warnings.simplefilter("error")
         fit(logits, y)
         fit(logits.softmax(1).log(), y)
-        fit((logits - logits.amin()) / 100, y)  # from 0 to 1 as well
     for p in (logits.softmax(1), logits.half().softmax(1)):
-        with pytest.raises(
-            InputError, match=r"sum to 1 .* p\.double\(\)\.clamp_min\(1e-12\)\.log\(\)"
-        ):
+        with pytest.raises(InputError, match=r"p\.double\(\)\.clamp_min\(1e-12\)\.log\(\)"):
             fit(p, y)
     p, masks = logits.sigmoid(), (logits > 0).int()  # which no sum tells from logits
     with pytest.warns(UserWarning, match=r"p\.double\(\)\.logit"):

@@ -106,7 +106,9 @@ def test_what_is_no_probability_is_refused() -> None:
             ScanEstimates({"a": [1]}, sigmoid).update(values)
 
 
-@pytest.mark.parametrize("structures", [{}, {"a": []}, {"a": [1], "b": [-2]}])
+@pytest.mark.parametrize(
+    "structures", [{}, {"a": []}, {"a": [1], "b": [-2]}, {"a": [2, 2]}, {"a": [1.5]}]
+)
 def test_structures_need_classes(structures: dict[str, list[int]]) -> None:
     with pytest.raises(InputError, match="of at least 0, for each structure"):
         ScanEstimates(structures)

@@ -286,6 +286,9 @@ def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
     assert find_case_images(tmp_path, ["b"]) == {"b": tmp_path / "two" / "b.nii.gz"}
     with pytest.raises(InputError, match=r"one.a\.nii\.gz and .*two.a\.nii\.gz may both be"):
         find_case_images(tmp_path, ["a", "b"])
+    save_nifti(tmp_path / "two" / "b_0000.nii.gz", label_of(0))
+    with pytest.raises(InputError, match="may both be the image of b"):
+        find_case_images(tmp_path, ["b"])
 
 
 def test_structure_that_is_one_voxel_thick(tmp_path: Path) -> None:
