@@ -3,7 +3,7 @@ Hugging Face.
 
     python scripts/package_bundle.py bundles/acdc_mri_nacl_segmentation --out dist
 
-writes `dist/acdc_mri_nacl_segmentation_v0.4.0.zip`, see `scripts/helpers/packages.py`.
+writes `dist/acdc_mri_nacl_segmentation_v0.5.0.zip`, see `scripts/helpers/packages.py`.
 """
 
 from __future__ import annotations

@@ -164,7 +164,7 @@ def temperatures_table(measure: str) -> str:
     """Return the mean over patients of a measure of the networks that are shipped: as trained, with
     T and with a temperature of each predicted class.
     """
-    file = RESULTS / "hippocampus" / "temperatures.csv.gz"
+    file = RESULTS / "hippocampus" / "shipped.csv.gz"
     hippocampus = pd.read_csv(file, dtype={"calibrator": str}, keep_default_na=False)
     table = pd.concat([read_heart(), hippocampus.assign(set="hippocampus")])
     table["calibrator"] = table["calibrator"].fillna("")

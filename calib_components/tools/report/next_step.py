@@ -37,8 +37,8 @@ MORE = "Label about {count} more patients and evaluate them: that would tell."
 MANY_MORE = "Label other patients: more than {count} more would be needed to tell."
 FIT = "Fit a temperature on validation patients, evaluate with the same options, and compare."
 FIT_SAVED = (
-    "Save float32 probabilities of validation patients, fit a temperature on them, evaluate with"
-    " the same options, and compare."
+    "Fit a temperature on float32 probabilities of validation patients, evaluate with the same"
+    " options, and compare."
 )
 FIT_AGAIN = (
     "Fit the temperature again, where structures are predicted, evaluate with the same options, and"
