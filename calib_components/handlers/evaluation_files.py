@@ -212,7 +212,8 @@ def _in_order(table: pd.DataFrame, summary: Mapping[str, Any], file: Path) -> pd
             raise InputError(
                 f"{file}: case {printable(names[0])} {problem}. Evaluate the cases again."
             )
-    return table.iloc[present.get_indexer(cases)].reset_index(drop=True)
+    # A copy is one block in memory: pandas warns of a table in more than 100, one for each column
+    return table.iloc[present.get_indexer(cases)].reset_index(drop=True).copy()
 
 
 def _is_statistics(value: Any) -> bool:
