@@ -28,6 +28,38 @@ RETIRED = "class_temperature"  # name of a calibrator of version 0.4
 CARRIED = "calibrator."
 
 
+class _ProbabilityCheck:
+    """Whether what was given as logits are probabilities, from all voxels that count."""
+
+    def __init__(self) -> None:
+        self.is_possible = True  # so far, each number is from 0 to 1
+        self.sums = torch.zeros(2, dtype=torch.bool)  # whether any is 1, and any neither 1 nor 0
+
+    def add(self, values: torch.Tensor) -> None:
+        """Add logits `(N, voxels)`."""
+        if self.is_possible:
+            sums = values.sum(0)
+            is_one = (sums - 1).abs() <= SUM_TOLERANCE
+            self.sums |= torch.stack([is_one.any(), (~is_one & (sums != 0)).any()]).cpu()
+            self.is_possible = bool(values.min() >= 0 and values.max() <= 1)
+
+    def refuse(self) -> None:
+        """Raise `InputError` for the output of a softmax, which may be 0 in padding; warn of what
+        may be that of sigmoids.
+        """
+        any_one, any_other = self.sums.tolist()
+        if self.is_possible and any_one and not any_other:
+            raise InputError(
+                "logits are from 0 to 1 and sum to 1 in each voxel: they are probabilities p. Pass"
+                " p.double().clamp_min(1e-12).log()."
+            )
+        if self.is_possible and any_other:
+            warn_once(
+                "All logits are from 0 to 1. If they are probabilities p of sigmoids, pass"
+                " p.double().logit(1e-12)."
+            )
+
+
 def gathered(value: Any) -> list[Any]:
     """Return the value of each process; all have to call it."""
     parts = [value]
@@ -219,8 +251,7 @@ class Calibrator(torch.nn.Module):
                 " case."
             )
         sums: dict[int, torch.Tensor] = {}
-        is_probable = True  # so far, each number that counts is from 0 to 1
-        totals: set[float] = set()  # sums of voxels, rounded
+        check = _ProbabilityCheck()
         for voxels in read_voxels(
             logits,
             y,
@@ -229,31 +260,13 @@ class Calibrator(torch.nn.Module):
             logits=True,
             soft=self.takes_soft_labels,
         ):
-            if is_probable:
-                values = voxels.values[int(voxels.volume.batch.sigmoid) :]
-                is_probable = bool(values.min() >= 0 and values.max() <= 1)
-                sums_to = values.sum(0)
-                is_one = (sums_to - 1).abs() <= SUM_TOLERANCE
-                totals |= {*torch.where(is_one, 1, sums_to).unique()[:3].tolist()}
+            check.add(voxels.values[int(voxels.volume.batch.sigmoid) :])
             selected = [region.select(voxels) for region in self.regions]
             rows = torch.stack([self._sums_of(each) for each in selected])
             sums[voxels.case] = sums.get(voxels.case, 0) + rows
-        if is_probable and sums:
-            self._refuse_probabilities(1 in totals and totals <= {0, 1})  # 0: in padding
+        check.refuse()
         for case, row in sums.items():
             self._add({names[case]: row.cpu().numpy()})
-
-    def _refuse_probabilities(self, is_softmax: bool) -> None:
-        """Raise `InputError` for the output of a softmax; warn of what may be that of sigmoids."""
-        if is_softmax:
-            raise InputError(
-                "logits are from 0 to 1 and sum to 1 in each voxel: they are probabilities p. Pass"
-                " p.double().clamp_min(1e-12).log()."
-            )
-        warn_once(
-            "All logits are from 0 to 1. If they are probabilities p of sigmoids, pass"
-            " p.double().logit(1e-12)."
-        )
 
     def _sums_of(self, voxels: Voxels) -> torch.Tensor:
         weights = () if voxels.weight is None else (voxels.weight,)

@@ -67,22 +67,8 @@ def fit_calibrator(
     check_choice("--calibrator", kind, KINDS)
     calibrator = KINDS[kind](region, IGNORED, classes.sigmoid)
     compared = simpler_fits(calibrator)
-    fits: dict[str, Any] = {each.name: each for each in (*compared, calibrator)}
-    for name in (EXACT, MISSED):
-        fits[name] = TemperatureScaling(region, IGNORED, classes.sigmoid)
-    ends = [fits[name] for name in (TemperatureScaling.name, EXACT, MISSED)]
     read = functools.partial(_read_stored, classes=classes, cropped=cropped)
-    for number in calibrator.passes():
-        fit = functools.partial(_fit_case, read=read, empty=copy.deepcopy(fits), patients=patients)
-        fitted = map_cases(fit, pairs, workers, "fit")
-        for of_case, _ in fitted:
-            for name, part in of_case.items():
-                fits[name].add(part)
-        if number == 0:
-            check_background([counts for _, counts in fitted], pairs[0].prediction.files[0])
-            rounded, exact, missed = (fit.best() for fit in ends)
-            _check_rounding(rounded, exact, missed, pairs[0].prediction.files[0])
-        fits = {calibrator.name: calibrator}
+    _fit(calibrator, compared, pairs, read, patients, workers)
     estimate = calibrator.compute()
     _print_estimate(estimate, region)
     if compare and estimate.patients > 1 and not classes.sigmoid:
@@ -96,6 +82,35 @@ def fit_calibrator(
             left_out.rows += rows
         print(left_out.describe())
     return calibrator.with_state(calibrator.state()), estimate
+
+
+def _fit(
+    calibrator: Calibrator,
+    compared: Sequence[Calibrator],
+    pairs: Sequence[LabelledPrediction],
+    read: ReadStored,
+    patients: Mapping[str, str],
+    workers: int | None,
+) -> None:
+    """Add all cases to a calibrator and those that it is compared with, and check what is
+    stored.
+    """
+    fits: dict[str, Any] = {each.name: each for each in (*compared, calibrator)}
+    for name in (EXACT, MISSED):
+        fits[name] = TemperatureScaling(calibrator.region, IGNORED, calibrator.sigmoid)
+    ends = [fits[name] for name in (TemperatureScaling.name, EXACT, MISSED)]
+    file = pairs[0].prediction.files[0]
+    for number in calibrator.passes():
+        fit = functools.partial(_fit_case, read=read, empty=copy.deepcopy(fits), patients=patients)
+        fitted = map_cases(fit, pairs, workers, "fit")
+        for of_case, _ in fitted:
+            for name, part in of_case.items():
+                fits[name].add(part)
+        if number == 0:
+            check_background([counts for _, counts in fitted], file)
+            rounded, exact, missed = (end.best() for end in ends)
+            _check_rounding(rounded, exact, missed, file)
+        fits = {calibrator.name: calibrator}
 
 
 def _check_rounding(rounded: float, exact: float, missed: float, file: Path) -> None:

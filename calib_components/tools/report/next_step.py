@@ -35,11 +35,12 @@ NO_SINGLE = (
 )
 MORE = "Label about {count} more patients and evaluate them: that would tell."
 MANY_MORE = "Label other patients: more than {count} more would be needed to tell."
-FIT = "Fit a temperature on validation patients, evaluate with the same options, and compare."
-FIT_SAVED = (
-    "Fit a temperature on float32 probabilities of validation patients, evaluate with the same"
-    " options, and compare."
-)
+FIT_FIRST = {  # by the source of the probabilities
+    "bundle": "Fit a temperature on validation patients, evaluate with the same options, and"
+    " compare.",
+    "predictions": "Fit a temperature on float32 probabilities of validation patients, evaluate"
+    " with the same options, and compare.",
+}
 FIT_AGAIN = (
     "Fit the temperature again, where structures are predicted, evaluate with the same options, and"
     " compare."
@@ -97,8 +98,8 @@ def next_step(
             return Step(NOTHING)
         return Step(NOTHING + NO_SINGLE.format(kind=whole.kind, gap=abs(whole.gap.mean)))
     if done is None:
-        is_bundle = evaluation.summary.get("source") == "bundle"
-        return Step(FIT if is_bundle else FIT_SAVED, _commands(evaluation.summary, folder))
+        source = evaluation.summary.get("source", "predictions")
+        return Step(FIT_FIRST[source], _commands(evaluation.summary, folder))
     if done["calibrator"] == "temperature" and done["region"] != PREDICTED:
         return Step(FIT_AGAIN, _commands(evaluation.summary, folder, PREDICTED))
     text = f"{done['calibrator']}, region {done['region']}"
