@@ -45,6 +45,7 @@ def test_without_a_file_the_facts_are_those_of_the_bundle(tmp_path: Path) -> Non
     ("change", "message"),
     [
         ({"dataset": "flare"}, "prepared like flare, the bundle is for acdc"),
+        ({"window": [-160, 240]}, r"made with the window \[-160, 240\], not None of the bundle"),
         ({"num_classes": 4}, "class_names must hold 4 different values"),
         ({"label_codes": [0, 1, 1]}, "label_codes must hold 3 different values"),
         ({"spacing": [1, 1]}, "spacing must be 3 sizes in mm"),

@@ -67,6 +67,7 @@ def changed(**values: Any) -> dict[str, Any]:
         ({"network": {}, "optimizer": {}}, "use model.pt"),
         ({}, "Missing key.*0.bias"),
         (changed(extra=torch.ones(1)), "Unexpected key.*extra"),
+        (changed(class_temperature=torch.ones(4)), "which only version 0.4 knows"),
         (changed(**{"0.bias": torch.ones(4)}), "size mismatch for 0.bias"),
         (changed(**{"1.weight": torch.tensor([torch.inf])}), "1.weight are NaN or infinite"),
     ],

@@ -215,6 +215,11 @@ class TestRounded:
         with pytest.raises(InputError, match=r"labelled as is 0 so often .* --ignore_index"):
             calibrate((tmp_path / "missed", folders[1]), tmp_path / "out")
 
+    def test_maps_that_version_0_4_calibrated(self, folders: Folders, tmp_path: Path) -> None:
+        (folders[0] / "class_temperature.json").write_text("{}")
+        with pytest.raises(InputError, match=r"version 0\.4 scaled its predictions"):
+            calibrate(folders, tmp_path / "out")
+
     def test_votes_are_no_probabilities(self, folders: Folders, tmp_path: Path) -> None:
         other = Path(shutil.copytree(folders[1], tmp_path / "other"))
         with pytest.raises(InputError, match="is a label map"):

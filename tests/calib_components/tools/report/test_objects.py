@@ -149,3 +149,12 @@ def test_objects_of_label_maps_have_no_confidence(
     measures = {*pd.read_csv(tmp_path / "out" / "objects.csv")["measure"]}
     assert {"recall", "F1", "right", "false candidates a scan"} < measures
     assert not any("confidence" in measure for measure in measures)
+
+
+def test_rows_that_are_missing_are_noticed(tmp_path: Path) -> None:
+    rows = made_up(0, cases_of(8))
+    write_evaluation(tmp_path / "test", with_probabilities=False, rows={"objects": len(rows)})
+    for changed in (rows[1:], pd.concat([rows, rows[:1]])):
+        changed.to_csv(tmp_path / "test" / "objects.csv", index=False)
+        with pytest.raises(InputError, match=r"objects\.csv: .* rows are not those of summary"):
+            report_folders(tmp_path / "test", out=tmp_path / "out")
