@@ -96,10 +96,16 @@ def _make_weights(bundle: Path, num_classes: int, patch: int | None) -> None:
         file_suffixes=[],
         image_size=[192, 192],
         crop_size=[192, 192],
+        window=[-125, 275],
     )
     if patch:
         facts = replace(
-            facts, dataset="hippocampus", spatial_dims=3, image_size=None, crop_size=[patch] * 3
+            facts,
+            dataset="hippocampus",
+            spatial_dims=3,
+            image_size=None,
+            crop_size=[patch] * 3,
+            window=None,
         )
     write_facts(facts, bundle / "models")
     workflow = _workflow(bundle, bundle)
