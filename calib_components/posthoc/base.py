@@ -140,7 +140,7 @@ class Calibrator(torch.nn.Module):
             fitted.
     """
 
-    _is_fitted = True  # of calibrators that version 0.4 pickled
+    _is_fitted = True  # as calibrators count that version 0.4 pickled, which lack it
     # Of its files: NAME.json is the estimate, NAME_fit.json what is kept of each patient
     name: ClassVar[str]
     estimate: ClassVar[type[Estimate]]

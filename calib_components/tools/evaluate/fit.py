@@ -168,9 +168,8 @@ def _fit_case(
     saved, stored = read(pair)
     logits = to_logits(stored, saved.sigmoid)
     fits, labels = copy.deepcopy(empty), saved.labels()
-    low, high = _ends(stored)
     p = torch.from_numpy(stored.values)
-    zero, one = p <= low, (p >= high) & saved.sigmoid
+    zero, one = p <= stored.lowest, (p >= stored.highest) & saved.sigmoid
     is_exact = not (zero.any() or one.any())
     for name, fit in fits.items():
         if is_exact and name in (EXACT, MISSED):
@@ -223,21 +222,22 @@ def _read_stored(pair: LabelledPrediction, classes: Classes, cropped: bool) -> t
         foreground = saved.probabilities if classes.sigmoid else saved.probabilities[1:]
         for label in saved.labels():
             label.masked_fill_((foreground == 0).all(0), IGNORED)
-    return saved, Stored(saved.probabilities.numpy(), saved.lowest, saved.highest)
+    stored = Stored(saved.probabilities.numpy(), saved.lowest, saved.highest)
+    return saved, _with_ends(stored)
 
 
-def _ends(stored: Stored) -> tuple[float, float]:
-    """Return what a stored 0 and a stored 1 can have been.
+def _with_ends(stored: Stored) -> Stored:
+    """Return stored probabilities with what a 0 and a 1 can have been, for a fit.
 
     Floating point may hold coarser numbers, such as those of a file that was converted: then at
     most half of the smallest number that is there.
     """
-    p, low, high = stored.values, stored.lowest, stored.highest
+    p, low, high, *_ = stored
     if low > FLOATING or not ((p <= low) | (p >= high)).any():
-        return low, high
+        return stored
     smallest = p.min(initial=1, where=p > low)
     largest = p.max(initial=0, where=p < high)
-    return max(low, smallest / 2), min(high, (1 + largest) / 2)
+    return stored._replace(lowest=max(low, smallest / 2), highest=min(high, (1 + largest) / 2))
 
 
 def to_logits(stored: Stored, sigmoid: bool) -> torch.Tensor:
@@ -246,10 +246,10 @@ def to_logits(stored: Stored, sigmoid: bool) -> torch.Tensor:
     Logarithms of probabilities are the logits, up to one number for each voxel, which softmax
     ignores.
     """
-    p, (low, high) = torch.from_numpy(stored.values), _ends(stored)
+    p = torch.from_numpy(stored.values)
     if sigmoid:
-        return p.clamp(low, high).logit()
-    return p.clamp_min(low).log()
+        return p.clamp(stored.lowest, stored.highest).logit()
+    return p.clamp_min(stored.lowest).log()
 
 
 def to_probabilities(logits: torch.Tensor, sigmoid: bool) -> torch.Tensor:
