@@ -13,8 +13,8 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from calib_components.__main__ import COMMANDS, ELSEWHERE
-from calib_components.tools.cli import make_app
+from calib_tools.__main__ import COMMANDS, ELSEWHERE
+from calib_tools.cli import make_app
 
 LINKS = {"../../docs/": "../", "../../study/pages/": "../study/", "../study/pages/": "study/"}
 OPTIONS = "<!-- The site has the options of each command here. -->"

@@ -14,7 +14,7 @@ from pathlib import Path
 # For this folder, and a clone that is not installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from calib_components.tools import cli
+from calib_tools import cli
 
 if __name__ == "__main__":
     names = ("losses", "evaluation", "objects", "inference")

@@ -10,9 +10,7 @@ each prediction in TEST, and `scaled/temperature.json`. The network itself is no
 
 from __future__ import annotations
 
-from calib_components.tools import cli
+from calib_tools import cli
 
 if __name__ == "__main__":
-    cli.run(
-        "calibrate_predictions", "calib_components.tools.evaluate.calibrate:calibrate_predictions"
-    )
+    cli.run("calibrate_predictions", "calib_tools.predictions.calibrate:calibrate_predictions")

@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from calib_components.tools import cli
+from calib_tools import cli
 
 if __name__ == "__main__":
     cli.run("compare_losses", "study.compare.run:compare_losses")

@@ -16,7 +16,7 @@ from pathlib import Path
 # For a clone that is not installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from calib_components.tools import cli
+from calib_tools import cli
 
 if __name__ == "__main__":
     cli.run("demo", "scripts.helpers.demo:demo")

@@ -12,7 +12,7 @@ which predictions to check, from their probabilities alone.
 
 from __future__ import annotations
 
-from calib_components.tools import cli
+from calib_tools import cli
 
 if __name__ == "__main__":
-    cli.run("evaluate_predictions", "calib_components.tools.evaluate.evaluate:evaluate_predictions")
+    cli.run("evaluate_predictions", "calib_tools.predictions.evaluate:evaluate_predictions")

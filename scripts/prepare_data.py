@@ -18,7 +18,7 @@ In `SRC`, these files are looked for:
     nnunet       imagesTr/NAME_0000.nii.gz, labelsTr/NAME.nii.gz, dataset.json of version 2
     generic      {images,labels}/NAME.nii.gz
 
-`OUT` gets the cases on the network's grid, see `calib_components.data.cases`; `facts.yaml`, which
+`OUT` gets the cases on the network's grid, see `calib_workflows.data.cases`; `facts.yaml`, which
 records what they were prepared with; and `datalist.json` with the cases of each split. The same
 command continues an interrupted run: cases are kept that are whole and whose source files have not
 changed.
@@ -32,7 +32,7 @@ from pathlib import Path
 # For a clone or a bundle's zip, which is not installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from calib_components.tools import cli
+from calib_tools import cli
 
 if __name__ == "__main__":
-    cli.run("prepare_data", "calib_components.tools.prepare.prepare:prepare_data")
+    cli.run("prepare_data", "calib_tools.prepare.prepare:prepare_data")

@@ -17,15 +17,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from calib_components.tools import cli
-from calib_components.tools.report import is_comparison
+from calib_tools import cli
+from calib_tools.report import is_comparison
 
 
 def choose_command() -> str:
     """Return the report of a comparison of losses, of the study, if its folder is an argument."""
     if any(is_comparison(Path(word)) for word in sys.argv[1:]):
         return "study.compare.report:report_comparison"
-    return "calib_components.tools.report.report:report_folders"
+    return "calib_tools.report.report:report_folders"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ jobs.
 
 from __future__ import annotations
 
-from calib_components.tools import cli
+from calib_tools import cli
 
 if __name__ == "__main__":
-    cli.run("run_cases", "calib_components.tools.run_cases:run_cases")
+    cli.run("run_cases", "calib_tools.run_cases:run_cases")

@@ -2,7 +2,7 @@
 
     python scripts/sync_bundles.py [--check]
 
-The facts of a data set are one file in `calib_components/tools/prepare`, beside the function that
+The facts of a data set are one file in `calib_tools/prepare`, beside the function that
 lists its cases; all else has its source in `bundles/common`, see `scripts/helpers/bundle_files.py`.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 # For a clone that is not installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from calib_components.tools import cli
+from calib_tools import cli
 from scripts.helpers.bundle_files import BUNDLES, FACTS, generate, without_source
 
 ROOT = Path(__file__).resolve().parents[1] / "bundles"

@@ -88,7 +88,7 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def prepared(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The phantoms prepared at 64 x 64: 6 patients to train on, 2 to validate, 2 to test."""
-    from calib_components.tools.prepare import prepare_data
+    from calib_tools.prepare import prepare_data
 
     out = tmp_path_factory.mktemp("prepared")
     prepare_data("acdc", phantoms, out, image_size=(64, 64), fractions=(0.6, 0.2, 0.2), workers=1)

@@ -22,8 +22,8 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from calib_components.data.facts import Facts, write_facts
 from calib_components.posthoc import Calibrator
+from calib_workflows.data.facts import Facts, write_facts
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"

@@ -62,7 +62,7 @@ class TestBundle(unittest.TestCase):
         return [path.name for path in output.iterdir()]
 
     def test_train_evaluate_infer(self):
-        from calib_components.tools.prepare import prepare_data  # of the bundle, or installed
+        from calib_tools.prepare import prepare_data  # of the bundle, or installed
 
         mine, data, dataset = self.folder / "mine", self.folder / "data", BUNDLE.name.split("_")[0]
         prepare_data(

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from monai.bundle import ConfigWorkflow
 
-from calib_components.data.facts import Facts, write_facts
+from calib_workflows.data.facts import Facts, write_facts
 from scripts.benchmarks.timing import BUNDLES, peak_resident_mib, set_up
 
 

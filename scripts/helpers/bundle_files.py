@@ -14,7 +14,7 @@ import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMON = REPOSITORY / "bundles" / "common"
-FACTS = REPOSITORY / "calib_components" / "tools" / "prepare"
+FACTS = REPOSITORY / "calib_tools" / "prepare"
 # The bundle of each data set
 BUNDLES = {
     "acdc": "acdc_mri_nacl_segmentation",

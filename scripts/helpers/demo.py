@@ -20,12 +20,12 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from calib_components.errors import writing
-from calib_components.folders import OutputFolder
 from calib_components.metrics import CalibrationBins
-from calib_components.tools.prepare import prepare_data
-from calib_components.tools.report.calibration import judge_regions
-from calib_components.tools.report.data import Results
-from calib_components.tools.report.readers import read_evaluations
+from calib_tools.prepare import prepare_data
+from calib_tools.report.calibration import judge_regions
+from calib_tools.report.data import Results
+from calib_tools.report.readers import read_evaluations
+from calib_workflows.folders import OutputFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLE = ROOT / "bundles" / "hippocampus_mri_nacl_segmentation"
@@ -35,7 +35,7 @@ TRAINED = "CE + Dice, trained here"
 EPOCHS = 20  # of that
 BEFORE, AFTER = "CE + Dice", "CE + Dice with T"  # in the picture
 COLORS = ["#e69f00", "#56b4e9"]  # of the structures
-ACCURACY, OVER, UNDER = "tab:blue", "lightcoral", "gold"  # as in calib_components.figures
+ACCURACY, OVER, UNDER = "tab:blue", "lightcoral", "gold"  # as in calib_workflows.figures
 BIN = 13  # the annotated bin of the reliability diagrams, 0.87 to 0.93
 FONT = 10.5  # on a figure 8 inches wide
 EXPLAINED = """

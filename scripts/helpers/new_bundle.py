@@ -20,11 +20,11 @@ import torch
 import yaml
 from monai.bundle import ConfigParser
 
-from calib_components.bundle import LAST
-from calib_components.data.facts import Facts, facts_beside, write_facts
 from calib_components.errors import InputError, make_folder, reading, writing_folder
-from calib_components.folders import OutputFolder
-from calib_components.handlers.weights import load_weights
+from calib_workflows.data.facts import Facts, facts_beside, write_facts
+from calib_workflows.folders import OutputFolder
+from calib_workflows.options import LAST
+from calib_workflows.weights import load_weights
 from scripts.helpers.bundle_files import BODIES, BUNDLES, FACTS, REPOSITORY, generate
 from scripts.helpers.packages import METADATA, PAGE, WEIGHTS, render
 
@@ -248,7 +248,7 @@ def _write_configs(training: _Training, folder: Path) -> None:
     facts = training.facts
     own = folder / f"{facts.dataset}.yaml"
     text = (FACTS / own.name).read_text(encoding="utf-8")
-    lines = {"_target_": "calib_components.data.facts.read_facts", "file": "@facts_file"}
+    lines = {"_target_": "calib_workflows.data.facts.read_facts", "file": "@facts_file"}
     text = text[text.index("\nfacts:") + 1 :]  # without the comment on the data set
     text = _with_block(text, "facts", {**lines, **asdict(facts)})
     if facts.any_orientation is not None:

@@ -1,7 +1,7 @@
 """The package of a bundle, which is complete by itself.
 
 It has one folder, named as the bundle: configs, docs, LICENSE, weights and their facts if there are
-any, `scripts/prepare_data.py`, and the parts of `calib_components` that a bundle uses, which MONAI
+any, `scripts/prepare_data.py`, and the parts of the three packages that a bundle uses, which MONAI
 finds there. Its `docs/README.md` is made from the bundle's page and metadata. Hidden files stay
 out. The same files give the same bytes, on any machine and day.
 """
@@ -205,11 +205,9 @@ def _check_metadata(bundle: Path, metadata: Mapping[str, Any], any_weights: bool
 
 
 def _read_components() -> Files:
-    """Return the files of `calib_components` that a bundle uses."""
-    package = ROOT / "calib_components"
-    parts = [child for child in package.iterdir() if child.name not in ("tools", "__main__.py")]
-    parts += [package / "tools" / name for name in TOOLS]
-    files = _read_files(ROOT, *parts)
+    """Return the files of the packages that a bundle uses."""
+    tools = [ROOT / "calib_tools" / name for name in TOOLS]
+    files = _read_files(ROOT, ROOT / "calib_components", ROOT / "calib_workflows", *tools)
     return {name: content for name, content in files.items() if name.endswith(SUFFIXES)}
 
 

@@ -15,7 +15,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 import calib_components
 from calib_components.posthoc import TemperatureScaling
-from calib_components.tools.nnunet.trainers import loss_trainers
+from calib_tools.nnunet.trainers import loss_trainers
 
 folder = Path(calib_components.__file__).parent
 assert folder.is_relative_to(sys.prefix), folder

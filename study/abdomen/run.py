@@ -25,13 +25,13 @@ import torch
 from monai.bundle import ConfigParser
 from monai.inferers import SliceInferer
 
-from calib_components.data.cases import SPLITS, load_sample, read_lists
 from calib_components.errors import writing
-from calib_components.handlers.evaluation_files import Evaluation
-from calib_components.handlers.weights import load_weights, read_weights, save
-from calib_components.tools.bundle_command import bundle_command
-from calib_components.tools.prepare.split import divide
-from calib_components.tools.report.readers import common_properties
+from calib_tools.bundle_command import bundle_command
+from calib_tools.prepare.split import divide
+from calib_tools.report.readers import common_properties
+from calib_workflows.data.cases import SPLITS, load_sample, read_lists
+from calib_workflows.evaluation_files import Evaluation
+from calib_workflows.weights import load_weights, read_weights, save
 from study.compare.compact import COMPACT, read_compact, write_compact
 from study.compare.data import WITHOUT, Comparison
 from study.compare.readers import read_history, tables_of

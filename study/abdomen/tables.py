@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from calib_components.tools.report.data import derive
+from calib_tools.report.data import derive
 from study.compare.compact import read_compact
 from study.tables.networks import markdown
 

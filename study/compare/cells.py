@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from calib_components.errors import reading, writing
-from calib_components.handlers.fingerprint import differing
+from calib_workflows.fingerprint import differing
 
 Run = tuple[str, int, int | None]  # method, seed and fold
 HEAD = (

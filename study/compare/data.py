@@ -19,9 +19,9 @@ import torch
 
 from calib_components.errors import InputError, printable
 from calib_components.metrics import CalibrationBins
-from calib_components.tools.report.data import Results, derive
-from calib_components.tools.report.readers import check_volumes
-from calib_components.tools.report.statistics import Array, Estimate, mean_of_defined
+from calib_tools.report.data import Results, derive
+from calib_tools.report.readers import check_volumes
+from calib_tools.report.statistics import Array, Estimate, mean_of_defined
 from study.compare.statistics import mean_with_interval, paired_difference
 
 WITHOUT, WITH = "without", "with"  # a temperature
@@ -49,7 +49,7 @@ class Comparison:
     and temperatures with the first three.
 
     Attributes:
-        cases: The columns of `calib_components.tools.report.readers.case_table`.
+        cases: The columns of `calib_tools.report.readers.case_table`.
         bins: Sums of each bin, of each case and region.
         cells: What was run, of each trained network.
         temperatures: Each fit.

@@ -16,11 +16,11 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from calib_components.bundle import check_values, read_as_typed
-from calib_components.data.cases import read_lists
-from calib_components.data.overlap import Shared, find_shared
 from calib_components.errors import InputError, nearest, reading
-from calib_components.handlers.fingerprint import (
+from calib_tools.bundle_command import bundle_command
+from calib_workflows.data.cases import read_lists
+from calib_workflows.data.overlap import Shared, find_shared
+from calib_workflows.fingerprint import (
     EVALUATION,
     LOADING,
     TRAINING,
@@ -29,7 +29,7 @@ from calib_components.handlers.fingerprint import (
     fingerprint_of_cases,
     fingerprint_of_list,
 )
-from calib_components.tools.bundle_command import bundle_command
+from calib_workflows.options import check_values, read_as_typed
 from study.compare.cells import CellSettings, cell_folder
 from study.compare.settings import Setting
 

@@ -9,9 +9,9 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
-from calib_components.tools.report.page import Section
-from calib_components.tools.report.statistics import Array, mean_of_defined
-from calib_components.tools.report.tables import (
+from calib_tools.report.page import Section
+from calib_tools.report.statistics import Array, mean_of_defined
+from calib_tools.report.tables import (
     Cell,
     heading,
     higher_is_better,

@@ -12,9 +12,9 @@ from typing import Any
 import pandas as pd
 
 from calib_components.errors import InputError, reading
-from calib_components.handlers.calibration import read_estimate
-from calib_components.handlers.evaluation_files import Evaluation
-from calib_components.tools.report.readers import case_bins, case_table, common_properties
+from calib_tools.report.readers import case_bins, case_table, common_properties
+from calib_workflows.calibrate import read_estimate
+from calib_workflows.evaluation_files import Evaluation
 from study.compare.cells import CellSettings, Run, name_run, read_plan, read_settings
 from study.compare.compact import COMPACT, read_compact
 from study.compare.data import SUMS, WITH, WITHOUT, Comparison, check_same_cases

@@ -13,10 +13,9 @@ from typing import Any
 import pandas as pd
 
 from calib_components.errors import check_choice
-from calib_components.folders import OutputFolder
-from calib_components.tools.report.calibration import summary_section
-from calib_components.tools.report.cases import cases_section, pictures_section
-from calib_components.tools.report.comparison import (
+from calib_tools.report.calibration import summary_section
+from calib_tools.report.cases import cases_section, pictures_section
+from calib_tools.report.comparison import (
     ABOUT_COUNTS,
     ABOUT_DIFFERENCES,
     ABOUT_MEANS,
@@ -28,13 +27,14 @@ from calib_components.tools.report.comparison import (
     tabulate_differences,
     tabulate_means,
 )
-from calib_components.tools.report.conclusion import LOW, describe_differences, describe_one
-from calib_components.tools.report.data import Context
-from calib_components.tools.report.page import Answer, Section, write_report
-from calib_components.tools.report.report import size_notices
-from calib_components.tools.report.statistics import MIN_PATIENTS, mean_of_defined
-from calib_components.tools.report.structures import structures_section
-from calib_components.tools.report.tables import COMPARED, Record, number
+from calib_tools.report.conclusion import LOW, describe_differences, describe_one
+from calib_tools.report.data import Context
+from calib_tools.report.page import Answer, Section, write_report
+from calib_tools.report.report import size_notices
+from calib_tools.report.statistics import MIN_PATIENTS, mean_of_defined
+from calib_tools.report.structures import structures_section
+from calib_tools.report.tables import COMPARED, Record, number
+from calib_workflows.folders import OutputFolder
 from study.compare.compact import write_compact
 from study.compare.data import WITH, WITHOUT, Comparison, OneTestSet, Row
 from study.compare.published import PUBLISHED, dataset_of

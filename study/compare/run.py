@@ -22,9 +22,9 @@ import torch
 from filelock import FileLock
 
 import calib_components
-from calib_components.data.overlap import Shared
 from calib_components.errors import InputError, make_folder, writing, writing_folder
-from calib_components.tools.jobs import end, make_executor, run_command, run_jobs
+from calib_tools.jobs import end, make_executor, run_command, run_jobs
+from calib_workflows.data.overlap import Shared
 from study.compare.cells import add_to_plan, read_settings, write_settings
 from study.compare.plan import SCALED, PlannedCell, Protocol, Step
 from study.compare.settings import Setting, choose_settings

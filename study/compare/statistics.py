@@ -1,6 +1,6 @@
 """Means and differences over the seeds of trainings and over patients, both random.
 
-With one seed, they are those of `calib_components.tools.report.statistics`, over patients alone.
+With one seed, they are those of `calib_tools.report.statistics`, over patients alone.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from calib_components.tools.report import statistics
-from calib_components.tools.report.statistics import (
+from calib_tools.report import statistics
+from calib_tools.report.statistics import (
     LEVEL,
     MIN_PATIENTS,
     Array,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from calib_components.handlers import Evaluation
+from calib_workflows.evaluation_files import Evaluation
 from study.heart.measure import STRUCTURES
 
 MEASURES = ["nll_all", "nll_near", "nll_predicted", "ece_all", "ece_predicted", "ece", "aurc"]

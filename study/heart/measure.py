@@ -25,12 +25,6 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 from tqdm import tqdm
 
-from calib_components.data import Perturbation
-from calib_components.data.cases import load_sample, read_lists
-from calib_components.handlers.weights import load_weights
-from calib_components.inference.crops import Crop, crop_of
-from calib_components.inference.inferers import agreement_of, volume_inferer
-from calib_components.inference.maps import normalized_entropy
 from calib_components.metrics import dice, structure_masks
 from calib_components.metrics.segmentation import hausdorff_distance_95
 from calib_components.posthoc import (
@@ -41,6 +35,12 @@ from calib_components.posthoc import (
     set_calibrator,
 )
 from calib_components.quality import ScanEstimates
+from calib_workflows.data import Perturbation
+from calib_workflows.data.cases import load_sample, read_lists
+from calib_workflows.inference.crops import Crop, crop_of
+from calib_workflows.inference.inferers import agreement_of, volume_inferer
+from calib_workflows.inference.maps import normalized_entropy
+from calib_workflows.weights import load_weights
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "acdc_mri_nacl_segmentation"
 STRUCTURES = {"RV": [1], "MYO": [2], "LV": [3]}

@@ -20,16 +20,16 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from calib_components.handlers.parts import measure_raters
 from calib_components.metrics.bins import CalibrationBins
 from calib_components.metrics.measures import measure_case
 from calib_components.metrics.raters import RatedCase
 from calib_components.posthoc import TemperatureScaling
-from calib_components.tools.evaluate.cases import read_case
-from calib_components.tools.evaluate.classes import IGNORED, classes_of
-from calib_components.tools.evaluate.fit import to_logits, to_probabilities
-from calib_components.tools.evaluate.formats import Stored
-from calib_components.tools.evaluate.pairing import find_pairs
+from calib_tools.predictions.cases import read_case
+from calib_tools.predictions.classes import IGNORED, classes_of
+from calib_tools.predictions.fit import to_logits, to_probabilities
+from calib_tools.predictions.formats import Stored
+from calib_tools.predictions.pairing import find_pairs
+from calib_workflows.parts import measure_raters
 from study.raters.train import FOLDS
 
 COLUMNS = ("dsc", "raters_dsc", "hd95", "nll_all", "nll_near", "ece_all", "ece_predicted")

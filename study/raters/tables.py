@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from calib_components.tools.report.statistics import Estimate
+from calib_tools.report.statistics import Estimate
 from study.raters.train import LOSSES, TARGETS
 from study.tables.networks import Networks, corrected, markdown, p_text, text
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for a clone that is not installed
 
 from calib_components.errors import writing
-from calib_components.tools.cli import run
+from calib_tools.cli import run
 from study.compare.compact import read_compact
 from study.compare.data import Row
 

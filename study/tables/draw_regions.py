@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for a clone that
 
 from calib_components.errors import writing
 from calib_components.metrics import CalibrationMetric
-from calib_components.tools.cli import run
+from calib_tools.cli import run
 
 ROOT = Path(__file__).resolve().parents[2]
 COLORS = {"all": "tab:gray", "predicted": "tab:blue", "foreground": "tab:red"}  # of regions

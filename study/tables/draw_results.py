@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for a clone that is not installed
 
 from calib_components.errors import writing
-from calib_components.figures.style import class_color
-from calib_components.tools.cli import run
+from calib_tools.cli import run
+from calib_workflows.figures.style import class_color
 from study.tables.fill_tables import ROOT, TITLES, label_of, mean
 
 LOSSES = ("ce_dice", "cross_entropy", "entropy_penalty", "svls", "nacl_softmax", "mbls", "nacl")

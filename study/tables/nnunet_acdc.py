@@ -19,11 +19,11 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for a clone that is not installed
 
 from calib_components.errors import InputError, check_count, reading, writing, writing_folder
-from calib_components.tools import cli
-from calib_components.tools.nnunet.calibrate import SPLITS, folder_of
-from calib_components.tools.prepare.acdc import LAYOUT, find_cases
-from calib_components.tools.prepare.case import SourceCase, require_cases
-from calib_components.tools.prepare.split import split_folds
+from calib_tools import cli
+from calib_tools.nnunet.calibrate import SPLITS, folder_of
+from calib_tools.prepare.acdc import LAYOUT, find_cases
+from calib_tools.prepare.case import SourceCase, require_cases
+from calib_tools.prepare.split import split_folds
 
 FOLDS = 5  # of nnU-Net's cross-validation
 DESCRIPTION = {

@@ -12,21 +12,21 @@ import numpy as np
 import pandas as pd
 import torch
 
-from calib_components.data.facts import facts_beside
 from calib_components.posthoc.network import REFERENCE
 from calib_components.quality import Reference
 from calib_components.quality.ranking import rank_scans
 from calib_components.quality.reference import holding_patients
-from calib_components.tools.report.calibration import Judgement
-from calib_components.tools.report.data import derive
-from calib_components.tools.report.quality import LIMITED, count_held, find_limits
-from calib_components.tools.report.statistics import (
+from calib_tools.report.calibration import Judgement
+from calib_tools.report.data import derive
+from calib_tools.report.quality import LIMITED, count_held, find_limits
+from calib_tools.report.statistics import (
     CalibrationGap,
     holm,
     holm_levels,
     mean_with_interval,
     paired_difference,
 )
+from calib_workflows.data.facts import facts_beside
 from study.tables.networks import markdown, text
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from study.compare.cells import CellSettings, write_settings
-from tests.calib_components.tools.report.made_up import cases_of, write_evaluation
+from tests.calib_tools.report.made_up import cases_of, write_evaluation
 
 LABELS = {"ce_dice": "CE+DSC", "svls": "SVLS", "nacl": "NACL"}
 

@@ -17,7 +17,8 @@ import pandas as pd
 import pytest
 import torch
 
-from calib_components.handlers import Evaluation, read_estimate
+from calib_workflows.calibrate import read_estimate
+from calib_workflows.evaluation_files import Evaluation
 from study.compare import compare_losses
 from tests.helpers import ACDC, ROOT
 

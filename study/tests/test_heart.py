@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from calib_components.inference.crops import Crop
 from calib_components.posthoc import TemperatureScaling
+from calib_workflows.inference.crops import Crop
 from study.heart.measure import (
     BUNDLE,
     FLOOR,

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import yaml
 
-from calib_components.data.cases import read_lists
 from calib_components.errors import InputError
+from calib_workflows.data.cases import read_lists
 from study.compare.cells import CellSettings, add_to_plan, read_settings
 from study.compare.plan import PlannedCell, Protocol
 from study.compare.settings import PRESETS, Setting, choose_settings

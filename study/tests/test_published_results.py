@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from calib_components.tools.evaluate import evaluate_predictions
+from calib_tools.predictions import evaluate_predictions
 from study.compare.compact import read_compact
 from study.compare.data import Comparison, Row, check_same_cases
 from study.compare.settings import TABLE1

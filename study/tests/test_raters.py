@@ -12,7 +12,7 @@ import torch
 from study.raters.measure import fit_temperature, measure_network, read_cases
 from study.raters.tables import PRIMARY, brains, differences
 from study.raters.train import make_target
-from tests.calib_components.tools.evaluate.made_up import save_channels_last, save_nifti
+from tests.calib_tools.predictions.made_up import save_channels_last, save_nifti
 
 
 def test_targets_are_the_majority_or_the_share_of_raters() -> None:

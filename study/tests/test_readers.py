@@ -16,7 +16,7 @@ from study.compare.compact import write_compact
 from study.compare.data import Row
 from study.compare.readers import read_cells
 from study.tests.made_up import write_cell, write_comparison
-from tests.calib_components.tools.report.made_up import cases_of, write_evaluation
+from tests.calib_tools.report.made_up import cases_of, write_evaluation
 
 
 def test_cells_are_read_with_all_conditions(tmp_path: Path) -> None:

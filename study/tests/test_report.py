@@ -14,14 +14,14 @@ import pandas as pd
 import pytest
 
 from calib_components.errors import InputError
-from calib_components.tools.report import comparison as module
+from calib_tools.report import comparison as module
 from study.compare.data import Row
 from study.compare.ranks import costs_of
 from study.compare.readers import read_cells
 from study.compare.report import compare_rows, means_section, report_comparison
 from study.compare.statistics import mean_with_interval
 from study.tests.made_up import write_cell, write_comparison
-from tests.calib_components.tools.report.made_up import PNG, write_evaluation
+from tests.calib_tools.report.made_up import PNG, write_evaluation
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,7 +62,8 @@ def test_means_have_published_values_and_the_spread_over_seeds(tmp_path: Path) -
 
 
 def test_the_script_runs_where_the_wheel_is_installed(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "calib_components", tmp_path / "packages" / "calib_components")
+    for package in ("calib_components", "calib_workflows", "calib_tools"):
+        shutil.copytree(ROOT / package, tmp_path / "packages" / package)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "packages")}
     command = [sys.executable, ROOT / "scripts/report.py", ROOT / "study/results/flare/two_folds"]
     subprocess.run([*command, "--out", tmp_path / "out"], check=True, env=environment)

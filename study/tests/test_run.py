@@ -58,7 +58,7 @@ def bundle(monkeypatch: pytest.MonkeyPatch) -> Bundle:
     monkeypatch.setattr(
         module, "write_history", lambda _, folder: (folder / "history.csv").write_text("epoch\n1\n")
     )
-    monkeypatch.setattr("calib_components.tools.jobs.POLL", 0.01)
+    monkeypatch.setattr("calib_tools.jobs.POLL", 0.01)
     return stand_in
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from calib_components.quality.reference import holding_patients
-from calib_components.tools.report.quality import LIMITED
+from calib_tools.report.quality import LIMITED
 from study.tables.shipped import (
     BUNDLES,
     WEIGHTS,

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from calib_components.tools.report import statistics
-from calib_components.tools.report.statistics import Estimate
+from calib_tools.report import statistics
+from calib_tools.report.statistics import Estimate
 from study.compare.published import PUBLISHED
 from study.compare.ranks import case_ranks, means_over_common_cases, ranks_of
 from study.compare.statistics import mean_with_interval, paired_difference, seeds_and_patients

@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 import torch
 
-from calib_components.handlers import Evaluation, read_estimate
 from calib_components.posthoc import ClassBias
 from calib_components.posthoc.network import calibrator_in
+from calib_workflows.calibrate import read_estimate
+from calib_workflows.evaluation_files import Evaluation
 from tests.helpers import ACDC, BUNDLES, make_prepared, make_weights, run_bundle, snapshot
 
 

@@ -66,7 +66,7 @@ def test_federated_learning_evaluates_its_own_weights(bundle: Path) -> None:
         for handler in parsed["validate::handlers"]
         if handler.get("_disabled_") is True
     ]
-    assert disabled == ["calib_components.handlers.WeightsCheckpointLoader"]
+    assert disabled == ["calib_workflows.weights.WeightsCheckpointLoader"]
 
 
 def test_default_is_the_loss_of_the_weights_and_the_overlay_that_of_the_paper() -> None:

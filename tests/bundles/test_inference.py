@@ -14,9 +14,9 @@ import pytest
 import torch
 from highdicom.seg import segread
 
-from calib_components.handlers.weights import with_calibrator
 from calib_components.posthoc import Calibrator, ClassBias, TemperatureScaling
-from tests.calib_components.data.test_dicom import AFFINES, save_series, volume_of
+from calib_workflows.weights import with_calibrator
+from tests.calib_workflows.data.test_dicom import AFFINES, save_series, volume_of
 from tests.helpers import (
     ACDC,
     made_up,

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from calib_components.data.facts import FACTS
-from calib_components.handlers.weights import with_calibrator
 from calib_components.posthoc import VectorScaling
+from calib_workflows.data.facts import FACTS
+from calib_workflows.weights import with_calibrator
 from tests.helpers import ACDC, made_up, make_images, make_prepared, make_weights, refusal, save
 
 TRAIN, INFER = ("train.yaml",), ("inference.yaml",)

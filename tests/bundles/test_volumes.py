@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 import torch
 
-from calib_components.data.facts import facts_beside
-from calib_components.handlers import Evaluation, read_estimate
 from calib_components.quality import Reference
-from calib_components.tools.prepare import prepare_data
+from calib_tools.prepare import prepare_data
+from calib_workflows.calibrate import read_estimate
+from calib_workflows.data.facts import facts_beside
+from calib_workflows.evaluation_files import Evaluation
 from tests.helpers import (
     BRATS,
     FLARE,

@@ -28,10 +28,10 @@ import pytest
 import torch
 from nbclient import NotebookClient
 
-from calib_components.data.facts import facts_beside
-from calib_components.handlers.calibration import read_estimate
-from calib_components.handlers.evaluation_files import Evaluation
-from tests.calib_components.tools.evaluate.made_up import (
+from calib_workflows.calibrate import read_estimate
+from calib_workflows.data.facts import facts_beside
+from calib_workflows.evaluation_files import Evaluation
+from tests.calib_tools.predictions.made_up import (
     label_of,
     save_channels_last,
     save_nifti,
@@ -383,7 +383,8 @@ def test_commands_for_several_networks_and_raters(
 
 
 def test_commands_of_packaging(repository: Path) -> None:
-    shutil.copytree(ROOT / "calib_components", repository / "calib_components")
+    for package in ("calib_components", "calib_workflows", "calib_tools"):
+        shutil.copytree(ROOT / package, repository / package)
     run(blocks(ROOT / "docs/packaging.md", "bash"), repository, {})
     version = re.search(r"dist/\w+_v[\d.]+\.zip", (ROOT / "docs/packaging.md").read_text())
     assert version

@@ -23,9 +23,9 @@ import requests
 import torch
 from monai.bundle import ConfigParser
 
-from calib_components.handlers.weights import with_calibrator
 from calib_components.posthoc import VectorScaling
 from calib_components.posthoc.network import calibrator_in
+from calib_workflows.weights import with_calibrator
 from tests.helpers import ACDC, HIPPOCAMPUS, ROOT, copy_with_weights, made_up, run_bundle
 
 SIZE = 64

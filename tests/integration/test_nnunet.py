@@ -21,8 +21,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from calib_components.handlers import Evaluation, read_estimate
-from calib_components.tools.evaluate import evaluate_predictions
+from calib_tools.predictions import evaluate_predictions
+from calib_workflows.calibrate import read_estimate
+from calib_workflows.evaluation_files import Evaluation
 from tests.helpers import ROOT, SHARED
 from tests.integration.test_docs import blocks, run
 
@@ -32,7 +33,7 @@ PATIENTS, TEST_PATIENTS = 8, 2
 DOCUMENTED, SHORT = "nnUNetTrainerNACLDice", "nnUNetTrainerShort"
 TRAINER = f"""
 import torch
-from calib_components.tools.nnunet.trainers.loss_trainers import {DOCUMENTED}
+from calib_tools.nnunet.trainers.loss_trainers import {DOCUMENTED}
 
 class {SHORT}({DOCUMENTED}):
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cpu")):

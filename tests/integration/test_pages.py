@@ -13,8 +13,8 @@ import yaml
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 
-from calib_components.tools.evaluate import evaluate_predictions
-from tests.calib_components.tools.evaluate.made_up import label_of, save_nifti, softmax_of
+from calib_tools.predictions import evaluate_predictions
+from tests.calib_tools.predictions.made_up import label_of, save_nifti, softmax_of
 from tests.helpers import ROOT
 from tests.integration.test_docs import PAGES, blocks
 

@@ -12,10 +12,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from calib_components.data.facts import write_facts
 from calib_components.errors import InputError
-from calib_components.handlers.weights import with_calibrator
 from calib_components.posthoc import TemperatureScaling
+from calib_workflows.data.facts import write_facts
+from calib_workflows.weights import with_calibrator
 from scripts.helpers.new_bundle import new_bundle
 from scripts.helpers.packages import contents, package_bundle
 from tests.helpers import (

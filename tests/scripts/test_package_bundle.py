@@ -26,8 +26,8 @@ import torch
 from packaging.requirements import Requirement
 
 import calib_components
-from calib_components.data.facts import write_facts
 from calib_components.errors import InputError
+from calib_workflows.data.facts import write_facts
 from scripts.helpers.packages import package_bundle
 from tests.helpers import (
     ACDC,
@@ -95,7 +95,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with tarfile.open(sdist) as archive:
         names = {name.split("/")[1] for name in archive.getnames() if "/" in name}
     files = {"LICENSE", "PKG-INFO", "README.md", "pyproject.toml", "setup.cfg"}
-    assert names == {*files, "calib_components", "calib_components.egg-info"}
+    packages = {"calib_components", "calib_workflows", "calib_tools"}
+    assert names == {*files, *packages, "calib_components.egg-info"}
     return out / "environment"
 
 
@@ -180,7 +181,7 @@ def test_runs_where_only_stock_monai_or_the_wheel_is_installed(
 def test_requires_the_package_in_place_of_a_copy(bundle: Path, tmp_path: Path) -> None:
     names = names_in(pack(bundle, tmp_path / "dist"))
     archive = pack(bundle, tmp_path / "required", required=True)
-    assert names_in(archive) == [name for name in names if not name.startswith("calib_components/")]
+    assert names_in(archive) == [name for name in names if not name.startswith("calib_")]
     content = json.loads(zipfile.ZipFile(archive).read(f"{ACDC.name}/configs/metadata.json"))
     assert content["required_packages_version"]["calib-components"] == calib_components.__version__
     assert b"needs calib-components" in zipfile.ZipFile(archive).read(f"{ACDC.name}/docs/README.md")
@@ -206,6 +207,8 @@ def test_holds_the_bundle_what_it_uses_and_nothing_else(bundle: Path, tmp_path: 
     at_the_top = {
         "LICENSE",
         "calib_components",
+        "calib_tools",
+        "calib_workflows",
         "configs",
         "docs",
         "large_files.yml",
@@ -221,7 +224,9 @@ def test_holds_the_bundle_what_it_uses_and_nothing_else(bundle: Path, tmp_path: 
     ]
     assert {"calib_components/losses/nacl.py", "calib_components/py.typed"} <= {*inside}
     assert [name for name in inside if name.startswith("scripts/")] == ["scripts/prepare_data.py"]
-    tools = {name.removeprefix("calib_components/tools/") for name in inside if "/tools/" in name}
+    tools = {
+        name.removeprefix("calib_tools/") for name in inside if name.startswith("calib_tools/")
+    }
     assert {"prepare/acdc.py", "prepare/acdc.yaml"} <= tools
     assert {name.split("/")[0] for name in tools} == {
         "__init__.py",

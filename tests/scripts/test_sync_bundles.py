@@ -23,7 +23,7 @@ def test_files_that_differ_are_written(
     sync_bundles.sync()
     assert capsys.readouterr().out == f"{train}: written\n"
     _, _, text = train.read_text().partition("\n")  # after the comment that names the sources
-    facts = ROOT / "calib_components" / "tools" / "prepare" / "acdc.yaml"
+    facts = ROOT / "calib_tools" / "prepare" / "acdc.yaml"
     common = [
         ROOT / "bundles" / "common" / name for name in ("network.yaml", "slices.yaml", "train.yaml")
     ]

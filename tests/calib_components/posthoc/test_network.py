@@ -13,7 +13,6 @@ from monai.networks.nets import UNet
 from monai.networks.utils import convert_to_onnx, eval_mode
 
 from calib_components.errors import InputError
-from calib_components.handlers import load_weights
 from calib_components.posthoc import (
     KINDS,
     Calibrator,
@@ -28,6 +27,7 @@ from calib_components.posthoc import (
     set_calibrator,
 )
 from calib_components.posthoc.network import calibrator_in
+from calib_workflows.weights import load_weights
 from tests.helpers import made_up
 
 OPTIONS: dict[str, Any] = {

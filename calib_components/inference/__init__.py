@@ -1,5 +1,0 @@
-"""Inference: the images of a folder, inferers, and maps on the grid of an image."""
-
-from calib_components.inference.images import ImageFolder, find_images, run_stamp
-
-__all__ = ["ImageFolder", "find_images", "run_stamp"]

@@ -1,0 +1,67 @@
+"""The commands of the package: `python -m calib_tools COMMAND ...`, installed as
+`calib-components`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from calib_components.errors import InputError
+
+IN_A_CLONE = "it needs the repository: run python scripts/{}.py in a clone"
+ELSEWHERE = {
+    "train": "a bundle trains: python -m monai.bundle run --config_file BUNDLE/configs/train.yaml;"
+    " docs/commands.md of the bundle has the options",
+    "infer": "run_cases infer BUNDLE --dataset_dir IMAGES --output_dir MAPS segments images",
+    **{
+        name: IN_A_CLONE.format(name) for name in ("compare_losses", "new_bundle", "package_bundle")
+    },
+}
+
+
+def print_trainers() -> None:
+    """Print the folder of the trainers, for nnU-Net's environment variable `nnUNet_extTrainer`."""
+    print(Path(__file__).parent / "nnunet" / "trainers")
+
+
+def _elsewhere(word: str) -> Any:
+    """Return a command that tells where a command is that the package has not."""
+
+    def command(*_: Any, **__: Any) -> None:
+        raise InputError(f"{word}: {ELSEWHERE[word]}.")
+
+    command.__doc__ = f"Not here: {ELSEWHERE[word]}."
+    return command
+
+
+COMMANDS: dict[str, Any] = {
+    "prepare_data": "calib_tools.prepare.prepare:prepare_data",
+    "evaluate_predictions": "calib_tools.predictions.evaluate:evaluate_predictions",
+    "calibrate_predictions": "calib_tools.predictions.calibrate:calibrate_predictions",
+    "report": "calib_tools.report.report:report_folders",
+    "run_cases": "calib_tools.run_cases:run_cases",
+    "nnunet": {
+        "trainers": print_trainers,
+        "calibrate": "calib_tools.nnunet.calibrate:calibrate_model",
+    },
+    **{word: _elsewhere(word) for word in ELSEWHERE},
+}
+
+
+def main() -> None:
+    """Run a command with the arguments of the process."""
+    try:
+        from calib_tools import cli
+
+        cli.run("calib-components", COMMANDS)
+    except ModuleNotFoundError as error:
+        sys.exit(
+            f"calib-components: no module {error.name}. Install the extra: pip install"
+            " 'WHEEL[bundles]'"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""Command lines: cyclopts calls functions, whose signatures and docstrings are their options and
+help. Options that several commands have are read here as well.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+import inspect
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from cyclopts import App, CycloptsError, Parameter, Token, convert
+
+from calib_components import __version__
+from calib_components.errors import InputError, printable
+
+Command = Callable[..., None]
+Commands = str | Command | Mapping[str, "Commands"]
+END_OF_CODES = 2**24  # from which on float32, as which volumes are read, skips whole numbers
+ROOT = Path(__file__).parents[1]  # of modules: the repository, or the packages of an environment
+
+
+def run(name: str, commands: Commands) -> None:
+    """Run a command with the arguments of the process. It starts after all of its options were
+    read.
+
+    A mistake in the arguments, an `InputError` and an `OSError` end the process with one line and
+    exit code 2.
+
+    Args:
+        name: Name of the command line in messages.
+        commands: The command, as a function or as `module:function`, which is imported only when it
+            is called; or commands, or groups of them, by name.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        command, arguments = parse(name, commands, sys.argv[1:])
+        command(*arguments.args, **arguments.kwargs)
+    except (CycloptsError, InputError, OSError) as error:
+        print(f"{name}: {printable(error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(f"{name}: interrupted")
+
+
+def parse(
+    name: str, commands: Commands, words: Iterable[str]
+) -> tuple[Command, inspect.BoundArguments]:
+    """Return the command that words call, and its arguments; see `run`."""
+    command, arguments, _ = make_app(name, commands).parse_args(
+        _join_booleans(words), exit_on_error=False, print_error=False
+    )
+    return command, arguments
+
+
+def make_app(name: str, commands: Commands) -> App:
+    """Return the command line of a command, or of commands and groups of them by name."""
+    app = App(
+        name=name,
+        version=__version__,
+        help_format="markdown",
+        default_parameter=Parameter(
+            converter=_read, name_transform=str, negative=(), json_dict=False, json_list=False
+        ),
+    )
+    if isinstance(commands, Mapping):
+        for word, command in commands.items():
+            app.command(make_app(word, command))
+    else:
+        app.default(_import_late(commands) if isinstance(commands, str) else commands)
+    return app
+
+
+def _import_late(place: str) -> Command:
+    """Return a function, given as `module:function`, that imports its module when it is called.
+
+    The modules of commands import PyTorch and MONAI, which takes seconds. So signature and
+    docstring are taken from the source, as tools for documentation do. Defaults may be literals and
+    paths.
+    """
+    module, name = place.split(":")
+    file = ROOT.joinpath(*module.split(".")).with_suffix(".py")
+    nodes = ast.parse(file.read_bytes()).body
+    (function,) = [n for n in nodes if isinstance(n, ast.FunctionDef) and n.name == name]
+    function.body, function.decorator_list = function.body[:1], []  # the docstring alone
+    defined: dict[str, Any] = {"Any": Any, "Path": Path, "Sequence": Sequence}
+    exec(compile(ast.Module([function], []), file, "exec"), defined)
+
+    @functools.wraps(defined[name])
+    def command(*arguments: Any, **options: Any) -> None:
+        getattr(importlib.import_module(module), name)(*arguments, **options)
+
+    return command
+
+
+def _join_booleans(words: Iterable[str]) -> list[str]:
+    """Return the words with `--option true` as `--option=true`: the value of a flag is optional."""
+    joined: list[str] = []
+    for word in words:
+        if word.lower() in ("true", "false") and joined and re.fullmatch("--[^=]+", joined[-1]):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def _read(annotation: Any, tokens: Sequence[Token]) -> Any:
+    """Read an option as its annotation says. The parts of a list are separated by commas."""
+    if get_origin(annotation) is not Sequence:
+        return _read_value(annotation, tokens[-1].value)
+    (part_annotation,) = get_args(annotation)
+    parts = [part for token in tokens for part in token.value.strip("[]").split(",")]
+    return [_read_value(part_annotation, part.strip(" '\"")) for part in parts]
+
+
+def _read_value(annotation: Any, text: str) -> Any:
+    if annotation in (int, float):
+        return annotation(text)  # cyclopts would round 1.5 to an integer
+    if annotation is Path:
+        if not text:  # an unset variable of a shell, which Path would take for the current folder
+            raise ValueError("The path is empty.")
+        return Path(os.path.expanduser(text))
+    if annotation is Any or get_origin(annotation) is dict:
+        from fire.parser import DefaultParseValue  # as monai.bundle reads its options
+
+        return DefaultParseValue(text)
+    return convert(annotation, [text])
+
+
+def parse_structures(
+    texts: Sequence[str], option: str = "--structures"
+) -> dict[str, frozenset[int]]:
+    """Read the label codes of each structure from an option: `name=code`, or `name=code+code` for
+    several.
+    """
+    if not texts:
+        raise InputError(f"{option} names no structure. Pass structures such as liver=1.")
+    structures: dict[str, frozenset[int]] = {}
+    for text in texts:
+        if not (match := re.fullmatch(r"([^=;\n]*[^=;\s][^=;\n]*)=(\d+(?:\+\d+)*)", text)):
+            raise InputError(
+                f"{option}: {text!r} is not name=code or name=code+code, such as WT=1+2+4. Commas"
+                " separate structures."
+            )
+        name, codes = match[1], frozenset(map(int, match[2].split("+")))
+        if max(codes) >= END_OF_CODES:
+            raise InputError(
+                f"{option}: {text!r} has a label code of 2^24 or more, which 32-bit floating point"
+                " rounds. Give the structure another code in the label files."
+            )
+        if 0 in codes or name.lower() == "background":
+            raise InputError(
+                f"{option}: {text!r} is the background, which is class 0. Name the structures only."
+            )
+        if structures.setdefault(name, codes) is not codes:
+            raise InputError(f"{option}: {name} occurs twice.")
+    return structures
+
+
+def patients_of(
+    cases: Sequence[str], pattern: str | None, option: str = "--patient_pattern"
+) -> dict[str, str]:
+    """Find the patient of each case, by the part of its name that a regular expression matches;
+    None: all of it.
+
+    Examples:
+        >>> patients_of(["patient001_frame01", "patient001_frame12"], r"patient\\d+")
+        {'patient001_frame01': 'patient001', 'patient001_frame12': 'patient001'}
+    """
+    try:
+        matches = {case: re.search(".+" if pattern is None else pattern, case) for case in cases}
+    except re.error as error:
+        raise InputError(f"{option}: {pattern!r} is no regular expression: {error}.") from None
+    for case, match in matches.items():
+        if match is None or not match[0]:
+            raise InputError(f"{option}: {pattern!r} matches no part of the name {case}.")
+    return {case: match[0] for case, match in matches.items() if match}

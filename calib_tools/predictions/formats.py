@@ -1,0 +1,390 @@
+"""Volumes as people save them, predictions and labels alike: one reader class for each format.
+
+| class | files | axes |
+|---|---|---|
+| `Nifti` | `NAME.nii.gz` of probabilities, such as `NAME_probability.nii.gz` | `(X, Y, Z, C)` |
+| | `NAME.nii.gz` of one channel, or `NAME_0.nii.gz`, `NAME_1.nii.gz`, ... | `(X, Y, Z)` |
+| | `NAME.nii.gz` of whole numbers: a label map | `(X, Y, Z)` or `(X, Y, Z, 1)` |
+| `NnUNetArray` | `NAME.npz` of nnU-Net, with `NAME.pkl` or `NAME.nii.gz` | `(C, Z, Y, X)` |
+| `PlainArray` | `NAME.npy`, with `NAME.nii.gz` or alone | `(C, X, Y, Z)` or `(X, Y, Z)` |
+
+Files are data: nothing in them is ever run, also not in a pickle. A new format is a class with
+`header` and `load`, and an entry of `FORMATS`; predictions and labels are then read with it.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from nibabel.affines import from_matvec
+
+from calib_components.errors import InputError, reading
+from calib_components.metrics.voxels import sum_to_1
+from calib_workflows.data.nifti import (
+    check_affine,
+    check_same_grid,
+    files_below,
+    open_nifti,
+    read_values,
+)
+from calib_workflows.data.transforms import whole
+
+ARRAY = "an array of numbers, as numpy saves it"
+SLACK = 1e-3  # beyond [0, 1], by rounding and interpolation
+SUM_SLACK = 1e-2  # of a sum of half-precision numbers
+SMALLEST = float(np.finfo(np.float32).tiny)  # what a 0 of 32 bits can have been, for logarithms
+
+# A pickle names what it calls. Numbers, texts and containers name nothing; arrays name these.
+PLAIN = {
+    ("collections", "OrderedDict"),
+    ("_codecs", "encode"),
+    ("__builtin__", "bytes"),
+    ("numpy", "dtype"),
+    ("numpy", "ndarray"),
+}
+for core in ("numpy.core", "numpy._core"):  # of NumPy 1 and 2
+    PLAIN |= {(f"{core}.multiarray", name) for name in ("_reconstruct", "scalar")}
+    PLAIN |= {(f"{core}.numeric", "_frombuffer")}
+
+
+class Header(NamedTuple):
+    """The number of channels, 0 for a label map, the shape `(X, Y, Z)`, and the affine; None if no
+    file says it.
+    """
+
+    channels: int
+    shape: tuple[int, ...]
+    affine: np.ndarray | None
+
+
+class Stored(NamedTuple):
+    """Probabilities of a prediction.
+
+    Attributes:
+        values: `(C, X, Y, Z)`, float32.
+        lowest: What a stored 0 can have been, for logarithms.
+        highest: What a stored 1 can have been.
+        pairwise_dsc: Of several networks, the mean DSC over their pairs, by structure.
+    """
+
+    values: np.ndarray
+    lowest: float
+    highest: float
+    pairwise_dsc: Mapping[str, float] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Prediction(ABC):
+    """The prediction of a case, by one network or several."""
+
+    files: tuple[Path, ...]
+
+    @property
+    def grid_files(self) -> tuple[Path, ...]:
+        """Files beside it that may say where its voxels lie."""
+        return ()
+
+    @property
+    @abstractmethod
+    def members(self) -> tuple[Reader, ...]:
+        """The volumes that are averaged: one, or those of several networks."""
+
+    @property
+    @abstractmethod
+    def is_label_map(self) -> bool:
+        """Whether it holds classes in place of probabilities."""
+
+    @abstractmethod
+    def header(self) -> Header:
+        """Read what is known before the voxels are.
+
+        Raises:
+            InputError: The files are damaged, or do not belong together.
+        """
+
+
+@dataclass(frozen=True)
+class Reader(Prediction):
+    """Reads the volume in a file, or in a file for each channel. Each format is a subclass."""
+
+    @property
+    def stem(self) -> str:
+        """Name of the first file, without the ending of its format."""
+        name = self.files[0].name
+        return name[: len(name) - len(find_ending(self.files[0]) or "")]
+
+    @property
+    def members(self) -> tuple[Reader, ...]:
+        return (self,)
+
+    @property
+    def is_label_map(self) -> bool:
+        return self.header().channels == 0
+
+    @abstractmethod
+    def load(self) -> tuple[np.ndarray, np.dtype, float]:
+        """Read the values `(C, X, Y, Z)`; and the type and the scale factor that they are stored
+        with.
+        """
+
+    def probabilities(self, sigmoid: bool, skip: int = 0) -> Stored:
+        """Read the probabilities without the first `skip` channels, and check them.
+
+        Values may be beyond [0, 1] by 0.001, and unless each channel has a sigmoid, their sums
+        differ from 1 by 0.01 and the rounding of integers. They are then clipped and divided by
+        their sums, so that these are 1 again. A stored 0 can have been half the smallest number
+        above 0 that the file can hold.
+
+        Raises:
+            InputError: The values are no probabilities.
+        """
+        values, dtype, scale = self.load()
+        step = scale if dtype.kind in "iu" else 0.0
+        if dtype.kind not in "iuf" or step == 1:
+            raise InputError(
+                f"{self.files[0]}: {dtype} values are no probabilities. Save floating-point"
+                " numbers, or integers with a scale factor in the header of a NIfTI file."
+            )
+        values = np.array(values[skip:], np.float32, order="C")
+        _check(values, sigmoid, step, self.files[0])
+        values.clip(0, 1, out=values)
+        if not sigmoid:
+            values /= values.sum(0)
+        if step:
+            return Stored(values, step / 2, 1 - step / 2)
+        if dtype == np.float16:
+            return Stored(values, 2.0**-25, 1 - 2.0**-12)
+        return Stored(values, SMALLEST, 1 - 2.0**-24)
+
+    def label_codes(self) -> np.ndarray:
+        """Read the codes of a label map, int32 `(X, Y, Z)`.
+
+        Raises:
+            InputError: There are several channels, or values that are not whole numbers.
+        """
+        values, _, _ = self.load()
+        if len(values) != 1:
+            raise InputError(f"{self.files[0]}: {len(values)} channels are no label map.")
+        values = whole(torch.from_numpy(np.array(values[0], np.float32))).numpy()
+        with np.errstate(invalid="ignore"):
+            codes = values.astype(np.int32)
+        if (codes != values).any():
+            raise InputError(f"{self.files[0]}: label codes are not whole numbers.")
+        return codes
+
+
+@dataclass(frozen=True)
+class Nifti(Reader):
+    """One NIfTI file, the channels along the fourth axis, or a file for each channel."""
+
+    def header(self) -> Header:
+        image, several = open_nifti(self.files[0]), len(self.files) > 1
+        shape, rest = image.shape[:3], image.shape[3:]
+        if len(shape) < 3 or len(rest) > (0 if several else 1):
+            raise InputError(
+                f"{self.files[0]}: shape {image.shape} is that of no prediction or label."
+            )
+        for file in self.files[1:]:
+            check_same_grid(file, self.files[0])
+        if several:
+            return Header(len(self.files), shape, image.affine)
+        channels = (*rest, 1)[0]
+        is_whole = image.get_data_dtype().kind in "iu" and cast(Any, image.dataobj).slope == 1
+        return Header(0 if is_whole and channels == 1 else channels, shape, image.affine)
+
+    def load(self) -> tuple[np.ndarray, np.dtype, float]:
+        images = [open_nifti(file) for file in self.files]
+        parts = [read_values(image, file) for image, file in zip(images, self.files, strict=True)]
+        values = np.stack(parts) if parts[0].ndim == 3 else np.moveaxis(parts[0], 3, 0)
+        types = [image.get_data_dtype() for image in images]
+        coarse = [number for number, dtype in enumerate(types) if dtype.kind in "iu"] or [0]
+        scale = max(abs(float(cast(Any, images[number].dataobj).slope)) for number in coarse)
+        return values, types[coarse[0]], scale
+
+
+@dataclass(frozen=True)
+class PlainArray(Reader):
+    """An array that `numpy.save` wrote."""
+
+    @property
+    def grid_files(self) -> tuple[Path, ...]:
+        """The properties that nnU-Net saves, and a NIfTI file of the same name."""
+        beside = [self.files[0].with_suffix(end) for end in (".pkl", ".nii", ".nii.gz")]
+        return tuple(file for file in beside if file.is_file())
+
+    def array_shape(self) -> tuple[int, ...]:
+        """Return the shape of the array, `(C, X, Y, Z)`, from its header."""
+        shape = np.load(self.files[0], mmap_mode="r", allow_pickle=False).shape
+        return (1, *shape) if len(shape) == 3 else shape
+
+    def header(self) -> Header:
+        with reading(self.files[0], ARRAY):
+            shape = self.array_shape()
+        if len(shape) != 4:
+            raise InputError(
+                f"{self.files[0]}: an array of {len(shape)} axes is no prediction, channels first."
+            )
+        affines = (self._affine(file, shape[1:]) for file in self.grid_files)
+        return Header(
+            shape[0], shape[1:], next((affine for affine in affines if affine is not None), None)
+        )
+
+    def load(self) -> tuple[np.ndarray, np.dtype, float]:
+        with reading(self.files[0], ARRAY) as file:
+            values = np.load(file, allow_pickle=False)
+        return values.reshape(-1, *values.shape[-3:]), values.dtype, 1.0
+
+    def _affine(self, grid_file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+        """Read the affine from a file beside the array; None if it does not say it."""
+        if grid_file.suffix == ".pkl":
+            return _affine_of_properties(grid_file)
+        image = open_nifti(grid_file)
+        if image.shape[:3] != shape:
+            raise InputError(
+                f"{self.files[0]}: shape {shape} is not {image.shape[:3]} of {grid_file}."
+            )
+        return image.affine
+
+
+@dataclass(frozen=True)
+class NnUNetArray(PlainArray):
+    """Probabilities of nnU-Net, the spatial axes in reverse order."""
+
+    def array_shape(self) -> tuple[int, ...]:
+        with np.load(self.files[0]) as archive, archive.zip.open("probabilities.npy") as array:
+            np.lib.format.read_magic(array)
+            shape = np.lib.format.read_array_header_1_0(array)[0]
+        return (*shape[:1], *shape[:0:-1])
+
+    def load(self) -> tuple[np.ndarray, np.dtype, float]:
+        with reading(self.files[0], ARRAY) as file, np.load(file) as archive:
+            values = archive["probabilities"].transpose(0, 3, 2, 1)
+        return values, values.dtype, 1.0
+
+
+@dataclass(frozen=True)
+class Ensemble(Prediction):
+    """The predictions of several networks for one case. `files` are those of all."""
+
+    networks: Mapping[str, Reader] = field(default_factory=dict)  # by name
+
+    @property
+    def grid_files(self) -> tuple[Path, ...]:
+        return tuple(file for each in self.members for file in each.grid_files)
+
+    @property
+    def members(self) -> tuple[Reader, ...]:
+        return tuple(self.networks.values())
+
+    @property
+    def is_label_map(self) -> bool:
+        return False  # the shares of their votes are probabilities
+
+    def header(self) -> Header:
+        return self.members[0].header()
+
+
+FORMATS: dict[str, type[Reader]] = {  # by the ending of their files
+    ".nii": Nifti,
+    ".nii.gz": Nifti,
+    ".npz": NnUNetArray,
+    ".npy": PlainArray,
+}
+
+
+def find_ending(file: Path) -> str | None:
+    """Return the ending of a file, if it is that of a known format."""
+    return next((ending for ending in FORMATS if file.name.lower().endswith(ending)), None)
+
+
+def make_reader(files: Sequence[Path]) -> Reader:
+    """Return the reader of a file, or of a file for each channel."""
+    ending = find_ending(files[0])
+    if ending is None:
+        raise InputError(f"{files[0]}: unknown format. Known endings: {', '.join(FORMATS)}.")
+    if len(files) > 1 and FORMATS[ending] is not Nifti:
+        raise InputError(f"{files[1]}: only NIfTI files may have one channel each.")
+    return FORMATS[ending](tuple(files))
+
+
+def list_readers(folder: Path) -> list[Reader]:
+    """List the volumes of known formats in a folder and its subfolders, without files that only say
+    where the voxels of an array lie.
+    """
+    readers = [make_reader([file]) for file in sorted(files_below(folder)) if find_ending(file)]
+    grid_files = {file for reader in readers for file in reader.grid_files}
+    return [reader for reader in readers if reader.files[0] not in grid_files]
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads numbers, texts, containers and numeric arrays; for anything else it raises an error and
+    runs nothing.
+    """
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in PLAIN:
+            raise pickle.UnpicklingError(
+                f"{module}.{name}, which is no plain value; it was not loaded"
+            )
+        return super().find_class(module, name)
+
+
+def _affine_of_properties(file: Path) -> np.ndarray | None:
+    """Read the affine from the properties that nnU-Net saves; None if it did not record one."""
+    with reading(file, "the properties of an image that nnU-Net saves") as path:
+        properties = _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
+        if "nibabel_stuff" in properties:
+            stuff = properties["nibabel_stuff"]
+            # The array has the axes that the image had for the network
+            stored = stuff.get("reoriented_affine", stuff["original_affine"])
+            affine = np.array(stored, float).reshape(4, 4)
+        elif "sitk_stuff" in properties:
+            stuff = properties["sitk_stuff"]
+            matrix = np.reshape(stuff["direction"], (3, 3)) * np.array(stuff["spacing"], float)
+            affine = from_matvec(matrix, stuff["origin"])
+            # ITK's axes point left and back, NIfTI's right and front
+            affine = np.diag([-1.0, -1, 1, 1]) @ affine
+        else:
+            return None
+        check_affine(affine, file)
+    return affine
+
+
+def _check(values: np.ndarray, sigmoid: bool, step: float, file: Path) -> None:
+    """Check that values `(C, X, Y, Z)` are probabilities."""
+    low, high = float(values.min()), float(values.max())
+    if not np.isfinite([low, high]).all():
+        raise InputError(f"{file}: probabilities are NaN or infinite.")
+    if low < -SLACK - step / 2 or high > 1 + SLACK + step / 2:
+        raise InputError(
+            f"{file}: values from {low:.4g} to {high:.4g} are no probabilities. Apply"
+            f" {'sigmoid' if sigmoid else 'softmax'} to logits, divide percentages by 100, store"
+            " label maps as integers."
+        )
+    slacks = [min(SUM_SLACK + length * step, 0.5) for length in values.shape]
+    if sigmoid:
+        for axis, slack in enumerate(slacks):
+            if sum_to_1(torch.from_numpy(values).movedim(axis, 0), 0, slack):
+                raise InputError(
+                    f"{file}: values sum to 1 along {'CXYZ'[axis]}, as classes of a softmax do."
+                    " Leave --sigmoid out; save classes in 2D as (C, X, Y, 1), as NIfTI (X, Y, 1,"
+                    " C)."
+                )
+    else:
+        sums, slack = values.sum(0), slacks[0]
+        low, high = float(sums.min()), float(sums.max())
+        if low < 1 - slack or high > 1 + slack:
+            raise InputError(
+                f"{file}: probabilities of {len(values)} classes add up to {low:.4g} to {high:.4g},"
+                " not 1. Pass --sigmoid if channels are structures. Where nothing was predicted,"
+                " give the background 1."
+            )

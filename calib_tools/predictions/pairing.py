@@ -1,0 +1,386 @@
+"""Files of predictions and labels: found in folders, and paired by the name of their case."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from calib_components.errors import InputError, reading
+from calib_tools.predictions.classes import PROBABILITY
+from calib_tools.predictions.formats import (
+    FORMATS,
+    Ensemble,
+    Nifti,
+    Prediction,
+    Reader,
+    list_readers,
+    make_reader,
+)
+from calib_workflows.data.nifti import LABEL_SUFFIXES, Grid, turn_onto
+from calib_workflows.parts import ALL, AVERAGE
+
+UNCERTAINTY = "_uncertainty"
+SHOWN = 5  # of many names in a message
+# Names of the arguments of a command, and of the same ones of validation cases
+OF_VALIDATION = {
+    "predictions": "validation",
+    "members": "validation_members",
+    "labels": "validation_labels",
+    "raters": "validation_raters",
+}
+
+
+@dataclass(frozen=True)
+class LabelledPrediction:
+    """The prediction of a case, and its label by each rater; of one rater without a name, by ""."""
+
+    name: str
+    prediction: Prediction
+    labels: Mapping[str, Reader]
+    patient: str = ""  # if a table of pairs names it
+
+    @property
+    def label(self) -> Reader:
+        """The first label, on whose voxels the case is measured."""
+        return next(iter(self.labels.values()))
+
+    @property
+    def files(self) -> list[Path]:
+        """All files that are read."""
+        readers = (self.prediction, *self.labels.values())
+        return [file for each in readers for file in (*each.files, *each.grid_files)]
+
+    def grid(self) -> Grid:
+        """Return where the voxels of the label lie; if its files do not say it, those of the
+        prediction do.
+        """
+        label, prediction = self.label.header(), self.prediction.header()
+        affine = prediction.affine if label.affine is None else label.affine
+        if affine is None:
+            raise InputError(
+                f"{self.label.files[0]}: no file says where its voxels lie. Save it as NIfTI."
+            )
+        return Grid(affine, label.shape, self.label.files[0])
+
+
+def find_pairs(
+    predictions: Mapping[str, Path], raters: Mapping[str, Path], table: Path | None = None
+) -> list[LabelledPrediction]:
+    """Find the predictions of one network or several, and the labels of each case, sorted by name,
+    and check by the files' headers that they have the same voxels.
+
+    Labels without a prediction are left out. Axes of a prediction may be in another order or
+    direction than those of its label. A case needs the label of one of the raters.
+
+    Args:
+        predictions: Folder of the predictions of each network, by name.
+        raters: Folder of the labels of each rater, by name.
+        table: CSV file of the pairs of one network and rater, see `read_pairs`. Default: files of
+            the same name are a pair.
+
+    Raises:
+        InputError: A prediction has no label, a rater none of the cases, or a file is unsuitable.
+    """
+    if table is not None:
+        (folder,), ((rater, labels),) = predictions.values(), raters.items()
+        pairs = read_pairs(table, folder, labels, rater)
+    else:
+        labels_by_rater = {rater: find_labels(labels) for rater, labels in raters.items()}
+        names = {name for labels in labels_by_rater.values() for name in labels}
+        pairs = pair_by_name(find_members(predictions, names), labels_by_rater)
+        _check_labels({pair.name for pair in pairs}, labels_by_rater, raters)
+    check_grids(pairs)
+    return pairs
+
+
+def _check_labels(
+    cases: Collection[str],
+    labels_by_rater: Mapping[str, Mapping[str, Reader]],
+    folders: Mapping[str, Path],
+) -> None:
+    """Refuse a rater who labelled none of the cases, and warn of labels that are left out."""
+    left_out = set()
+    for rater, labels in labels_by_rater.items():
+        if not labels.keys() & cases:
+            raise InputError(f"{folders[rater]}: no label has the name of a prediction.")
+        left_out |= labels.keys() - cases
+    if left_out:
+        names = sorted(left_out)[:SHOWN] + ["..."] * (len(left_out) > SHOWN)
+        logging.getLogger(__name__).warning(
+            "%d case(s) have a label and no prediction, left out: %s",
+            len(left_out),
+            ", ".join(names),
+        )
+
+
+def read_pairs(
+    table: Path, predictions: Path, labels: Path, rater: str = ""
+) -> list[LabelledPrediction]:
+    """Read which files are a pair from a CSV file with the columns case, prediction and label, and
+    perhaps patient.
+
+    Paths are relative to the two folders. A case with a file for each channel has a row for each.
+    """
+    prediction_files: dict[str, list[Path]] = defaultdict(list)
+    label_files: dict[str, Path] = {}
+    patients: dict[str, str] = {}
+    with reading(table, "a table of case, prediction and label") as file:
+        for row in csv.DictReader(file.read_text(encoding="utf-8-sig").splitlines()):
+            case, label = row["case"], labels / row["label"]
+            if label_files.setdefault(case, label) != label or Path(case).name != case:
+                raise InputError(f"{table}: {case!r} has two labels, or is no file name.")
+            prediction_files[case].append(predictions / row["prediction"])
+            patients[case] = row.get("patient") or ""
+    if not label_files:
+        raise InputError(f"{table} has no rows.")
+    return [
+        LabelledPrediction(
+            case, make_reader(prediction_files[case]), {rater: make_reader([file])}, patients[case]
+        )
+        for case, file in sorted(label_files.items())
+    ]
+
+
+def named_patients(pairs: Iterable[LabelledPrediction]) -> dict[str, str]:
+    """Return the patients that a table of pairs names, by case."""
+    return {pair.name: pair.patient for pair in pairs if pair.patient}
+
+
+def pair_by_name(
+    predictions: Mapping[str, Prediction], labels_by_rater: Mapping[str, Mapping[str, Reader]]
+) -> list[LabelledPrediction]:
+    """Pair predictions with the labels of the same case, each of which a rater may lack."""
+    pairs = []
+    for name, reader in predictions.items():
+        labels = {
+            rater: labels[name] for rater, labels in labels_by_rater.items() if name in labels
+        }
+        if not labels:
+            raise InputError(
+                f"{reader.files[0]}: no label for {name}. Give each prediction a label of the same"
+                " name, or list the pairs in a file for --pairs. Number files of channels from 0,"
+                " without gaps and leading zeros."
+            )
+        pairs.append(LabelledPrediction(name, reader, labels))
+    return pairs
+
+
+def read_folders(
+    predictions: Path | None,
+    labels: Path | None,
+    members: Sequence[Path] | None,
+    raters: Sequence[Path] | None,
+    pairs: Path | None = None,
+) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Return the folders of networks and of raters by name; of one, the name is ""."""
+    if pairs is not None and (members or raters or not labels):
+        raise InputError("--pairs needs one folder of predictions and one of labels.")
+    if members and labels is None:  # a folder given alone
+        predictions, labels = None, predictions
+    networks = _one_or_several("predictions", predictions, "--members", members, AVERAGE)
+    if not networks:
+        raise InputError("predictions: give a folder, or those of several networks to --members.")
+    return networks, _one_or_several("labels", labels, "--raters", raters, ALL)
+
+
+def _one_or_several(
+    name: str, folder: Path | None, option: str, folders: Sequence[Path] | None, reserved: str
+) -> dict[str, Path]:
+    if folder is not None and folders:
+        raise InputError(f"{name}: give one folder, or several to {option}.")
+    if folders:
+        return _name_folders(folders, option, reserved)
+    return {} if folder is None else {"": folder}
+
+
+def _name_folders(folders: Sequence[Path], option: str, reserved: str) -> dict[str, Path]:
+    """Return folders by their names, or by their paths where names are equal.
+
+    Raises:
+        InputError: There are less than two, two are the same, or one is called like the row of all.
+    """
+    named = {folder.name: folder for folder in folders}
+    if len(named) < len(folders):
+        named = {str(folder): folder for folder in folders}
+    different = {folder.resolve() for folder in folders}
+    if len(different) < max(2, len(folders)) or reserved in named:
+        raise InputError(
+            f"{option}: give two folders or more, all different and none called {reserved!r}."
+        )
+    return named
+
+
+def name_targets(folders: Sequence[Path], networks: Mapping[str, Path]) -> dict[str, Path]:
+    """Return the folders of the predictions to scale by the names of the networks of the fit."""
+    if len(folders) != len(networks):
+        raise InputError(
+            f"--apply_to: give {len(networks)} folder(s), as many as there are networks, in their"
+            " order."
+        )
+    return dict(zip(networks, folders, strict=True))
+
+
+def places_of(networks: Mapping[str, Path], raters: Mapping[str, Path]) -> dict[str, str]:
+    """Return folders of predictions and labels as the arguments of a command."""
+    places = {}
+    for one, several, folders in (
+        ("predictions", "members", networks),
+        ("labels", "raters", raters),
+    ):
+        if folders:
+            name = one if len(folders) == 1 else several
+            places[name] = ",".join(map(str, folders.values()))
+    return places
+
+
+def places_of_validation(arguments: Mapping[str, str]) -> dict[str, str]:
+    """Return where the predictions and labels of a command were, as those of validation cases."""
+    return {
+        OF_VALIDATION[name]: value for name, value in arguments.items() if name in OF_VALIDATION
+    }
+
+
+def find_members(
+    folders: Mapping[str, Path], label_names: Collection[str] = ()
+) -> dict[str, Prediction]:
+    """Find the predictions of one network, see `find_predictions`, or of several for the same
+    cases.
+    """
+    found = {name: find_predictions(folder, label_names) for name, folder in folders.items()}
+    first, *others = found.values()
+    if not others:
+        return {**first}
+    for name, readers in found.items():
+        if missing := sorted(first.keys() ^ readers.keys()):
+            raise InputError(
+                f"--members: {folders[name]} and {next(iter(folders.values()))} hold predictions of"
+                f" other cases, such as {missing[0]}. Members predict the same ones."
+            )
+    return {
+        case: Ensemble(
+            tuple(file for readers in found.values() for file in readers[case].files),
+            {name: readers[case] for name, readers in found.items()},
+        )
+        for case in first
+    }
+
+
+def find_predictions(folder: Path, label_names: Collection[str] = ()) -> dict[str, Reader]:
+    """Find the predictions in a folder and its subfolders, by the names of their cases, sorted.
+
+    `NAME_0`, `NAME_1` and so on of one channel each are the channels of one prediction, unless one
+    of them is among `label_names`. Uncertainty maps are left out, and so are label maps beside
+    probabilities of the same case.
+    """
+    readers = [reader for reader in list_readers(folder) if not reader.stem.endswith(UNCERTAINTY)]
+    joined = _join_channels(readers, label_names)
+    channel_files = {file for _, reader in joined for file in reader.files}
+    single = [
+        (case_name(reader.stem), reader)
+        for reader in readers
+        if reader.files[0] not in channel_files
+    ]
+    return _one_for_each_case(_prefer_probabilities([*joined, *single]), folder)
+
+
+def find_labels(folder: Path) -> dict[str, Reader]:
+    """Find the labels in a folder and its subfolders, by the names of their cases, sorted.
+
+    If names end in `_gt`, `_seg` or `_label`, only these are labels: images may lie beside them.
+    """
+    readers = list_readers(folder)
+    with_suffix = [reader for reader in readers if reader.stem.lower().endswith(LABEL_SUFFIXES)]
+    labels = [(case_name(reader.stem), reader) for reader in with_suffix or readers]
+    return _one_for_each_case(labels, folder)
+
+
+def case_name(stem: str) -> str:
+    """Return the name of a case from that of its prediction or label, without a known ending.
+
+    Examples:
+        >>> case_name("heart_gt"), case_name("heart_probability"), case_name("heart")
+        ('heart', 'heart', 'heart')
+    """
+    endings = (ending for ending in (PROBABILITY, *LABEL_SUFFIXES) if stem.lower().endswith(ending))
+    return stem[: len(stem) - len(next(endings, ""))]
+
+
+def check_grids(pairs: Sequence[LabelledPrediction]) -> None:
+    """Check by the headers that predictions have the voxels of their labels."""
+    for pair in pairs:
+        for reader in (*pair.prediction.members, *pair.labels.values()):
+            find_turn(reader, pair.grid())
+    unknown = sum(pair.prediction.header().affine is None for pair in pairs)
+    if unknown:
+        logging.getLogger(__name__).warning(
+            "%s: no file says where the voxels of %d prediction(s) lie. Their axes may be flipped"
+            " or swapped unnoticed.",
+            pairs[0].prediction.files[0].parent,
+            unknown,
+        )
+
+
+def find_turn(prediction: Prediction, grid: Grid) -> np.ndarray | None:
+    """Return how to turn the axes of a prediction to those of a grid, see
+    `nibabel.orientations.apply_orientation`; None if they are the same.
+
+    Without an affine of the prediction, only shapes are compared.
+    """
+    header = prediction.header()
+    if header.affine is not None:
+        return turn_onto(Grid(header.affine, header.shape, prediction.files[0]), grid)
+    if header.shape != grid.shape:
+        raise InputError(
+            f"{prediction.files[0]}: shape {header.shape} is not that of {grid.name}, {grid.shape}."
+            " Check the order of the axes."
+        )
+    return None
+
+
+def _join_channels(
+    readers: Sequence[Reader], label_names: Collection[str]
+) -> list[tuple[str, Reader]]:
+    """Return predictions with a file for each channel, numbered from 0, and their names."""
+    numbered: dict[tuple[Path, str], dict[int, Reader]] = defaultdict(dict)
+    for reader in readers:
+        match = re.fullmatch(r"(.+)_(0|[1-9]\d*)", reader.stem, re.DOTALL)
+        if match and reader.stem not in label_names and isinstance(reader, Nifti):
+            numbered[reader.files[0].parent, match[1]][int(match[2])] = reader
+    return [
+        (name, Nifti(tuple(parts[channel].files[0] for channel in range(len(parts)))))
+        for (_, name), parts in numbered.items()
+        if len(parts) > 1
+        and max(parts) == len(parts) - 1
+        and all(reader.header().channels == 1 for reader in parts.values())
+    ]
+
+
+def _prefer_probabilities(named_readers: Sequence[tuple[str, Reader]]) -> list[tuple[str, Reader]]:
+    """Leave out label maps of cases that have probabilities, too."""
+    probabilities = [named for named in named_readers if named[1].header().channels > 0]
+    cases = {case for case, _ in probabilities}
+    label_maps = [named for named in named_readers if named[0] not in cases]
+    return [*probabilities, *label_maps]
+
+
+def _one_for_each_case(
+    named_readers: Iterable[tuple[str, Reader]], folder: Path
+) -> dict[str, Reader]:
+    reader_by_case: dict[str, Reader] = {}
+    for case, reader in sorted(named_readers, key=lambda named: named[0]):
+        first = reader_by_case.setdefault(case, reader)
+        if first is not reader:
+            raise InputError(
+                f"Two files are called {case}: {first.files[0]} and {reader.files[0]}. Move one"
+                " away, or list the pairs in a file for --pairs."
+            )
+    if not reader_by_case:
+        raise InputError(f"{folder}: no file ends in {', '.join(FORMATS)}.")
+    return reader_by_case

@@ -1,0 +1,44 @@
+"""A task of the Medical Segmentation Decathlon: `imagesTr/NAME.nii.gz`, `labelsTr/NAME.nii.gz` and
+`dataset.json`; or raw data of nnU-Net, whose images are `imagesTr/NAME_0000.nii.gz`, a file for
+each channel.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from calib_components.errors import reading
+from calib_tools.prepare.case import SourceCase, find_pairs
+
+LAYOUT = "imagesTr/NAME.nii.gz (of nnU-Net, NAME_0000.nii.gz) and labelsTr/NAME.nii.gz"
+OF_NNUNET = "channel_names"  # in its description; that of the Decathlon has `modality`
+
+
+def find_cases(src: Path) -> list[SourceCase]:
+    """List every name that has an image in `imagesTr` or a label in `labelsTr`."""
+    suffixes = read_task(src).get("file_suffixes") or [""]
+    return find_pairs(src / "imagesTr", src / "labelsTr", suffixes)
+
+
+def read_task(src: Path) -> dict[str, Any]:
+    """Return the structures, as `--structures` names them, the number of channels and the suffixes
+    of their files in `dataset.json`, if there.
+    """
+    file = src / "dataset.json"
+    if not file.is_file():
+        return {}
+    with reading(file, "the description of a task"):
+        task = json.loads(file.read_bytes())
+        labels, suffixes = task["labels"].items(), []
+        channels = max(1, len(task.get(OF_NNUNET, task.get("modality", {}))))
+        if OF_NNUNET in task:
+            suffixes = [f"_{channel:04d}" for channel in range(channels)]
+        else:
+            labels = [(name, code) for code, name in labels]
+        # Lists of codes, nnU-Net's regions, are refused where structures are read
+        structures = [
+            f"{name}={code}" for name, code in labels if str(code) != "0" and name != "ignore"
+        ]
+    return {"structures": structures, "in_channels": channels, "file_suffixes": suffixes}

@@ -1,0 +1,132 @@
+"""Sections of evaluations side by side: means, paired differences and reliability diagrams."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from calib_components.metrics.measures import report_columns
+from calib_tools.report.data import Context, Results
+from calib_tools.report.page import Picture, Section, to_png
+from calib_tools.report.statistics import holm, mean_of_defined
+from calib_tools.report.tables import COMPARED, Cell, Record, tabulate
+from calib_workflows.figures import reliability_diagram
+
+ABOUT_MEANS = "{patients}. Means over cases, with 95 % intervals. "
+ABOUT_REGIONS = (
+    "The prediction chooses the voxels of the regions all and predicted: true probabilities have an"
+    " ECE of 0 there, up to chance. The ground truth chooses the foreground: true probabilities"
+    ' have the error "if true" there, and a lower one does not mean better calibration. To compare'
+    " networks, take the NLL of all voxels, which decides, and of those near a true structure (5"
+    " mm, or voxels where the spacing is unknown), which explains. "
+)
+ABOUT_INTERVALS = "Intervals and tests are over patients: about these trained networks. "
+ABOUT_COUNTS = (
+    "Missed structures are in the ground truth alone, spurious ones in the prediction alone."
+)
+ABOUT_DIFFERENCES = (
+    "Mean difference on the same cases, its 95 % interval (not corrected), and its p-value,"
+    " Holm-corrected over columns. Bold: p < 0.05 and 0 not in the interval. HD95 leaves out cases"
+    " with a missed or spurious structure. The DSC is 1 where there is nothing to find and nothing"
+    " is found. "
+)
+ABOUT_DIAGRAMS = (
+    "Accuracy over confidence, where a structure is predicted: bars of a calibrated network end at"
+    " the diagonal, up to chance. Voxels of all cases together. Other regions are in"
+    " reliability.png in the folder of an evaluation."
+)
+
+
+def means_section(context: Context) -> Section | None:
+    """Return the mean of every measure with its interval."""
+    results = context.results
+    records = mean_records(results)
+    caption = ABOUT_MEANS.format(patients=results.count)
+    if results.has("ece_all"):
+        caption += ABOUT_REGIONS
+    caption += ABOUT_INTERVALS + ABOUT_COUNTS
+    return Section("means", "Means", caption, tabulate_means(results, records), records)
+
+
+def mean_records(results: Results) -> list[dict[str, Any]]:
+    """Return the mean of each measure with its interval, and what an error would be if the
+    probabilities were true.
+    """
+    records = []
+    measures = [measure for measure in report_columns() if results.has(measure)]
+    for measure, name in itertools.product(measures, results.names):
+        record = results.record(name, measure, results.mean(name, measure))
+        del record["p_value"]
+        if results.has(f"{measure}_if_true"):
+            if_true = results.values(name, f"{measure}_if_true")
+            record["if_true"] = float(mean_of_defined(if_true))
+        records.append(record)
+    return records
+
+
+def tabulate_means(results: Results, records: Sequence[Record]) -> pd.DataFrame:
+    """Return the table of means, a line for each measure, and one for the numbers of missed and
+    spurious structures.
+    """
+    cells = []
+    for name in results.names:
+        sums = (np.nansum(results.values(name, kind)) for kind in ("missed", "spurious"))
+        cells.append(Cell(" / ".join(f"{round(float(count), 1):g}" for count in sums)))
+    table = tabulate(records, ["label"]).assign(**{"missed / spurious": cells})
+    return table.T.rename_axis("measure")
+
+
+def compare(results: Results, reference: str) -> pd.DataFrame:
+    """Return the differences of the other evaluations to the reference."""
+    pairs = [(name, reference) for name in results.names if name != reference]
+    return differences(results, pairs, [each for each in COMPARED if results.has(each)])
+
+
+def differences(
+    results: Results, pairs: Sequence[tuple[str, str]], measures: Sequence[str]
+) -> pd.DataFrame:
+    """Return paired differences of evaluations to references, with p-values of a measure that are
+    Holm-corrected over the pairs.
+    """
+    if not pairs:
+        return pd.DataFrame()
+    records = []
+    for (name, reference), measure in itertools.product(pairs, measures):
+        label = f"{results.labels[name]} minus {results.labels[reference]}"
+        keys = {**results.keys(name), "reference": reference, "label": label, "measure": measure}
+        difference = results.difference(name, reference, measure)
+        records.append({"name": name, **keys, **difference._asdict()})
+    table = pd.DataFrame(records)
+    return table.assign(p_value_holm=table.groupby("measure")["p_value"].transform(holm))
+
+
+def differences_section(context: Context) -> Section | None:
+    """Return the differences to the reference."""
+    return tabulate_differences(context.differences, ABOUT_DIFFERENCES + ABOUT_INTERVALS)
+
+
+def tabulate_differences(table: pd.DataFrame, caption: str) -> Section | None:
+    """Return a table of `differences` as a section; None if there are none."""
+    if table.empty:
+        return None
+    shown = tabulate(table.assign(signed=True).to_dict("records"), ["label"])
+    shown = shown.T.rename_axis("measure")
+    return Section("differences", "Differences", caption, shown, table.drop(columns="name"))
+
+
+def reliability_section(context: Context) -> Section | None:
+    """Return a reliability diagram of each evaluation, where it predicts a structure."""
+    results = context.results
+    if not results.has("ece_predicted"):
+        return None
+    pictures = []
+    for name, label in results.labels.items():
+        bins = results.pooled_bins(name, "predicted")
+        if bins.count.any():  # something is predicted
+            png = to_png(reliability_diagram({"predicted foreground": bins}))
+            pictures.append(Picture(f"reliability_{name}", label, png))
+    return Section("reliability", "Reliability", ABOUT_DIAGRAMS, pictures=pictures, folded=False)

@@ -1,0 +1,345 @@
+"""The files of an evaluation, written and read, and its pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from calib_components.errors import InputError, printable, reading
+from calib_components.metrics import CalibrationBins, ThresholdCounts
+from calib_components.metrics.measures import MEASURES
+from calib_components.metrics.objects import FoundObject
+
+MISSED = 3  # objects that are drawn
+PICTURES = (
+    "reliability.png",
+    "reliability_classes.png",
+    "cases/best.png",
+    "cases/median.png",
+    "cases/worst.png",
+    "cases/raters.png",
+    *(f"cases/missed{number}.png" for number in range(1, MISSED + 1)),
+)
+# Of several raters or networks, and of objects
+PARTS = ("raters", "members", "objects")
+TABLES = (
+    "cases.csv",
+    *(f"{part}.csv" for part in PARTS),
+    "calibration.json",
+    "thresholds.json",
+    "risk_coverage.json",
+)
+NAMES = ("rater", "member", "structure", "case", "patient")  # columns of tables
+OBJECT_COLUMNS = ["case", "patient", "structure", *FoundObject._fields]
+SUMMARY = "summary.json"
+# The summary comes last: where it is, the rest belongs to it
+FILES = (*TABLES, *PICTURES, SUMMARY)
+# Of the JSON files; those of releases before 0.3 have none and are read as version 1
+SCHEMA_VERSION = 1
+Array = NDArray[np.float64]
+Bins = Mapping[str, CalibrationBins]  # by kind
+# Regions in the reliability diagram: what calibration means first, the paper's last.
+TITLES = {
+    "all": "all voxels",
+    "predicted": "predicted foreground",
+    "foreground": "ground-truth foreground",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What the files of an evaluation hold. One of label maps has the first two.
+
+    There are also pictures: `reliability.png`, of the predicted class, over all voxels, the
+    predicted and the ground-truth foreground; `reliability_classes.png`, of each class, over all
+    voxels; and `cases/best.png`, `median.png` and `worst.png`: of the cases ordered by DSC, the
+    slice with the most wrong voxels and its uncertainty. One case has only the best, two have no
+    median.
+
+    Attributes:
+        cases: `cases.csv`: one row a case, its name `case` and the measures of
+            `calib_components.metrics.measures`, NaN where undefined. `ece`, `cece`, `nll` and
+            `brier` are those of the ground-truth foreground, `ece_REGION` and so on those of each
+            further region. Regions with a closed form have `ece_if_true` and `cece_if_true`, the
+            errors if the probabilities were true.
+        summary: `summary.json`: mean, standard deviation over cases and number of cases of every
+            measure, the pooled calibration errors, the temperature that the logits were divided by
+            (1 without), the structures that only the ground truth has (`missed`) or only the
+            prediction (`spurious`), the patient of each case, a hash of its label (`labels`), the
+            units of distances (`unit`) and volumes (`volume_unit`), whether a "bundle" or saved
+            "predictions" are its `source`, the `arguments` of the command, the `calibration` of the
+            probabilities (name of the `calibrator`, `region` and number of `patients` of its fit),
+            the number of `rows` of each of the `parts`,
+            the number of `channels`, and whether each has a `sigmoid` of its own.
+        class_names: Names of the N classes, or of the channels of sigmoids.
+        regions: `calibration.json`: bins pooled over cases, by kind, of each region: `top_label`
+            and `classwise`; for regions with a closed form `top_label_if_true` and
+            `classwise_if_true`, the bins if the probabilities were true; and for all voxels and the
+            predicted foreground `top_label_per_case`, those of each case.
+        structures: Names of the structures of `thresholds`.
+        thresholds: `thresholds.json`: what is found of each structure if it is where its
+            probability is above a threshold.
+        coverage: `risk_coverage.json`: shares of the voxels of a case, `(K,)`.
+        risk: `risk_coverage.json`: error rates among the most confident shares, `(cases, K)`.
+        parts: `raters.csv` and `members.csv`, by "raters" and "members", if there are several, and
+            `objects.csv`, by "objects", if they were asked for: see
+            `calib_workflows.parts` and `calib_components.metrics.objects`.
+    """
+
+    cases: pd.DataFrame
+    summary: dict[str, Any]
+    class_names: Sequence[str] = ()
+    regions: Mapping[str, Bins] = field(default_factory=dict)
+    structures: Sequence[str] = ()
+    thresholds: ThresholdCounts | None = None
+    coverage: Array = field(default_factory=lambda: np.empty(0))
+    risk: Array = field(default_factory=lambda: np.empty((0, 0)))
+    parts: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+
+    def items(self, patient_pattern: str | None = None) -> list[dict[str, str]]:
+        """Return its cases for `find_shared`, with the patients that a pattern finds in their
+        names, or as recorded.
+        """
+        labels, items = self.summary.get("labels", {}), []
+        for case, patient in self.summary["patients"].items():
+            match = re.search(patient_pattern, case) if patient_pattern else None
+            named = match[0] if match else patient
+            items.append({"case": case, "patient": named, "content": labels.get(case, "")})
+        return items
+
+    def write(self, folder: Path) -> None:
+        """Write the table and the JSON files."""
+        self.cases.to_csv(folder / "cases.csv", index=False, errors="surrogateescape")
+        for name, table in self.parts.items():
+            table.to_csv(folder / f"{name}.csv", index=False, errors="surrogateescape")
+        _write_json(folder / SUMMARY, self.summary, indent=2)
+        if self.thresholds is None:
+            return
+        cases = {"cases": self.cases["case"].tolist()}
+        bins = {"class_names": list(self.class_names), **cases, "regions": self.regions}
+        _write_json(folder / "calibration.json", bins)
+        counts = {"structures": list(self.structures), **cases, "counts": self.thresholds}
+        _write_json(folder / "thresholds.json", counts)
+        risk = {"coverage": self.coverage, **cases, "risk": self.risk}
+        _write_json(folder / "risk_coverage.json", risk)
+
+    @classmethod
+    def read(cls, folder: str | os.PathLike) -> Evaluation:
+        """Read the files of an evaluation.
+
+        Raises:
+            InputError: A file is missing, cut off or holds something else, or other cases.
+        """
+        folder = Path(folder)
+        summary = _read_json(folder / SUMMARY)
+        with reading(folder / SUMMARY, "the summary of an evaluation"):
+            cases = [*summary["patients"]]
+        table = _read_table(folder / "cases.csv", defaultdict(lambda: float, case=object))
+        table = _in_order(table, summary, folder / "cases.csv")
+        files = {name: folder / f"{name}.csv" for name in PARTS}
+        parts = {
+            name: _read_table(file, dict.fromkeys(NAMES, object))
+            for name, file in files.items()
+            if file.exists()
+        }
+        for name, part in parts.items():
+            if len(part) != summary.get("rows", {}).get(name, len(part)):
+                raise InputError(
+                    f"{files[name]}: {len(part)} rows are not those of {SUMMARY}. Evaluate the"
+                    " cases again."
+                )
+        if "channels" not in summary:  # of label maps
+            return cls(table, summary, parts=parts)
+        calibration = _read_json(folder / "calibration.json", "class_names", "regions", cases=cases)
+        thresholds = _read_json(folder / "thresholds.json", "structures", "counts", cases=cases)
+        risk = _read_json(folder / "risk_coverage.json", "coverage", "risk", cases=cases)
+        return cls(
+            table,
+            summary,
+            **calibration,
+            structures=thresholds["structures"],
+            thresholds=thresholds["counts"],
+            coverage=np.array(risk["coverage"], float),
+            risk=np.array(risk["risk"], float),
+            parts=parts,
+        )
+
+
+def _read_table(file: Path, types: Mapping[str, type]) -> pd.DataFrame:
+    with reading(file, "a table of an evaluation"):
+        content = file.read_bytes()
+        if not content.endswith(b"\n"):
+            raise ValueError("a table that is cut off in its last line")
+        if b"," not in content.partition(b"\n")[0]:
+            raise ValueError("its columns are not separated by commas")
+        return pd.read_csv(
+            file,
+            dtype=types,
+            na_values=[""],
+            keep_default_na=False,
+            encoding="utf-8-sig",  # spreadsheets write a mark
+            encoding_errors="surrogateescape",
+        )
+
+
+def _in_order(table: pd.DataFrame, summary: Mapping[str, Any], file: Path) -> pd.DataFrame:
+    """Return the rows of `cases.csv` in the order of the other files, whatever a spreadsheet has
+    made of it.
+    """
+    of_structures = {measure.name for measure in MEASURES if measure.scope == "structure"}
+    columns = {name for name, value in summary.items() if _is_statistics(value)} - of_structures
+    if missing := sorted({"case", *columns} - {*table}):
+        raise InputError(f"{file}: the column {missing[0]} is missing. Evaluate the cases again.")
+    present, cases = pd.Index(table["case"]), pd.Index(summary["patients"], dtype=object)
+    for names, problem in (
+        (cases.difference(present, sort=False), "has no row"),
+        (present.difference(cases, sort=False), f"is not in {SUMMARY}"),
+        (present[present.duplicated()], "has two rows"),
+    ):
+        if len(names):
+            raise InputError(
+                f"{file}: case {printable(names[0])} {problem}. Evaluate the cases again."
+            )
+    # A copy is one block in memory: pandas warns of a table in more than 100, one for each column
+    return table.iloc[present.get_indexer(cases)].reset_index(drop=True).copy()
+
+
+def _is_statistics(value: Any) -> bool:
+    """Return whether an entry of the summary has the mean of a measure, and the number of cases."""
+    return isinstance(value, Mapping) and {"mean", "std", "n"} == {*value}
+
+
+def _write_json(file: Path, content: Mapping[str, Any], indent: int | None = None) -> None:
+    def plain(value: Any) -> Any:
+        if isinstance(value, CalibrationBins | ThresholdCounts):
+            return value.to_dict()
+        return value.tolist()
+
+    text = json.dumps({"schema_version": SCHEMA_VERSION, **content}, default=plain)
+    without_nan = json.loads(text, parse_constant={"NaN": None}.__getitem__)
+    file.write_text(json.dumps(without_nan, indent=indent) + "\n")
+
+
+def _read_json(file: Path, *names: str, cases: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the entries of a file that have these names, which is about some cases; all without
+    names.
+    """
+
+    def tensors(values: dict[str, Any]) -> Any:
+        if "true_positive" in values:
+            return ThresholdCounts.from_dict(values)
+        return CalibrationBins.from_dict(values) if "confidence_sum" in values else values
+
+    with reading(file, "a file of an evaluation"):
+        content = json.loads(file.read_bytes(), object_hook=tensors)
+        if (version := content.get("schema_version", SCHEMA_VERSION)) != SCHEMA_VERSION:
+            raise ValueError(
+                f"one of schema version {version}, which needs another release of calib_components"
+            )
+        if names and content["cases"] != [*cases]:
+            raise ValueError(f"its cases are not those of {SUMMARY}")
+        return {name: content[name] for name in names or content}
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """Give a hidden folder for the files of an evaluation, which replace those of an earlier one at
+    the end.
+
+    A process that is killed meanwhile leaves the earlier ones, or files of the new one without its
+    summary.
+    """
+    unfinished = folder / ".unfinished-evaluation"
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        (unfinished / "cases").mkdir(parents=True)
+        yield unfinished
+        for name in reversed(FILES):
+            (folder / name).unlink(missing_ok=True)
+        (folder / "cases").mkdir(exist_ok=True)
+        for name in FILES:
+            if (unfinished / name).is_file():  # not all pictures are there if few cases have a DSC
+                (unfinished / name).replace(folder / name)
+    except OSError as error:
+        raise InputError(
+            f"Evaluation cannot be written to {folder}: {error.strerror or error}."
+        ) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def draw_reliability(folder: Path, evaluation: Evaluation) -> None:
+    """Draw `reliability.png`, of the predicted class, and `reliability_classes.png`, of each class
+    over all voxels.
+    """
+    from calib_workflows.figures import reliability_diagram  # training must not need matplotlib
+
+    regions = {title: evaluation.regions[name] for name, title in TITLES.items()}
+    bins, if_true = (
+        {title: kinds[kind] for title, kinds in regions.items() if kind in kinds}
+        for kind in ("top_label", "top_label_if_true")
+    )
+    reliability_diagram(bins, if_true=if_true).savefig(folder / "reliability.png")
+    classwise = evaluation.regions["all"]["classwise"]
+    reliability_diagram(classwise, evaluation.class_names).savefig(
+        folder / "reliability_classes.png"
+    )
+
+
+def draw_cases(
+    folder: Path, dsc: pd.Series, slices: Sequence[Mapping[str, Any]], class_names: Sequence[str]
+) -> None:
+    """Draw `cases/best.png`, `median.png` and `worst.png`.
+
+    Args:
+        folder: Where they are written.
+        dsc: Mean DSC of each case, by its name.
+        slices: The slice of each, see `calib_workflows.evaluate.record_case`.
+        class_names: Names of the classes in the slices, the background first.
+    """
+    from calib_workflows.figures import uncertainty_overlay  # training must not need matplotlib
+
+    ordered = dsc.reset_index(drop=True).dropna().sort_values(kind="stable").index
+    places = {}  # of two cases there is no median, and one is the best alone: later names win
+    if len(ordered):
+        places = {len(ordered) // 2: "median", 0: "worst", len(ordered) - 1: "best"}
+    for place, name in places.items():
+        number = ordered[place]
+        maps: dict[str, Any] = {
+            key: None if values is None else values.numpy()
+            for key, values in slices[number].items()
+        }
+        title = f"{printable(dsc.index[number])}\nDSC {dsc.iloc[number]:.3f} of the volume"
+        figure = uncertainty_overlay(**maps, class_names=class_names, title=title)
+        figure.savefig(folder / "cases" / f"{name}.png")
+
+
+def draw_missed(
+    folder: Path, missed: Mapping[str, Mapping[str, Any]], class_names: Sequence[str], unit: str
+) -> None:
+    """Draw the largest of the objects that cases miss most, `cases/missed1.png` and so on.
+
+    Args:
+        folder: Where they are written.
+        missed: Of each case, the `volume` of its largest missed object, and the `slice` through it.
+        class_names, unit: Names of the classes in the slices, and the unit of volumes.
+    """
+    from calib_workflows.figures import uncertainty_overlay  # training must not need matplotlib
+
+    largest = sorted(missed, key=lambda case: -missed[case]["volume"])[:MISSED]
+    for number, case in enumerate(largest, 1):
+        title = f"{printable(case)}\nmissed: {missed[case]['volume']:.3g} {unit}"
+        figure = uncertainty_overlay(**missed[case]["slice"], class_names=class_names, title=title)
+        figure.savefig(folder / "cases" / f"missed{number}.png")

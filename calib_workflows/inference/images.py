@@ -1,0 +1,367 @@
+"""The images of a folder: found, checked, and shared among several runs.
+
+One image is one NIfTI file, one DICOM series or, where a data set keeps each modality in a file of
+its own, several files whose names differ in a suffix (`NAME_flair.nii.gz`, `NAME_t1.nii.gz`, ...).
+Where a network takes one channel, each phase of a file with a fourth axis is an image,
+`NAME_phase00` and so on. Results are named after the image: `NAME_seg.nii.gz`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine, Events
+from monai.utils import ensure_tuple
+
+from calib_components.errors import InputError, check_choice, check_writable, printable
+from calib_workflows.data.dicom import is_dicom, series_name, series_of
+from calib_workflows.data.nifti import (
+    LABEL_SUFFIXES,
+    check_same_grid,
+    files_below,
+    open_nifti,
+    stored_in,
+)
+from calib_workflows.folders import OutputFolder
+from calib_workflows.pages.table import FOLDER, TABLES, choose, write_table
+
+log = logging.getLogger(__name__)
+NIFTI = re.compile(r"(.+)(\.nii(?:\.gz)?)", re.IGNORECASE | re.DOTALL)
+# Endings of the files of each map
+MAPS = {"label": "seg", "uncertainty": "uncertainty", "probability": "probability"}
+# Maps of a DICOM series, which are DICOM SEG
+DICOM_MAPS = {"dicom": "seg.dcm", "dicom_probability": "probability.dcm"}
+# Labels, and maps that inference writes
+NOT_IMAGES = (*LABEL_SUFFIXES, "_probability", "_uncertainty")
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image: the name of its results, and its one file or one file per channel."""
+
+    name: str
+    files: tuple[Path, ...]
+
+
+def find_images(path: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> list[Image]:
+    """Find the images in a folder and its subfolders, sorted by file; some may lack files, see
+    `ImageFolder.check`.
+
+    Files that end in `.nii` or `.nii.gz`, in any case, are images, and so are DICOM series. Hidden
+    files and folders are skipped, as are labels (`*_gt`, `*_seg`, `*_label`) and maps that
+    inference writes. Links to folders are followed.
+
+    Args:
+        path: One NIfTI file, whatever it is called, or a folder.
+        file_suffixes: Suffixes of the files of one image, in any case, in the order of its
+            channels, such as `_flair` and `_t1`. A file without any of them is an image by itself.
+
+    Raises:
+        InputError: A folder cannot be read.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _group(sorted(files_below(path)), file_suffixes)
+    if is_dicom(path):
+        return [Image(series_name(file), (file,)) for file in series_of(path)[:1]]
+    beside = sorted(path.parent.glob("*"))
+    images = _group([path, *beside], file_suffixes, named=path)
+    return [image for image in images if path in image.files]
+
+
+def _group(
+    files: Sequence[Path], file_suffixes: Sequence[str], named: Path | None = None
+) -> list[Image]:
+    """Return the images among files; one that the user `named` may be called like a label."""
+    parts: dict[Path, dict[str, Path]] = defaultdict(dict)  # the files of each image, by suffix
+    for file in files:
+        name, suffix, _ = _split(file, file_suffixes)
+        is_label = not suffix and name.lower().endswith(NOT_IMAGES)
+        if not (_is_series(file) or (_is_nifti(file) and not (is_label and file != named))):
+            continue
+        place = file.with_name(name) if suffix else file
+        if parts[place].get(suffix, file) != file:  # the same name with another ending
+            place = file
+        parts[place][suffix] = file
+    return [_image(files_by_suffix, file_suffixes) for files_by_suffix in parts.values()]
+
+
+def _image(files_by_suffix: Mapping[str, Path], file_suffixes: Sequence[str]) -> Image:
+    first = next(iter(files_by_suffix.values()))
+    name, suffix, ending = _split(first, file_suffixes)
+    if not suffix:
+        return Image(name, (first,))
+    files = [
+        files_by_suffix.get(part.lower(), first.with_name(f"{name}{part}{ending}"))
+        for part in file_suffixes
+    ]
+    return Image(name, tuple(files))
+
+
+def _is_nifti(file: Path) -> bool:
+    return (file.is_file() or file.is_symlink()) and NIFTI.fullmatch(file.name) is not None
+
+
+def _is_series(file: Path) -> bool:
+    """Whether a file is the first one of a DICOM series."""
+    return is_dicom(file) and series_of(file)[:1] == [file]
+
+
+def _split(file: str | os.PathLike, file_suffixes: Sequence[str]) -> tuple[str, str, str]:
+    """Split the name of a file into that of its image, its suffix in small letters, if it has one,
+    and its ending.
+    """
+    if is_dicom(file):
+        return series_name(file), "", ""
+    match = NIFTI.fullmatch(Path(file).name)
+    stem, ending = match.groups() if match else (Path(file).name, "")
+    longest_first = sorted(map(str.lower, file_suffixes), key=len, reverse=True)
+    for suffix in longest_first:
+        if stem.lower().endswith(suffix) and stem.lower() != suffix:
+            return stem[: -len(suffix)], suffix, ending
+    return stem, "", ending
+
+
+def result_name(file: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> str:
+    """Return the name that the results of an image get, from one of its files."""
+    return _split(file, file_suffixes)[0]
+
+
+def run_stamp(weights: str | os.PathLike, **options: Any) -> dict[str, Any]:
+    """Return what tells runs with different weights or options apart: a hash of the weights, and
+    the options.
+
+    A missing file of weights gives a stamp as well: loading the weights reports it.
+    """
+    file = Path(weights)
+    content = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "none"
+    return {"weights": content[:16], **options}
+
+
+@dataclass
+class ImageFolder:
+    """The images to segment, as a bundle's configuration names them. No file is read before a
+    method is called.
+
+    Args:
+        path: One NIfTI file, or a folder.
+        in_channels: Number of channels that the network takes.
+        file_suffixes: Suffixes of the files of one image, see `find_images`.
+        output_dir: Folder that the maps go to.
+        save: Maps that are written: "label", "uncertainty" and "probability", or some of them; of
+            DICOM series also "dicom" and "dicom_probability".
+        shard: `"i/n"` for the `i`-th of `n` shares of the images, such as "2/8"; None for all
+            images.
+        skip_existing: Whether to leave out images whose maps exist and are newer than the image.
+        overwrite: Whether maps that exist are replaced; those of another run are removed.
+        stamp: What tells this run from others, see `run_stamp`.
+        review, review_below: Which scans a person should look at, see
+            `calib_workflows.pages.table.write_table`.
+    """
+
+    path: Path
+    in_channels: int
+    file_suffixes: Sequence[str]
+    output_dir: Path
+    save: Sequence[str] | str = tuple(MAPS)
+    shard: str | None = None
+    skip_existing: bool = False
+    overwrite: bool = False
+    stamp: Mapping[str, Any] = field(default_factory=dict)
+    review: str = "20%"
+    review_below: float | None = None
+
+    def __post_init__(self) -> None:
+        # MONAI gives text
+        self.path, self.output_dir = Path(self.path), Path(self.output_dir)
+        self.save = ensure_tuple(self.save)
+        for name in self.save:
+            check_choice("save", name, MAPS | DICOM_MAPS)
+        folder = self.path if self.path.is_dir() else self.path.parent
+        run = {**self.stamp, "dataset_dir": folder}
+        self.output = OutputFolder(self.output_dir, run, self.shard, self.overwrite)
+        self.names: set[str] = set()  # of all results, between `check` and the claim
+
+    def attach(self, engine: Engine) -> None:
+        """Claim the output folder when the engine that writes the maps starts, with its weights."""
+        engine.add_event_handler(Events.STARTED, self._claim)
+
+    def _claim(self) -> None:
+        names, self.names = self.names, set()
+        if not (self.overwrite and self.path.is_dir()):  # else without images that are gone
+            names |= self.output.files()
+        self.output.claim(names)
+
+    def items(self) -> list[dict[str, list[str]]]:
+        """Items of a MONAI dataset: the files of each image of this run; none where `check` refuses
+        the path.
+        """
+        try:
+            images = shard_of(self.find(), self.shard)
+            is_continued = self.skip_existing and self.output.files()
+        except InputError:
+            return []
+        return [
+            {"image": [str(file) for file in image.files]}
+            for image in images
+            if not (is_continued and self._is_finished(image))
+        ]
+
+    def check(self, items: Sequence[Mapping[str, Any]] | None = None) -> None:
+        """Check, from the headers alone, that every image can be segmented and that no file is
+        replaced.
+
+        Files of the folder that are left out as labels or maps are counted in a warning.
+
+        Args:
+            items: Items of a dataset, with a path `image` or those of the channels, in place of the
+                folder's images.
+
+        Raises:
+            InputError: There is no image, a file is missing, cannot be read or has an unsuitable
+                shape or grid, two images have the same name, maps exist already, the output folder
+                cannot be written, has results of another run or is written to by one, or `review`
+                is not a share.
+        """
+        choose([], self.review, self.review_below)
+        self._warn_of_labels()
+        every = self.find()
+        if items:
+            files = [tuple(map(Path, ensure_tuple(item["image"]))) for item in items]
+            images = [Image(result_name(each[0], self.file_suffixes), each) for each in files]
+        else:
+            images = shard_of(every, self.shard)
+        if not images:
+            raise InputError(
+                "dataset_dir is or holds no .nii or .nii.gz image, and no DICOM series of one:"
+                f" {self.path}."
+            )
+        _check_names(images)
+        phases = sum(stored_in(image.files[0])[1] is not None for image in images)
+        if phases:
+            log.info("%d images are phases, along the fourth axis of a file", phases)
+        for image in images:
+            self._check_image(image)
+        check_writable("output_dir", self.output_dir)
+        self._check_results(images, every)
+
+    def find(self) -> list[Image]:
+        """Find the images of all shards, with each phase as an image."""
+        images = find_images(self.path, self.file_suffixes)
+        if self.in_channels > 1:
+            return images
+        return [phase for image in images for phase in _phases(image)]
+
+    def _warn_of_labels(self) -> None:
+        below = filter(_is_nifti, files_below(self.path)) if self.path.is_dir() else ()
+        labels = [file for file in below if result_name(file).lower().endswith(NOT_IMAGES)]
+        if labels:
+            log.warning(
+                "%s: %d file(s) called like labels or maps are skipped, such as %s. Rename those"
+                " that are images.",
+                self.path,
+                len(labels),
+                labels[0].name,
+            )
+
+    def _check_image(self, image: Image) -> None:
+        channels = self.in_channels if len(image.files) == 1 else 1
+        if DICOM_MAPS.keys() & self.save and not is_dicom(image.files[0]):
+            raise InputError(f"save: DICOM is written of DICOM alone, not of {image.files[0]}.")
+        for file in image.files:
+            if not stored_in(file)[0].is_file():
+                raise InputError(
+                    f"{file} does not exist. Each channel of {image.name} needs a file."
+                )
+            shape = open_nifti(file).shape
+            if len(shape) not in (3, 4) or (*shape, 1)[3] != channels:
+                raise InputError(
+                    f"{file}: shape {shape} is not that of a 3D image with {channels} channel(s)."
+                )
+        for file in image.files[1:]:
+            check_same_grid(file, image.files[0])
+
+    def _check_results(self, images: Sequence[Image], every: Sequence[Image]) -> None:
+        """Refuse to replace maps unasked, and results of another run."""
+        both = (*images, *every)
+        self.names = {*TABLES, *(name for image in both for name in self._results(image))}
+        self.output.check(self.names)
+        maps = [self.output_dir / name for image in images for name in self._results(image)[1:]]
+        existing = [file for file in maps if file.exists()]
+        if existing and not (self.skip_existing or self.overwrite):
+            raise InputError(
+                f"{existing[0]} exists. Pass --overwrite true, or --skip_existing true to"
+                " continue a run."
+            )
+
+    def write_table(self) -> str:
+        """Write the table and the page of the quality of all scans that the run recorded in the
+        output folder, release it, and return how many to check.
+        """
+        self._claim()  # also without an image that had to be segmented
+        with self.output.locked():  # of several shards, the last has all scans
+            scans = {Path(name).stem for name in self.output.files() if name.endswith(".json")}
+            text = printable(write_table(self.output_dir, self.review, self.review_below, scans))
+        self.output.release()
+        log.info(text)
+        return text
+
+    def _results(self, image: Image) -> list[str]:
+        """Return the names of its estimates and its maps."""
+        endings = DICOM_MAPS | {name: f"{ending}.nii.gz" for name, ending in MAPS.items()}
+        maps = [f"{image.name}_{endings[name]}" for name in self.save]
+        return [f"{FOLDER}/{image.name}.json", *maps]
+
+    def _is_finished(self, image: Image) -> bool:
+        results = [self.output_dir / name for name in self._results(image)]
+        if not all(file.exists() for file in results):
+            return False
+        files = [stored_in(file)[0] for file in image.files]
+        if is_dicom(files[0]):
+            files = series_of(files[0])
+        times = [file.stat().st_mtime for file in files if file.exists()]
+        return min(file.stat().st_mtime for file in results) >= max(times, default=0)
+
+
+def _phases(image: Image) -> list[Image]:
+    """Return the images of the phases of one whose file has several; else the image alone."""
+    file = image.files[0]
+    if is_dicom(file):
+        return [image]
+    shape = open_nifti(file).shape if len(image.files) == 1 and file.is_file() else ()
+    if len(shape) != 4 or shape[3] == 1:
+        return [image]
+    digits = max(2, len(str(shape[3] - 1)))
+    stem, _, ending = _split(file, ())
+    names = [f"{stem}_phase{number:0{digits}}" for number in range(shape[3])]
+    return [Image(name, (file.with_name(f"{name}{ending}"),)) for name in names]
+
+
+def _check_names(images: Sequence[Image]) -> None:
+    for name, count in Counter(image.name for image in images).items():
+        if count > 1:
+            several = ", ".join(str(image.files[0]) for image in images if image.name == name)
+            raise InputError(
+                f"{count} images are called {name}: {several}. Their results would replace each"
+                " other."
+            )
+
+
+def shard_of(values: Sequence[Any], shard: str | None) -> list[Any]:
+    """Return every `n`-th value, from the `i`-th on, for a `shard` of "i/n"; all values for
+    None.
+    """
+    if shard is None:
+        return list(values)
+    match = re.fullmatch(r"(\d+)/(\d+)", str(shard))
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise InputError(f"shard must have the form i/n, such as 2/8, got {shard!r}.")
+    return list(values[int(match[1]) - 1 :: int(match[2])])

@@ -1,0 +1,471 @@
+"""What runs before the workflow of a bundle: checks of its options, and one line instead of a
+traceback for mistakes.
+
+MONAI accepts a misspelt option silently, and wraps every exception of a component in pages of
+tracebacks.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import shlex
+import sys
+import traceback
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import asdict, fields
+from pathlib import Path
+from pydoc import locate
+from types import TracebackType
+from typing import Any, cast
+
+import torch
+from monai.bundle import (
+    ConfigComponent,
+    ConfigExpression,
+    ConfigParser,
+    ConfigWorkflow,
+    ReferenceResolver,
+)
+
+from calib_components.errors import (
+    InputError,
+    check_count,
+    check_number,
+    check_writable,
+    error_line,
+    nearest,
+    printable,
+    reading,
+)
+from calib_workflows.data.facts import FACTS, Facts, check_fact, facts_beside
+
+# That MONAI looks up
+ENTRIES = ("_meta_", "finalize", "imports", "initialize", "run", "save_execute_config")
+GROUPS = ("train", "validate")
+TYPED: dict[str, bool | None] = {"true": True, "false": False, "null": None}  # as on a command line
+PLACES = ("_dir", "_file", "_path", "_root", "datalist")  # endings of options that are paths
+AT_LEAST_ONE = ("batch_size", "draws", "max_epochs", "val_interval")  # others may be 0
+# Files that make another run of a bundle's train.yaml, and options that hold for one run alone
+RUNS = ("calibrate.yaml", "perturb.yaml", "evaluate.yaml", "multi_gpu_train.yaml")
+ONCE = ("resume", "overwrite", "max_epochs", "patience", "split", "shard", "skip_existing")
+COMMAND = "python -m monai.bundle run"
+# Of such a run, in output_dir
+RESULTS = {"calibrate.yaml": "*_fit.json", "evaluate.yaml": "summary.json"}
+INTERRUPTED = "Interrupted. --resume true continues a training, --skip_existing true the others."
+# That a training writes into ckpt_dir: its best weights, and its state
+BEST, LAST = "model.pt", "last.ckpt"
+
+# The workflow of the run that `start_run` began in this thread, for as long as it exists
+_workflow: ContextVar[Callable[[], ConfigWorkflow | None]] = ContextVar(
+    "workflow", default=lambda: None
+)
+
+
+def start_run(folders: Sequence[str] = ()) -> None:
+    """Check the files and options of a run before any work; from then on, an `InputError` ends it
+    with one line, and `config_of_run` returns its configuration.
+
+    A bundle names it as the first item of `run`. In a process that runs no configuration of MONAI,
+    it checks nothing.
+
+    Args:
+        folders: Ids of the folders that the run writes to; with `ckpt_dir`, it is a training.
+
+    Raises:
+        InputError: Files are missing, an id is misspelt or has an unsuitable
+            value, a folder cannot be written to, a training would replace weights unasked, or its
+            loss takes logits for probabilities.
+    """
+    # Where pydicom is installed, MONAI's readers of DICOM each say that they use no GPU
+    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "NvImgCodecPydicomReader")
+    workflow = check_files()
+    if workflow is None:
+        _workflow.set(lambda: None)
+        return
+    config = workflow.parser
+    entries = (workflow.init_id, workflow.run_id, workflow.final_id)
+    files = read_files(workflow.config_root_path, config)
+    check_ids(config, files, entries)
+    check_values(config, files)
+    for name in folders:
+        check_writable(name, config.get_parsed_content(name))
+    if "ckpt_dir" in folders:
+        check_training(config)
+    _workflow.set(weakref.ref(workflow))
+
+
+def arguments_of_run() -> dict[str, str]:
+    """Return the options that `python -m monai.bundle run` was given, as typed; none elsewhere."""
+    words = sys.argv[1:]
+    if words[:1] != ["run"] or any(word.startswith("-") and "=" in word for word in words):
+        return {}
+    names = [word.removeprefix("--") for word in words[1::2]]
+    return dict(zip(names, words[2::2], strict=False))
+
+
+def next_command(file: str, **options: str) -> str:
+    """Return the command that runs another configuration file of the bundle with the files, places
+    and options of this run, in a line of its own; nothing if this run has no command line.
+
+    Args:
+        file: Name of a file that follows `train.yaml`.
+        options: Further options. Results of an earlier network in `output_dir` are overwritten.
+    """
+    arguments = arguments_of_run()
+    typed = arguments.pop("config_file", "")
+    if not typed:
+        return ""
+    if _has_results(file, options.get("output_dir")):
+        options["overwrite"] = "true"
+    names = [name.strip("'\" ") for name in typed.strip("[]").split(",")]
+    files = [name for name in names if Path(name).name not in RUNS]
+    files.append(str(Path(names[0]).with_name(file)))
+    known = ConfigParser()
+    known.read_config(files)
+    kept_options = {
+        name: value
+        for name, value in arguments.items()
+        if name not in ONCE and name.partition(ReferenceResolver.sep)[0] in known
+    }
+    listed = ",".join(f"'{name}'" for name in files)
+    return f"\n{COMMAND} {as_options({'config_file': f'[{listed}]', **kept_options, **options})}"
+
+
+def _has_results(file: str, folder: str | None) -> bool:
+    """Whether a folder, or else the `output_dir` of this run, has results of a configuration
+    file.
+    """
+    config = config_of_run()
+    if folder is None and config is not None:
+        folder = config.get_parsed_content("output_dir")
+    return folder is not None and any(Path(folder).glob(RESULTS[file]))
+
+
+def as_options(values: Mapping[str, str]) -> str:
+    """Return options as words of a command line."""
+    return " ".join(f"--{name} {_quoted(str(value))}" for name, value in values.items())
+
+
+def _quoted(value: str) -> str:
+    """Return a word of a command line; double quotes keep lists of files legible."""
+    if "'" in value and not {*value} & {*'"$`\\!'}:
+        return f'"{value}"'
+    return shlex.quote(value)
+
+
+def config_of_run() -> ConfigParser | None:
+    """Return the configuration of the run that `start_run` began; None if there is none."""
+    workflow = _workflow.get()()
+    return None if workflow is None else workflow.parser
+
+
+def check_files() -> ConfigWorkflow | None:
+    """Check that the files of a run are complete, see `start_run`; return its workflow, None
+    without.
+    """
+    sys.excepthook = _show
+    for place in logging.root.handlers:
+        place.addFilter(_is_no_mistake)
+    workflow = running_workflow()
+    if workflow is None:
+        return None
+    ids = (workflow.run_id, *references(workflow.parser.get()))
+    # An operator @ looks like an empty name
+    needed = {name.partition(ReferenceResolver.sep)[0] for name in ids} - {""}
+    missing = sorted(name for name in needed if name not in workflow.parser)
+    if missing:
+        raise InputError(
+            f"config_file: {missing[0]} is in none of the files. Give configs/train.yaml, or for"
+            " inference configs/inference.yaml, before them."
+        )
+    return workflow
+
+
+def check_training(config: ConfigParser) -> None:
+    """Check that a training replaces no weights unasked, and that the loss applies softmax."""
+    check_weights(config)
+    loss = config.get_parsed_content("loss")
+    for part in loss.modules() if isinstance(loss, torch.nn.Module) else ():
+        # One of these is an option of each of MONAI's losses of probabilities
+        uses_softmax = getattr(part, "softmax", getattr(part, "use_softmax", True))
+        if not (uses_softmax or getattr(part, "other_act", None)):
+            raise InputError(
+                f"loss: {type(part).__name__} has no softmax, as the network's probabilities do."
+                " Set it."
+            )
+
+
+def check_weights(config: ConfigParser) -> None:
+    """Refuse a training that would replace weights unasked.
+
+    One that loads weights of the folder first, as that of MONAI Label does, continues from them.
+    """
+    folder = Path(config.get_parsed_content("ckpt_dir"))
+    existing = [name for name in (LAST, BEST) if (folder / name).exists()]
+    files = [handler.get("load_path") for handler in config["train::handlers"]]
+    continues = folder in [Path(file).parent for file in files if file]
+    if not existing or continues or config.get_parsed_content("overwrite"):
+        return
+    remedy = "--overwrite true"
+    if LAST in existing:
+        if config.get_parsed_content("resume"):
+            return
+        remedy = "--resume true to continue its training, --overwrite true"
+    raise InputError(
+        f"ckpt_dir: {folder} has {existing[-1]}. Pass {remedy}, or another --ckpt_dir."
+    )
+
+
+def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """End with one line and exit code 2 for an `InputError`, or a component that does not take its
+    arguments; print other exceptions as ever.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        print(INTERRUPTED, file=sys.stderr)
+        sys.exit(130)
+    if line := error_line(error) or _refused_by_component(error):
+        print(line, file=sys.stderr)
+        sys.exit(2)
+    sys.__excepthook__(kind, error, trace)
+
+
+def _refused_by_component(error: BaseException | None) -> str:
+    """Return why a component of the configuration could not be made, with its id; an empty text if
+    the exception comes from elsewhere.
+
+    MONAI's message has the name of the component alone; the id is in its frame.
+    """
+    line = ""
+    while error is not None:
+        if str(error).startswith("Failed to instantiate component"):
+            frames = [frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__)]
+            ids = ["", *(names["id"] for names in frames if "waiting_list" in names)]
+            reason = printable(error.__cause__).rstrip(".")
+            line = "" if ids[-1].startswith("run") else f"{ids[-1]}: it cannot be made: {reason}."
+        error = error.__cause__
+    return line
+
+
+def _is_no_mistake(record: logging.LogRecord) -> bool:
+    """Keep the tracebacks that engines log of an `InputError`, or an interrupt, out of the log."""
+    error = sys.exc_info()[1]
+    is_mistake = isinstance(error, KeyboardInterrupt) or bool(error_line(error))
+    return not (record.levelno >= logging.ERROR and is_mistake)
+
+
+def running_workflow() -> ConfigWorkflow | None:
+    """Return the workflow of the configuration that is being run, None if none is.
+
+    MONAI does not hand the configuration to the components, so it is taken from the workflow among
+    the callers.
+    """
+    callers = (frame.frame.f_locals.get("self") for frame in inspect.stack(0))
+    return next((caller for caller in callers if isinstance(caller, ConfigWorkflow)), None)
+
+
+def check_values(config: ConfigParser, files: Sequence[Mapping[str, Any]]) -> None:
+    """Check options whose mistakes would end a run with a traceback, or have no or another effect,
+    as far as a configuration has them.
+
+    What was typed on a command line is read first, see `read_as_typed`.
+
+    Args:
+        config: The configuration.
+        files: Contents of the bundle's files. An option has the type of a value there.
+    """
+    read_as_typed(config)
+    device = config.get_parsed_content("device", default="cpu")
+    with reading("device", f"{device!r} as a device"):
+        torch.zeros(1, device=torch.device(device))
+    for name, value in config.get().items():
+        defaults = [content[name] for content in files if name in content]
+        typed = [each for each in defaults if isinstance(each, Mapping) or _are_numbers(each)]
+        if typed and value not in defaults and not isinstance(value, Mapping):
+            _check_type(config, name, typed[0])
+    _check_texts(config)
+    _check_orientations(config)
+    if "facts" in config:  # options such as --num_classes may not fit the other facts
+        _check_facts(config, config.get_parsed_content("facts"))
+        _check_facts_file(config)
+
+
+def _check_type(config: ConfigParser, name: str, default: Any) -> None:
+    """Refuse an option that is not of the type of its default."""
+    if isinstance(default, Mapping):  # not made here: the seed of a run is not set yet
+        if str(config[name])[0] not in "$@":  # neither computed nor another id
+            raise InputError(f"{name} is a component, got {config[name]}. Set --{name}::_target_.")
+        return
+    value = config.get_parsed_content(name)
+    if isinstance(default, list):
+        if not (isinstance(value, list) and _are_numbers(value)):
+            raise InputError(f"{name} must be a list such as {default}, got {value!r}.")
+    elif isinstance(default, bool):
+        if not isinstance(value, bool):  # any text would be true
+            raise InputError(f"{name} must be true or false, got {value!r}.")
+    elif isinstance(default, int):
+        check_count(name, value, int(name in AT_LEAST_ONE))
+    else:
+        check_number(name, value, 0)
+
+
+def _check_texts(config: ConfigParser) -> None:
+    """Refuse a text for an argument whose default is a number: some components fail late."""
+    for name, item in config.ref_resolver.items.items():
+        numbers = _numeric_arguments(item) if isinstance(item, ConfigComponent) else []
+        for argument in numbers:
+            value = item.get_config().get(argument)
+            if isinstance(value, str) and value[:1] not in "$@":
+                raise InputError(f"{name}::{argument} must be a number, got {value!r}.")
+
+
+def _numeric_arguments(component: ConfigComponent) -> list[str]:
+    try:
+        signature = inspect.signature(cast(Any, locate(component.resolve_module_name())))
+    except (ImportError, TypeError, ValueError):  # MONAI says it when it makes the component
+        return []
+    arguments = signature.parameters.values()
+    return [argument.name for argument in arguments if type(argument.default) in (int, float)]
+
+
+def _are_numbers(value: Any) -> bool:
+    """Whether a value is a number, or a list of numbers."""
+    parts = value if isinstance(value, list) and value else [value]
+    return all(isinstance(part, int | float) for part in parts)
+
+
+def _check_facts(config: ConfigParser, facts: Facts) -> None:
+    """Refuse options that contradict the facts."""
+    if facts.spatial_dims > config.get_parsed_content("spatial_dims", default=3):
+        raise InputError(
+            "config_file: network, data or weights are 3D. Give configs/volumes.yaml, too."
+        )
+    options = facts_in_use(config)
+    if "datalist" in config and options.slice_axis != facts.slice_axis:
+        raise InputError(
+            "slice_axis: cases are prepared, and later inference would take this axis. Leave the"
+            " option out."
+        )
+
+
+def _check_orientations(config: ConfigParser) -> None:
+    """Refuse an average over orientations in which the network saw no training image."""
+    if not config.get_parsed_content("tta", default=False):
+        return
+    any_orientation = config.get_parsed_content("any_orientation", default=None)
+    if "load_path" in config:
+        trained_on = facts_beside(config.get_parsed_content("load_path"))
+        if trained_on is not None and trained_on.any_orientation is not None:
+            any_orientation = trained_on.any_orientation
+    if any_orientation is False:
+        raise InputError(
+            "tta: the network was not trained on slices in all orientations (any_orientation is"
+            " false)."
+        )
+
+
+def _check_facts_file(config: ConfigParser) -> None:
+    """Refuse a file of facts that is not there: others would be taken."""
+    file, folder = (Path(config.get_parsed_content(name)) for name in ("facts_file", "dataset_dir"))
+    exists = file.name == FACTS and (file.parent == folder or file.is_file())
+    if file.suffix in (".yaml", ".yml") and not exists:
+        raise InputError(f"facts_file: {file} is missing, or not called {FACTS}.")
+
+
+def facts_in_use(config: ConfigParser) -> Facts:
+    """Return the facts of the data, with the options that replace some of them, checked against
+    each other.
+    """
+    # MONAI's id
+    names = [
+        field.name for field in fields(Facts) if field.name in config and field.name != "dataset"
+    ]
+    given = {}
+    for name in names:  # crop_size follows from image_size
+        with reading("options", name):
+            given[name] = config.get_parsed_content(name)
+        check_fact(name, given[name], "options")
+    return Facts.parse({**asdict(config.get_parsed_content("facts")), **given}, "options")
+
+
+def read_as_typed(config: ConfigParser) -> None:
+    """Read `true`, `null`, `128,128` and a folder `2024` as they are meant: on a command line, they
+    are texts, a tuple and a number for MONAI.
+    """
+    for name, value in config.get().items():
+        typed = str(value) if name.endswith(PLACES) else _as_typed(value)
+        if typed != value:
+            config[name] = typed
+
+
+def _as_typed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _as_typed(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_typed(part) for part in value]
+    return TYPED.get(value.lower(), value) if isinstance(value, str) else value
+
+
+def read_files(folder: str | os.PathLike, config: ConfigParser) -> list[Mapping[str, Any]]:
+    """Return the contents of those configuration files in the folder of a bundle's that a
+    configuration was read from: it has all their ids.
+    """
+    files = (*Path(folder).glob("*.yaml"), *Path(folder).glob("*.json"))
+    contents = [ConfigParser.load_config_file(file) for file in files]
+    return [
+        content
+        for content in contents
+        if isinstance(content, Mapping) and all(name.lstrip("+") in config for name in content)
+    ]
+
+
+def check_ids(
+    config: ConfigParser, files: Iterable[Mapping[str, Any]], entries: Iterable[str] = ()
+) -> None:
+    """Check that every id of a configuration has an effect, which a misspelt one has not.
+
+    An id has an effect if another one refers to it or to a part of it, if it is an argument of a
+    component, or if MONAI runs it, as it does its usual ones and `entries`. Those of the bundle's
+    `files` need not: what referred to them may have been overridden.
+    """
+    known = {*ENTRIES, *entries, *_with_parents(references(config.get()))}
+    for content in files:
+        known |= _with_parents(name.lstrip("+") for name in _names(content))
+    for name in _names(config.get()):
+        if name not in known:
+            hint = nearest(name, sorted(known))
+            raise InputError(f"{name}: no such option of these files, it has no effect{hint}")
+
+
+def _names(content: Mapping[str, Any]) -> Iterator[str]:
+    """The ids at the top of a configuration and in its groups `train` and `validate`."""
+    for name, value in content.items():
+        yield name
+        if name in GROUPS and isinstance(value, Mapping):
+            yield from (f"{name}::{part}" for part in value)
+
+
+def references(value: Any) -> Iterator[str]:
+    """All ids that expressions and references in a configuration name."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for part in value:
+            yield from references(part)
+    elif ConfigExpression.is_expression(value) or str(value).startswith(ReferenceResolver.ref):
+        yield from ReferenceResolver.match_refs_pattern(value)
+
+
+def _with_parents(names: Iterable[str]) -> set[str]:
+    """Ids, and those that they are parts of: of `a::b`, also `a`."""
+    ids = set()
+    for name in names:
+        while name:
+            ids.add(name)
+            name = name.rpartition(ReferenceResolver.sep)[0]
+    return ids

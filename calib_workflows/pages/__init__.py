@@ -1,0 +1,1 @@
+"""Pages: the quality of the segmentations of a folder."""

@@ -1,0 +1,124 @@
+"""Tables of an evaluation with a row for each of several raters or networks, beside that of all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from calib_components.errors import printable
+from calib_components.metrics.measures import columns, measure_case
+from calib_components.metrics.raters import RatedCase
+
+ALL, AVERAGE = "all", "average"  # rows of all raters, and of the mean of all networks
+TABLES = {"raters": ("rater", ALL), "members": ("member", AVERAGE)}
+# Of a structure and rater: mean DSC with the other raters, and whether the rater's volume is
+# between those with p > 0.95 and p > 0.05
+RATERS_DSC, IN_RANGE = "raters_dsc", "volume_in_range"
+
+
+def measure_raters(case: RatedCase) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    """Return the values of each rater, by column, and what the values of all have besides."""
+    rows = {name: measure_case(each) for name, each in case.raters.items()}
+    everyone = {}
+    for structure, dsc in case.agreement().items():
+        of_pairs = np.ma.masked_invalid(dsc)
+        everyone[f"{RATERS_DSC}_{structure}"] = float(np.ma.filled(of_pairs.mean(), np.nan))
+        with_others = of_pairs.mean(1).filled(np.nan).tolist()
+        for row, value in zip(rows.values(), with_others, strict=True):
+            row[f"{RATERS_DSC}_{structure}"] = value
+        if case.probabilities is not None:
+            column = f"{IN_RANGE}_{structure}"
+            for row in rows.values():
+                low, true, high = (
+                    row[f"{name}_volume_{structure}"] for name in ("certain", "true", "possible")
+                )
+                row[column] = float(low <= true <= high)
+            everyone[column] = sum(row[column] for row in rows.values()) / len(rows)
+    return rows, everyone
+
+
+def rated_slice(case: RatedCase, image: torch.Tensor | None) -> dict[str, Any]:
+    """Return maps of the slice in which the raters disagree most, for `raters_overlay`."""
+    masks = {name: each.masks[1][0].any(0) for name, each in case.raters.items()}
+    share = torch.stack([*masks.values()]).double().mean(0)
+    disputed = (share * (1 - share)).flatten(0, -2).sum(0)
+    index = int(disputed.argmax())
+    probability = None
+    if case.probabilities is not None:
+        p = case.probabilities[..., index]
+        probability = p.amax(0) if case.sigmoid else 1 - p[0]
+    return {
+        "disputed": float(disputed[index]),
+        "masks": {name: mask[..., index].clone() for name, mask in masks.items()},
+        "probability": None if probability is None else probability.clone(),
+        "image": None if image is None else image[..., index].clone(),
+    }
+
+
+def draw_raters(file: Path, slices: Mapping[str, Mapping[str, Any]]) -> None:
+    """Draw the slice of all cases, see `rated_slice`, in which the raters disagree most."""
+    from calib_workflows.figures import raters_overlay  # training must not need matplotlib
+
+    case = max(slices, key=lambda name: slices[name]["disputed"])
+    maps = {name: value for name, value in slices[case].items() if name != "disputed"}
+    raters_overlay(**maps, title=printable(case)).savefig(file)
+
+
+def part_tables(
+    records: Sequence[Mapping[str, Any]], cases: pd.DataFrame, structures: Sequence[str]
+) -> dict[str, pd.DataFrame]:
+    """Return the tables of raters and members, by name, as far as the records have such parts.
+
+    Args:
+        records: What was recorded of each case.
+        cases: The values of all raters and of the mean of all networks, a row for each case.
+        structures: Names of the structures.
+
+    Returns:
+        Means over the cases: a row for each rater or network, and each structure. The values of
+        regions and whole cases are the same for all structures.
+    """
+    tables = {}
+    for kind, (column, whole) in TABLES.items():
+        parts = [record[kind] for record in records if kind in record]
+        if parts:
+            values = {**_by_name(parts), whole: cases}
+            tables[kind] = pd.DataFrame(
+                {column: name, "structure": structure, "scans": len(each)}
+                | _row(each, structure, structures)
+                for name, each in values.items()
+                for structure in structures
+            )
+    return tables
+
+
+def _by_name(parts: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, pd.DataFrame]:
+    """Return the values of the cases of each rater or network."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: pd.DataFrame([part[name] for part in parts if name in part]) for name in names}
+
+
+def _row(values: pd.DataFrame, structure: str, structures: Sequence[str]) -> dict[str, float]:
+    """Return the means over cases of a structure, of regions and of whole cases, by short names."""
+    means = values.mean(numeric_only=True)
+    row = {}
+    for name, (measure, place) in columns(structures):
+        if name not in means:
+            continue
+        if measure.scope == "structure":
+            short = measure.name if place == structure else ""
+        elif place.startswith("structure_"):
+            short = measure.column("structure") if place == f"structure_{structure}" else ""
+        else:
+            short = name
+        if short:
+            row[short] = means[name]
+    for short in (RATERS_DSC, IN_RANGE):
+        if f"{short}_{structure}" in means:
+            row[short] = means[f"{short}_{structure}"]
+    return row

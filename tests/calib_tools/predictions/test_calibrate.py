@@ -1,0 +1,294 @@
+"""A calibrator is fitted on saved predictions, and others are calibrated by it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from scipy.special import expit, logit, softmax
+
+from calib_components.errors import InputError
+from calib_components.posthoc import TemperatureScaling
+from calib_tools.predictions import calibrate_predictions, evaluate_predictions
+from calib_workflows.calibrate import read_estimate
+from calib_workflows.evaluation_files import Evaluation
+from tests.calib_tools.predictions.made_up import (
+    AFFINE,
+    SHAPE,
+    save_channels_last,
+    save_nifti,
+    save_nnunet,
+    save_rounded,
+    softmax_of,
+)
+
+CASES = [f"patient{patient}_{frame}" for patient in range(8) for frame in "ab"]
+Folders = tuple[Path, Path]
+
+
+def logits_of(case: str, channels: int = 3) -> np.ndarray:
+    return 2 * np.log(softmax_of(CASES.index(case), channels).astype(np.float64))
+
+
+def save_label(folder: Path, case: str, p: np.ndarray, sigmoid: bool = False) -> None:
+    """Labels drawn from probabilities of logits that are half as large, so that T is near 2."""
+    rng = np.random.default_rng(CASES.index(case))
+    if sigmoid:
+        label = (rng.random(SHAPE) < expit(logit(p[0]) / 2)).astype(np.uint8)
+    else:
+        cumulated = np.cumsum(softmax(np.log(p) / 2, axis=0), axis=0)
+        label = (rng.random(SHAPE) > cumulated).sum(0).astype(np.uint8)
+    save_nifti(folder / f"{case}_gt.nii.gz", label)
+
+
+def label_of_case(labels: Path, case: str) -> np.ndarray:
+    return np.asarray(nib.load(labels / f"{case}_gt.nii.gz").dataobj)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Folders:
+    """Probabilities of 16 cases of 8 patients, with twice the logits that their labels were drawn
+    from.
+    """
+    for case in CASES:
+        p = softmax(logits_of(case), axis=0)
+        save_channels_last(tmp_path / "validation" / f"{case}.nii", p.astype(np.float32))
+        save_label(tmp_path / "labels", case, p)
+    return tmp_path / "validation", tmp_path / "labels"
+
+
+def calibrate(folders: Folders, out: Path, **options: Any) -> Any:
+    calibrate_predictions(*folders, out=out, **{"apply_to": [folders[0]], "workers": 1, **options})
+    return read_estimate(out)
+
+
+@pytest.mark.parametrize("region", ["all", "predicted", [1, 2]])
+def test_the_temperature_is_that_of_the_logits_in_a_region(
+    region: Any, folders: Folders, tmp_path: Path, capsys: Any
+) -> None:
+    estimate = calibrate(folders, tmp_path / "out", region=region, patient_pattern=r"patient\d")
+    fit = TemperatureScaling(region)
+    for case in CASES:
+        label = torch.from_numpy(label_of_case(folders[1], case))
+        fit.update(torch.from_numpy(logits_of(case))[None], label[None, None], case[:8])
+    expected = fit.compute()
+    assert estimate.temperature == pytest.approx(expected.temperature, rel=1e-5)
+    assert (estimate.low, estimate.high) == pytest.approx((expected.low, expected.high), rel=1e-5)
+    assert (estimate.patients, estimate.voxels) == (8, expected.voxels)
+    printed = capsys.readouterr().out
+    assert f"T = {estimate.summary()}" in printed
+    assert "16 of the 16 predictions to scale belong to patients of the fit" in printed
+
+
+@pytest.mark.parametrize("kind", ["temperature", "vector", "bias"])
+def test_calibrated_maps_have_the_likelihood_that_was_fitted(
+    kind: str, folders: Folders, tmp_path: Path
+) -> None:
+    estimate, likelihoods = calibrate(folders, tmp_path / "out", calibrator=kind), []
+    files = sorted([*(f"{case}_probability.nii.gz" for case in CASES), f"{kind}.json"])
+    assert sorted(file.name for file in (tmp_path / "out").glob("[!.]*")) == files
+    for case in CASES:
+        image = nib.load(tmp_path / "out" / f"{case}_probability.nii.gz")
+        scaled = np.asarray(image.dataobj)
+        np.testing.assert_allclose(image.affine, AFFINE, atol=1e-4)
+        if kind == "temperature":
+            expected = softmax(logits_of(case) / estimate.temperature, axis=0)
+            np.testing.assert_allclose(np.moveaxis(scaled, -1, 0), expected, atol=1e-6)
+        label = label_of_case(folders[1], case)
+        likelihoods.append(np.take_along_axis(scaled, label[..., None].astype(int), -1))
+    assert -np.log(likelihoods).mean() == pytest.approx(estimate.nll_after, abs=1e-5)
+    evaluate_predictions(tmp_path / "out", folders[1], tmp_path / "evaluation")
+    assert Evaluation.read(tmp_path / "evaluation").summary["nll_all"]["n"] == len(CASES)
+
+
+def test_predictions_of_the_fit_under_other_names_are_noted(
+    folders: Folders, tmp_path: Path, capsys: Any
+) -> None:
+    save_channels_last(tmp_path / "test" / "t3.nii", softmax_of(99))
+    for index, case in enumerate(CASES[:3]):
+        nib.load(folders[0] / f"{case}.nii").to_filename(tmp_path / "test" / f"t{index}.nii")
+    calibrate(folders, tmp_path / "out", apply_to=[tmp_path / "test"])
+    assert (
+        "3 of the 4 predictions to scale belong to patients of the fit: the same volume"
+        in capsys.readouterr().out
+    )
+
+
+def test_arrays_without_a_grid_stay_arrays(folders: Folders, tmp_path: Path) -> None:
+    for case in CASES[:2]:
+        save_nnunet(tmp_path / "arrays", case, softmax(logits_of(case), axis=0), dtype=np.float32)
+    estimate = calibrate((tmp_path / "arrays", folders[1]), tmp_path / "out")
+    scaled = np.load(tmp_path / "out" / f"{CASES[0]}.npz")["probabilities"].transpose(0, 3, 2, 1)
+    np.testing.assert_allclose(
+        scaled, softmax(logits_of(CASES[0]) / estimate.temperature, axis=0), atol=1e-6
+    )
+
+
+def by_nibabel(dtype: type) -> Callable[[Path, np.ndarray], None]:
+    """Save with nibabel's own scaling, in which 0 is not stored as 0."""
+
+    def write(file: Path, p: np.ndarray) -> None:
+        image = nib.Nifti1Image(np.moveaxis(p, 0, -1).astype(np.float32), AFFINE)
+        image.set_data_dtype(dtype)
+        image.to_filename(file)
+
+    return write
+
+
+def converted(dtype: type, step: float) -> Callable[[Path, np.ndarray], None]:
+    """Save as float32 what was rounded before."""
+    return lambda file, p: save_channels_last(
+        file, (np.rint(p / step) * step if step else p).astype(dtype).astype(np.float32)
+    )
+
+
+COARSE: dict[str, Callable[[Path, np.ndarray], Any]] = {
+    "16 bits": lambda file, p: save_rounded(file, p, np.uint16, 1 / 65535),
+    "8 bits": lambda file, p: save_rounded(file, p, np.uint8, 1 / 255),
+    "16 bits of nibabel": by_nibabel(np.uint16),
+    "8 bits of nibabel": by_nibabel(np.uint8),
+    "three decimals as float32": converted(np.float32, 0.001),
+    "8 bits as float32": converted(np.float32, 1 / 255),
+}
+
+
+class TestRounded:
+    """Maps in which a 0 is less than half a step: most of the background is sure."""
+
+    @pytest.fixture(scope="class", params=[False, True], ids=["softmax", "sigmoid"])
+    def saved(
+        self, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    ) -> tuple[bool, Path, float]:
+        """Whether maps are of a sigmoid, their folder, and the temperature of their logits."""
+        folder, fit = tmp_path_factory.mktemp("rounded"), TemperatureScaling()
+        for name in ("exact", *COARSE):
+            (folder / name).mkdir()
+        for case in range(8):
+            rng = np.random.default_rng(case)
+            logits = 3 * rng.normal(size=(2, *SHAPE))
+            logits[0] += 14 * (rng.random(SHAPE) < 0.9)
+            label = (rng.random(SHAPE) > softmax(logits / 1.5, axis=0)[0]).astype(np.uint8)
+            y = torch.from_numpy(label)[None, None]
+            fit.update(torch.from_numpy(logits)[None], y, f"{case}")
+            save_nifti(folder / "labels" / f"c{case}.nii", label)
+            p = softmax(logits, axis=0)[int(request.param) :]
+            save_channels_last(folder / "exact" / f"c{case}.nii", p.astype(np.float32))
+            for name, write in COARSE.items():
+                write(folder / name / f"c{case}.nii", p)
+        return request.param, folder, fit.compute().temperature
+
+    def test_exact_probabilities(self, saved: tuple[bool, Path, float], tmp_path: Path) -> None:
+        sigmoid, folder, expected = saved
+        found = calibrate((folder / "exact", folder / "labels"), tmp_path / "out", sigmoid=sigmoid)
+        assert found.temperature == pytest.approx(expected, rel=1e-4)
+
+    @pytest.mark.parametrize("name", COARSE)
+    def test_coarse_steps_are_refused(
+        self, name: str, saved: tuple[bool, Path, float], tmp_path: Path
+    ) -> None:
+        sigmoid, folder, expected = saved
+        with pytest.raises(InputError, match=r"may be from .* to .* Predict again") as bad:
+            calibrate((folder / name, folder / "labels"), tmp_path / "out", sigmoid=sigmoid)
+        low, high = map(float, re.findall(r"\d\.\d{3}", str(bad.value)))
+        assert low < expected < high
+        assert not [*(tmp_path / "out").glob("[!.]*")]
+        if not sigmoid:
+            with pytest.raises(InputError, match="--bits 32"):
+                calibrate((folder / name, folder / "labels"), tmp_path / "out", calibrator="vector")
+
+    def test_structure_that_is_missed(self, folders: Folders, tmp_path: Path) -> None:
+        """Its stored probability is 0, whatever it was."""
+        for number, case in enumerate(CASES[::2]):
+            p = softmax(logits_of(case), axis=0)
+            if number == 0:
+                p = np.where(
+                    np.arange(SHAPE[0])[:, None, None] < 3, [[[[1.0]]], [[[0]]], [[[0]]]], p
+                )
+            save_rounded(tmp_path / "missed" / f"{case}.nii", p, np.uint16, 1 / 65535)
+        with pytest.raises(InputError, match=r"labelled as is 0 so often .* --ignore_index"):
+            calibrate((tmp_path / "missed", folders[1]), tmp_path / "out")
+
+    def test_maps_that_version_0_4_calibrated(self, folders: Folders, tmp_path: Path) -> None:
+        (folders[0] / "class_temperature.json").write_text("{}")
+        with pytest.raises(InputError, match=r"version 0\.4 scaled its predictions"):
+            calibrate(folders, tmp_path / "out")
+
+    def test_votes_are_no_probabilities(self, folders: Folders, tmp_path: Path) -> None:
+        other = Path(shutil.copytree(folders[1], tmp_path / "other"))
+        with pytest.raises(InputError, match="is a label map"):
+            calibrate_predictions(
+                folders[1],
+                members=[folders[1], other],
+                apply_to=[folders[1], other],
+                out=tmp_path / "out",
+                structures=["a=1", "b=2"],
+            )
+
+
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_the_plausible_foreground_of_calibrated_maps_is_that_of_before(
+    sigmoid: bool, tmp_path: Path
+) -> None:
+    predictions, labels, scaled = tmp_path / "predictions", tmp_path / "labels", tmp_path / "scaled"
+    for case in CASES[:8:2]:
+        p = softmax(logits_of(case), axis=0)
+        if sigmoid:
+            p = softmax_of(CASES.index(case), 2, scale=6.0)[:1]
+        save_channels_last(predictions / f"{case}.nii", p.astype(np.float32))
+        save_label(labels, case, p, sigmoid)
+    estimate = calibrate((predictions, labels), scaled, sigmoid=sigmoid)
+
+    def plausible_voxels(folder: Path, temperature: float) -> int:
+        out = tmp_path / f"evaluation of {folder.name}"
+        evaluate_predictions(folder, labels, out, sigmoid=sigmoid, workers=1)
+        assert Evaluation.read(out).summary["temperature"] == pytest.approx(temperature)
+        return int(Evaluation.read(out).regions["plausible"]["top_label"].count.sum())
+
+    before = plausible_voxels(predictions, 1.0)
+    # A voxel at the threshold may be rounded to its other side
+    assert plausible_voxels(scaled, estimate.temperature) == pytest.approx(before, abs=1)
+    with pytest.raises(InputError, match=r"temperature\.json"):
+        calibrate((scaled, labels), tmp_path / "twice", sigmoid=sigmoid)
+
+
+def test_places_and_files_that_do_not_fit(folders: Folders, tmp_path: Path) -> None:
+    predictions, labels = folders
+    out = tmp_path / "out"
+    save_nifti(tmp_path / "maps" / f"{CASES[0]}.nii", label_of_case(labels, CASES[0]))
+    save_channels_last(tmp_path / "two" / "x.nii", softmax_of(0, 2))
+    save_channels_last(tmp_path / "mine" / "other_probability.nii.gz", softmax_of(0))
+    (tmp_path / "mine" / "temperature.json").touch()  # of calibrate.yaml
+    other = tmp_path / "maps of another network"
+    save_channels_last(other / f"{CASES[0]}_probability.nii.gz", softmax_of(0))
+    for used, options, expected in (
+        ((tmp_path / "maps", labels), {"structures": ["a=1"]}, "label map"),
+        (folders, {"apply_to": [tmp_path / "two"]}, "has 2 channels"),
+        (folders, {"apply_to": [tmp_path / "maps"]}, "has 0 channels"),
+        (folders, {"out": predictions / "in"}, "--out"),
+        (folders, {"out": tmp_path / "mine"}, "--overwrite"),
+        (folders, {"out": other}, "--overwrite"),
+        (folders, {"out": tmp_path / "mine", "overwrite": True}, "another prediction"),
+        (folders, {"structures": ["b=1", "a=2+3"], "region": [2]}, "--region"),
+    ):
+        with pytest.raises(InputError, match=expected):
+            calibrate(used, **{"out": out, **options})
+    assert [*out.glob("[!.]*")] == []
+
+
+def test_maps_of_an_earlier_run_stay_if_one_fails(folders: Folders, tmp_path: Path) -> None:
+    calibrate(folders, tmp_path / "out")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "out").glob("[!.]*")}
+    broken = tmp_path / "test" / f"{CASES[0]}.nii"
+    for case in CASES:
+        save_channels_last(tmp_path / "test" / f"{case}.nii", softmax_of(1))
+    save_channels_last(broken, 3 * softmax_of(0))
+    with pytest.raises(InputError, match="percentages"):
+        calibrate(folders, tmp_path / "out", apply_to=[tmp_path / "test"], overwrite=True)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").glob("[!.]*")} == before

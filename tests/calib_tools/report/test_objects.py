@@ -1,0 +1,160 @@
+"""The section of objects, beside its numbers by loops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from calib_components.errors import InputError
+from calib_components.metrics.objects import CANDIDATE, TRUE_OBJECT
+from calib_tools.report import objects
+from calib_tools.report.objects import choose, froc, measure_objects
+from calib_tools.report.report import report_folders
+from calib_workflows.evaluation_files import OBJECT_COLUMNS
+from tests.calib_tools.report.made_up import PNG, cases_of, write_evaluation
+
+
+def made_up(seed: int, patients: dict[str, str], mean: float = 3) -> pd.DataFrame:
+    """Candidates that are right as often as they are confident, and true objects."""
+    rng, rows = np.random.default_rng(seed), []
+    for case, patient in patients.items():
+        for volume in rng.lognormal(-3, 2, rng.poisson(mean)):
+            confidence = rng.choice([0.5, 0.61, 0.75, 0.83, 0.97, 1])
+            is_right = bool(rng.uniform() < confidence)
+            place = case, patient, "lesion"
+            rows.append((*place, CANDIDATE, volume, confidence, is_right, "1 2 3"))
+            rows.append((*place, TRUE_OBJECT, volume, confidence * is_right, is_right, "1 2 3"))
+    table = pd.DataFrame(rows, columns=OBJECT_COLUMNS)
+    return table.astype({"confidence": float, "matched": bool})
+
+
+def by_loops(rows: pd.DataFrame, scans: int, threshold: float) -> dict[str, float]:
+    found = missed = false = 0
+    for row in rows.itertuples():
+        is_kept = row.confidence >= threshold
+        found += row.kind == TRUE_OBJECT and row.matched and is_kept
+        missed += row.kind == TRUE_OBJECT and not (row.matched and is_kept)
+        false += row.kind == CANDIDATE and not row.matched and is_kept
+    return {
+        "recall": found / max(found + missed, 1),
+        "false": false / scans,
+        "f1": 2 * found / max(2 * found + missed + false, 1),
+    }
+
+
+@given(st.integers(0, 10_000), st.sampled_from([0.0, 0.4, 3.0]))
+def test_curve_and_choices_are_those_of_loops(seed: int, mean: float) -> None:
+    patients = cases_of(4)
+    rows = made_up(seed, patients, mean)
+    curve = froc(rows, pd.Series(patients))
+    thresholds = [np.inf, *sorted({*rows["confidence"][rows["kind"] == CANDIDATE]}, reverse=True)]
+    assert curve[0].tolist() == thresholds
+    points = [by_loops(rows, len(patients), threshold) for threshold in thresholds]
+    for values, name in zip(curve[1:], points[0], strict=True):
+        assert values.tolist() == pytest.approx([point[name] for point in points])
+    best = points[thresholds.index(choose(curve, "f1"))]
+    assert best["f1"] == max(point["f1"] for point in points)
+    few = points[thresholds.index(choose(curve, "false=0.5"))]
+    allowed = [point for point in points if point["false"] <= 0.5]
+    assert few in allowed
+    assert few["recall"] == max(point["recall"] for point in allowed)
+    enough = [point for point in points if point["recall"] >= min(0.7, points[-1]["recall"])]
+    sensitive = points[thresholds.index(choose(curve, "recall=.7"))]
+    assert sensitive["false"] == min(point["false"] for point in enough)
+
+
+@pytest.mark.parametrize("seed", range(3))  # intervals take their time
+def test_reliability_and_recall_by_volume_are_those_of_loops(seed: int) -> None:
+    patients = cases_of(8)
+    rows, threshold = made_up(seed, patients), 0.6
+    found = measure_objects(rows, pd.Series(patients), threshold)
+    expected = by_loops(rows, len(patients), threshold)
+    assert found["F1"].mean == pytest.approx(expected["f1"])
+    assert found["recall"].mean == pytest.approx(expected["recall"])
+    assert found["recall"].low <= expected["recall"] <= found["recall"].high
+    assert found["false candidates a scan"].mean == pytest.approx(expected["false"])
+    groups: dict[str, list[bool]] = {}
+    for row in rows.itertuples():
+        if row.kind == TRUE_OBJECT:
+            decade = 10.0 ** np.ceil(np.log10(row.volume))
+            name = f"recall, volume in ({decade / 10:g}, {decade:g}]"
+            groups.setdefault(name, []).append(row.confidence >= threshold)
+        elif row.confidence >= threshold:
+            tenth = np.ceil(round(10 * row.confidence, 6)) / 10
+            name = f"right, confidence in ({tenth - 0.1:.1f}, {tenth:.1f}]"
+            groups.setdefault(name, []).append(row.matched)
+    for name, values in groups.items():
+        if "in (0.0001" not in name and "e-" not in name:
+            assert named(found, name) == pytest.approx(np.mean(values)), name
+
+
+def named(found: dict, name: str) -> float:
+    """The mean of an interval, however its ends are written."""
+    title, _, place = name.partition(" in ")
+    ends = tuple(map(float, place.strip("(]").split(",")))
+    for each, estimate in found.items():
+        start, _, other = each.partition(" in ")
+        if start == title and tuple(map(float, other.strip("(]").split(","))) == ends:
+            return estimate.mean
+    raise KeyError(name)
+
+
+def test_section_has_the_threshold_of_validation_cases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects, "to_png", lambda figure: PNG)
+    counted = {"structures": ["lesion"], "threshold": 0.5, "overlap": 0.0}
+    tables = {}
+    for name, first in (("test", 0), ("val", 30)):
+        patients = cases_of(8, first)
+        write_evaluation(tmp_path / name, patients, objects=counted)
+        tables[name] = made_up(first, patients)
+        tables[name].to_csv(tmp_path / name / "objects.csv", index=False)
+    places = {"out": tmp_path / "out", "validation": tmp_path / "val", "overwrite": True}
+    report_folders(tmp_path / "test", **places, object_threshold="false=0.4")
+    records = pd.read_csv(tmp_path / "out" / "objects.csv").set_index(["label", "measure"])["mean"]
+    best = choose(froc(tables["val"], pd.Series(cases_of(8, 30))), "false=0.4")
+    assert best > 0.5
+    for name, cases in (("val", "validation"), ("test", "test")):
+        expected = by_loops(tables[name], 16, best)
+        line = records[f"lesion, {cases}, p ≥ {best:.6g}"]
+        assert line["false candidates a scan"] == pytest.approx(expected["false"])
+        assert line["recall"] == pytest.approx(expected["recall"])
+    assert "lesion, test, p ≥ 0.5" in records
+    page = (tmp_path / "out/index.html").read_text()
+    assert "Which objects are found?" in page
+    assert "best for false=0.4" in page
+    with pytest.raises(InputError, match="--object_threshold: 'best' is not f1, false=K"):
+        report_folders(tmp_path / "test", **places, object_threshold="best")
+    write_evaluation(tmp_path / "val", cases_of(8, 30), objects=counted | {"overlap": 0.1})
+    with pytest.raises(InputError, match=r"val has the objects .*0\.1.*, not .*0\.0"):
+        report_folders(tmp_path / "test", **places)
+
+
+def test_objects_of_label_maps_have_no_confidence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects, "to_png", lambda figure: PNG)
+    counted = {"structures": ["lesion", "none"], "threshold": 0.5, "overlap": 0.0}
+    write_evaluation(tmp_path / "test", with_probabilities=False, objects=counted)
+    rows = made_up(0, cases_of(8))
+    rows["confidence"] = rows["confidence"].where(rows["confidence"] == 0, 1)
+    rows.to_csv(tmp_path / "test" / "objects.csv", index=False)
+    report_folders(tmp_path / "test", out=tmp_path / "out")
+    measures = {*pd.read_csv(tmp_path / "out" / "objects.csv")["measure"]}
+    assert {"recall", "F1", "right", "false candidates a scan"} < measures
+    assert not any("confidence" in measure for measure in measures)
+
+
+def test_rows_that_are_missing_are_noticed(tmp_path: Path) -> None:
+    rows = made_up(0, cases_of(8))
+    write_evaluation(tmp_path / "test", with_probabilities=False, rows={"objects": len(rows)})
+    for changed in (rows[1:], pd.concat([rows, rows[:1]])):
+        changed.to_csv(tmp_path / "test" / "objects.csv", index=False)
+        with pytest.raises(InputError, match=r"objects\.csv: .* rows are not those of summary"):
+            report_folders(tmp_path / "test", out=tmp_path / "out")

@@ -1,0 +1,88 @@
+"""Evaluation folders as tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from calib_components.errors import InputError
+from calib_tools.report.readers import read_evaluations
+from tests.calib_tools.report.made_up import (
+    cases_of,
+    write_evaluation,
+)
+
+
+def test_evaluations_keep_common_cases_and_columns(tmp_path: Path) -> None:
+    one = write_evaluation(tmp_path / "a/eval", changed={"smooth_ece_all": 0.1})
+    two = write_evaluation(tmp_path / "b/eval", cases_of(7))
+    found = read_evaluations([one, two])
+    assert found.names == ["a/eval", "b/eval"]
+    assert found.count == "7 patients"
+    assert not found.has("smooth_ece_all")
+    assert found.notices[0].startswith(
+        "2 cases that not all have are left out, such as p07_1, p07_2"
+    )
+    assert found.bins["b/eval"]["all"].shape == (3, 14, 15)
+
+
+def test_cases_are_paired_by_name_whatever_their_order(tmp_path: Path) -> None:
+    volumes = {f"true_volume_{s}": 80 + 2.0 * np.arange(16)[::-1] for s in ("RV", "MYO", "LV")}
+    one = write_evaluation(tmp_path / "a")
+    two = write_evaluation(
+        tmp_path / "b", dict(reversed(cases_of(8).items())), seed=1, changed=volumes
+    )
+    found = read_evaluations([one, two])
+    by_name = pd.read_csv(two / "cases.csv", index_col="case")["nll_all"]
+    assert found.values("b", "nll_all").tolist() == by_name[list(cases_of(8))].tolist()
+
+
+def test_patients_are_those_that_a_folder_knows(tmp_path: Path) -> None:
+    known = write_evaluation(tmp_path / "a")
+    own = write_evaluation(tmp_path / "b", {case: case for case in cases_of(8)})
+    found = read_evaluations([own, known])
+    assert found.count == "8 patients"
+    alone = read_evaluations([own])
+    assert alone.count == "16 cases"
+    assert "Each case counts as a patient" in alone.notices[0]
+
+
+UNLIKE: dict[str, tuple[dict[str, Any], str]] = {
+    "unit": ({"unit": "voxels"}, "unit"),
+    "channels": ({"sigmoid": True}, "channels"),
+    "patients": ({"patients": dict.fromkeys(cases_of(8), "one")}, "patient"),
+    "cases": ({"patient_of": cases_of(2, first=50)}, "No case"),
+    "ground truth": ({"changed": {"true_volume_LV": 3.0}}, "ground truth"),
+    "structures": ({"changed": {"dsc_aorta": 1.0, "hd95_aorta": 1.0}}, "structures"),
+}
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_evaluations_that_cannot_be_compared_are_refused(name: str, tmp_path: Path) -> None:
+    options, keyword = UNLIKE[name]
+    folders = [write_evaluation(tmp_path / "a"), write_evaluation(tmp_path / "b", **options)]
+    with pytest.raises(InputError, match=keyword):
+        read_evaluations(folders)
+
+
+def test_comparisons_reward_no_miss_and_no_wrong_structure(tmp_path: Path) -> None:
+    """A missed structure has no HD95; finding nothing where there is nothing is right."""
+    undefined = np.where(np.arange(16) == 5, np.nan, 0.5)
+    names = [f"{metric}_{s}" for metric in ("dsc", "hd95") for s in ("RV", "MYO", "LV")]
+    changed = dict.fromkeys(names, undefined)
+    changed["hd95_RV"] = np.where(np.arange(16) == 3, np.nan, undefined)
+    missed = [{"case": "p01_2", "structure": "RV"}]
+    one = write_evaluation(tmp_path / "a", changed=changed, missed=missed)
+    whole = dict.fromkeys(names, 0.75)
+    found = read_evaluations([one, write_evaluation(tmp_path / "b", changed=whole)])
+    # The mean of the other structures
+    assert np.flatnonzero(np.isnan(found.values("a", "hd95"))).tolist() == [5]
+    assert found.difference("b", "a", "hd95").cases == 14
+    assert found.values("a", "missed").tolist() == [0, 0, 0, 1, *[0] * 12]
+    assert np.isnan(found.values("a", "dsc")[5])
+    dsc = found.difference("b", "a", "dsc")
+    assert (dsc.cases, dsc.mean) == (16, pytest.approx((15 * 0.25 - 0.25) / 16))

@@ -1,0 +1,105 @@
+"""Shares of many cases: their commands, what runs them, and that their results are those of one
+run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import fire
+import pytest
+
+from calib_components.errors import InputError
+from calib_tools import jobs, run_cases
+from tests.helpers import ACDC, copy_with_weights, make_images, make_prepared
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "POLL", 0.01)
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The options of the commands that would run, as Fire reads them."""
+    read: list[dict[str, Any]] = []
+
+    def record(command: Sequence[str], log: Path) -> str | None:
+        fire.Fire(lambda **options: read.append(options), [*command[4:]])
+        return "killed; see LOG" if read[-1]["shard"] == "2/2" else None
+
+    monkeypatch.setattr(run_cases, "run_command", record)
+    return read
+
+
+def test_images_are_shared_among_no_more_shares_than_there_are(
+    tmp_path: Path, commands: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, images = copy_with_weights(ACDC, tmp_path), make_images(ACDC, tmp_path / "images")
+    (file,) = images.iterdir()
+    file.with_name("other.nii.gz").write_bytes(file.read_bytes())
+    with pytest.raises(SystemExit) as caught:
+        run_cases.run_cases(
+            "infer",
+            bundle,
+            dataset_dir=images,
+            output_dir=tmp_path / "1e3",
+            workers=3,
+            save="label",
+            tta=True,
+        )
+    assert caught.value.code == 1
+    assert sorted(options["shard"] for options in commands) == ["1/2", "2/2"]
+    assert all(options["skip_existing"] is True and options["tta"] is True for options in commands)
+    assert {options["output_dir"] for options in commands} == {str(tmp_path / "1e3")}
+    out = capsys.readouterr().out
+    assert f"{tmp_path / '1e3' / 'quality.html'}: 0 of 0 segmentations to check." in out
+    assert "1 of 2 shares are finished, 1 failed" in out
+    assert "share 2 of 2: killed; see LOG" in out
+
+
+def test_prepared_cases_are_shared(tmp_path: Path, commands: list[dict[str, Any]]) -> None:
+    bundle = copy_with_weights(ACDC, tmp_path / "bundle")
+    data = make_prepared(ACDC, tmp_path / "data", cases=1)
+    run_cases.run_cases(
+        "evaluate", bundle, dataset_dir=data, output_dir=tmp_path / "out", workers=4
+    )
+    assert [options["shard"] for options in commands] == ["1/1"]
+    assert [Path(file).stem for file in commands[0]["config_file"]] == ["train", "evaluate"]
+
+
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        ({"command": "segment"}, "command"),
+        ({"shard": "1/2"}, "--shard"),
+        ({"executor": "slrum"}, "--executor"),
+        ({"workers": 0}, "--workers"),
+        ({"dataset_dir": Path("absent")}, "absent"),
+        ({"bundle": Path("absent")}, "inference.yaml"),
+        ({"executor": "slurm", "slurm": {"hours": 3}}, "hours"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_runs(
+    given: dict[str, Any],
+    word: str,
+    tmp_path: Path,
+    commands: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "srun").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    images = make_images(ACDC, tmp_path / "images")
+    bundle = copy_with_weights(ACDC, tmp_path)
+    options = {
+        "command": "infer",
+        "bundle": bundle,
+        "dataset_dir": images,
+        "output_dir": tmp_path / "out",
+    }
+    with pytest.raises(InputError, match=word):
+        run_cases.run_cases(**{**options, **given})
+    assert commands == []

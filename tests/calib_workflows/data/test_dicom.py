@@ -1,0 +1,239 @@
+"""DICOM series beside the same volumes as NIfTI files and as SimpleITK reads them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import highdicom
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk  # noqa: N813
+from pydicom.data import get_testdata_file
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+
+from calib_components.errors import InputError
+from calib_workflows.data.dicom import TO_RAS, write_segmentation
+from calib_workflows.data.nifti import open_nifti, read_values
+from calib_workflows.data.transforms import LoadVolumed
+from calib_workflows.inference import find_images
+
+STRUCTURES = ["a", "b"]
+OBLIQUE = np.array(
+    [[0.9, 0.1, 0.6, -20], [-0.2, 1.1, 0.1, 30], [-0.5, -0.1, 1.9, 7.5], [0, 0, 0, 1.0]]
+)
+
+
+def rigid(affine: np.ndarray) -> np.ndarray:
+    """Return an affine with the same voxels sizes whose axes are at right angles."""
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    turn, _ = np.linalg.qr(affine[:3, :3] / sizes)
+    turn *= np.sign((turn * affine[:3, :3]).sum(0))
+    return nib.affines.from_matvec(turn * sizes, affine[:3, 3])
+
+
+def save_series(folder: Path, volume: np.ndarray, affine: np.ndarray, number: int = 3) -> Path:
+    """Write `(X, Y, Z)` of whole numbers as a series, in files of arbitrary order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    axes, origin = (TO_RAS @ affine)[:3, :3] / sizes, (TO_RAS @ affine)[:3, 3]
+    series, frame, study = generate_uid(), generate_uid(), generate_uid()
+    for index in range(volume.shape[2]):
+        file = pydicom.Dataset()
+        file.file_meta = FileMetaDataset()
+        file.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        file.SOPClassUID = file.file_meta.MediaStorageSOPClassUID = MRImageStorage
+        file.SOPInstanceUID = file.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+        file.SeriesInstanceUID, file.StudyInstanceUID, file.FrameOfReferenceUID = (
+            series,
+            study,
+            frame,
+        )
+        file.PatientID, file.StudyDate, file.SeriesNumber = "P 1", "20240102", number
+        file.PatientName = file.PatientBirthDate = file.PatientSex = file.StudyTime = ""
+        file.StudyID = file.AccessionNumber = file.ReferringPhysicianName = ""
+        file.ContentDate = file.ContentTime = file.Manufacturer = file.Laterality = ""
+        file.Modality, file.InstanceNumber = "MR", index + 1
+        file.ImageType = ["ORIGINAL", "PRIMARY"]
+        file.ImageOrientationPatient = [*axes[:, 0].round(8), *axes[:, 1].round(8)]
+        file.ImagePositionPatient = [*(origin + index * sizes[2] * axes[:, 2]).round(5)]
+        file.PixelSpacing = [round(sizes[1], 8), round(sizes[0], 8)]
+        file.SliceThickness = round(sizes[2], 8)
+        file.Columns, file.Rows = volume.shape[:2]
+        file.SamplesPerPixel, file.PhotometricInterpretation = 1, "MONOCHROME2"
+        file.BitsAllocated = file.BitsStored = 16
+        file.HighBit, file.PixelRepresentation = 15, 1
+        file.RescaleSlope, file.RescaleIntercept, file.RescaleType = 2, -1000, "US"
+        stored = (volume[..., index].T + 1000) / 2
+        file.PixelData = stored.round().astype(np.int16).tobytes()
+        file.save_as(folder / f"IM{(7 * index) % 101:03}", enforce_file_format=True)
+    return folder
+
+
+def volume_of(seed: int, shape: Sequence[int] = (6, 7, 5)) -> np.ndarray:
+    return 2 * np.random.default_rng(seed).integers(-500, 500, shape)
+
+
+def check_same(image: nib.Nifti1Image, volume: np.ndarray, affine: np.ndarray) -> None:
+    """Each voxel has its value where it lies."""
+    values = read_values(image, "series")
+    here = np.array(list(np.ndindex(values.shape)))
+    there = nib.affines.apply_affine(np.linalg.inv(affine) @ image.affine, here)
+    np.testing.assert_allclose(there, there.round(), atol=1e-3)
+    assert values[tuple(here.T)].tolist() == volume[tuple(there.round().astype(int).T)].tolist()
+
+
+AFFINES = {
+    "straight": np.diag([1.5, 1, 3, 1.0]),
+    "reversed": np.diag([-1.5, -1, -3, 1.0]),
+    "oblique": rigid(OBLIQUE),
+    "sagittal": np.array([[0, 0, 2, 5], [1.0, 0, 0, 6], [0, -1.5, 0, 7], [0, 0, 0, 1]]),
+}
+
+
+@pytest.mark.parametrize("name", AFFINES)
+def test_series_are_the_volumes_that_they_were_written_from(name: str, tmp_path: Path) -> None:
+    affine, volume = AFFINES[name], volume_of(0)
+    folder = save_series(tmp_path / "scan", volume, affine)
+    (image,) = find_images(tmp_path)
+    assert image.name == "P-1_20240102_3"
+    check_same(open_nifti(image.files[0]), volume, affine)
+    (item,) = [LoadVolumed("image")({"image": str(image.files[0])})]
+    assert item["image"].shape[1:] == volume.shape
+    found = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder)))
+    values = sitk.GetArrayFromImage(found).T
+    turn = np.reshape(found.GetDirection(), (3, 3)) * found.GetSpacing()
+    by_itk = TO_RAS @ nib.affines.from_matvec(turn, found.GetOrigin())
+    check_same(open_nifti(image.files[0]), values, by_itk)
+
+
+def test_several_series_of_a_folder_are_several_images(tmp_path: Path) -> None:
+    for number in (3, 4):
+        save_series(tmp_path / "all", volume_of(number), AFFINES["oblique"], number)
+        for file in (tmp_path / "all").glob("IM*"):
+            file.rename(file.with_name(f"{number}{file.name.replace('IM', 'S')}"))
+    (tmp_path / "all" / "report.dcm").write_bytes(
+        Path(str(get_testdata_file("test-SR.dcm"))).read_bytes()
+    )
+    images = find_images(tmp_path)
+    assert [image.name for image in images] == ["P-1_20240102_3", "P-1_20240102_4"]
+    for number, image in enumerate(images, 3):
+        check_same(open_nifti(image.files[0]), volume_of(number), AFFINES["oblique"])
+        (alone,) = find_images(image.files[0])
+        assert alone == image
+
+
+@pytest.mark.parametrize(
+    ("flaw", "message"),
+    [
+        ("missing", "apart: some are missing"),
+        ("repeated", "1 of 6 slices lie where another"),
+        ("tilted", "beside their place in an even stack"),
+        ("mixed", "differ in direction, size of pixels or shape"),
+    ],
+)
+def test_series_that_are_no_volume_are_refused(flaw: str, message: str, tmp_path: Path) -> None:
+    folder = save_series(tmp_path / "scan", volume_of(0), AFFINES["oblique"])
+    slices = {pydicom.dcmread(file).InstanceNumber: file for file in folder.iterdir()}
+    first, second = slices[1], slices[2]
+    if flaw == "missing":
+        second.unlink()
+    elif flaw == "tilted":
+        for index, name in slices.items():
+            file = pydicom.dcmread(name)
+            file.ImagePositionPatient[1] += 0.1 * index
+            file.save_as(name)
+    elif flaw == "mixed":
+        file = pydicom.dcmread(second)
+        file.PixelSpacing = [3, 3]
+        file.save_as(second)
+    else:
+        file = pydicom.dcmread(second)
+        file.SOPInstanceUID = file.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+        file.save_as(folder / "again")
+    with pytest.raises(InputError, match=f"scan: series P-1_20240102_3: .*{message}"):
+        open_nifti(first)
+
+
+def test_damaged_files_and_slices_without_a_place_are_refused(tmp_path: Path) -> None:
+    folder = save_series(tmp_path / "scan", volume_of(0), AFFINES["straight"])
+    first, second, *_ = sorted(folder.iterdir())
+    file = pydicom.dcmread(second)
+    del file.ImagePositionPatient
+    file.save_as(second)
+    with pytest.raises(InputError, match=f"{second}: a slice of a series has no place"):
+        open_nifti(first)
+    second.write_bytes(second.read_bytes()[:400])
+    with pytest.raises(InputError, match=f"{second} is no whole DICOM file"):
+        find_images(folder)
+
+
+def test_names_are_those_of_files(tmp_path: Path) -> None:
+    for number, name in enumerate(["../../a b", "x_seg", "..", "é" * 200]):
+        for file in save_series(
+            tmp_path / str(number), volume_of(0), AFFINES["straight"]
+        ).iterdir():
+            header = pydicom.dcmread(file)
+            header.SpecificCharacterSet, header.PatientID = "ISO_IR 192", name
+            del header.StudyDate, header.SeriesNumber, header.PatientName
+            header.save_as(file)
+    names = [image.name for image in find_images(tmp_path)]
+    assert names == ["a-b", "x_seg", "IM000", "é" * 100]
+
+
+def test_multi_frame_file_is_the_same_volume(tmp_path: Path) -> None:
+    folder, volume = save_series(tmp_path / "scan", volume_of(1), AFFINES["oblique"]), volume_of(1)
+    slices = [pydicom.dcmread(file) for file in folder.iterdir()]
+    multi = highdicom.legacy.LegacyConvertedEnhancedMRImage(
+        slices, generate_uid(), 9, generate_uid(), 1
+    )
+    (tmp_path / "multi").mkdir()
+    multi.save_as(tmp_path / "multi" / "all.dcm")
+    (image,) = find_images(tmp_path / "multi")
+    check_same(open_nifti(image.files[0]), volume, AFFINES["oblique"])
+
+
+@pytest.mark.parametrize("name", ["CT_small.dcm", "MR_small.dcm", "MR_small_implicit.dcm"])
+def test_single_slices_of_pydicom(name: str, tmp_path: Path) -> None:
+    file = Path(shutil.copy(str(get_testdata_file(name)), tmp_path))
+    image, header = open_nifti(file), pydicom.dcmread(file)
+    values = pydicom.pixels.apply_rescale(header.pixel_array, header)
+    assert read_values(image, file)[..., 0].tolist() == values.T.tolist()
+    assert image.header.get_zooms()[:2] == pytest.approx([*header.PixelSpacing][::-1])
+
+
+@pytest.mark.parametrize("kind", ["labels", "probabilities"])
+def test_segmentations_are_read_where_they_lie(kind: str, tmp_path: Path) -> None:
+    affine, volume = AFFINES["oblique"], volume_of(2)
+    folder = save_series(tmp_path / "scan", volume, affine)
+    (image,) = find_images(folder)
+    shape = open_nifti(image.files[0]).shape
+    p = np.random.default_rng(0).uniform(size=(2, *shape)).astype(np.float32)
+    masks = p > 0.4 if kind == "labels" else p
+    write_segmentation(tmp_path / "seg.dcm", masks, STRUCTURES, image.files[0])
+    seg = highdicom.seg.segread(tmp_path / "seg.dcm")
+    assert [segment.SegmentLabel for segment in seg.SegmentSequence] == STRUCTURES
+    source = pydicom.dcmread(image.files[0])
+    assert (seg.FrameOfReferenceUID, seg.StudyInstanceUID) == (
+        source.FrameOfReferenceUID,
+        source.StudyInstanceUID,
+    )
+    found = seg.get_volume(rescale_fractional=True)
+    there = TO_RAS @ found.affine[:, [2, 1, 0, 3]]
+    onto = np.linalg.inv(open_nifti(image.files[0]).affine) @ there
+    here = np.array(list(np.ndindex(*found.spatial_shape[::-1])))
+    places = nib.affines.apply_affine(onto, here)
+    np.testing.assert_allclose(places, places.round(), atol=1e-3)
+    for number in range(2):
+        expected = masks[number][tuple(places.round().astype(int).T)]
+        values = found.array[..., number].T[tuple(here.T)]
+        np.testing.assert_allclose(values, expected, atol=1 / 255)
+    by_itk = sitk.ReadImage(str(tmp_path / "seg.dcm"))  # frames of both; it reads no spacing
+    assert by_itk.GetSize()[2] == 2 * shape[2]
+    np.testing.assert_allclose(by_itk.GetOrigin(), found.affine[:3, 3], atol=1e-3)
+    turn = found.affine[:3, [2, 1]] / np.linalg.norm(found.affine[:3, [2, 1]], axis=0)
+    np.testing.assert_allclose(np.reshape(by_itk.GetDirection(), (3, 3))[:, :2], turn, atol=1e-3)

@@ -1,0 +1,457 @@
+"""Calibration of trained weights: fitted, and written into them.
+
+Whole runs are in tests/bundles.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from monai.data import DataLoader, Dataset
+from monai.engines import SupervisedEvaluator
+
+from calib_components.errors import InputError
+from calib_components.metrics import CalibrationBins, calibration_bins
+from calib_components.posthoc import (
+    Calibrator,
+    ClassBias,
+    TemperatureEstimate,
+    TemperatureScaled,
+    TemperatureScaling,
+    VectorScaling,
+    describe_calibration,
+    find_reference,
+)
+from calib_components.quality import Reference
+from calib_workflows import figures
+from calib_workflows.calibrate import Calibration, calibration_cases, read_estimate, write_estimate
+from calib_workflows.data.facts import Facts, write_facts
+from calib_workflows.weights import load_weights
+from tests.helpers import snapshot
+
+CLASSES, PATIENTS, TRUE = 3, 8, 0.6
+FACTS = Facts("acdc", 3, 1, ["background", "a", "b"], [0, 1, 2], {"a": [1]}, [], [32, 32], [16, 16])
+STRUCTURES = {"b": [2], "both": [1, 2]}
+NAMES = ["reliability_temperature.png", "temperature.json", "temperature_fit.json"]
+
+
+def network() -> TemperatureScaled:
+    """A network that passes its logits on."""
+    scaled = TemperatureScaled(torch.nn.Conv2d(CLASSES, CLASSES, 1, bias=False))
+    with torch.no_grad():
+        scaled.network.weight.copy_(torch.eye(CLASSES)[..., None, None])
+    return scaled
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[dict[str, Any]]:
+    """Two cases of each patient: images that are logits, and labels drawn from them at the
+    temperature TRUE.
+    """
+    generator = torch.Generator().manual_seed(0)
+    items = []
+    for index in range(2 * PATIENTS):
+        image = 2 * torch.randn((CLASSES, 12, 10), generator=generator)
+        p = (image / TRUE).softmax(0).movedim(0, -1).reshape(-1, CLASSES)
+        label = p.multinomial(1, generator=generator).reshape(1, 12, 10)
+        items.append(
+            {
+                "case": f"case{index}",
+                "patient": f"patient{index // 2}",
+                "image": image,
+                "label": label,
+            }
+        )
+    return items
+
+
+@pytest.fixture(autouse=True)
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, CalibrationBins]]:
+    """The panels of each figure, which is not drawn here: that takes a second."""
+    panels: list[dict[str, CalibrationBins]] = []
+
+    def draw(bins: dict[str, CalibrationBins]) -> Figure:
+        panels.append(bins)
+        return Figure(figsize=(1, 1), dpi=30)
+
+    monkeypatch.setattr(figures, "reliability_diagram", draw)
+    return panels
+
+
+Calibrate = Callable[..., TemperatureScaled]
+
+
+@pytest.fixture
+def calibrate(cases: list[dict[str, Any]], tmp_path: Path) -> Calibrate:
+    """Calibrate the weights in `models`, and give the network afterwards."""
+    (tmp_path / "models").mkdir()
+    torch.save(network().state_dict(), tmp_path / "models" / "model.pt")
+
+    def run(
+        items: list[dict[str, Any]] = cases, region: Any = "all", **options: Any
+    ) -> TemperatureScaled:
+        loader = DataLoader(Dataset(items), batch_size=2)
+        scaled, file = network(), tmp_path / "models" / "model.pt"
+        evaluator = SupervisedEvaluator(
+            device=torch.device("cpu"), val_data_loader=loader, network=scaled
+        )
+        given = {
+            "load_path": file,
+            "calibrated_path": file,
+            "output_dir": tmp_path / "out",
+            "network": scaled,
+        }
+        given |= {"calibrator": TemperatureScaling(region), "structures": STRUCTURES, **options}
+        Calibration(evaluator, **given).run()
+        return scaled
+
+    return run
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "models" / "model.pt", weights_only=True)
+
+
+def load(folder: Path) -> TemperatureScaled:
+    scaled = network()
+    load_weights(scaled, folder / "models" / "model.pt")
+    return scaled
+
+
+def check_reference(
+    found: torch.Tensor, cases: list[dict[str, Any]], temperatures: Mapping[str, float]
+) -> None:
+    """Compare the reference with what NumPy makes of the cases, at the temperature of the other
+    patients.
+    """
+    for row, case in zip(Reference.from_tensor(found, [*STRUCTURES]).values, cases, strict=True):
+        p, true = (
+            (case["image"] / temperatures[case["patient"]]).softmax(0).double().numpy(),
+            case["label"][0].numpy(),
+        )
+        for values, classes in zip(row, STRUCTURES.values(), strict=True):
+            own, mask, is_true = (
+                p[classes].sum(0),
+                np.isin(p.argmax(0), classes),
+                np.isin(true, classes),
+            )
+            dsc = 2 * (mask & is_true).sum() / (mask.sum() + is_true.sum())
+            expected = (
+                2 * own[mask].sum() / (mask.sum() + own.sum()),
+                dsc,
+                own.sum(),
+                is_true.sum(),
+            )
+            np.testing.assert_allclose(values, (int(case["patient"][7:]), *expected), rtol=1e-5)
+
+
+def test_writes_what_the_calibrator_fits_and_nothing_else(
+    calibrate: Calibrate,
+    cases: list[dict[str, Any]],
+    drawn: list[dict[str, CalibrationBins]],
+    tmp_path: Path,
+) -> None:
+    before = weights(tmp_path)
+    scaled = calibrate()
+    estimate, fit = read_estimate(tmp_path / "out"), TemperatureScaling()
+    for case in cases:
+        fit.update(case["image"][None], case["label"][None], case["patient"])
+    assert estimate == fit.compute()
+    assert estimate.low < TRUE < estimate.high
+    assert (estimate.patients, estimate.voxels) == (PATIENTS, 2 * PATIENTS * 120)
+    assert (
+        json.loads((tmp_path / "out" / "temperature_fit.json").read_text())["patients"]
+        == fit.to_dict()["patients"]
+    )
+    assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == NAMES
+    after = weights(tmp_path)
+    assert (
+        after.pop("temperature").item()
+        == scaled.temperature.item()
+        == np.float32(estimate.temperature)
+    )
+    del before["temperature"]
+    assert torch.equal(after["reference"], find_reference(load(tmp_path)))
+    check_reference(after.pop("reference"), cases, estimate.leave_one_out)
+    fitted_on = {"calibrator": "temperature", "region": "all", "patients": PATIENTS}
+    assert describe_calibration(load(tmp_path)) == fitted_on
+    del after["fitted_on"]
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    images, labels = (torch.stack([case[key] for case in cases]) for key in ("image", "label"))
+    for when, logits in (("before", images), ("after", images / scaled.temperature)):
+        for region in ("all", "predicted"):
+            expected = calibration_bins(logits.softmax(1), labels, region=region).pooled()
+            assert torch.equal(drawn[0].pop(f"{region}, {when}").count, expected.count)
+    once = snapshot(tmp_path)
+    calibrate()  # again, from calibrated weights
+    assert snapshot(tmp_path) == once
+
+
+class Double:
+    """Stands for transforms: logits that are twice as large, which need twice the temperature."""
+
+    restarts = 0
+
+    def restart(self) -> None:
+        self.restarts += 1
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        return 2 * image
+
+
+def test_fit_on_changed_images_and_its_errors_on_unchanged_ones(
+    calibrate: Calibrate,
+    cases: list[dict[str, Any]],
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    caplog.set_level("INFO")
+    calibrate()
+    unchanged = read_estimate(tmp_path / "out")
+    calibrate(perturbation=(change := Double()), draws=3)
+    estimate = read_estimate(tmp_path / "out")
+    assert estimate.temperature == pytest.approx(2 * unchanged.temperature, rel=1e-5)
+    assert (estimate.voxels, estimate.patients, change.restarts) == (
+        3 * unchanged.voxels,
+        PATIENTS,
+        1,
+    )
+    images, labels = (torch.stack([case[key] for case in cases]) for key in ("image", "label"))
+    for region in ("all", "predicted"):
+        p = (images / estimate.temperature).softmax(1)
+        error = calibration_bins(p, labels, region=region).pooled().expected_error()
+        assert f"After: ECE {error.item():.4f} ({region})" in caplog.text
+    check_reference(find_reference(load(tmp_path)), cases, estimate.leave_one_out)
+
+
+@pytest.mark.parametrize("kind", [VectorScaling, ClassBias])
+def test_other_calibrators_are_fitted_in_several_passes(
+    kind: type[Calibrator], calibrate: Calibrate, cases: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    calibrate()
+    scaled = calibrate(calibrator=kind())
+    names = [f"{kind.name}.json", f"{kind.name}_fit.json", f"reliability_{kind.name}.png"]
+    # Nothing of the temperature
+    assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == sorted(names)
+    fit = kind()
+    for _ in fit.passes():
+        for case in cases:
+            fit.update(case["image"][None], case["label"][None], case["patient"])
+    found, expected = read_estimate(tmp_path / "out"), fit.compute()
+    for name, own in expected.parameters.items():
+        assert found.parameters[name] == pytest.approx(own, abs=1e-5)
+    assert (found.nll_left_out, found.changed) == (
+        pytest.approx(expected.nll_left_out),
+        expected.changed,
+    )
+    image = cases[0]["image"][None]
+    torch.testing.assert_close(scaled(image), fit(image))
+    torch.testing.assert_close(load(tmp_path)(image), fit(image))
+    calibrate()
+    assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == NAMES
+
+
+def test_given_temperature_is_written_without_a_case_and_removes_reports_of_another(
+    calibrate: Calibrate, tmp_path: Path
+) -> None:
+    calibrate([], temperature=1)
+    undone = snapshot(tmp_path / "models")
+    calibrate()
+    (tmp_path / "out" / "cases.csv").touch()
+    calibrate([], temperature=0.5)
+    assert weights(tmp_path)["temperature"] == 0.5
+    assert "reference" not in weights(tmp_path)
+    assert find_reference(load(tmp_path)).numel() == 0
+    assert [file.name for file in (tmp_path / "out").glob("[!.]*")] == ["cases.csv"]
+    calibrate([], temperature=1)
+    assert snapshot(tmp_path / "models") == undone
+
+
+def test_warnings_of_the_fit_and_of_exports(
+    calibrate: Calibrate,
+    cases: list[dict[str, Any]],
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    for name in ("model.ts", "model.onnx", "model.pt.plan", "other.ts", "model.txt"):
+        (tmp_path / "models" / name).touch()
+    calibrate(cases[:2])
+    _, fit, first, second, third = (
+        line.getMessage() for line in caplog.records if line.levelname == "WARNING"
+    )
+    assert [fit] == read_estimate(tmp_path / "out").warnings()
+    assert [line.split(" may have")[0] for line in (first, second, third)] == [
+        f"{tmp_path}/models/{name}" for name in ("model.ts", "model.onnx", "model.pt.plan")
+    ]
+
+
+def test_another_file_gets_the_facts_of_the_weights(calibrate: Calibrate, tmp_path: Path) -> None:
+    write_facts(FACTS, tmp_path / "models")
+    before, file = snapshot(tmp_path / "models"), tmp_path / "a" / "b" / "hospital.pt"
+    for _ in range(2):
+        calibrate(calibrated_path=file, facts=FACTS)
+    assert snapshot(tmp_path / "models") == before
+    assert (file.parent / "facts.yaml").read_bytes() == (
+        tmp_path / "models" / "facts.yaml"
+    ).read_bytes()
+    assert torch.load(file, weights_only=True)["temperature"] == pytest.approx(TRUE, abs=0.1)
+    link = tmp_path / "models" / "link.pt"
+    link.symlink_to("model.pt")
+    calibrate(load_path=link, calibrated_path=link, temperature=2.0)
+    assert link.is_symlink()
+    assert weights(tmp_path)["temperature"] == 2
+
+
+def test_full_disk_leaves_all_as_it_was(
+    calibrate: Calibrate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibrate()
+    torch.save(network().state_dict(), tmp_path / "models" / "model.pt")
+    before, write, written = snapshot(tmp_path), Path.write_bytes, []
+
+    def write_some(path: Path, content: bytes) -> int:
+        written.append(path)
+        if len(written) == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", write_some)
+    with pytest.raises(InputError, match="No space left on device"):
+        calibrate()
+    assert snapshot(tmp_path) == before
+
+
+@pytest.fixture
+def folds(calibrate: Calibrate, cases: list[dict[str, Any]], tmp_path: Path) -> list[Path]:
+    """Fits of two networks."""
+    folders = [tmp_path / "fold0", tmp_path / "fold1"]
+    calibrate(cases[:6], output_dir=folders[0])
+    calibrate(cases[6:], output_dir=folders[1])
+    return folders
+
+
+def test_pool_is_fitted_to_the_patients_of_all_without_a_case(
+    folds: list[Path], calibrate: Calibrate, tmp_path: Path
+) -> None:
+    """The fit of each fold stays, so that the next one pools the same; the figure, of another
+    temperature, goes.
+    """
+    kept = [(folder / "temperature_fit.json").read_bytes() for folder in folds]
+    for folder in folds:
+        scaled = calibrate([], pool=folds, output_dir=folder)
+        assert sorted(file.name for file in folder.glob("[!.]*")) == NAMES[1:]
+    assert [(folder / "temperature_fit.json").read_bytes() for folder in folds] == kept
+    pooled, other = (read_estimate(folder) for folder in folds)
+    assert pooled == other
+    assert (
+        weights(tmp_path)["temperature"].item()
+        == scaled.temperature.item()
+        == np.float32(pooled.temperature)
+    )
+    calibrate(output_dir=tmp_path / "whole")
+    whole = read_estimate(tmp_path / "whole")
+    assert pooled.leave_one_out == pytest.approx(whole.leave_one_out)
+    for name in ("temperature", "low", "high", "nll_after", "voxels"):
+        assert getattr(pooled, name) == pytest.approx(getattr(whole, name))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": float("nan")}, "temperature"),
+        ({"network": torch.nn.Conv2d(1, 3, 1)}, "Conv2d carries no calibrator"),
+        ({"region": [7]}, "region"),
+        ({"load_path": "absent.pt"}, "absent.pt"),
+        ({"facts": replace(FACTS, class_names=["background", "b", "a"])}, "class_names"),
+        ({"calibrated_path": "models/other.pt", "temperature": 2.0}, "other weights"),
+        ({"calibrated_path": "models/image.pt", "temperature": 2.0}, "image.pt: cannot read"),
+        ({"calibrated_path": "others/new.pt", "temperature": 2.0}, "other data"),
+        ({"pool": ["fold0", "fold1"], "region": "predicted"}, "different options"),
+        ({"pool": ["fold0", "fold1", "fold0"]}, "patient0 is in"),
+        ({"pool": ["empty"]}, "empty/temperature_fit.json: .*region"),
+        ({"pool": []}, "no voxels"),
+        ({"pool": ["fold0"], "perturbation": Double()}, "temperature and pool"),
+        ({"temperature": 1.0, "calibrator": ClassBias()}, "temperature and pool"),
+    ],
+)
+@pytest.mark.usefixtures("folds")
+def test_mistakes_leave_all_as_it_was(
+    options: dict[str, Any],
+    message: str,
+    calibrate: Calibrate,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_facts(FACTS, "models")
+    torch.save(
+        {**network().state_dict(), "network.weight": torch.ones(3, 3, 1, 1)}, "models/other.pt"
+    )
+    Path("models/image.pt").write_bytes(b"an image")
+    for folder in ("others", "empty"):
+        Path(folder).mkdir()
+    write_facts(replace(FACTS, crop_size=[32, 32]), "others")
+    torch.save(network().state_dict(), "others/model.pt")
+    Path("empty/temperature_fit.json").write_text("{}")
+    before = snapshot(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        calibrate(**options)
+    assert {**snapshot(tmp_path), "out": "folder"} == {**before, "out": "folder"}
+
+
+def test_calibrator_of_other_weights_is_replaced_if_asked_alone(
+    calibrate: Calibrate, tmp_path: Path
+) -> None:
+    calibrate()
+    before = snapshot(tmp_path / "out")
+    weights = {**network().state_dict(), "network.weight": torch.ones(3, 3, 1, 1)}
+    torch.save(weights, tmp_path / "models" / "model.pt")
+    with pytest.raises(InputError, match="is of a run with weights"):
+        calibrate(temperature=2)
+    assert snapshot(tmp_path / "out") == before
+    calibrate(temperature=2, overwrite=True)
+    assert snapshot(tmp_path / "out") == {}
+
+
+def test_estimate_comes_back_from_its_file(tmp_path: Path) -> None:
+    estimate = TemperatureEstimate(
+        0.7, np.nan, 0.8, {"a": 0.65, "b": 0.75}, 0.2, 0.1, 2, 100, False
+    )
+    write_estimate(estimate, tmp_path)
+    assert str(read_estimate(tmp_path)) == str(estimate)
+    assert json.loads((tmp_path / "temperature.json").read_text())["low"] is None
+    (tmp_path / "temperature.json").write_text('{"temperature": 0.7}')
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(InputError, match=r"temperature.json: cannot read"):
+            read_estimate(folder)
+
+
+def test_cases_are_read_where_they_are_needed(tmp_path: Path) -> None:
+    place: dict[str, Any] = {
+        "file": tmp_path / "datalist.json",
+        "split": "validation",
+        "folder": tmp_path,
+    }
+    place |= {"image_size": (32, 32), "in_channels": 1}
+    assert (
+        calibration_cases(1.0, None, **place) == calibration_cases(None, ["fold0"], **place) == []
+    )
+    with pytest.raises(InputError, match=r"datalist.json"):
+        calibration_cases(None, None, **place)
+    items = [{"case": name, "patient": "p", "image": name, "label": name} for name in "ab"]
+    (tmp_path / "datalist.json").write_text(
+        json.dumps({"training": items[:1], "validation": items[1:]})
+    )
+    with pytest.raises(
+        InputError, match=r"datalist.json: .* trained on as well: patient p is on both sides"
+    ):
+        calibration_cases(None, None, **place)

@@ -1,0 +1,200 @@
+"""The settings that make two runs comparable: which changes of a bundle reach the fingerprint, and
+which do not.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from monai.bundle import ConfigParser
+
+from calib_workflows.fingerprint import (
+    BY_NAME,
+    EVALUATION,
+    TRAINING,
+    changes,
+    differing,
+    fingerprint,
+    options_of,
+)
+from tests.helpers import ACDC, BUNDLES, HIPPOCAMPUS
+
+
+def parse(*files: str, bundle: Path = ACDC) -> ConfigParser:
+    parser = ConfigParser()
+    parser.read_config([str(bundle / "configs" / file) for file in files])
+    return parser
+
+
+def changed(parser: ConfigParser, name: str, value: Any) -> dict[str, Any]:
+    other = ConfigParser(copy.deepcopy(parser.get()))
+    other.set(value, name)
+    return other.get()
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
+def test_is_plain_data_with_references_to_its_own_ids_alone(bundle: Path) -> None:
+    config = parse("train.yaml", bundle=bundle).get()
+    before = copy.deepcopy(config)
+    training = fingerprint(config)
+    assert config == before
+    assert training.keys() == TRAINING.keys()
+    assert json.loads(json.dumps(training)) == training
+    references = set(re.findall(r'"@([^"]+)"', json.dumps(training)))
+    assert {"network", "optimizer", "loss", "train::dataset", "train::dataloader"} <= references
+    assert references <= {*training, *BY_NAME}
+    lr, fused = training["optimizer"]["lr"], training["optimizer"]["fused"]
+    assert (lr, fused, training["lr_scheduler"]["milestones"]) == (0.001, True, [50])
+    layout = "$torch.channels_last_3d" if bundle == HIPPOCAMPUS else "$torch.channels_last"
+    assert training["network"] == {
+        "$@network_def.to(@device, memory_format=@memory_format)": {"memory_format": layout}
+    }
+    assert fingerprint({**config, "seed": 1}) == {**training, "seed": 1}  # seeds differ in it alone
+
+
+TRANSFORMS = "train::preprocessing::transforms::2::transforms::0"
+TESTING = "$monai.data.load_decathlon_datalist(@datalist, True, 'testing', @dataset_dir)"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seed", 1),
+        ("network_def::num_res_units", 3),
+        ("loss", {"_target_": "calib_components.losses.FocalLoss"}),
+        (f"{TRANSFORMS}::prob", 0.25),
+        (f"{TRANSFORMS}::_disabled_", "$@network.training"),
+        (
+            "train::dataloader::sampler",
+            {"_target_": "DistributedSampler", "dataset": "@train::dataset"},
+        ),
+        ("train::dataset::data", TESTING),
+        ("validate::evaluator::network", "$@network_def.half()"),
+        (
+            "validate::key_metric::val_dsc::metric_fn::_target_",
+            "calib_components.metrics.HD95Metric",
+        ),
+        (
+            "validate::postprocessing::transforms::0",
+            {"_target_": "Lambdad", "func": "$lambda x: x / 2"},
+        ),
+    ],
+)
+def test_shows_each_setting_that_matters(name: str, value: Any) -> None:
+    parser = parse("train.yaml")
+    before, after = fingerprint(parser.get()), fingerprint(changed(parser, name, value))
+    first = next(id for id in TRAINING if f"{name}::".startswith(f"{id}::"))
+    assert before[first] != after[first]
+
+
+def test_of_an_evaluation_has_its_split_and_no_training() -> None:
+    parser = parse("train.yaml", "evaluate.yaml")
+    evaluation = fingerprint(parser.get(), EVALUATION)
+    assert evaluation.keys() == EVALUATION.keys()
+    assert (evaluation["split"], evaluation["validate::inferer"]["crop_size"]) == (
+        "testing",
+        [144, 144],
+    )
+    for name, value in (
+        ("split", "validation"),
+        ("network", "$@network_def.half()"),
+        ("crop_size", [64, 64]),
+    ):
+        assert fingerprint(changed(parser, name, value), EVALUATION) != evaluation
+
+
+def reword_expressions(parser: ConfigParser) -> None:
+    parser["crop_size"] = "$[min(144, side) for side in @image_size]"
+    parser["optimizer"]["lr"] = "$float(@learning_rate)"
+    parser["lr_scheduler"]["milestones"] = [50]
+    parser["amp"] = "$str(@device).startswith('cuda')"
+
+
+def rename_helpers(parser: ConfigParser) -> None:
+    parser["side"] = 144
+    parser["crop_size"] = ["@side", "$@side"]
+    parser["augmentation"] = parser["train"]["preprocessing"]
+    parser["train"]["preprocessing"] = "@augmentation"
+    parser["model"] = parser["network_def"]
+    parser["network_def"] = "@model"
+
+
+def change_what_only_observes(parser: ConfigParser) -> None:
+    parser["train"]["handlers"].append({"_target_": "GarbageCollector"})
+    parser["validate"]["handlers"] = []
+    parser["train"]["key_metric"] = {}
+    parser["train"]["trainer"]["metric_cmp_fn"] = "$lambda current, best: current < best"
+
+
+def move_it(parser: ConfigParser) -> None:
+    for name in ("bundle_root", "ckpt_dir", "dataset_dir", "datalist", "output_dir"):
+        parser[name] = "/elsewhere"
+    parser["device"] = "cuda:1"
+    parser["num_workers"] = 7
+    parser["resume"] = True
+    parser["network_def"]["_desc_"] = "2D"
+    parser["train"]["dataloader"]["persistent_workers"] = "$@num_workers > 0"
+
+
+@pytest.mark.parametrize(
+    "change", [reword_expressions, rename_helpers, change_what_only_observes, move_it]
+)
+def test_does_not_show_what_leaves_the_numbers_alone(
+    change: Callable[[ConfigParser], None],
+) -> None:
+    parser = parse("train.yaml")
+    before, evaluation_before = fingerprint(parser.get()), fingerprint(parser.get(), EVALUATION)
+    change(parser)
+    assert fingerprint(parser.get()) == before
+    assert fingerprint(parser.get(), EVALUATION) == evaluation_before
+
+
+def test_expressions_without_a_plain_value_are_shown_as_they_are_with_what_they_refer_to() -> None:
+    loss = {
+        "_target_": "Loss",
+        "weight": "$torch.ones(@batch_size)",
+        "dtype": "$torch.half",
+        "at": "user@host",
+    }
+    config = {"image_size": "$[1,", "crop_size": "$@nothing[0]", "loss": loss, "batch_size": 3}
+    assert fingerprint(config) == {
+        **config,
+        "loss": {**loss, "weight": {loss["weight"]: {"batch_size": 3}}},
+    }
+
+
+def test_differences_are_the_plain_settings_that_others_follow_from() -> None:
+    one = {"learning_rate": 0.1, "optimizer": {"_target_": "SGD", "lr": 0.1}, "seed": 0}
+    other = {"learning_rate": 0.2, "optimizer": {"_target_": "SGD", "lr": 0.2}, "seed": 0}
+    assert differing(one, other) == ["learning_rate"]
+    assert differing(one, one) == []
+    assert changes(one, other) == ["learning_rate (0.1, now 0.2)"]
+    assert changes({}, {"datalist": "abc"}) == ['datalist (null, now "abc")']
+
+
+@pytest.mark.parametrize(
+    ("overrides", "lines"),
+    [
+        ({"any_scanner": False}, ["any_scanner (true, now false)"]),
+        ({"zoom_range": [1, 1], "seed": 0}, ["zoom_range ([0.65, 1.5], now [1, 1])"]),
+        (
+            {"network_def::channels": [8, 16], "device": "cuda", "num_workers": 7},
+            ["network_def::channels ([16, 32, 64, 128, 256], now [8, 16])"],
+        ),
+        ({"lr_scheduler::gamma": 0.5}, ["lr_scheduler::gamma (null, now 0.5)"]),
+    ],
+    ids=str,
+)
+def test_what_differs_is_named_as_the_option_that_was_changed(
+    overrides: dict[str, Any], lines: list[str]
+) -> None:
+    before, now = parse("train.yaml"), parse("train.yaml")
+    now.update(overrides)
+    settings = (fingerprint(parser.get()) for parser in (before, now))
+    assert changes(*settings, now.get(), options_of(before.get())) == lines
