@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from calib_components.errors import InputError
+from calib_tools import commands
 
 IN_A_CLONE = "it needs the repository: run python scripts/{}.py in a clone"
 ELSEWHERE = {
@@ -37,14 +38,14 @@ def _elsewhere(word: str) -> Any:
 
 
 COMMANDS: dict[str, Any] = {
-    "prepare_data": "calib_tools.prepare.prepare:prepare_data",
-    "evaluate_predictions": "calib_tools.predictions.evaluate:evaluate_predictions",
-    "calibrate_predictions": "calib_tools.predictions.calibrate:calibrate_predictions",
-    "report": "calib_tools.report.report:report_folders",
-    "run_cases": "calib_tools.run_cases:run_cases",
+    "prepare_data": commands.prepare_data,
+    "evaluate_predictions": commands.evaluate_predictions,
+    "calibrate_predictions": commands.calibrate_predictions,
+    "report": commands.report_folders,
+    "run_cases": commands.run_cases,
     "nnunet": {
         "trainers": print_trainers,
-        "calibrate": "calib_tools.nnunet.calibrate:calibrate_model",
+        "calibrate": commands.calibrate_model,
     },
     **{word: _elsewhere(word) for word in ELSEWHERE},
 }

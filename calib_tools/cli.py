@@ -4,9 +4,6 @@ help. Options that several commands have are read here as well.
 
 from __future__ import annotations
 
-import ast
-import functools
-import importlib
 import inspect
 import os
 import re
@@ -22,9 +19,8 @@ from calib_components import __version__
 from calib_components.errors import InputError, printable
 
 Command = Callable[..., None]
-Commands = str | Command | Mapping[str, "Commands"]
+Commands = Command | Mapping[str, "Commands"]
 END_OF_CODES = 2**24  # from which on float32, as which volumes are read, skips whole numbers
-ROOT = Path(__file__).parents[1]  # of modules: the repository, or the packages of an environment
 
 
 def run(name: str, commands: Commands) -> None:
@@ -36,8 +32,7 @@ def run(name: str, commands: Commands) -> None:
 
     Args:
         name: Name of the command line in messages.
-        commands: The command, as a function or as `module:function`, which is imported only when it
-            is called; or commands, or groups of them, by name.
+        commands: The command, a function; or commands, or groups of them, by name.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -74,30 +69,8 @@ def make_app(name: str, commands: Commands) -> App:
         for word, command in commands.items():
             app.command(make_app(word, command))
     else:
-        app.default(_import_late(commands) if isinstance(commands, str) else commands)
+        app.default(commands)
     return app
-
-
-def _import_late(place: str) -> Command:
-    """Return a function, given as `module:function`, that imports its module when it is called.
-
-    The modules of commands import PyTorch and MONAI, which takes seconds. So signature and
-    docstring are taken from the source, as tools for documentation do. Defaults may be literals and
-    paths.
-    """
-    module, name = place.split(":")
-    file = ROOT.joinpath(*module.split(".")).with_suffix(".py")
-    nodes = ast.parse(file.read_bytes()).body
-    (function,) = [n for n in nodes if isinstance(n, ast.FunctionDef) and n.name == name]
-    function.body, function.decorator_list = function.body[:1], []  # the docstring alone
-    defined: dict[str, Any] = {"Any": Any, "Path": Path, "Sequence": Sequence}
-    exec(compile(ast.Module([function], []), file, "exec"), defined)
-
-    @functools.wraps(defined[name])
-    def command(*arguments: Any, **options: Any) -> None:
-        getattr(importlib.import_module(module), name)(*arguments, **options)
-
-    return command
 
 
 def _join_booleans(words: Iterable[str]) -> list[str]:

@@ -7,18 +7,16 @@ import os
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from calib_components.errors import InputError, printable, reading
-from calib_components.metrics import CalibrationBins, ThresholdCounts
+from calib_components.metrics import CalibrationBins
 from calib_components.metrics.measures import MEASURES
 from calib_components.metrics.objects import FoundObject
 
@@ -38,18 +36,16 @@ TABLES = (
     "cases.csv",
     *(f"{part}.csv" for part in PARTS),
     "calibration.json",
-    "thresholds.json",
-    "risk_coverage.json",
 )
 NAMES = ("rater", "member", "structure", "case", "patient")  # columns of tables
 OBJECT_COLUMNS = ["case", "patient", "structure", *FoundObject._fields]
 SUMMARY = "summary.json"
 # The summary comes last: where it is, the rest belongs to it
 FILES = (*TABLES, *PICTURES, SUMMARY)
-# Of the JSON files; those of releases before 0.3 have none and are read as version 1
-SCHEMA_VERSION = 1
-Array = NDArray[np.float64]
+# Of the JSON files; version 1 is that of releases before 0.5, whose tables lack columns
+SCHEMA_VERSION = 2
 Bins = Mapping[str, CalibrationBins]  # by kind
+LoadMaps = Callable[[], Mapping[str, Any]]  # of a slice
 # Regions in the reliability diagram: what calibration means first, the paper's last.
 TITLES = {
     "all": "all voxels",
@@ -70,29 +66,23 @@ class Evaluation:
 
     Attributes:
         cases: `cases.csv`: one row a case, its name `case` and the measures of
-            `calib_components.metrics.measures`, NaN where undefined. `ece`, `cece`, `nll` and
-            `brier` are those of the ground-truth foreground, `ece_REGION` and so on those of each
-            further region. Regions with a closed form have `ece_if_true` and `cece_if_true`, the
-            errors if the probabilities were true.
+            `calib_components.metrics.measures`, NaN where undefined. `ece` and `cece` are those of
+            the ground-truth foreground, with `ece_if_true` and `cece_if_true`, the errors if the
+            probabilities were true; `ece_REGION` and so on those of further regions.
         summary: `summary.json`: mean, standard deviation over cases and number of cases of every
-            measure, the pooled calibration errors, the temperature that the logits were divided by
-            (1 without), the structures that only the ground truth has (`missed`) or only the
-            prediction (`spurious`), the patient of each case, a hash of its label (`labels`), the
-            units of distances (`unit`) and volumes (`volume_unit`), whether a "bundle" or saved
-            "predictions" are its `source`, the `arguments` of the command, the `calibration` of the
-            probabilities (name of the `calibrator`, `region` and number of `patients` of its fit),
-            the number of `rows` of each of the `parts`,
-            the number of `channels`, and whether each has a `sigmoid` of its own.
+            measure, the pooled calibration errors, the structures that only the ground truth has
+            (`missed`) or only the prediction (`spurious`), the patient of each case, a hash of its
+            label (`labels`), the units of distances (`unit`) and volumes (`volume_unit`), whether a
+            "bundle" or saved "predictions" are its `source`, the `arguments` of the command, the
+            `calibration` of the probabilities (name of the `calibrator`, `region` and number of
+            `patients` of its fit), the number of `rows` of each of the `parts`, the number of
+            `channels`, and whether each has a `sigmoid` of its own.
         class_names: Names of the N classes, or of the channels of sigmoids.
+        structures: Names of the structures.
         regions: `calibration.json`: bins pooled over cases, by kind, of each region: `top_label`
-            and `classwise`; for regions with a closed form `top_label_if_true` and
-            `classwise_if_true`, the bins if the probabilities were true; and for all voxels and the
-            predicted foreground `top_label_per_case`, those of each case.
-        structures: Names of the structures of `thresholds`.
-        thresholds: `thresholds.json`: what is found of each structure if it is where its
-            probability is above a threshold.
-        coverage: `risk_coverage.json`: shares of the voxels of a case, `(K,)`.
-        risk: `risk_coverage.json`: error rates among the most confident shares, `(cases, K)`.
+            and `classwise`; for the foreground `top_label_if_true` and `classwise_if_true`, the
+            bins if the probabilities were true; and for all voxels and the predicted foreground
+            `top_label_per_case`, those of each case. Empty for label maps.
         parts: `raters.csv` and `members.csv`, by "raters" and "members", if there are several, and
             `objects.csv`, by "objects", if they were asked for: see
             `calib_workflows.parts` and `calib_components.metrics.objects`.
@@ -101,11 +91,8 @@ class Evaluation:
     cases: pd.DataFrame
     summary: dict[str, Any]
     class_names: Sequence[str] = ()
-    regions: Mapping[str, Bins] = field(default_factory=dict)
     structures: Sequence[str] = ()
-    thresholds: ThresholdCounts | None = None
-    coverage: Array = field(default_factory=lambda: np.empty(0))
-    risk: Array = field(default_factory=lambda: np.empty((0, 0)))
+    regions: Mapping[str, Bins] = field(default_factory=dict)
     parts: Mapping[str, pd.DataFrame] = field(default_factory=dict)
 
     def items(self, patient_pattern: str | None = None) -> list[dict[str, str]]:
@@ -125,15 +112,13 @@ class Evaluation:
         for name, table in self.parts.items():
             table.to_csv(folder / f"{name}.csv", index=False, errors="surrogateescape")
         _write_json(folder / SUMMARY, self.summary, indent=2)
-        if self.thresholds is None:
-            return
-        cases = {"cases": self.cases["case"].tolist()}
-        bins = {"class_names": list(self.class_names), **cases, "regions": self.regions}
-        _write_json(folder / "calibration.json", bins)
-        counts = {"structures": list(self.structures), **cases, "counts": self.thresholds}
-        _write_json(folder / "thresholds.json", counts)
-        risk = {"coverage": self.coverage, **cases, "risk": self.risk}
-        _write_json(folder / "risk_coverage.json", risk)
+        if self.regions:
+            content = {
+                "class_names": list(self.class_names),
+                "cases": self.cases["case"].tolist(),
+                "regions": self.regions,
+            }
+            _write_json(folder / "calibration.json", content)
 
     @classmethod
     def read(cls, folder: str | os.PathLike) -> Evaluation:
@@ -160,21 +145,11 @@ class Evaluation:
                     f"{files[name]}: {len(part)} rows are not those of {SUMMARY}. Evaluate the"
                     " cases again."
                 )
+        structures = [name.removeprefix("dsc_") for name in table if name.startswith("dsc_")]
         if "channels" not in summary:  # of label maps
-            return cls(table, summary, parts=parts)
+            return cls(table, summary, structures=structures, parts=parts)
         calibration = _read_json(folder / "calibration.json", "class_names", "regions", cases=cases)
-        thresholds = _read_json(folder / "thresholds.json", "structures", "counts", cases=cases)
-        risk = _read_json(folder / "risk_coverage.json", "coverage", "risk", cases=cases)
-        return cls(
-            table,
-            summary,
-            **calibration,
-            structures=thresholds["structures"],
-            thresholds=thresholds["counts"],
-            coverage=np.array(risk["coverage"], float),
-            risk=np.array(risk["risk"], float),
-            parts=parts,
-        )
+        return cls(table, summary, structures=structures, parts=parts, **calibration)
 
 
 def _read_table(file: Path, types: Mapping[str, type]) -> pd.DataFrame:
@@ -198,7 +173,7 @@ def _in_order(table: pd.DataFrame, summary: Mapping[str, Any], file: Path) -> pd
     """Return the rows of `cases.csv` in the order of the other files, whatever a spreadsheet has
     made of it.
     """
-    of_structures = {measure.name for measure in MEASURES if measure.scope == "structure"}
+    of_structures = {measure.name for measure in MEASURES if not measure.regions}
     columns = {name for name, value in summary.items() if _is_statistics(value)} - of_structures
     if missing := sorted({"case", *columns} - {*table}):
         raise InputError(f"{file}: the column {missing[0]} is missing. Evaluate the cases again.")
@@ -223,9 +198,7 @@ def _is_statistics(value: Any) -> bool:
 
 def _write_json(file: Path, content: Mapping[str, Any], indent: int | None = None) -> None:
     def plain(value: Any) -> Any:
-        if isinstance(value, CalibrationBins | ThresholdCounts):
-            return value.to_dict()
-        return value.tolist()
+        return value.to_dict() if isinstance(value, CalibrationBins) else value.tolist()
 
     text = json.dumps({"schema_version": SCHEMA_VERSION, **content}, default=plain)
     without_nan = json.loads(text, parse_constant={"NaN": None}.__getitem__)
@@ -238,15 +211,15 @@ def _read_json(file: Path, *names: str, cases: Sequence[str] = ()) -> dict[str, 
     """
 
     def tensors(values: dict[str, Any]) -> Any:
-        if "true_positive" in values:
-            return ThresholdCounts.from_dict(values)
         return CalibrationBins.from_dict(values) if "confidence_sum" in values else values
 
     with reading(file, "a file of an evaluation"):
         content = json.loads(file.read_bytes(), object_hook=tensors)
-        if (version := content.get("schema_version", SCHEMA_VERSION)) != SCHEMA_VERSION:
-            raise ValueError(
-                f"one of schema version {version}, which needs another release of calib_components"
+        if (version := content.get("schema_version", 1)) != SCHEMA_VERSION:
+            release = "an earlier" if version < SCHEMA_VERSION else "a later"
+            raise InputError(
+                f"{file}: an evaluation of {release} release, which has other columns. Evaluate"
+                " the cases again."
             )
         if names and content["cases"] != [*cases]:
             raise ValueError(f"its cases are not those of {SUMMARY}")
@@ -299,47 +272,53 @@ def draw_reliability(folder: Path, evaluation: Evaluation) -> None:
 
 
 def draw_cases(
-    folder: Path, dsc: pd.Series, slices: Sequence[Mapping[str, Any]], class_names: Sequence[str]
+    folder: Path, dsc: pd.Series, slices: Sequence[LoadMaps], class_names: Sequence[str]
 ) -> None:
     """Draw `cases/best.png`, `median.png` and `worst.png`.
 
     Args:
         folder: Where they are written.
         dsc: Mean DSC of each case, by its name.
-        slices: The slice of each, see `calib_workflows.evaluate.record_case`.
+        slices: Reads the slice of each, see `calib_workflows.evaluate.draw_slice`.
         class_names: Names of the classes in the slices, the background first.
     """
-    from calib_workflows.figures import uncertainty_overlay  # training must not need matplotlib
-
     ordered = dsc.reset_index(drop=True).dropna().sort_values(kind="stable").index
     places = {}  # of two cases there is no median, and one is the best alone: later names win
     if len(ordered):
         places = {len(ordered) // 2: "median", 0: "worst", len(ordered) - 1: "best"}
     for place, name in places.items():
         number = ordered[place]
-        maps: dict[str, Any] = {
-            key: None if values is None else values.numpy()
-            for key, values in slices[number].items()
-        }
         title = f"{printable(dsc.index[number])}\nDSC {dsc.iloc[number]:.3f} of the volume"
-        figure = uncertainty_overlay(**maps, class_names=class_names, title=title)
-        figure.savefig(folder / "cases" / f"{name}.png")
+        _draw_overlay(folder / "cases" / f"{name}.png", slices[number](), class_names, title)
 
 
 def draw_missed(
-    folder: Path, missed: Mapping[str, Mapping[str, Any]], class_names: Sequence[str], unit: str
+    folder: Path,
+    missed: Sequence[Mapping[str, Any]],
+    load: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    class_names: Sequence[str],
+    unit: str,
 ) -> None:
     """Draw the largest of the objects that cases miss most, `cases/missed1.png` and so on.
 
     Args:
         folder: Where they are written.
-        missed: Of each case, the `volume` of its largest missed object, and the `slice` through it.
+        missed: Records of cases, with the `missed_volume` of its largest missed object.
+        load: Reads the slice through it.
         class_names, unit: Names of the classes in the slices, and the unit of volumes.
     """
+    largest = sorted(missed, key=lambda record: -record["missed_volume"])[:MISSED]
+    for number, record in enumerate(largest, 1):
+        title = f"{printable(record['case'])}\nmissed: {record['missed_volume']:.3g} {unit}"
+        _draw_overlay(folder / "cases" / f"missed{number}.png", load(record), class_names, title)
+
+
+def _draw_overlay(
+    file: Path, maps: Mapping[str, Any], class_names: Sequence[str], title: str
+) -> None:
     from calib_workflows.figures import uncertainty_overlay  # training must not need matplotlib
 
-    largest = sorted(missed, key=lambda case: -missed[case]["volume"])[:MISSED]
-    for number, case in enumerate(largest, 1):
-        title = f"{printable(case)}\nmissed: {missed[case]['volume']:.3g} {unit}"
-        figure = uncertainty_overlay(**missed[case]["slice"], class_names=class_names, title=title)
-        figure.savefig(folder / "cases" / f"missed{number}.png")
+    arrays: dict[str, Any] = {
+        key: None if values is None else values.numpy() for key, values in maps.items()
+    }
+    uncertainty_overlay(**arrays, class_names=class_names, title=title).savefig(file)

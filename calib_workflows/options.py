@@ -10,22 +10,18 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-import shlex
 import sys
-import traceback
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import asdict, fields
 from pathlib import Path
-from pydoc import locate
 from types import TracebackType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from monai.bundle import (
-    ConfigComponent,
     ConfigExpression,
     ConfigParser,
     ConfigWorkflow,
@@ -39,7 +35,6 @@ from calib_components.errors import (
     check_writable,
     error_line,
     nearest,
-    printable,
     reading,
 )
 from calib_workflows.data.facts import FACTS, Facts, check_fact, facts_beside
@@ -49,13 +44,7 @@ ENTRIES = ("_meta_", "finalize", "imports", "initialize", "run", "save_execute_c
 GROUPS = ("train", "validate")
 TYPED: dict[str, bool | None] = {"true": True, "false": False, "null": None}  # as on a command line
 PLACES = ("_dir", "_file", "_path", "_root", "datalist")  # endings of options that are paths
-AT_LEAST_ONE = ("batch_size", "draws", "max_epochs", "val_interval")  # others may be 0
-# Files that make another run of a bundle's train.yaml, and options that hold for one run alone
-RUNS = ("calibrate.yaml", "perturb.yaml", "evaluate.yaml", "multi_gpu_train.yaml")
-ONCE = ("resume", "overwrite", "max_epochs", "patience", "split", "shard", "skip_existing")
-COMMAND = "python -m monai.bundle run"
-# Of such a run, in output_dir
-RESULTS = {"calibrate.yaml": "*_fit.json", "evaluate.yaml": "summary.json"}
+AT_LEAST_ONE = ("batch_size", "max_epochs", "val_interval")  # others may be 0
 INTERRUPTED = "Interrupted. --resume true continues a training, --skip_existing true the others."
 # That a training writes into ckpt_dir: its best weights, and its state
 BEST, LAST = "model.pt", "last.ckpt"
@@ -107,56 +96,6 @@ def arguments_of_run() -> dict[str, str]:
         return {}
     names = [word.removeprefix("--") for word in words[1::2]]
     return dict(zip(names, words[2::2], strict=False))
-
-
-def next_command(file: str, **options: str) -> str:
-    """Return the command that runs another configuration file of the bundle with the files, places
-    and options of this run, in a line of its own; nothing if this run has no command line.
-
-    Args:
-        file: Name of a file that follows `train.yaml`.
-        options: Further options. Results of an earlier network in `output_dir` are overwritten.
-    """
-    arguments = arguments_of_run()
-    typed = arguments.pop("config_file", "")
-    if not typed:
-        return ""
-    if _has_results(file, options.get("output_dir")):
-        options["overwrite"] = "true"
-    names = [name.strip("'\" ") for name in typed.strip("[]").split(",")]
-    files = [name for name in names if Path(name).name not in RUNS]
-    files.append(str(Path(names[0]).with_name(file)))
-    known = ConfigParser()
-    known.read_config(files)
-    kept_options = {
-        name: value
-        for name, value in arguments.items()
-        if name not in ONCE and name.partition(ReferenceResolver.sep)[0] in known
-    }
-    listed = ",".join(f"'{name}'" for name in files)
-    return f"\n{COMMAND} {as_options({'config_file': f'[{listed}]', **kept_options, **options})}"
-
-
-def _has_results(file: str, folder: str | None) -> bool:
-    """Whether a folder, or else the `output_dir` of this run, has results of a configuration
-    file.
-    """
-    config = config_of_run()
-    if folder is None and config is not None:
-        folder = config.get_parsed_content("output_dir")
-    return folder is not None and any(Path(folder).glob(RESULTS[file]))
-
-
-def as_options(values: Mapping[str, str]) -> str:
-    """Return options as words of a command line."""
-    return " ".join(f"--{name} {_quoted(str(value))}" for name, value in values.items())
-
-
-def _quoted(value: str) -> str:
-    """Return a word of a command line; double quotes keep lists of files legible."""
-    if "'" in value and not {*value} & {*'"$`\\!'}:
-        return f'"{value}"'
-    return shlex.quote(value)
 
 
 def config_of_run() -> ConfigParser | None:
@@ -223,33 +162,14 @@ def check_weights(config: ConfigParser) -> None:
 
 
 def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """End with one line and exit code 2 for an `InputError`, or a component that does not take its
-    arguments; print other exceptions as ever.
-    """
+    """End with one line and exit code 2 for an `InputError`; print other exceptions as ever."""
     if isinstance(error, KeyboardInterrupt):
         print(INTERRUPTED, file=sys.stderr)
         sys.exit(130)
-    if line := error_line(error) or _refused_by_component(error):
+    if line := error_line(error):
         print(line, file=sys.stderr)
         sys.exit(2)
     sys.__excepthook__(kind, error, trace)
-
-
-def _refused_by_component(error: BaseException | None) -> str:
-    """Return why a component of the configuration could not be made, with its id; an empty text if
-    the exception comes from elsewhere.
-
-    MONAI's message has the name of the component alone; the id is in its frame.
-    """
-    line = ""
-    while error is not None:
-        if str(error).startswith("Failed to instantiate component"):
-            frames = [frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__)]
-            ids = ["", *(names["id"] for names in frames if "waiting_list" in names)]
-            reason = printable(error.__cause__).rstrip(".")
-            line = "" if ids[-1].startswith("run") else f"{ids[-1]}: it cannot be made: {reason}."
-        error = error.__cause__
-    return line
 
 
 def _is_no_mistake(record: logging.LogRecord) -> bool:
@@ -288,7 +208,6 @@ def check_values(config: ConfigParser, files: Sequence[Mapping[str, Any]]) -> No
         typed = [each for each in defaults if isinstance(each, Mapping) or _are_numbers(each)]
         if typed and value not in defaults and not isinstance(value, Mapping):
             _check_type(config, name, typed[0])
-    _check_texts(config)
     _check_orientations(config)
     if "facts" in config:  # options such as --num_classes may not fit the other facts
         _check_facts(config, config.get_parsed_content("facts"))
@@ -312,25 +231,6 @@ def _check_type(config: ConfigParser, name: str, default: Any) -> None:
         check_count(name, value, int(name in AT_LEAST_ONE))
     else:
         check_number(name, value, 0)
-
-
-def _check_texts(config: ConfigParser) -> None:
-    """Refuse a text for an argument whose default is a number: some components fail late."""
-    for name, item in config.ref_resolver.items.items():
-        numbers = _numeric_arguments(item) if isinstance(item, ConfigComponent) else []
-        for argument in numbers:
-            value = item.get_config().get(argument)
-            if isinstance(value, str) and value[:1] not in "$@":
-                raise InputError(f"{name}::{argument} must be a number, got {value!r}.")
-
-
-def _numeric_arguments(component: ConfigComponent) -> list[str]:
-    try:
-        signature = inspect.signature(cast(Any, locate(component.resolve_module_name())))
-    except (ImportError, TypeError, ValueError):  # MONAI says it when it makes the component
-        return []
-    arguments = signature.parameters.values()
-    return [argument.name for argument in arguments if type(argument.default) in (int, float)]
 
 
 def _are_numbers(value: Any) -> bool:

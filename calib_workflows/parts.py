@@ -32,18 +32,19 @@ def measure_raters(case: RatedCase) -> tuple[dict[str, dict[str, float]], dict[s
         for row, value in zip(rows.values(), with_others, strict=True):
             row[f"{RATERS_DSC}_{structure}"] = value
         if case.probabilities is not None:
-            column = f"{IN_RANGE}_{structure}"
-            for row in rows.values():
-                low, true, high = (
-                    row[f"{name}_volume_{structure}"] for name in ("certain", "true", "possible")
-                )
-                row[column] = float(low <= true <= high)
+            column, number = f"{IN_RANGE}_{structure}", [*case.structures].index(structure)
+            for row, each in zip(rows.values(), case.raters.values(), strict=True):
+                found = each.structure_measures
+                in_range = (found.low <= found.true) & (found.true <= found.high)
+                row[column] = float(in_range[0, number])
             everyone[column] = sum(row[column] for row in rows.values()) / len(rows)
     return rows, everyone
 
 
-def rated_slice(case: RatedCase, image: torch.Tensor | None) -> dict[str, Any]:
-    """Return maps of the slice in which the raters disagree most, for `raters_overlay`."""
+def rated_slice(case: RatedCase, image: torch.Tensor | None) -> tuple[float, dict[str, Any]]:
+    """Return how much the raters disagree in the slice in which they do most, and maps of it, for
+    `raters_overlay`.
+    """
     masks = {name: each.masks[1][0].any(0) for name, each in case.raters.items()}
     share = torch.stack([*masks.values()]).double().mean(0)
     disputed = (share * (1 - share)).flatten(0, -2).sum(0)
@@ -52,20 +53,17 @@ def rated_slice(case: RatedCase, image: torch.Tensor | None) -> dict[str, Any]:
     if case.probabilities is not None:
         p = case.probabilities[..., index]
         probability = p.amax(0) if case.sigmoid else 1 - p[0]
-    return {
-        "disputed": float(disputed[index]),
+    return float(disputed[index]), {
         "masks": {name: mask[..., index].clone() for name, mask in masks.items()},
         "probability": None if probability is None else probability.clone(),
         "image": None if image is None else image[..., index].clone(),
     }
 
 
-def draw_raters(file: Path, slices: Mapping[str, Mapping[str, Any]]) -> None:
-    """Draw the slice of all cases, see `rated_slice`, in which the raters disagree most."""
+def draw_raters(file: Path, case: str, maps: Mapping[str, Any]) -> None:
+    """Draw the slice of a case, see `rated_slice`."""
     from calib_workflows.figures import raters_overlay  # training must not need matplotlib
 
-    case = max(slices, key=lambda name: slices[name]["disputed"])
-    maps = {name: value for name, value in slices[case].items() if name != "disputed"}
     raters_overlay(**maps, title=printable(case)).savefig(file)
 
 
@@ -104,20 +102,12 @@ def _by_name(parts: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, pd
 
 
 def _row(values: pd.DataFrame, structure: str, structures: Sequence[str]) -> dict[str, float]:
-    """Return the means over cases of a structure, of regions and of whole cases, by short names."""
+    """Return the means over cases of a structure and of regions, by short names."""
     means = values.mean(numeric_only=True)
     row = {}
     for name, (measure, place) in columns(structures):
-        if name not in means:
-            continue
-        if measure.scope == "structure":
-            short = measure.name if place == structure else ""
-        elif place.startswith("structure_"):
-            short = measure.column("structure") if place == f"structure_{structure}" else ""
-        else:
-            short = name
-        if short:
-            row[short] = means[name]
+        if name in means and (measure.regions or place == structure):
+            row[name if measure.regions else measure.name] = means[name]
     for short in (RATERS_DSC, IN_RANGE):
         if f"{short}_{structure}" in means:
             row[short] = means[f"{short}_{structure}"]

@@ -22,8 +22,8 @@ from calib_components.posthoc import RETIRED, Calibrator
 from calib_components.posthoc.network import FITTED_ON, MEMBERS, REFERENCE, calibrator_in
 from calib_workflows.data.facts import DATALIST, FACTS, Facts, facts_beside, write_facts
 from calib_workflows.data.transforms import has_other_pixels
-from calib_workflows.fingerprint import fingerprint_of_cases, fingerprint_of_list
 from calib_workflows.options import LAST, config_of_run
+from calib_workflows.runs import fingerprint_of_cases, fingerprint_of_list
 
 log = logging.getLogger(__name__)
 EXPORT_ENDINGS = (".ts", ".onnx", ".plan")  # by ckpt_export, by onnx_export, and TensorRT's engine
@@ -48,11 +48,11 @@ def read_weights(file: str | os.PathLike) -> tuple[Any, dict[str, torch.Tensor]]
             weights = content["model"]
         if isinstance(weights, Mapping) and {"network", "optimizer"} <= weights.keys():
             raise ValueError("it is the state of a training; use model.pt beside it")
-        if RETIRED in weights:
+        if old := [name for name in RETIRED if name in weights]:
             raise ValueError(
-                "they have a temperature of each predicted class, which only version 0.4 knows."
-                f" Take later weights of the bundle; from your own, remove the entry {RETIRED}, and"
-                " calibrate them again"
+                f"they have a calibrator that only version 0.4 knows, {old[0]}. Take later weights"
+                " of the bundle; from your own, remove this entry (and class_scale), and calibrate"
+                " them again"
             )
         for name, values in weights.items():
             if not torch.as_tensor(values).isfinite().all():
@@ -87,7 +87,7 @@ def load_weights(network: torch.nn.Module, file: str | os.PathLike) -> None:
             network.load_state_dict(weights)
         except RuntimeError as error:  # which names all that differs
             raise ValueError(textwrap.shorten(str(error), 300)) from error
-        biases = weights.get("class_bias", torch.empty(1)).numel()
+        biases = weights.get("vector_shift", weights.get("bias_shift", torch.empty(1))).numel()
         if biases not in (1, getattr(network, "out_channels", biases)):
             raise ValueError(f"its calibrator is of {biases} classes")
 
@@ -288,7 +288,7 @@ def _compare_facts(trained_on: Facts, data: Facts, file: Path) -> None:
 
 
 def _trained_with(state: Path) -> tuple[str | None, str]:
-    """Fingerprints of the cases and of their list, in the last checkpoint of a training."""
+    """Return what tells the cases and their list, from the last checkpoint of a training."""
     with reading(state, "a checkpoint of a training"):
         settings = torch.load(state, map_location="cpu", weights_only=True, mmap=True)["settings"]
         return settings["cases"], settings["data"]

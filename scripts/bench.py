@@ -15,7 +15,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from calib_tools import cli
+from scripts.helpers.commands import evaluation, inference, losses, objects
 
 if __name__ == "__main__":
-    names = ("losses", "evaluation", "objects", "inference")
-    cli.run("bench", {name: f"scripts.benchmarks.{name}:{name}" for name in names})
+    commands = (losses, evaluation, objects, inference)
+    cli.run("bench", {command.__name__: command for command in commands})

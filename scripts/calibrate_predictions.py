@@ -10,7 +10,7 @@ each prediction in TEST, and `scaled/temperature.json`. The network itself is no
 
 from __future__ import annotations
 
-from calib_tools import cli
+from calib_tools import cli, commands
 
 if __name__ == "__main__":
-    cli.run("calibrate_predictions", "calib_tools.predictions.calibrate:calibrate_predictions")
+    cli.run("calibrate_predictions", commands.calibrate_predictions)

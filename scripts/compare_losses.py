@@ -8,9 +8,8 @@ A *cell* is one loss setting and one seed: plain runs of the bundle, which train
 temperature on the validation split, and evaluate without and with it. Their commands are kept in
 `OUT/commands.sh`; each can be run by hand. The measurements of a finished cell are in
 `OUT/METHOD/seedN`, a folder that appears complete or not at all; large and unfinished files are in
-`OUT/work/METHOD/seedN`. With `--folds`, each fold is a cell, and is evaluated with one temperature
-of all folds once these are finished. `--evaluate_on NAME=DIR` adds prepared test sets of other
-origin.
+`OUT/work/METHOD/seedN`. With `--folds`, each fold is a cell. `--evaluate_on NAME=DIR` adds prepared
+test sets of other origin.
 
 The same command continues after an interruption: finished cells are skipped, and partly trained
 ones resume. A folder made with other settings is an error. `scripts/report.py OUT` makes tables and
@@ -25,6 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from calib_tools import cli
+from study.compare.commands import compare_losses
 
 if __name__ == "__main__":
-    cli.run("compare_losses", "study.compare.run:compare_losses")
+    cli.run("compare_losses", compare_losses)

@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from calib_tools import cli
+from scripts.helpers.commands import demo
 
 if __name__ == "__main__":
-    cli.run("demo", "scripts.helpers.demo:demo")
+    cli.run("demo", demo)

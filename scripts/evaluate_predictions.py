@@ -1,5 +1,4 @@
-"""Evaluate saved predictions of any model against label maps: is it calibrated, where not, which
-threshold to take.
+"""Evaluate saved predictions of any model against label maps: is it calibrated, and where not.
 
     python scripts/evaluate_predictions.py PREDICTIONS LABELS --out evaluation --structures
     RV=1,MYO=2,LV=3
@@ -12,7 +11,7 @@ which predictions to check, from their probabilities alone.
 
 from __future__ import annotations
 
-from calib_tools import cli
+from calib_tools import cli, commands
 
 if __name__ == "__main__":
-    cli.run("evaluate_predictions", "calib_tools.predictions.evaluate:evaluate_predictions")
+    cli.run("evaluate_predictions", commands.evaluate_predictions)

@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from calib_tools import cli
+from scripts.helpers.commands import new_bundle
 
 if __name__ == "__main__":
-    cli.run("new_bundle", "scripts.helpers.new_bundle:new_bundle")
+    cli.run("new_bundle", new_bundle)

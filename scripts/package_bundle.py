@@ -15,6 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from calib_tools import cli
+from scripts.helpers.commands import package_bundle
 
 if __name__ == "__main__":
-    cli.run("package_bundle", "scripts.helpers.packages:package_bundle")
+    cli.run("package_bundle", package_bundle)

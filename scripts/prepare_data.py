@@ -32,7 +32,7 @@ from pathlib import Path
 # For a clone or a bundle's zip, which is not installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from calib_tools import cli
+from calib_tools import cli, commands
 
 if __name__ == "__main__":
-    cli.run("prepare_data", "calib_tools.prepare.prepare:prepare_data")
+    cli.run("prepare_data", commands.prepare_data)

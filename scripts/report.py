@@ -13,19 +13,22 @@ what to do next, holds all its figures and needs no network; the same tables are
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from calib_tools import cli
+from calib_tools import cli, commands
 from calib_tools.report import is_comparison
 
 
-def choose_command() -> str:
+def choose_command() -> Callable[..., None]:
     """Return the report of a comparison of losses, of the study, if its folder is an argument."""
     if any(is_comparison(Path(word)) for word in sys.argv[1:]):
-        return "study.compare.report:report_comparison"
-    return "calib_tools.report.report:report_folders"
+        from study.compare.commands import report_comparison
+
+        return report_comparison
+    return commands.report_folders
 
 
 if __name__ == "__main__":

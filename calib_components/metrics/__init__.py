@@ -14,7 +14,7 @@ These arguments are the same everywhere:
   *S)`, such as the share of raters of each class: then a voxel and a rater are one observation.
 - `num_bins`: Number of bins of equal width on (0, 1], up to 10,000.
 - `region`: Which voxels count, see `calib_components.metrics.regions`: a `Region`, its name, such
-  as "predicted" or "band(3)", or class indices.
+  as "predicted" or "near(3)", or class indices.
 - `foreground_only`: True is the region "foreground", False is "all".
 - `ignore_index`: Ground-truth value of voxels to leave out; their probabilities are not checked.
 - `sigmoid`: Whether each channel is a binary problem of its own, with a probability from a sigmoid
@@ -26,10 +26,7 @@ These errors, too. `InputError`, a `ValueError`: shapes do not match or hold no 
 not hold probabilities, `y` holds invalid labels, or an option has an unsuitable value.
 """
 
-from calib_components.metrics.bins import (
-    CalibrationBins,
-    smooth_calibration_error,
-)
+from calib_components.metrics.bins import CalibrationBins
 from calib_components.metrics.calibration import (
     BrierMetric,
     CalibrationMetric,
@@ -47,11 +44,9 @@ from calib_components.metrics.segmentation import (
     hausdorff_distance_95,
     structure_masks,
 )
-from calib_components.metrics.selective import RiskCoverage, RiskCoverageMetric, risk_coverage
 from calib_components.metrics.volumes import (
     ExpectedDSCMetric,
     StructureMeasures,
-    ThresholdCounts,
     VolumeMetric,
     measure_structures,
 )
@@ -68,17 +63,12 @@ __all__ = [
     "NLLMetric",
     "ObjectMetric",
     "Region",
-    "RiskCoverage",
-    "RiskCoverageMetric",
     "StructureMeasures",
-    "ThresholdCounts",
     "VolumeMetric",
     "calibration_bins",
     "dice",
     "find_objects",
     "hausdorff_distance_95",
     "measure_structures",
-    "risk_coverage",
-    "smooth_calibration_error",
     "structure_masks",
 ]

@@ -58,9 +58,6 @@ class CaseMetric(CumulativeIterationMetric):
     """
 
     names: tuple[str, ...] = ()  # of the tensors that `measure` returns, which are attributes
-    # What stores the tensors of this metric, among others, if not itself
-    source: CaseMetric | None = None
-    place: int | slice = slice(None)  # of these tensors there
 
     def __getattr__(self, name: str) -> torch.Tensor:
         if name in type(self).names:
@@ -77,8 +74,6 @@ class CaseMetric(CumulativeIterationMetric):
         """Return what `measure` computed, concatenated over cases and processes: a tensor or a list
         of tensors.
         """
-        if self.source is not None:
-            return self.source.gathered()[self.place]
         values = super().get_buffer()
         if values is None:
             raise InputError(

@@ -5,6 +5,7 @@ score.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -37,8 +38,10 @@ class RegionMetric(CaseMetric):
         self.ignore_index, self.sigmoid = ignore_index, sigmoid
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
-        options = self.num_bins, self.ignore_index, self.sigmoid
-        return self.stored(*measure_regions(y_pred, y, [self.region], self.measures, *options))
+        measures, options = {self.region: self.measures}, (self.ignore_index, self.sigmoid)
+        return self.stored(
+            measure_regions(y_pred, y, measures, self.num_bins, *options)[self.region]
+        )
 
     def stored(self, measured: Measured) -> list[torch.Tensor]:
         """Return what this metric stores of the measures of its region."""
@@ -132,7 +135,7 @@ class ECEMetric(RegionMetric):
 
     @property
     def case_bins_if_true(self) -> CalibrationBins | None:
-        """Bins of each case that are expected if the probabilities are true; None for "band", which
+        """Bins of each case that are expected if the probabilities are true; None for "near", which
         has no such form.
 
         Counts are float64.
@@ -160,7 +163,7 @@ class ECEMetric(RegionMetric):
         """Reduce the values that the error would have with many voxels if the probabilities were
         true.
 
-        They are 0 for a region chosen by the prediction, and NaN for "band", where they depend on
+        They are 0 for a region chosen by the prediction, and NaN for "near", where they depend on
         more than the probabilities, and for a case without voxels in the region. With few voxels,
         chance adds to them.
         """
@@ -229,6 +232,7 @@ class CalibrationMetric(ECEMetric):
     """
 
     default_region = "predicted"
+    parts: Sequence[RegionMetric] = ()  # that it measures, too
 
     def __init__(
         self,
@@ -249,21 +253,27 @@ class CalibrationMetric(ECEMetric):
             CalibrationMetric(num_bins, None, ignore_index, value, sigmoid) for value in regions
         ]
         self.regions = dict(zip(names, further, strict=True))
-        self.parts = [self.cece, self.nll, self.brier]  # metrics whose tensors are stored here
-        for metric in self.regions.values():
-            self.parts += [metric, *metric.parts]
-        for part in self.parts:
-            part.source = self
+        parts = [[metric, *metric.parts] for metric in self.regions.values()]
+        self.parts = [self.cece, self.nll, self.brier, *chain.from_iterable(parts)]
+
+    def __call__(self, *cases: Any, **options: Any) -> Any:
+        self._measured: list[dict[Region, Measured]] = []
+        values = super().__call__(*cases, **options)
+        for measured in self._measured:  # a call that fails adds nothing anywhere
+            for part in self.parts:
+                part.extend(*part.stored(measured[part.region]))
+        return values
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
-        regions = list(dict.fromkeys(part.region for part in (self, *self.parts)))
-        measured = measure_regions(
-            y_pred, y, regions, self.measures, self.num_bins, self.ignore_index, self.sigmoid
-        )
-        by_region = dict(zip(regions, measured, strict=True))
-        values = self.stored(by_region[self.region])
+        """Measure all regions in one pass."""
+        measures = {part.region: self.measures for part in (self, *self.parts)}
+        options = self.num_bins, self.ignore_index, self.sigmoid
+        measured = measure_regions(y_pred, y, measures, *options)
+        self._measured.append(measured)
+        return self.stored(measured[self.region])
+
+    def reset(self) -> None:
+        """Forget the cases, those of the other metrics, too."""
+        super().reset()
         for part in self.parts:
-            stored, start = part.stored(by_region[part.region]), len(values)
-            part.place = start if len(stored) == 1 else slice(start, start + len(stored))
-            values += stored
-        return values
+            part.reset()

@@ -14,11 +14,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from calib_components.metrics.bins import CalibrationBins, smooth_calibration_error
-from calib_components.metrics.measuring import measure_regions
-from calib_components.metrics.regions import REGIONS, Region
+from calib_components.metrics.measuring import Measured, measure_regions
+from calib_components.metrics.regions import Region
 from calib_components.metrics.segmentation import dice, hausdorff_distance_95, structure_masks
-from calib_components.metrics.selective import RiskCoverage, risk_coverage
 from calib_components.metrics.volumes import StructureMeasures, measure_structures
 from calib_components.quality.estimates import (
     ESTIMATES,
@@ -29,9 +27,13 @@ from calib_components.quality.estimates import (
 from calib_components.quality.reference import Reference
 
 PAPER_REGION = "foreground"  # columns without a region in their names, such as `ece`, are of it
-SMOOTH_REGIONS = (PAPER_REGION, "all", "predicted")  # of the smooth ECE
-SMOOTH_BINS = 1920
 IF_TRUE = "_if_true"  # follows the region in the name of a column
+MEASURED = {  # what is measured in each region
+    PAPER_REGION: ("top_label", "classwise", "if_true"),
+    "all": ("top_label", "classwise", "nll"),
+    "predicted": ("top_label", "nll"),
+    "near": ("nll",),
+}
 
 Values = Mapping[str, float]  # by region or structure; of the whole case by ""
 
@@ -48,7 +50,6 @@ class Case:
         prediction: Predicted class index, `(*S)`; not needed for sigmoids.
         sigmoid: Whether each channel is a binary problem of its own.
         ignore_index: Value of the label of voxels to leave out.
-        temperature: By which the logits were divided, see `measure_regions`.
         spacing: Size of a voxel along each axis, for HD95; None measures in voxels.
         voxel_volume: Volume of a voxel.
         lowest: Takes the place of lower probabilities in the NLL.
@@ -62,7 +63,6 @@ class Case:
     prediction: torch.Tensor | None = None
     sigmoid: bool = False
     ignore_index: int | None = None
-    temperature: float | None = None
     spacing: Sequence[float] | None = None
     voxel_volume: float = 1.0
     lowest: float = 0.0
@@ -110,57 +110,25 @@ class Case:
         return (predicted & self.counted)[None], (true & self.counted)[None]
 
     @cached_property
-    def regions(self) -> dict[str, Region]:
-        """`REGIONS` and the structures, by name.
-
-        Structures are no regions of sigmoids, whose labels are 0 and 1.
+    def measured(self) -> dict[str, Measured]:
+        """Bins and scores of each region, by name; distances are in mm where the spacing is
+        known.
         """
         spacing = None if self.spacing is None else tuple(self.spacing)
         regions = {
-            name: Region(name, spacing=spacing if kind.in_mm else None)
-            for name, kind in REGIONS.items()
+            name: Region(name, spacing=spacing if name == "near" else None) for name in MEASURED
         }
-        if self.sigmoid:
-            return regions
-        structures = {
-            f"structure_{name}": Region.parse(list(classes))
-            for name, classes in self.structures.items()
-        }
-        return regions | structures
-
-    @cached_property
-    def measured(self) -> dict[str, dict[str, Any]]:
-        """Bins and scores of each region, see `Measured`, by name."""
         measured = self.call(
             measure_regions,
-            regions=[*self.regions.values()],
-            measures=["top_label", "classwise", "if_true", "nll", "brier"],
-            temperature=self.temperature,
+            measures={regions[name]: kinds for name, kinds in MEASURED.items()},
             lowest=self.lowest,
             highest=self.highest,
         )
-        return {
-            name: {**each.bins, **each.scores}
-            for name, each in zip(self.regions, measured, strict=True)
-        }
-
-    @cached_property
-    def smooth_bins(self) -> dict[str, CalibrationBins]:
-        """Fine bins of the regions that have a smooth ECE."""
-        measured = self.call(
-            measure_regions,
-            regions=[self.regions[name] for name in SMOOTH_REGIONS],
-            measures=["top_label"],
-            num_bins=SMOOTH_BINS,
-        )
-        return {
-            name: each.bins["top_label"]
-            for name, each in zip(SMOOTH_REGIONS, measured, strict=True)
-        }
+        return {name: measured[region] for name, region in regions.items()}
 
     @cached_property
     def structure_measures(self) -> StructureMeasures:
-        """Volumes, expected DSC and counts above thresholds of the structures."""
+        """Volumes, expected DSC, confidence and accuracy of the structures."""
         return self.call(
             measure_structures, structures=self.structures, voxel_volume=self.voxel_volume
         )
@@ -177,11 +145,6 @@ class Case:
             scans[name] = StructureScan(name, estimate, unknown, pairwise_dsc=agreement)
         return scans
 
-    @cached_property
-    def risk(self) -> RiskCoverage:
-        """Risk-coverage curve over all voxels."""
-        return self.call(risk_coverage)
-
 
 @dataclass(frozen=True)
 class Measure:
@@ -192,31 +155,29 @@ class Measure:
         title: Heading of its column in tables.
         better: "lower", "higher", or "" if neither is.
         unit: Entry of `summary.json` that has its unit, "unit" or "volume_unit"; "" without one.
-        scope: "region", "structure" or "case": what a column is of.
         function: Gives the values of a case by region or structure.
+        regions: The regions that it has a column of; without any, it has one of each structure.
         bins: Kind of bins that it is the error of, or score; bins of all cases together have an
             error, too.
         masks: Whether a label map has it.
         digits: Number of decimals in reports.
-        in_report: Whether the tables of reports show it.
-        report_regions: Regions in which they show it; none are all that reports show.
+        in_report: Whether the table of means of reports shows it.
     """
 
     name: str
     title: str
     better: str
     unit: str
-    scope: str
     function: Callable[[Case], Values]
+    regions: tuple[str, ...] = ()
     bins: str = ""
     masks: bool = False
     digits: int = 3
     in_report: bool = True
-    report_regions: tuple[str, ...] = ()
 
     def column(self, place: str) -> str:
         """Return the name of its column of a region or structure."""
-        if not place or (self.scope, place) == ("region", PAPER_REGION):
+        if not place or (self.regions and place == PAPER_REGION):
             return self.name
         if self.name.endswith(IF_TRUE):
             return f"{self.name.removesuffix(IF_TRUE)}_{place}{IF_TRUE}"
@@ -224,9 +185,7 @@ class Measure:
 
 
 class Column(NamedTuple):
-    """What a column is of: a measure, and a region or structure; "" for a case, and for a mean over
-    structures.
-    """
+    """What a column is of: a measure, and a region or structure; "" for a mean over structures."""
 
     measure: Measure
     place: str
@@ -236,17 +195,12 @@ def _region_values(kind: str, case: Case) -> Values:
     """Errors of bins, or scores, of the regions that have them; NaN where there is no voxel."""
     values = {}
     for region, measured in case.measured.items():
-        value = measured.get(kind)
-        if isinstance(value, CalibrationBins):
-            value = value.expected_error()
-        if value is not None:
-            is_empty = not measured["top_label"].count.any()
-            values[region] = math.nan if is_empty else value.item()
+        if kind in measured.bins:
+            error = measured.bins[kind].expected_error()
+            values[region] = error.where(measured.count > 0, math.nan).item()
+        elif kind in measured.scores:
+            values[region] = measured.scores[kind].item()
     return values
-
-
-def _smooth_ece(case: Case) -> Values:
-    return {name: smooth_calibration_error(bins).item() for name, bins in case.smooth_bins.items()}
 
 
 def _structure_values(field: str, case: Case) -> Values:
@@ -260,22 +214,22 @@ def _estimate_values(estimate: QualityEstimate, case: Case) -> Values:
     return values
 
 
-def _of_region(name: str, title: str, kind: str, better: str = "lower", **options: Any) -> Measure:
+def _of_regions(
+    name: str, title: str, kind: str, *regions: str, better: str = "lower", in_report: bool = True
+) -> Measure:
     """Return the measure that is the error of a kind of bins, or a score."""
     function = partial(_region_values, kind)
-    return Measure(name, title, better, "", "region", function, bins=kind, **options)
+    return Measure(name, title, better, "", function, regions, bins=kind, in_report=in_report)
 
 
-def _volume(name: str, title: str, field: str) -> Measure:
+def _of_structure(name: str, title: str, field: str, unit: str = "volume_unit") -> Measure:
     function = partial(_structure_values, field)
-    return Measure(name, title, "", "volume_unit", "structure", function, in_report=False)
+    return Measure(name, title, "", unit, function, in_report=False)
 
 
 def _estimate(entry: QualityEstimate) -> Measure:
     function = partial(_estimate_values, entry)
-    return Measure(
-        entry.name, entry.title, entry.better, "", "structure", function, in_report=False
-    )
+    return Measure(entry.name, entry.title, entry.better, "", function, in_report=False)
 
 
 MEASURES = (
@@ -284,7 +238,6 @@ MEASURES = (
         "DSC",
         "higher",
         "",
-        "structure",
         lambda case: case.by_structure(dice(*case.masks)),
         masks=True,
     ),
@@ -293,44 +246,30 @@ MEASURES = (
         "HD95",
         "lower",
         "unit",
-        "structure",
         lambda case: case.by_structure(hausdorff_distance_95(*case.masks, case.spacing)),
         masks=True,
         digits=2,
     ),
-    _of_region("ece", "ECE", "top_label"),
-    _of_region("cece", "CECE", "classwise", report_regions=(PAPER_REGION,)),
-    _of_region("nll", "NLL", "nll", report_regions=("all", "near", "predicted")),
-    _of_region("brier", "Brier", "brier", in_report=False),
-    _of_region("ece_if_true", "ECE if true", "top_label_if_true", "", in_report=False),
-    _of_region("cece_if_true", "CECE if true", "classwise_if_true", "", in_report=False),
-    Measure(
-        "smooth_ece",
-        "smooth ECE",
-        "lower",
-        "",
-        "region",
-        _smooth_ece,
+    _of_regions("ece", "ECE", "top_label", PAPER_REGION, "all", "predicted"),
+    _of_regions("cece", "CECE", "classwise", PAPER_REGION),
+    _of_regions("nll", "NLL", "nll", "all", "near", "predicted"),
+    _of_regions(
+        "ece_if_true", "ECE if true", "top_label_if_true", PAPER_REGION, better="", in_report=False
+    ),
+    _of_regions(
+        "cece_if_true",
+        "CECE if true",
+        "classwise_if_true",
+        PAPER_REGION,
+        better="",
         in_report=False,
     ),
-    _volume("true_volume", "true volume", "true"),
-    _volume("segmented_volume", "segmented volume", "segmented"),
-    _volume("expected_volume", "expected volume", "expected"),
-    _volume("certain_volume", "volume with p > 0.95", "low"),
-    _volume("possible_volume", "volume with p > 0.05", "high"),
+    _of_structure("true_volume", "true volume", "true"),
+    _of_structure("segmented_volume", "segmented volume", "segmented"),
+    _of_structure("expected_volume", "expected volume", "expected"),
+    _of_structure("confidence", "confidence", "confidence", unit=""),
+    _of_structure("accuracy", "accuracy", "accuracy", unit=""),
     *(_estimate(estimate) for estimate in ESTIMATES if estimate.better),
-    Measure(
-        "aurc", "AURC", "lower", "", "case", lambda case: {"": case.risk.aurc.item()}, digits=5
-    ),
-    Measure(
-        "error_share_5",
-        "errors in 5 %",
-        "higher",
-        "",
-        "case",
-        lambda case: {"": case.risk.error_share.item()},
-        in_report=False,
-    ),
 )
 
 
@@ -338,26 +277,21 @@ def columns(structures: Sequence[str]) -> Iterator[tuple[str, Column]]:
     """Give the name of every column that an evaluation of these structures can have, in order, and
     what it is of.
     """
-    places = {
-        "region": [*REGIONS, *(f"structure_{name}" for name in structures)],
-        "structure": structures,
-        "case": [""],
-    }
     for measure in MEASURES:
-        for place in places[measure.scope]:
+        for place in measure.regions or structures:
             yield measure.column(place), Column(measure, place)
 
 
 def report_columns() -> list[str]:
-    """Return the columns, and means over structures, that the tables of a report show, in order."""
-    shown = []
-    regions = [name for name, kind in REGIONS.items() if kind.in_report]
-    for measure in MEASURES:
-        if measure.in_report and measure.scope == "region":
-            shown += [measure.column(region) for region in measure.report_regions or regions]
-        elif measure.in_report:
-            shown.append(measure.name)
-    return shown
+    """Return the columns, and means over structures, that the table of means of a report shows, in
+    order.
+    """
+    return [
+        measure.column(region)
+        for measure in MEASURES
+        if measure.in_report
+        for region in measure.regions or [""]
+    ]
 
 
 def find_column(name: str, structures: Sequence[str]) -> Column | None:
@@ -379,5 +313,6 @@ def measure_case(case: Case) -> dict[str, float]:
             values = case.measure_masks(measure.function)
         elif case.probabilities is not None:
             values = measure.function(case)
-        row |= {measure.column(place): value for place, value in values.items()}
+        places = measure.regions or [*values]
+        row |= {measure.column(place): values[place] for place in places if values}
     return row

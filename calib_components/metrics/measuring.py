@@ -12,32 +12,35 @@ in the limit of many voxels. With few, such as those of a small structure, chanc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from calib_components.errors import check_count
 from calib_components.metrics.bins import CalibrationBins
 from calib_components.metrics.regions import Region, choose_region
-from calib_components.metrics.voxels import Voxels, check_tensors, read_voxels
+from calib_components.metrics.voxels import Voxels, check_tensors, read_voxels, split_channels
 
 SMALLEST = torch.finfo(torch.float32).tiny  # in place of a probability of 0 in a logarithm
 # In float16, half a step from 0, which others round to; bfloat16 goes as low as float32
 LOWEST_HALF = 2.0**-25
 
 
-class Measured(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Measured:
     """Measures of a region.
 
     Attributes:
+        count: Number of voxels, `(B,)`, float64.
         bins: "top_label" and "classwise"; of a region with a closed form also "top_label_if_true",
             "classwise_if_true".
-        scores: "nll" and "brier", `(B,)` each.
+        scores: "nll" and "brier", `(B,)` each; NaN without a voxel.
     """
 
+    count: torch.Tensor
     bins: dict[str, CalibrationBins]
     scores: dict[str, torch.Tensor]
 
@@ -45,55 +48,49 @@ class Measured(NamedTuple):
 def measure_regions(
     y_pred: torch.Tensor,
     y: torch.Tensor,
-    regions: Sequence[Region],
-    measures: Collection[str],
+    measures: Mapping[Region, Collection[str]],
     num_bins: int = 15,
     ignore_index: int | None = None,
     sigmoid: bool = False,
-    temperature: float | None = None,
     lowest: float = 0.0,
     highest: float = 1.0,
-) -> list[Measured]:
+) -> dict[Region, Measured]:
     """Measure probabilities in each of several regions. Other arguments and errors: see
     `calib_components.metrics`.
 
     Args:
-        measures: Any of "top_label" and "classwise" (bins), "if_true" (also those that true
-            probabilities would give), "nll" and "brier".
-        temperature: By which the logits of `y_pred` were divided; the region "plausible" is decided
-            without it.
+        measures: Of each region, any of "top_label" and "classwise" (bins), "if_true" (also those
+            that true probabilities would give), "nll" and "brier".
         lowest: Takes the place of lower probabilities in the NLL, such as half a step of
             probabilities that were rounded to 8 bits, in which a 0 need not have been one.
         highest: Takes the place of higher probabilities of sigmoids in the NLL, likewise.
     """
     y_pred, y = check_tensors(y_pred, y, sigmoid)
     check_count("num_bins", num_bins, 1, 10_000)
-    floor = _probability_floor(y_pred, sigmoid, lowest, highest)
-    sums = [_RegionSums(region, measures, y_pred, num_bins) for region in regions]
-    for voxels in read_voxels(
-        y_pred, y, ignore_index=ignore_index, sigmoid=sigmoid, temperature=temperature, soft=True
-    ):
-        events = {}
-        if any(region_sums.if_true for region_sums in sums):
-            events = {kind: EVENTS[kind](voxels, num_bins) for kind in EVENTS if kind in measures}
-        for region_sums in sums:
+    batch, channels = y_pred.shape[:2]
+    if sigmoid or channels == 1:
+        y_pred, y = split_channels(y_pred), split_channels(y)
+    floor = _probability_floor(y_pred, lowest, highest)
+    sums = {
+        region: _RegionSums(region, names, y_pred, num_bins) for region, names in measures.items()
+    }
+    if_true = {kind for region_sums in sums.values() for kind in region_sums.if_true}
+    for voxels in read_voxels(y_pred, y, ignore_index=ignore_index, soft=True):
+        events = {kind: EVENTS[kind](voxels, num_bins) for kind in if_true}
+        for region_sums in sums.values():
             region_sums.add(voxels, floor)
             region_sums.add_if_true(voxels, events)
-    return [region_sums.reduce() for region_sums in sums]
+    return {region: region_sums.reduce(batch) for region, region_sums in sums.items()}
 
 
-def _probability_floor(
-    y_pred: torch.Tensor, sigmoid: bool, lowest: float, highest: float
-) -> torch.Tensor:
+def _probability_floor(y_pred: torch.Tensor, lowest: float, highest: float) -> torch.Tensor:
     """Return the smallest probability of each class `(N,)` in a logarithm; of sigmoids `(2,)`."""
     if y_pred.dtype == torch.float16:
         lowest = max(lowest, LOWEST_HALF)
     if y_pred.dtype in (torch.float16, torch.bfloat16):
         highest = min(highest, 1 - torch.finfo(y_pred.dtype).eps / 4)  # half a step from 1
-    channels = y_pred.shape[1]
-    limits = [lowest] * channels
-    if sigmoid or channels == 1:
-        limits = [1 - highest, lowest]
+    classes = y_pred.shape[1]
+    limits = [1 - highest, lowest] if classes == 1 else [lowest] * classes
     return y_pred.new_tensor(limits, dtype=torch.float64).clamp_min(SMALLEST)
 
 
@@ -104,12 +101,11 @@ class Events:
     Attributes:
         p: Probabilities of the events, `(rows, voxels)`.
         classes: The class whose label makes an event true, `(rows, voxels)` or `(rows, 1)`.
-        rows: Which rows of the bins of a case these are: a sigmoid is one of several.
+        num_bins: Number of bins.
     """
 
     p: torch.Tensor
     classes: torch.Tensor
-    rows: slice
     num_bins: int
 
     @cached_property
@@ -130,14 +126,13 @@ class Events:
 
 
 def _top_label(voxels: Voxels, num_bins: int) -> Events:
-    return Events(voxels.confidence[None], voxels.predicted[None], slice(0, 1), num_bins)
+    return Events(voxels.confidence[None], voxels.predicted[None], num_bins)
 
 
 def _classwise(voxels: Voxels, num_bins: int) -> Events:
-    first = int(voxels.volume.batch.sigmoid)
-    p, channel = voxels.p[first:], voxels.volume.channel
-    classes = torch.arange(first, len(voxels.p), device=p.device)[:, None]
-    return Events(p, classes, slice(channel, channel + len(p)), num_bins)
+    first = int(voxels.volume.batch.y_pred.shape[1] == 1)  # the background of a sigmoid is no class
+    classes = torch.arange(first, len(voxels.p), device=voxels.p.device)[:, None]
+    return Events(voxels.p[first:], classes, num_bins)
 
 
 EVENTS = {"top_label": _top_label, "classwise": _classwise}
@@ -185,7 +180,7 @@ class _RegionSums:
             is_true = (events.classes == inside.label).double()
             once = None if inside.weight is None else inside.weight.expand_as(events.p)
             sums = events.sums(once, inside.weighted(events.p), inside.weighted(is_true))
-            total[:, case, events.rows] += sums
+            total[:, case] += sums
 
     def add_if_true(self, voxels: Voxels, events: Mapping[str, Events]) -> None:
         """Add all voxels with each label that would put them into the region, by its
@@ -200,20 +195,26 @@ class _RegionSums:
             weight = weights.sum(0).expand_as(p)
             p_true = weights.gather(0, events[kind].classes.expand_as(p))
             sums = events[kind].sums(weight, weight * p, p_true)
-            total[:, voxels.case, events[kind].rows] += sums
+            total[:, voxels.case] += sums
 
-    def reduce(self) -> Measured:
-        """Return the bins and the mean scores."""
-        bins = {
-            kind: CalibrationBins(_whole(total[0]), *total[1:])
-            for kind, total in self.observed.items()
-        }
+    def reduce(self, batch: int) -> Measured:
+        """Return the bins and the mean scores of the cases of a batch, of which a case of several
+        sigmoids has a voxel in each channel.
+        """
+
+        def of_cases(kind: str, total: torch.Tensor) -> torch.Tensor:
+            by_channel = total.unflatten(1, (batch, -1))
+            return by_channel.sum((2, 3)) if kind == "top_label" else by_channel.flatten(2, 3)
+
+        bins = {}
+        for kind, total in self.observed.items():
+            count, *others = of_cases(kind, total)
+            bins[kind] = CalibrationBins(_whole(count), *others)
         for kind, total in self.if_true.items():
-            bins[f"{kind}_if_true"] = CalibrationBins(*total)
-        for kind in bins:
-            if kind.startswith("top_label"):
-                (bins[kind],) = bins[kind].per_class()
-        return Measured(bins, {name: total / self.count for name, total in self.scores.items()})
+            bins[f"{kind}_if_true"] = CalibrationBins(*of_cases(kind, total))
+        count = self.count.view(batch, -1).sum(1)
+        scores = {name: total.view(batch, -1).sum(1) / count for name, total in self.scores.items()}
+        return Measured(count, bins, scores)
 
 
 def _whole(counts: torch.Tensor) -> torch.Tensor:
@@ -264,6 +265,6 @@ def calibration_bins(
         Bins of each case, on the device of `y_pred`.
     """
     kind = "classwise" if classwise else "top_label"
-    regions = [choose_region(region, foreground_only)]
-    (measured,) = measure_regions(y_pred, y, regions, [kind], num_bins, ignore_index, sigmoid)
-    return measured.bins[kind]
+    chosen = choose_region(region, foreground_only)
+    measured = measure_regions(y_pred, y, {chosen: [kind]}, num_bins, ignore_index, sigmoid)
+    return measured[chosen].bins[kind]

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import combinations
-from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,8 +18,8 @@ from numpy.typing import NDArray
 
 from calib_components.metrics.bins import CalibrationBins
 from calib_components.metrics.measures import Case, Values
+from calib_components.metrics.measuring import Measured
 from calib_components.metrics.segmentation import dice
-from calib_components.metrics.selective import RiskCoverage
 from calib_components.metrics.volumes import StructureMeasures
 
 
@@ -48,20 +47,18 @@ class RatedCase(Case):
         return [case.label for case in self.raters.values()]
 
     @cached_property
-    def measured(self) -> dict[str, dict[str, Any]]:
-        return _mean([case.measured for case in self.raters.values()])
-
-    @cached_property
-    def smooth_bins(self) -> dict[str, CalibrationBins]:
-        return _mean([case.smooth_bins for case in self.raters.values()])
+    def measured(self) -> dict[str, Measured]:
+        of_raters = [case.measured for case in self.raters.values()]
+        return {name: _mean_of([each[name] for each in of_raters]) for name in of_raters[0]}
 
     @cached_property
     def structure_measures(self) -> StructureMeasures:
-        return _mean([case.structure_measures for case in self.raters.values()])
-
-    @cached_property
-    def risk(self) -> RiskCoverage:
-        return _mean_risk([case.risk for case in self.raters.values()])
+        of_raters = [case.structure_measures for case in self.raters.values()]
+        sums = {
+            name: torch.stack([each.sums[name] for each in of_raters]).mean(0)
+            for name in of_raters[0].sums
+        }
+        return StructureMeasures(sums, self.voxel_volume)
 
     def measure_masks(self, function: Callable[[Case], Values]) -> Values:
         found = [function(case) for case in self.raters.values()]
@@ -84,47 +81,24 @@ def _mean_of_defined(values: Sequence[float]) -> float:
     return float(np.ma.masked_invalid(values).mean()) if np.isfinite(values).any() else np.nan
 
 
-def _mean(values: Sequence[Any]) -> Any:
-    """Return the mean over raters of what was measured with the label of each."""
-    first = values[0]
-    if isinstance(first, torch.Tensor):
-        return torch.stack([*values]).double().mean(0)
-    contents = [_contents(value) for value in values]
-    if "nll" in contents[0]:
-        return _mean_of_region(contents)
-    means = {name: _mean([each[name] for each in contents]) for name in contents[0]}
-    return means if isinstance(first, dict) else type(first)(**means)
-
-
-def _contents(value: Any) -> dict[str, Any]:
-    """Return the entries of a dictionary, or the fields of a tuple or dataclass."""
-    if isinstance(value, dict):
-        return value
-    if isinstance(value, tuple):
-        return cast(Any, value)._asdict()
-    return {each.name: getattr(value, each.name) for each in fields(value)}
-
-
-def _mean_of_region(values: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the mean bins, and the scores of which each voxel of a rater counts once."""
-    counts = torch.stack([each["top_label"].count.sum(-1) for each in values]).double()
-    means = {}
-    for name, first in values[0].items():
-        of_raters = [each[name] for each in values]
-        if isinstance(first, CalibrationBins):
-            means[name] = _mean(of_raters)
-        else:
-            sums = torch.where(counts > 0, counts * torch.stack(of_raters), 0.0)
-            means[name] = sums.sum(0) / counts.sum(0)
-    return means
-
-
-def _mean_risk(values: Sequence[RiskCoverage]) -> RiskCoverage:
-    """Return the mean curve, see `RiskCoverage`, exact where raters ignore the same voxels; of all
-    errors, the share among the least confident.
+def _mean_of(of_raters: Sequence[Measured]) -> Measured:
+    """Return what was measured of a region with the label of each rater: mean bins, and the scores
+    of which each voxel of a rater counts once.
     """
-    coverage, risk, aurc = (_mean([each[part] for each in values]) for part in range(3))
-    errors = torch.stack([each.risk[:, -1] for each in values])
-    shares = torch.stack([each.error_share for each in values])
-    found = torch.where(errors > 0, errors * shares, 0.0).sum(0)
-    return RiskCoverage(coverage, risk, aurc, found / errors.sum(0))
+    bins = {
+        kind: CalibrationBins(
+            *(
+                torch.stack([getattr(each.bins[kind], field) for each in of_raters])
+                .double()
+                .mean(0)
+                for field in vars(first)
+            )
+        )
+        for kind, first in of_raters[0].bins.items()
+    }
+    counts = torch.stack([each.count for each in of_raters])
+    scores = {}
+    for name in of_raters[0].scores:
+        sums = counts * torch.stack([each.scores[name] for each in of_raters])
+        scores[name] = sums.where(counts > 0, 0.0).sum(0) / counts.sum(0)
+    return Measured(counts.mean(0), bins, scores)

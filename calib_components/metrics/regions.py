@@ -4,25 +4,18 @@ Regions chosen by the prediction alone:
 
 - `all`: every voxel.
 - `predicted`: the predicted class is not background (class 0).
-- `plausible(e)`: the probability of foreground, `1 - p_0`, is above `e` (0.05).
-- `predicted_band(r)`: at most `r` (2) from a face between voxels of different predicted classes.
 
 Regions chosen by the ground truth:
 
 - `foreground`: the ground truth is not background, as in Murugesan et al., "Trust Your Neighbours:
   Penalty-Based Constraints for Model Calibration", MICCAI 2023.
-- `union`: the ground truth or the predicted class is not background.
 - `near(r)`: at most `r` (5) from a voxel whose ground truth is not background, these included. They
   are the same voxels for every network, so networks may be compared there.
-- `band(r)`: at most `r` (2) from a face between voxels of different ground-truth classes.
 - a structure: the ground truth is one of some classes.
 
-Ignored voxels are in no region. Distances are in voxels, or in mm where a spacing is given; for
-`near` those of the centers of voxels, for bands from the center of a voxel to the nearest point of
-a face: the two voxels at a face are 0.5 voxels from it. A face of an ignored voxel does not count.
-A radius in voxels is the same along all axes, so where
-slices are thick, whole slices at the ends of a structure are in the band; give `spacing` for a
-radius in mm.
+Ignored voxels are in no region. Distances are those of the centers of voxels, in voxels, or in mm
+where a spacing is given. A radius in voxels is the same along all axes, so where slices are thick,
+whole slices at the ends of a structure are near it; give `spacing` for a radius in mm.
 
 A region chosen by the ground truth does not measure calibration. Probabilities are calibrated if,
 among all voxels with probability 0.6 of background, 60 % are background. None of those that are
@@ -44,7 +37,6 @@ from typing import Any, NamedTuple
 import torch
 
 from calib_components.errors import InputError, check_choice, check_number
-from calib_components.metrics.distances import Mask, band_mask, near_mask
 from calib_components.metrics.voxels import Voxels
 
 
@@ -59,27 +51,13 @@ class RegionKind(NamedTuple):
             Then `mask` is also given labels `(N, 1)`, every class for each voxel, and returns a
             mask that broadcasts to `(N, voxels)`: which class would put which voxel into the
             region. The closed form of the error follows from it.
-        parameter: Default of its parameter, which is at least 0; None without one.
-        in_report: Whether reports show it; evaluations measure every region.
-        in_mm: Whether evaluations measure its distances in mm, where the spacing is known.
+        radius: Default of its radius, which is at least 0; None without one.
     """
 
     mask: Callable[[Voxels, torch.Tensor, Region], torch.Tensor]
     by_prediction: bool = False
     has_closed_form: bool = False
-    parameter: float | None = None
-    in_report: bool = True
-    in_mm: bool = False
-
-
-def _plausible(voxels: Voxels, label: torch.Tensor, region: Region) -> torch.Tensor:
-    p, temperature = voxels.p, voxels.volume.batch.temperature
-    threshold = region.parameter or 0.0
-    if temperature == 1:
-        return 1 - p[0] > threshold
-    # At T = 1, the odds of foreground are the sum over k > 0 of (p_k / p_0)^T.
-    powers = temperature * p.clamp_min(0).log()
-    return powers[1:].logsumexp(0) - powers[0] > torch.tensor(threshold).double().logit()
+    radius: float | None = None
 
 
 def _structure(voxels: Voxels, label: torch.Tensor, region: Region) -> torch.Tensor:
@@ -91,88 +69,66 @@ def _structure(voxels: Voxels, label: torch.Tensor, region: Region) -> torch.Ten
     return torch.isin(label, torch.tensor(region.classes, device=label.device))
 
 
-def _within(mask: Mask, classes: str) -> Callable[[Voxels, torch.Tensor, Region], torch.Tensor]:
-    """Return the `RegionKind.mask` of voxels near classes, "predicted" ones or those of "label"."""
-    return lambda voxels, _, region: voxels.within(
-        mask, classes, region.parameter or 0.0, region.spacing
-    )
-
-
-# The regions of an evaluation, the paper's first. A new region is a new entry.
+# A new region is a new entry.
 REGIONS = {
     "foreground": RegionKind(lambda voxels, label, _: label != 0, has_closed_form=True),
     "all": RegionKind(
         lambda voxels, label, _: torch.ones_like(label, dtype=torch.bool), by_prediction=True
     ),
     "predicted": RegionKind(lambda voxels, *_: voxels.predicted != 0, by_prediction=True),
-    "plausible": RegionKind(_plausible, by_prediction=True, parameter=0.05),
     "near": RegionKind(
-        _within(near_mask, "label"),
-        parameter=5.0,
-        in_report=False,
-        in_mm=True,
-    ),
-    "predicted_band": RegionKind(
-        _within(band_mask, "predicted"),
-        by_prediction=True,
-        parameter=2.0,
-        in_report=False,
-    ),
-    "union": RegionKind(
-        lambda voxels, label, _: (label != 0) | (voxels.predicted != 0),
-        has_closed_form=True,
-        in_report=False,
-    ),
-    "band": RegionKind(
-        _within(band_mask, "label"),
-        parameter=2.0,
-        in_report=False,
+        lambda voxels, _, region: voxels.near(region.radius or 0.0, region.spacing), radius=5.0
     ),
 }
 STRUCTURE = RegionKind(_structure, has_closed_form=True)
+GONE = {"plausible", "predicted_band", "union", "band"}  # of version 0.4
 
 
 @dataclass(frozen=True)
 class Region:
     """Which voxels of a case count, see the head of `calib_components.metrics.regions`.
 
-    `Region.parse` makes one of a name or of class indices; the constructor is needed only for bands
-    in mm.
+    `Region.parse` makes one of a name or of class indices; the constructor is needed only for a
+    radius in mm.
 
     Args:
         kind: A name of `REGIONS`, such as "predicted", or "structure".
-        parameter: Threshold of "plausible" (default 0.05), or radius of "near" (default 5) or a
-            band (default 2) in voxels or in the unit of `spacing`.
+        radius: That of "near" (default 5), in voxels or in the unit of `spacing`.
         classes: Class indices of a "structure".
         spacing: Size of a voxel along each spatial axis, such as in mm; None measures in voxels.
-            Only for "near" and bands.
+            Only for "near".
 
     Raises:
         InputError: An argument has an unsuitable value.
 
     Examples:
         >>> from calib_components.metrics import Region
-        >>> Region.parse("plausible(0.1)").parameter
-        0.1
+        >>> Region.parse("near(3)").radius
+        3.0
         >>> Region.parse([1, 3]).name
         'structure_1_3'
-        >>> Region("band", 3, spacing=(1.5, 1.5, 10)).by_prediction
+        >>> Region("near", 3, spacing=(1.5, 1.5, 10)).by_prediction
         False
     """
 
     kind: str
-    parameter: float | None = None
+    radius: float | None = None
     classes: tuple[int, ...] = ()
     spacing: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.kind in GONE:
+            raise InputError(
+                f"region {self.kind!r} is of version 0.4. Take 'predicted', or to compare networks"
+                " 'near'."
+            )
         check_choice("region", self.kind, [*REGIONS, "structure"])
-        parameter = self._kind.parameter if self.parameter is None else self.parameter
-        if parameter is not None:
-            if self._kind.parameter is None:
-                raise InputError(f"region {self.kind!r} takes no parameter, got {parameter}.")
-            check_number(f"parameter of region {self.kind!r}", parameter, 0)
-            parameter = float(parameter)
+        radius = self._kind.radius if self.radius is None else self.radius
+        if radius is not None:
+            if self._kind.radius is None:
+                raise InputError(f"region {self.kind!r} takes no radius, got {radius}.")
+            check_number(f"radius of region {self.kind!r}", radius, 0)
+            radius = float(radius)
         classes = tuple(sorted({int(k) for k in self.classes}))
         if bool(classes) != (self.kind == "structure"):
             raise InputError(
@@ -180,7 +136,7 @@ class Region:
                 f" {self.kind!r}."
             )
         spacing = None if self.spacing is None else tuple(map(float, self.spacing))
-        for name, field in (("parameter", parameter), ("classes", classes), ("spacing", spacing)):
+        for name, field in (("radius", radius), ("classes", classes), ("spacing", spacing)):
             object.__setattr__(self, name, field)
 
     @classmethod
@@ -188,8 +144,8 @@ class Region:
         """Return the region that a value describes, or raise `InputError`.
 
         Args:
-            value: A `Region`; a name, which may have a parameter, such as "plausible(0.1)" or
-                "band(3)"; or a class index or a sequence of them: that structure.
+            value: A `Region`; a name, which may have a radius, such as "near(3)"; or a class index
+                or a sequence of them: that structure.
         """
         if isinstance(value, Region):
             return value
@@ -208,21 +164,21 @@ class Region:
 
     @property
     def name(self) -> str:
-        """Name of the region, different for each: such as "foreground", "band(3)" or
+        """Name of the region, different for each: such as "foreground", "near(3)" or
         "structure_1_2".
 
-        A default parameter is left out. `Region.parse` reads it, except for structures and bands
-        with a spacing, such as "band(3 at 1.5x1.5x10)".
+        A default radius is left out. `Region.parse` reads it, except for structures and a spacing,
+        such as "near(3 at 1.5x1.5x10)".
         """
         if self.kind == "structure":
             return "_".join(["structure", *map(str, self.classes)])
-        if self.spacing is None and self.parameter == self._kind.parameter:
+        if self.spacing is None and self.radius == self._kind.radius:
             return self.kind
-        parameter, *sizes = (
-            repr(value).removesuffix(".0") for value in (self.parameter, *(self.spacing or ()))
+        radius, *sizes = (
+            repr(value).removesuffix(".0") for value in (self.radius, *(self.spacing or ()))
         )
         grid = f" at {'x'.join(sizes)}" if sizes else ""
-        return f"{self.kind}({parameter}{grid})"
+        return f"{self.kind}({radius}{grid})"
 
     @property
     def by_prediction(self) -> bool:

@@ -1,5 +1,4 @@
-"""Structures of a case, from their probabilities: volumes, expected DSC, and counts above
-thresholds.
+"""Structures of a case, from their probabilities: volumes, expected DSC, confidence and accuracy.
 
 The probability of a structure is the sum over its classes. With sigmoids, a structure is one
 channel.
@@ -10,89 +9,79 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 
 from calib_components.errors import InputError, check_number
-from calib_components.metrics.base import CaseMetric, CaseTensors
+from calib_components.metrics.base import CaseMetric
 from calib_components.metrics.regions import Region
-from calib_components.metrics.voxels import Voxels, check_tensors, read_voxels
+from calib_components.metrics.voxels import Voxels, check_tensors, read_voxels, split_channels
 from calib_components.quality.estimates import TERMS, expected_dice, structure_sums
-
-THRESHOLDS = torch.arange(1, 100, dtype=torch.float64) / 100
-LOW, HIGH = 94, 4  # positions of the thresholds 0.95 and 0.05, which bound the volume
 
 Structures = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True, eq=False)
-class ThresholdCounts(CaseTensors):
-    """Numbers of voxels above thresholds, of each case and structure: all that sensitivity, PPV and
-    the like need.
-
-    The probability of a structure is compared in the type of `y_pred`, as `p > 0.3` compares in
-    PyTorch and NumPy: a float32 probability of 0.3, which is slightly more, is not above 0.3.
+class StructureMeasures:
+    """Measures of the structures of each case, see `measure_structures`, float64 `(B, structures)`.
 
     Attributes:
-        thresholds: 0.01, 0.02, ... 0.99, float64 `(T,)`.
-        true_positive: Number of voxels of the structure above each threshold, int64 `(B,
-            structures, T)`.
-        predicted: Number of all voxels above each threshold, `(B, structures, T)`.
-        true: Number of voxels of the structure, `(B, structures)`.
+        sums: The sum of each of `TERMS` over the voxels; and the number of voxels in which the
+            structure is `true`, and in which it is predicted and true, `correct`.
+        voxel_volume: Volume of a voxel.
     """
 
-    thresholds: torch.Tensor
-    true_positive: torch.Tensor
-    predicted: torch.Tensor
-    true: torch.Tensor
+    sums: dict[str, torch.Tensor]
+    voxel_volume: float = 1.0
+
+    @property
+    def expected(self) -> torch.Tensor:
+        """Expected volume, the sum of the probabilities."""
+        return self.voxel_volume * self.sums["expected"]
+
+    @property
+    def true(self) -> torch.Tensor:
+        """Volume of the ground truth."""
+        return self.voxel_volume * self.sums["true"]
+
+    @property
+    def low(self) -> torch.Tensor:
+        """Volume with `p > 0.95`."""
+        return self.voxel_volume * self.sums["certain"]
+
+    @property
+    def high(self) -> torch.Tensor:
+        """Volume with `p > 0.05`."""
+        return self.voxel_volume * self.sums["possible"]
+
+    @property
+    def segmented(self) -> torch.Tensor:
+        """Volume where a class of the structure is the most probable one; of sigmoids, where
+        `p > 0.5`.
+        """
+        return self.voxel_volume * self.sums["predicted"]
+
+    @property
+    def expected_dsc(self) -> torch.Tensor:
+        """Expected DSC; 0 if the structure is predicted nowhere, NaN if its probability is 0
+        everywhere too.
+        """
+        return expected_dice(self.sums)
 
     @property
     def dsc(self) -> torch.Tensor:
-        """Dice similarity coefficient `(B, structures, T)`; NaN for a structure in neither, 0 for
-        one in one only.
-        """
-        return 2 * self.true_positive.double() / (self.predicted + self.true[..., None])
+        """DSC; NaN for a structure in neither."""
+        return 2 * self.sums["correct"] / (self.sums["predicted"] + self.sums["true"])
 
-    def best(self) -> torch.Tensor:
-        """Return the threshold with the highest mean DSC for each structure, `(structures,)`.
+    @property
+    def confidence(self) -> torch.Tensor:
+        """Mean probability where the structure is predicted; NaN where it is nowhere."""
+        return self.sums["overlap"] / self.sums["predicted"]
 
-        Of thresholds with equal DSC, the one nearest to 0.5. NaN for a structure that is nowhere. A
-        threshold chosen on the cases on which it is reported looks better than it is: choose it on
-        validation cases.
-        """
-        mean = self.dsc.where(self.true[..., None] > 0, torch.nan).nanmean(0).nan_to_num(-1)
-        distance = (
-            (self.thresholds - 0.5).abs().masked_fill(mean < mean.amax(-1, keepdim=True), torch.inf)
-        )
-        return self.thresholds[distance.argmin(-1)].masked_fill(mean.amax(-1) < 0, torch.nan)
-
-
-class StructureMeasures(NamedTuple):
-    """Measures of the structures of each case, see `measure_structures`.
-
-    Attributes:
-        expected: Expected volume, the sum of the probabilities; float64 `(B, structures)`, as the
-            next ones.
-        true: Volume of the ground truth.
-        low: Volume with `p > 0.95`.
-        high: Volume with `p > 0.05`.
-        segmented: Volume where a class of the structure is the most probable one; of sigmoids,
-            where `p > 0.5`.
-        expected_dsc: Expected DSC; 0 if the structure is predicted nowhere, NaN if its probability
-            is 0 everywhere too.
-        thresholds: Counts above thresholds.
-        sums: The sum of each of `TERMS` over the voxels, `(B, structures)`.
-    """
-
-    expected: torch.Tensor
-    true: torch.Tensor
-    low: torch.Tensor
-    high: torch.Tensor
-    segmented: torch.Tensor
-    expected_dsc: torch.Tensor
-    thresholds: ThresholdCounts
-    sums: dict[str, torch.Tensor]
+    @property
+    def accuracy(self) -> torch.Tensor:
+        """Share of the voxels that are predicted as the structure and are of it."""
+        return self.sums["correct"] / self.sums["predicted"]
 
 
 def measure_structures(
@@ -138,46 +127,43 @@ def measure_structures(
         >>> p = torch.tensor([0.01, 0.3, 0.9, 0.99])  # of class 1
         >>> y_pred, y = torch.stack([1 - p, p]).unsqueeze(0), torch.tensor([[[0, 0, 1, 1]]])
         >>> measures = measure_structures(y_pred, y, {"tumour": [1]}, voxel_volume=0.5)
-        >>> [round(volume.item(), 4) for volume in measures[:5]]  # expected: half of 2.2
-        [1.1, 1.0, 0.5, 1.5, 1.0]
+        >>> round(measures.expected.item(), 4), measures.true.item()  # expected: half of 2.2
+        (1.1, 1.0)
         >>> measures.expected_dsc  # 2 * (0.9 + 0.99) / (2 + 2.2)
         tensor([[0.9000]], dtype=torch.float64)
     """
     check_number("voxel_volume", voxel_volume, 0)
     y_pred, y = check_tensors(y_pred, y, sigmoid)
-    batch, channels = y_pred.shape[:2]
+    channels = y_pred.shape[1]
     sigmoid = sigmoid or channels == 1
-    checked = check_structures(structures, sigmoid, channels)
-    shape, edges = (batch, len(checked)), THRESHOLDS.to(y_pred).double()
-    sums = {name: y_pred.new_zeros(shape, dtype=torch.float64) for name in TERMS}
-    true = y_pred.new_zeros(shape, dtype=torch.int64)
-    # Numbers of voxels, and of those of the structure, above exactly so many thresholds
-    above = y_pred.new_zeros((2, *shape, len(edges) + 1), dtype=torch.int64)
-    for voxels in read_voxels(y_pred, y, ignore_index=ignore_index, sigmoid=sigmoid):
-        for number, classes in enumerate(checked.values()):
-            if sigmoid and classes != [voxels.volume.channel]:
-                continue
-            p, is_predicted, is_true = _structure(voxels, [1] if sigmoid else classes)
-            for name, value in structure_sums(p, is_predicted).items():
+    classes = [*check_structures(structures, sigmoid, channels).values()]
+    if sigmoid:  # class 1 of each channel
+        sums = _sums(split_channels(y_pred), split_channels(y), [[1]], ignore_index)
+        chosen = [channel for (channel,) in classes]
+        sums = {name: total.view(-1, channels)[:, chosen] for name, total in sums.items()}
+    else:
+        sums = _sums(y_pred, y, classes, ignore_index)
+    return StructureMeasures(sums, float(voxel_volume))
+
+
+def _sums(
+    y_pred: torch.Tensor,
+    y: torch.Tensor,
+    structures: Sequence[Sequence[int]],
+    ignore_index: int | None,
+) -> dict[str, torch.Tensor]:
+    """Return what `StructureMeasures` holds of structures, given by their classes."""
+    shape = len(y_pred), len(structures)
+    names = (*TERMS, "true", "correct")
+    sums = {name: y_pred.new_zeros(shape, dtype=torch.float64) for name in names}
+    for voxels in read_voxels(y_pred, y, ignore_index=ignore_index):
+        for number, classes in enumerate(structures):
+            p, is_predicted, is_true = _structure(voxels, classes)
+            found = structure_sums(p, is_predicted)
+            found |= {"true": is_true.sum(), "correct": (is_true & is_predicted).sum()}
+            for name, value in found.items():
                 sums[name][voxels.case, number] += value
-            true[voxels.case, number] += is_true.sum()
-            rounded = p.to(y_pred.dtype).double()
-            above[:, voxels.case, number] += _count_above(rounded, is_true, edges)
-    # From the voxels above exactly so many thresholds to those above each
-    predicted, true_positive = above[..., 1:].flip(-1).cumsum(-1).flip(-1)
-    volume = float(voxel_volume)
-    return StructureMeasures(
-        expected=volume * sums["expected"],
-        true=volume * true.double(),
-        low=volume * predicted[..., LOW].double(),
-        high=volume * predicted[..., HIGH].double(),
-        segmented=volume * sums["predicted"],
-        expected_dsc=expected_dice(sums),
-        thresholds=ThresholdCounts(
-            THRESHOLDS.to(y_pred.device, copy=True), true_positive, predicted, true
-        ),
-        sums=sums,
-    )
+    return sums
 
 
 def _structure(
@@ -187,18 +173,6 @@ def _structure(
     is_in = torch.zeros(len(voxels.p), dtype=torch.bool, device=voxels.p.device)
     is_in[classes] = True
     return voxels.p[classes].sum(0), is_in[voxels.predicted], is_in[voxels.label]
-
-
-def _count_above(p: torch.Tensor, is_true: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
-    """Return how many voxels, and how many of them of the structure, are above exactly so many
-    thresholds, `(2, T + 1)`.
-
-    Those above none, most of an image, are not counted: nobody needs them.
-    """
-    index = (p > edges[0]).nonzero().squeeze(1)
-    places, length = torch.bucketize(p[index], edges), len(edges) + 1
-    parts = places, places[is_true[index]]
-    return torch.stack([torch.bincount(part, minlength=length) for part in parts])
 
 
 def check_structures(
@@ -243,7 +217,7 @@ class VolumeMetric(StructureMetric):
     Arguments and errors: see `calib_components.metrics`.
     """
 
-    names = StructureMeasures._fields[:5]
+    names = ("expected", "true", "low", "high", "segmented")
 
     def measure(
         self, y_pred: torch.Tensor, y: torch.Tensor, voxel_volume: float = 1.0

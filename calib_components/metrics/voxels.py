@@ -1,11 +1,10 @@
 """Reading voxels: checks probabilities and labels, and yields the voxels that count in chunks.
 
 Chunks keep the working memory independent of the size of the volume and the number of regions: some
-20 MiB on a CPU. (A case that is not contiguous in memory is copied. A band takes a few bytes for
-each voxel of a case.)
+20 MiB on a CPU. (A case that is not contiguous in memory is copied.)
 
-With `sigmoid`, each channel is a binary problem of its own: it is read like a prediction of two
-classes, with probabilities `1 - p` and `p`. A single channel is always read in this way.
+A channel of sigmoids is a case of its own, with the probabilities `1 - p` and `p` of two classes,
+see `split_channels`; below, there is softmax only.
 
 Every voxel that is not ignored must have probabilities in [0, 1] within 1e-5 that sum to 1 within
 1e-2 (half precision rounds by about this much), and a valid label. Probabilities whose sum is off
@@ -15,16 +14,14 @@ by more than rounding are divided by it.
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from calib_components.errors import InputError, warn_once
 from calib_components.metrics.base import plain_tensor
-from calib_components.metrics.distances import IGNORED, Mask
+from calib_components.metrics.distances import near_mask
 from calib_components.quality.estimates import RANGE_TOLERANCE, SUM_TOLERANCE
 
 CPU_CHUNK, GPU_CHUNK = 2**18, 2**23  # probabilities per chunk
@@ -35,13 +32,12 @@ INVALID_LABEL = torch.iinfo(torch.int64).min
 
 
 class Voxels:
-    """Some voxels of a volume.
+    """Some voxels of a case.
 
     Attributes:
-        volume: The case, or channel of sigmoids, that they are of.
-        case: Index of the case.
-        values: Probabilities or logits `(N, voxels)` in float64; `(1 - p, p)` or `(0, l)` for a
-            channel of sigmoids.
+        volume: The case that they are of.
+        case: Its index.
+        values: Probabilities or logits `(N, voxels)` in float64.
         label: Class indices `(voxels,)`.
         weight: How much each counts, `(voxels,)`, where labels are probabilities; None counts all
             once.
@@ -75,17 +71,19 @@ class Voxels:
         return len(self.p) - ((self.p >= self.confidence) * rank).amax(0)
 
     @property
+    def first(self) -> int:
+        """Place of the first of them in the case."""
+        index = self._index
+        return index.start if isinstance(index, slice) else int(index[0])
+
+    @property
     def p_label(self) -> torch.Tensor:
         """Probability of the label of each voxel."""
         return self.p.gather(0, self.label[None])[0]
 
-    def within(
-        self, mask: Mask, classes: str, radius: float, spacing: Sequence[float] | None
-    ) -> torch.Tensor:
-        """Which of the voxels are in a mask of a map of classes, "label" or "predicted", see
-        `Mask`.
-        """
-        return self.volume.mask(mask, classes, radius, spacing)[self._index]
+    def near(self, radius: float, spacing: Sequence[float] | None) -> torch.Tensor:
+        """Return which of the voxels are near a true structure, see `near_mask`."""
+        return self.volume.near(radius, spacing)[self._index]
 
     def select(self, mask: torch.Tensor) -> Voxels:
         """Return the voxels of a mask."""
@@ -109,28 +107,26 @@ class Voxels:
 
 
 class Volume:
-    """A case, or one channel of sigmoids.
+    """A case.
 
     Attributes:
         batch: The batch that it is of.
         case: Index of the case.
-        channel: Index of its first channel.
-        values: Probabilities or logits, `(N or 1, voxels)`.
+        values: Probabilities or logits, `(N, voxels)`; `(1, voxels)` of a channel of sigmoids.
         y: Ground truth, `(N or 1, voxels)`.
     """
 
-    def __init__(self, batch: Batch, case: int, channels: slice) -> None:
-        self.batch, self.case, self.channel = batch, case, channels.start
-        self.values = batch.y_pred[case, channels].flatten(1)
-        self.y = batch.y[case, channels].flatten(1)
-        self._masks: dict[Any, torch.Tensor] = {}
+    def __init__(self, batch: Batch, case: int) -> None:
+        self.batch, self.case = batch, case
+        self.values, self.y = batch.y_pred[case].flatten(1), batch.y[case].flatten(1)
+        self._near: dict[tuple[float, tuple[float, ...] | None], torch.Tensor] = {}
 
     def chunks(self) -> Iterator[Voxels]:
         """All voxels that are not ignored."""
         for voxels in self._all_voxels():
-            ignored = self._is_ignored(voxels)
-            if ignored.any():
-                voxels = voxels.select(~ignored)
+            if self.batch.ignore_index is not None:
+                counts = voxels.label != self.batch.ignore_index
+                voxels = voxels if counts.all() else voxels.select(counts)
             if len(voxels.label) > 0:
                 yield from self._by_label(voxels) if self.batch.soft else [voxels]
 
@@ -139,7 +135,7 @@ class Volume:
         weight.
         """
         q = self.y[:, voxels._index].double()
-        if self.batch.sigmoid:
+        if len(q) == 1:
             q = torch.cat([1 - q, q])
         is_valid = (q >= 0).all(0) & ((q.sum(0) - 1).abs() <= SUM_TOLERANCE)
         voxels.label = torch.zeros_like(voxels.label).masked_fill(~is_valid, INVALID_LABEL)
@@ -151,38 +147,32 @@ class Volume:
             if chosen.any():
                 yield voxels.select(chosen)
 
-    def _all_voxels(self) -> Iterator[Voxels]:
+    def _parts(self) -> Iterator[slice]:
         chunk = CPU_CHUNK if self.values.device.type == "cpu" else GPU_CHUNK
-        step = max(1, chunk // (2 if self.batch.sigmoid else len(self.values)))
+        step = max(1, chunk // max(2, len(self.values)))
         for start in range(0, self.values.shape[1], step):
-            part = slice(start, start + step)
+            yield slice(start, start + step)
+
+    def _all_voxels(self) -> Iterator[Voxels]:
+        for part in self._parts():
             values = self.values[:, part].double()
-            if self.batch.sigmoid:
+            if len(values) == 1:
                 other = torch.zeros_like(values) if self.batch.logits else 1 - values
                 values = torch.cat([other, values])
             yield Voxels(self, part, values, _class_index(self.y[:, part]))
 
-    def _is_ignored(self, voxels: Voxels) -> torch.Tensor:
-        if self.batch.ignore_index is None:
-            return torch.zeros_like(voxels.label, dtype=torch.bool)
-        return voxels.label == self.batch.ignore_index
-
-    def mask(
-        self, mask: Mask, classes: str, radius: float, spacing: Sequence[float] | None
-    ) -> torch.Tensor:
-        """Mask `(voxels,)` of the whole volume, see `Voxels.within`."""
-        if self.batch.soft and classes == "label":
-            raise InputError("region: near and band need class indices as y, not probabilities.")
-        key = (mask, classes, radius, spacing)
-        if key not in self._masks:
-            dtype = torch.int8 if len(self.values) < 128 else torch.int32
-            parts = [
-                getattr(voxels, classes).masked_fill(self._is_ignored(voxels), IGNORED).to(dtype)
-                for voxels in self._all_voxels()
-            ]
-            whole = torch.cat(parts).view(self.batch.y_pred.shape[2:])
-            self._masks[key] = mask(whole, radius, spacing).flatten()
-        return self._masks[key]
+    def near(self, radius: float, spacing: Sequence[float] | None) -> torch.Tensor:
+        """Return which voxels of the whole volume are near a true structure, `(voxels,)`."""
+        if self.batch.soft:
+            raise InputError("region: near needs class indices as y, not probabilities.")
+        key = radius, None if spacing is None else tuple(spacing)
+        if key not in self._near:
+            labels = (_class_index(self.y[:, part]) for part in self._parts())
+            ignored = self.batch.ignore_index
+            structure = torch.cat([(label > 0) & (label != ignored) for label in labels])
+            mask = near_mask(structure.view(self.batch.y_pred.shape[2:]), radius, spacing)
+            self._near[key] = mask.flatten()
+        return self._near[key]
 
 
 def check_tensors(
@@ -255,27 +245,30 @@ def sum_to_1(values: torch.Tensor, axis: int, tolerance: float = SUM_TOLERANCE) 
     return bool((values.amax(axis) - values.amin(axis) > 0.1).any())
 
 
+def split_channels(values: torch.Tensor) -> torch.Tensor:
+    """Return each channel of sigmoids, or of their ground truth, `(B, C, *S)`, as a case,
+    `(B C, 1, *S)`.
+    """
+    return values.flatten(0, 1).unsqueeze(1)
+
+
 def read_voxels(
     y_pred: torch.Tensor,
     y: torch.Tensor,
     *,
     ignore_index: int | None = None,
-    sigmoid: bool = False,
-    temperature: float | None = None,
     logits: bool = False,
     soft: bool = False,
 ) -> Iterator[Voxels]:
-    """Yield the voxels that are not ignored, chunk by chunk, each of one case, and of one channel
-    for sigmoids.
+    """Yield the voxels that are not ignored, chunk by chunk, each of one case.
 
     If every probability is 0 or 1, there is a warning, once per process.
 
     Args:
-        y_pred: Prediction from `check_tensors`.
-        y: Ground truth from `check_tensors`.
+        y_pred: Prediction from `check_tensors`, with a softmax over at least two classes, or from
+            `split_channels`.
+        y: Ground truth, likewise.
         ignore_index: Label of voxels to leave out; their probabilities are not checked.
-        sigmoid: Whether each channel is a binary problem of its own.
-        temperature: By which the logits of `y_pred` were divided; None is 1.
         logits: Whether `y_pred` holds logits.
         soft: Whether `y` may hold probabilities: then each voxel is yielded with every class that
             has one, and its weight.
@@ -284,13 +277,10 @@ def read_voxels(
         InputError: At the end, some values are not probabilities (or not finite logits) or not
             labels. It counts them.
     """
-    channels = y_pred.shape[1]
-    sigmoid = sigmoid or channels == 1
-    step = 1 if sigmoid else channels
     soft = soft and _is_soft(y_pred, y, ignore_index)
-    batch = Batch(y_pred, y, ignore_index, sigmoid, temperature or 1.0, logits, soft)
-    for case, k in itertools.product(range(len(y_pred)), range(0, channels, step)):
-        for voxels in Volume(batch, case, slice(k, k + step)).chunks():
+    batch = Batch(y_pred, y, ignore_index, logits, soft)
+    for case in range(len(y_pred)):
+        for voxels in Volume(batch, case).chunks():
             if batch.add(voxels):  # after an invalid value, the rest is counted only
                 yield voxels
     batch.report()
@@ -312,8 +302,6 @@ class Batch:
     y_pred: torch.Tensor
     y: torch.Tensor
     ignore_index: int | None
-    sigmoid: bool
-    temperature: float
     logits: bool
     soft: bool
 
@@ -327,7 +315,7 @@ class Batch:
 
         Sums of probabilities that are 1 within the tolerance, but not up to rounding, become 1.
         """
-        given = voxels.values[int(self.sigmoid) :]
+        given = voxels.values[-self.y_pred.shape[1] :]
         wrong_labels = (voxels.label < 0) | (voxels.label >= len(voxels.values))
         wrong_sums = torch.zeros_like(wrong_labels)
         if self.logits:
@@ -353,8 +341,8 @@ class Batch:
         values, sums, labels = self.invalid.tolist()
         channels = self.y_pred.shape[1]
         among_values = f"of {self.y_pred.numel()} values"
-        voxels = self.y_pred.numel() // (1 if self.sigmoid else channels)
-        activation = "sigmoid" if self.sigmoid else "softmax"
+        voxels = self.y_pred.numel() // channels
+        activation = "sigmoid" if channels == 1 else "softmax"
         if values and self.logits:
             raise InputError(
                 f"logits must be finite, got {values} {among_values} that are NaN or infinite."
@@ -384,7 +372,7 @@ class Batch:
     def _valid_labels(self) -> str:
         last = self.y_pred.shape[1] - 1
         labels = f"class indices from 0 to {last} or one-hot"
-        if self.sigmoid:
+        if last == 0:
             labels = "0 or 1 in each channel"
         if self.soft:
             labels = "probabilities of the classes, which sum to 1"

@@ -9,7 +9,6 @@ from calib_components.posthoc.network import (
     describe_calibration,
     find_calibrator,
     find_reference,
-    find_temperature,
     members_of,
     set_calibrator,
 )
@@ -34,7 +33,6 @@ __all__ = [
     "describe_calibration",
     "find_calibrator",
     "find_reference",
-    "find_temperature",
     "members_of",
     "set_calibrator",
 ]

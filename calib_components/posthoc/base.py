@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 
 from calib_components.errors import InputError, warn_once
 from calib_components.metrics.regions import Region
-from calib_components.metrics.voxels import Voxels, check_tensors, read_voxels
+from calib_components.metrics.voxels import Voxels, check_tensors, read_voxels, split_channels
 from calib_components.quality.estimates import SUM_TOLERANCE
 
 Array = NDArray[np.float64]
 KINDS: dict[str, type[Calibrator]] = {}  # every calibrator by its name
-RETIRED = "class_temperature"  # name of a calibrator of version 0.4
+# Names in the weights of what version 0.4 fitted, and this one does not know
+RETIRED = ("class_temperature", "class_bias")
 # Prefix of its parameters in a network, which the names in a state dict lack
 CARRIED = "calibrator."
 
@@ -122,11 +123,10 @@ class Calibrator(torch.nn.Module):
 
     Its parameters are buffers; `set_calibrator` puts them into a network, whose weights and exports
     then carry them. Those of a new calibrator change nothing, and applying it is an error until
-    `compute`, `set_state` or `load_state_dict` gives it others. What is kept of a patient is one
-    row of sums over voxels. Across several processes, `compute` and `to_dict` put the patients of
-    all together, so every process must call them. A subclass has a `name`, the type of its
-    `estimate`, buffers, `forward`, `voxel_sums`, `solve` and `states_without`. One that needs the
-    cases several times overrides `passes`.
+    `compute`, `set_state` or `load_state_dict` gives it others. What is kept of a patient does not
+    grow with its voxels. Across several processes, `compute` puts the patients of all together, so
+    every process must call it. A subclass has a `name`, the type of its `estimate`, buffers,
+    `forward`, `collect`, `solve` and `solve_without`.
 
     Args:
         region: The voxels to fit, see `calib_components.metrics.regions`; predictions are those
@@ -141,12 +141,9 @@ class Calibrator(torch.nn.Module):
     """
 
     _is_fitted = True  # as calibrators count that version 0.4 pickled, which lack it
-    # Of its files: NAME.json is the estimate, NAME_fit.json what is kept of each patient
-    name: ClassVar[str]
+    name: ClassVar[str]  # `NAME.json` is its estimate
     estimate: ClassVar[type[Estimate]]
-    # In the logits: then it can become a part of the last layer of a network
-    is_affine: ClassVar[bool] = False
-    takes_soft_labels: ClassVar[bool] = False  # then `voxel_sums` takes the weights of voxels, too
+    takes_soft_labels: ClassVar[bool] = False  # then `collect` heeds the weights of voxels
     takes_sigmoids: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
@@ -161,8 +158,7 @@ class Calibrator(torch.nn.Module):
         if sigmoid and not self.takes_sigmoids:
             raise InputError(f"sigmoid: there is no {self.name} of sigmoids. Fit a temperature.")
         self.region, self.ignore_index, self.sigmoid = Region.parse(region), ignore_index, sigmoid
-        self.regions = [self.region]  # that sums are kept of, the one to fit first
-        self._rows: dict[str, Array] = {}  # of each patient
+        self._patients: dict[str, Any] = {}  # what was collected of each
         self._is_fitted = False  # or has parameters that the user gave it
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
@@ -175,35 +171,26 @@ class Calibrator(torch.nn.Module):
 
     def has_unfitted_patients(self) -> bool:
         """Return whether patients were added, and nothing is fitted to them yet."""
-        return bool(self._rows) and not self._is_fitted
+        return bool(self._patients) and not self._is_fitted
 
     @abstractmethod
-    def voxel_sums(
-        self, logits: torch.Tensor, label: torch.Tensor, *weights: torch.Tensor
-    ) -> torch.Tensor:
-        """Return sums over voxels of logits `(N, voxels)` and class indices `(voxels,)`, float64,
-        `(K,)`; where labels are probabilities, of voxels that count by `weights`, one `(voxels,)`.
+    def collect(self, voxels: Voxels, patient: str) -> Any:
+        """Return what to keep of some voxels of a patient, of which those of the region count.
 
-        The first is the number of voxels.
+        What is kept of two parts is their sum, `+`; `*` weights it.
         """
 
     @abstractmethod
-    def solve(self, names: Sequence[str], rows: Array) -> Estimate:
-        """Set the parameters that fit patients, by their names and rows `(patients, regions, K)`;
-        return the estimate.
+    def solve(self, patients: Mapping[str, Any]) -> Estimate:
+        """Set the parameters that fit what was collected of patients; return the estimate.
 
-        Each patient has voxels in one of the regions, and one of them in the first.
+        Raises:
+            InputError: It determines no parameters.
         """
 
     @abstractmethod
-    def states_without(self, names: Sequence[str], rows: Array) -> Sequence[Mapping[str, Any]]:
-        """Return the parameters that fit the other patients, for each patient; see `solve`."""
-
-    def passes(self) -> Iterator[int]:
-        """Yield once for each pass over the cases that the fit needs; `update` with all of them in
-        each.
-        """
-        yield 0
+    def solve_without(self, patients: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+        """Yield for each patient the parameters that fit the others, after `solve`."""
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return the parameters by their names."""
@@ -240,37 +227,33 @@ class Calibrator(torch.nn.Module):
                 invalid labels, or there are not as many names as cases. Nothing is added then.
         """
         logits, y = check_tensors(logits, y, self.sigmoid, "logits")
-        if logits.shape[1] == 1 and not self.takes_sigmoids:
-            raise InputError(
-                f"logits: one channel is a sigmoid, which has no {self.name}. Fit a temperature."
-            )
         names = [group] * len(logits) if isinstance(group, str) else list(group)
         if len(names) != len(logits):
             raise InputError(
                 f"group has {len(names)} names for {len(logits)} cases. Give one name for each"
                 " case."
             )
-        sums: dict[int, torch.Tensor] = {}
+        channels = logits.shape[1]
+        if self.sigmoid or channels == 1:
+            if not self.takes_sigmoids:
+                raise InputError(
+                    f"logits: one channel is a sigmoid, which has no {self.name}. Fit a"
+                    " temperature."
+                )
+            names = [name for name in names for _ in range(channels)]
+            logits, y, channels = split_channels(logits), split_channels(y), 1
         check = _ProbabilityCheck()
+        collected: dict[int, Any] = {}
         for voxels in read_voxels(
-            logits,
-            y,
-            ignore_index=self.ignore_index,
-            sigmoid=self.sigmoid,
-            logits=True,
-            soft=self.takes_soft_labels,
+            logits, y, ignore_index=self.ignore_index, logits=True, soft=self.takes_soft_labels
         ):
-            check.add(voxels.values[int(voxels.volume.batch.sigmoid) :])
-            selected = [region.select(voxels) for region in self.regions]
-            rows = torch.stack([self._sums_of(each) for each in selected])
-            sums[voxels.case] = sums.get(voxels.case, 0) + rows
+            check.add(voxels.values[-channels:])
+            part = self.collect(voxels, names[voxels.case])
+            before = collected.get(voxels.case)
+            collected[voxels.case] = part if before is None else before + part
         check.refuse()
-        for case, row in sums.items():
-            self._add({names[case]: row.cpu().numpy()})
-
-    def _sums_of(self, voxels: Voxels) -> torch.Tensor:
-        weights = () if voxels.weight is None else (voxels.weight,)
-        return self.voxel_sums(voxels.values, voxels.label, *weights)
+        for case, part in collected.items():
+            self._add({names[case]: part})
 
     def add(self, other: Calibrator) -> None:
         """Add the patients of another fit, such as of another process; those of the same name are
@@ -285,20 +268,20 @@ class Calibrator(torch.nn.Module):
                 "Fits with different options cannot be added:"
                 f" {self._options()} and {other._options()}."
             )
-        self._add(other._rows)
+        self._add(other._patients)
 
     def scale(self, factor: float) -> None:
         """Multiply what was added so far, such as by 1 / R for the labels of R raters."""
-        self._rows = {name: factor * row for name, row in self._rows.items()}
+        self._patients = {name: part * factor for name, part in self._patients.items()}
 
     def compute(self) -> Any:
         """Fit the parameters to all voxels added so far, in all processes, and return the
         `Estimate`.
 
         Raises:
-            InputError: No voxel has been added.
+            InputError: No voxel has been added, or they do not determine the parameters.
         """
-        estimate = self.solve(*self._rows_to_fit())
+        estimate = self.solve(self._gathered())
         self._is_fitted = True
         return estimate
 
@@ -306,11 +289,10 @@ class Calibrator(torch.nn.Module):
         """Return for each patient a calibrator that is fitted to the others, after `compute`; none
         of one patient alone.
         """
-        names, rows = self._rows_to_fit()
-        if len(names) == 1:
+        patients = self._gathered()
+        if len(patients) == 1:
             return {}
-        states = map(self.with_state, self.states_without(names, rows))
-        return dict(zip(names, states, strict=True))
+        return dict(zip(patients, map(self.with_state, self.solve_without(patients)), strict=True))
 
     def with_state(self, state: Mapping[str, Any]) -> Calibrator:
         """Return another calibrator of the same options, with these parameters and no patients."""
@@ -318,34 +300,12 @@ class Calibrator(torch.nn.Module):
         other.set_state(state)
         return other
 
-    def _rows_to_fit(self) -> tuple[list[str], Array]:
-        """Return the patients with voxels to fit, and their rows."""
-        rows = {name: row for name, row in self._gathered().items() if row[:, 0].any()}
-        if not any(row[0, 0] > 0 for row in rows.values()):
-            raise InputError(
-                f"There are no voxels in region {self.region.name!r} to fit a {self.name} to."
-            )
-        return list(rows), np.array(list(rows.values()))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the options, and the rows of the patients of all processes by their names, as JSON
-        data.
-        """
-        return {
-            **self._options(),
-            "patients": {name: row.tolist() for name, row in self._gathered().items()},
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Calibrator:
-        """Inverse of `to_dict`."""
-        fit = cls(Region(**values["region"]), values["ignore_index"], values["sigmoid"])
-        rows = {name: np.array(row, dtype=float) for name, row in values["patients"].items()}
-        fit._add(rows)
-        if "state" in values:  # that the rows were summed at
-            fit.set_state(values["state"])
-        fit._is_fitted = False  # before `compute`
-        return fit
+    def no_voxels(self) -> InputError:
+        """Return the error for no voxels to fit."""
+        return InputError(
+            f"There are no voxels in region {self.region.name!r} to fit a {self.name} to. Call"
+            " update with labelled cases first."
+        )
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -354,16 +314,19 @@ class Calibrator(torch.nn.Module):
             "sigmoid": self.sigmoid,
         }
 
-    def _add(self, rows: Mapping[str, Array]) -> None:
-        for name, row in rows.items():
-            self._rows[name] = self._rows.get(name, 0) + row
+    def _add(self, patients: Mapping[str, Any]) -> None:
+        for name, part in patients.items():
+            before = self._patients.get(name)
+            self._patients[name] = part if before is None else before + part
 
-    def _gathered(self) -> dict[str, Array]:
-        """The rows of the patients of all processes, in the order of their names."""
-        whole = type(self)()
-        for rows in gathered(self._rows):
-            whole._add(rows)
-        return dict(sorted(whole._rows.items()))
+    def _gathered(self) -> dict[str, Any]:
+        """Return what was collected of the patients of all processes, in the order of their
+        names.
+        """
+        whole = type(self)(self.region, self.ignore_index, self.sigmoid)
+        for patients in gathered(self._patients):
+            whole._add(patients)
+        return dict(sorted(whole._patients.items()))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         stored = {name: state_dict.get(f"{prefix}{name}") for name in self.state()}

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
 from scipy.stats import ttest_1samp
 from torch.nn import functional as F
 
 from calib_components.errors import InputError
-from calib_components.metrics import dice, structure_masks
-from calib_components.posthoc.base import Calibrator
+from calib_components.metrics import measure_structures
+from calib_components.posthoc.base import Array, Calibrator
 from calib_components.posthoc.temperature import TemperatureScaling
-from calib_components.quality import ScanEstimates
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Structures = Mapping[str, Sequence[int]]
 NONE = "none"
@@ -24,9 +21,7 @@ ALPHA = 0.05
 
 
 def simpler_fits(calibrator: Calibrator) -> list[Calibrator]:
-    """Return new calibrators to compare a calibrator with, which see each case once: a temperature,
-    unless it is one.
-    """
+    """Return new calibrators to compare a calibrator with: a temperature, unless it is one."""
     if isinstance(calibrator, TemperatureScaling):
         return []
     return [TemperatureScaling(calibrator.region, calibrator.ignore_index)]
@@ -39,6 +34,9 @@ class LeftOut:
         fits: Calibrators after `compute`, the simplest first.
         structures: Class indices of the structures, by name.
         ignore_index: Ground-truth value of voxels to leave out.
+
+    Attributes:
+        rows: What `rows_of` returned of each scan.
     """
 
     def __init__(
@@ -53,44 +51,58 @@ class LeftOut:
         self.rows: list[dict[str, Any]] = []
 
     def calibrated(self, logits: torch.Tensor, patient: str) -> dict[str, torch.Tensor]:
-        """Return logits of a patient as they are, and by each calibrator of the other patients; of
-        all, if this one was not fitted.
+        """Return logits `(B, N, *S)` of a patient as they are, and by each calibrator of the other
+        patients; of all, if this one was not fitted.
         """
         calibrated = {NONE: logits}
         for name, fit in self.fits.items():
             calibrated[name] = self.others[name].get(patient, fit).to(logits.device)(logits)
         return calibrated
 
-    def update(self, logits: Mapping[str, torch.Tensor], y: torch.Tensor, patient: str) -> None:
-        """Add a scan.
+    def rows_of(
+        self, logits: Mapping[str, torch.Tensor], y: torch.Tensor, patient: str
+    ) -> list[dict[str, Any]]:
+        """Return the errors of a scan.
 
         Args:
-            logits: `(N, *S)`, by the name of their calibrator.
+            logits: `(1, N, *S)`, by the name of their calibrator.
             y: Class index `(1, *S)`.
             patient: Whose scan it is.
         """
-        for name, values in logits.items():
-            errors = self._errors(values, y.long())
-            self.rows.append({"calibrator": name, "patient": patient, **errors})
+        return [
+            {"calibrator": name, "patient": patient, **self._errors(values, y[None])}
+            for name, values in logits.items()
+        ]
 
-    def table(self) -> pd.DataFrame:
+    def table(self) -> dict[str, dict[str, float]]:
         """Return means over patients of each calibrator: `nll`, `gap S`, the confidence less the
         accuracy of the voxels predicted as a structure, and `bias`, the expected less the true DSC,
         the mean over the structures.
         """
-        patients = self._patients()
-        means = patients.groupby("calibrator", sort=False).mean()
-        bias = means[[f"bias {name}" for name in self.structures]].mean(axis=1)
-        gaps = [f"gap {name}" for name in self.structures]
-        return means[["nll", *gaps]].assign(bias=bias)
+        table = {}
+        for name in (NONE, *self.fits):
+            means = self._by_patient(name)
+            gaps = [f"gap {structure}" for structure in self.structures]
+            row = {key: float(np.nanmean(means[key])) for key in ("nll", *gaps)}
+            biases = [np.nanmean(means[f"bias {structure}"]) for structure in self.structures]
+            table[name] = row | {"bias": float(np.nanmean(biases))}
+        return table
 
     def describe(self) -> str:
         """Return the table as text, and the choice."""
-        table = self.table().rename(columns={"nll": "NLL", "bias": "expected - true DSC"})
+        table = self.table()
+        titles = {"nll": "NLL", "bias": "expected - true DSC"}
+        heads = [f"{titles.get(key, key):>6}" for key in table[NONE]]  # as wide as numbers
+        lines = ["  ".join([f"{'':11}", *heads])]
+        for name, row in table.items():
+            cells = zip(heads, row.values(), strict=True)
+            lines.append(
+                "  ".join([f"{name:11}", *(f"{value:{len(head)}.4f}" for head, value in cells)])
+            )
         return (
             "On patients that are left out of the fit (gap: confidence - accuracy):\n"
-            f"{table.rename_axis(None).to_string(float_format='{:.4f}'.format)}\n"
-            f"Advised, as the simplest whose NLL is not significantly above the lowest:"
+            + "\n".join(lines)
+            + "\nAdvised, as the simplest whose NLL is not significantly above the lowest:"
             f" {self.choice()}"
         )
 
@@ -98,45 +110,42 @@ class LeftOut:
         """Return the first of the calibrators, of which the simplest come first, whose NLL is not
         significantly higher than the lowest.
         """
-        nll = self._patients()["nll"].unstack("calibrator")[[NONE, *self.fits]]
-        best = nll.mean().idxmin()
+        nll = {name: self._by_patient(name)["nll"] for name in (NONE, *self.fits)}
+        best = min(nll, key=lambda name: nll[name].mean())
         for name, values in nll.items():
-            if name == best:
-                break
             higher = ttest_1samp(values - nll[best], 0, alternative="greater").pvalue
-            if not higher < ALPHA:  # also NaN, of equal values
-                return str(name)
-        return str(best)
+            if name == best or not higher < ALPHA:  # also NaN, of equal values
+                return name
+        return best
 
-    def _patients(self) -> pd.DataFrame:
-        """Return the errors of each calibrator and patient."""
-        import pandas as pd  # calibrators need none
-
-        groups = pd.DataFrame(self.rows).groupby(["calibrator", "patient"], sort=False)
-        means, sums = groups.mean(), groups.sum()
-        for name in self.structures:
-            wrong = sums[f"confidence {name}"] - sums[f"correct {name}"]
-            means[f"gap {name}"] = wrong / sums[f"predicted {name}"]
+    def _by_patient(self, calibrator: str) -> dict[str, Array]:
+        """Return the errors of a calibrator on each patient, the mean over the scans."""
+        rows = [row for row in self.rows if row["calibrator"] == calibrator]
+        names, index, scans = np.unique(
+            [row["patient"] for row in rows], return_inverse=True, return_counts=True
+        )
+        keys = rows[0].keys() - {"calibrator", "patient"}
+        sums = {key: np.bincount(index, [row[key] for row in rows], len(names)) for key in keys}
+        means = {key: total / scans for key, total in sums.items()}
+        for structure in self.structures:
+            wrong = sums[f"confidence {structure}"] - sums[f"correct {structure}"]
+            with np.errstate(invalid="ignore", divide="ignore"):
+                means[f"gap {structure}"] = wrong / sums[f"predicted {structure}"]
         return means
 
     def _errors(self, logits: torch.Tensor, y: torch.Tensor) -> dict[str, float]:
         """Return the NLL of the voxels of a scan, and the sums of each structure."""
         ignored = -100 if self.ignore_index is None else self.ignore_index
-        is_kept = y[0] != ignored
-        nll = F.cross_entropy(logits[None], y, reduction="sum", ignore_index=ignored)
-        row = {"nll": float(nll / is_kept.sum())}  # NaN of a scan that is left out as a whole
-        p, y = logits.softmax(0), y * is_kept
-        p = torch.cat([torch.where(is_kept, p[:1], 1), p[1:] * is_kept])
-        scan, classes = ScanEstimates(self.structures), [*self.structures.values()]
-        scan.update(p)
-        predicted, true = (structure_masks(each, classes) for each in (p.argmax(0)[None], y))
-        hits = (predicted & true).flatten(1).sum(1).tolist()
-        dsc = dice(predicted[None], true[None])[0].tolist()
-        for (name, estimate), hit, true_dsc in zip(scan.compute().items(), hits, dsc, strict=True):
+        nll = F.cross_entropy(logits, y[:, 0].long(), reduction="sum", ignore_index=ignored)
+        row = {"nll": float(nll / (y != ignored).sum())}  # NaN of a scan left out as a whole
+        found = measure_structures(logits.softmax(1), y, self.structures, self.ignore_index)
+        bias = found.expected_dsc - found.dsc
+        for number, name in enumerate(self.structures):
+            sums = {key: float(found.sums[key][0, number]) for key in found.sums}
             row |= {
-                f"confidence {name}": float(estimate.sums["overlap"]),
-                f"correct {name}": hit,
-                f"predicted {name}": estimate.predicted_voxels,
-                f"bias {name}": estimate.expected_dsc - true_dsc,
+                f"confidence {name}": sums["overlap"],
+                f"correct {name}": sums["correct"],
+                f"predicted {name}": sums["predicted"],
+                f"bias {name}": float(bias[0, number]),
             }
         return row

@@ -191,15 +191,6 @@ def find_calibrator(network: torch.nn.Module) -> Calibrator | None:
     return calibrator if isinstance(calibrator, Calibrator) else None
 
 
-def find_temperature(network: torch.nn.Module) -> torch.Tensor | None:
-    """Return the temperature that a network carries, scripted or not; None without one.
-
-    It is the buffer itself, whose value changes with the weights, until the network moves to
-    another device or type.
-    """
-    return _find_buffer(network, f"{CARRIED}temperature")
-
-
 def find_reference(network: torch.nn.Module) -> torch.Tensor:
     """Return the reference in the weights of a network, scripted or not; an empty tensor without
     one.

@@ -14,7 +14,7 @@ Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, secti
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ from scipy.stats import bootstrap
 
 from calib_components.errors import InputError, check_number, printable
 from calib_components.metrics.regions import Region
+from calib_components.metrics.voxels import Voxels
 from calib_components.posthoc.base import Array, Calibrator, Estimate
 
 LOWEST, HIGHEST = 1 / 8, 8.0  # range that temperatures are fitted in
@@ -32,7 +33,7 @@ LIMITS = 0.001, 1000  # of a given one; further out, logits overflow or vanish
 PER_OCTAVE = 4
 LOG2_B = np.linspace(-math.log2(HIGHEST), -math.log2(LOWEST), 6 * PER_OCTAVE + 1)
 UNSCALED = 3 * PER_OCTAVE  # where b = 1
-SUMS = 3 + len(LOG2_B)  # of voxels, see `TemperatureScaling.voxel_sums`
+SUMS = 3 + len(LOG2_B)  # of voxels, see `voxel_sums`
 # Of any values at LOG2_B: values @ SPLINE(x)
 SPLINE = make_interp_spline(LOG2_B, np.eye(len(LOG2_B)), k=5)
 SMALLEST = 1e-300  # in place of 0, before a logarithm
@@ -196,7 +197,6 @@ class TemperatureScaling(Calibrator):
 
     name = "temperature"
     estimate = TemperatureEstimate
-    is_affine = True
     takes_soft_labels = True
     takes_sigmoids = True
 
@@ -204,6 +204,7 @@ class TemperatureScaling(Calibrator):
         self, region: Any = "all", ignore_index: int | None = None, sigmoid: bool = False
     ) -> None:
         super().__init__(region, ignore_index, sigmoid)
+        # The one to fit comes first
         self.regions = [*dict.fromkeys((self.region, *map(Region.parse, COMPARED)))]
         self.register_buffer("temperature", torch.ones(()))
 
@@ -216,38 +217,29 @@ class TemperatureScaling(Calibrator):
         check_number("temperature", value, *LIMITS)
         super().set_state(state)
 
-    @staticmethod
-    def voxel_sums(
-        logits: torch.Tensor, label: torch.Tensor, *weights: torch.Tensor
-    ) -> torch.Tensor:
-        """Return the number of voxels, the NLL at T = 1, C, and A at `LOG2_B`."""
-        (weight,) = weights or (logits.new_ones(len(label)),)
-        logits = logits - logits.amax(0)  # now at most 0, so that no exponential overflows
-        true = (logits.gather(0, label[None])[0] * weight).sum()
-        sums = logits.new_zeros(SUMS)
-        sums[0], sums[2] = weight.sum(), -true
-        for first in range(PER_OCTAVE):
-            powers = (logits * 2.0 ** LOG2_B[first]).exp_()
-            # An octave further, exp(2 b l) = exp(b l)^2
-            for i in range(first, len(LOG2_B), PER_OCTAVE):
-                total = powers.sum(0)
-                if i == UNSCALED:
-                    sums[1] = (total.log() * weight).sum() - true
-                sums[3 + i] = -((powers * logits).sum(0).div_(total) * weight).sum()
-                powers.square_()
-        return sums
+    def collect(self, voxels: Voxels, patient: str) -> Array:
+        """Return `voxel_sums` in each of the regions, `(regions, SUMS)`."""
+        rows = []
+        for region in self.regions:
+            selected = region.select(voxels)
+            rows.append(voxel_sums(selected.values, selected.label, selected.weight))
+        return torch.stack(rows).cpu().numpy()
 
-    def solve(self, names: Sequence[str], rows: Array) -> TemperatureEstimate:
-        rows_by_region = {
-            region.name: rows[rows[:, i, 0] > 0, i] for i, region in enumerate(self.regions)
-        }
-        fits = {name: fit_rows(each) for name, each in rows_by_region.items() if len(each)}
+    def solve(self, patients: Mapping[str, Array]) -> TemperatureEstimate:
+        rows_by_region = {}
+        for number, region in enumerate(self.regions):
+            rows = [row[number] for row in patients.values() if row[number, 0] > 0]
+            if rows:
+                rows_by_region[region.name] = np.array(rows)
+        if self.region.name not in rows_by_region:
+            raise self.no_voxels()
+        fits = {name: fit_rows(rows) for name, rows in rows_by_region.items()}
         regions = {
             name: fit | {f"nll_{other}": nll_of(rows_by_region[other], fit) for other in fits}
             for name, fit in fits.items()
         }
         kept, fit = rows_by_region[self.region.name], fits[self.region.name]
-        names = [name for name, row in zip(names, rows, strict=True) if row[0, 0] > 0]
+        names = [name for name, row in patients.items() if row[0, 0] > 0]
         others: dict[str, float] = {}
         if len(names) > 1:
             others = dict(zip(names, temperatures_without(kept).tolist(), strict=True))
@@ -268,12 +260,39 @@ class TemperatureScaling(Calibrator):
 
     def best(self) -> float:
         """Return the temperature that `compute` would fit, or the end of the range, alone."""
-        _, rows = self._rows_to_fit()
-        _check_information(rows[:, 0])
-        return float(temperatures_of(rows[:, 0].sum(0)))
+        rows = [row[0] for row in self._gathered().values()]
+        if not rows:
+            raise self.no_voxels()
+        _check_information(np.array(rows))
+        return float(temperatures_of(np.sum(rows, 0)))
 
-    def states_without(self, names: Sequence[str], rows: Array) -> list[dict[str, float]]:
-        return [{"temperature": each} for each in temperatures_without(rows[:, 0]).tolist()]
+    def solve_without(self, patients: Mapping[str, Array]) -> Iterator[dict[str, float]]:
+        rows = np.array([row[0] for row in patients.values()])
+        yield from ({"temperature": each} for each in temperatures_without(rows).tolist())
+
+
+def voxel_sums(
+    logits: torch.Tensor, label: torch.Tensor, weight: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return the number of voxels, the NLL at T = 1, C, and A at `LOG2_B`, `(SUMS,)`, of logits
+    `(N, voxels)` and class indices `(voxels,)`, float64, which count by a weight.
+    """
+    if weight is None:
+        weight = logits.new_ones(len(label))
+    logits = logits - logits.amax(0)  # now at most 0, so that no exponential overflows
+    true = (logits.gather(0, label[None])[0] * weight).sum()
+    sums = logits.new_zeros(SUMS)
+    sums[0], sums[2] = weight.sum(), -true
+    for first in range(PER_OCTAVE):
+        powers = (logits * 2.0 ** LOG2_B[first]).exp_()
+        # An octave further, exp(2 b l) = exp(b l)^2
+        for i in range(first, len(LOG2_B), PER_OCTAVE):
+            total = powers.sum(0)
+            if i == UNSCALED:
+                sums[1] = (total.log() * weight).sum() - true
+            sums[3 + i] = -((powers * logits).sum(0).div_(total) * weight).sum()
+            powers.square_()
+    return sums
 
 
 def _check_information(rows: Array) -> None:

@@ -1,38 +1,35 @@
-"""Vector scaling: a scale and a bias for each class, fitted in a few passes over the voxels.
+"""A scale and a bias for each class, fitted to a sample of voxels.
 
-With `c` the logits less their mean over the classes, on which no probability depends, the
-probabilities are `softmax(s c + b)`. Their negative log-likelihood is convex in the parameters `(s,
-b)`. A pass at some parameters keeps its value, gradient and Hessian there, for each patient. The
-next pass is at the minimum of the quadratic function with the sums of all, a step of Newton's
-method, which is halved where the likelihood got worse. Where the probabilities of a class add up to
-several times its voxels, or a fraction of them, that step would be far too long: biases bring the
-sums to the numbers of voxels first. The minimum is where the gradient vanishes relative to the
-curvature. There, the parameters without a patient are one more step, with other sums of the same
-rows: so is the likelihood of patients that are left out of the fit.
+The negative log-likelihood of `softmax(w l + b)` is convex in the scales `w` and the biases `b`.
+It is minimised over at most 20,000 voxels of each patient, drawn from a fixed seed: half of them
+where the network or the label has foreground. Each counts for the voxels that it was drawn from, so
+the mean is that of all.
 
 Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 4.2.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
 from torch.nn import functional as F
 
 from calib_components.errors import InputError
+from calib_components.metrics.voxels import Voxels
 from calib_components.posthoc.base import Array, Calibrator, Estimate
 
-MOST_PASSES = 30
-TOLERANCE = 1e-6  # of the gradient, relative to the curvature: the change of a logit
-FEWEST_EXPECTED = 1e-6  # probability of a class, relative to its voxels
+MOST_VOXELS = 10_000  # of foreground, and of background, that are kept of a patient
 FEWEST_PATIENTS = 2  # for each parameter, a rule of thumb
-SMALLEST = 1e-150  # in place of 0, below a fraction
-ONCE = [[1.0]]  # each patient
+MOST_STEPS = 1000
+MOST_FOLDS = 8  # in which patients are left out
+STEEP = 1e-4  # slope of the NLL that is not its minimum
 
 
 @dataclass(frozen=True)
@@ -43,9 +40,7 @@ class VectorEstimate(Estimate):
         parameters: Each scale and bias by its name.
         nll_before, nll_after: Mean negative log-likelihood of the voxels without and with them, in
             nats.
-        nll_left_out: The same of each patient with the parameters of the others, by one step. NaN
-            with one patient.
-        changed: Number of voxels whose most probable class is another one.
+        changed: Share of the voxels whose most probable class is another one.
         patients, voxels: Numbers of patients and voxels.
     """
 
@@ -53,8 +48,7 @@ class VectorEstimate(Estimate):
     parameters: dict[str, float]
     nll_before: float
     nll_after: float
-    nll_left_out: float
-    changed: int
+    changed: float
     patients: int
     voxels: int
 
@@ -63,7 +57,7 @@ class VectorEstimate(Estimate):
         return f"{', '.join(texts)}, fitted on {self.count}"
 
     def effect(self, by_prediction: bool = True) -> str:
-        return f"The label of {self.changed} of {self.voxels} voxels changes."
+        return f"The label of {self.changed:.3%} of the voxels changes."
 
     def warnings(self) -> list[str]:
         sentences = [
@@ -72,244 +66,248 @@ class VectorEstimate(Estimate):
             for name, value in self.parameters.items()
             if name.startswith("scale") and value < 0
         ]
-        number = len(self.parameters) - 1  # a constant added to all biases changes nothing
+        number = len(self.parameters)
         if self.patients < FEWEST_PATIENTS * number:
             sentences.append(
                 f"{self.count}, fewer than {FEWEST_PATIENTS * number}, for {number} parameters:"
                 " they may not suit others."
             )
-        if self.nll_left_out > self.nll_before:
-            sentences.append(
-                f"The NLL of patients that are left out of the fit is {self.nll_left_out:.4f}, more"
-                f" than {self.nll_before:.4f} without it. Use a temperature."
-            )
         return sentences
 
 
-class _Sums(NamedTuple):
-    """What is kept of patients, `(patients, ...)`, in this order."""
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Some of the voxels of a patient.
 
-    voxels: Array
-    nll_before: Array
-    nll: Array  # at the parameters
-    changed: Array
-    labels: Array  # number of voxels of each class
-    gradient: Array
-    hessian: Array
+    Attributes:
+        logits: `(N, voxels)`, float32.
+        label: Class indices `(voxels,)`.
+        is_foreground: Whether the network or the label has foreground, `(voxels,)`.
+        keys: Random numbers `(voxels,)`: of all voxels, those with the smallest are kept.
+        counts: Number of all voxels of background and of foreground, `(2,)`, float64.
+    """
 
-    @classmethod
-    def read(cls, rows: Array) -> _Sums:
-        classes = round((math.sqrt(9 + 16 * (rows.shape[1] - 4)) - 3) / 8)
-        *numbers, labels, gradient, hessian = np.split(
-            rows, [1, 2, 3, 4, 4 + classes, 4 + 3 * classes], axis=1
+    logits: NDArray[np.float32]
+    label: NDArray[np.int64]
+    is_foreground: NDArray[np.bool_]
+    keys: Array
+    counts: Array
+
+    def __add__(self, other: Sample) -> Sample:
+        logits = np.concatenate([self.logits, other.logits], 1)
+        label, is_foreground, keys = (
+            np.concatenate([getattr(self, name), getattr(other, name)])
+            for name in ("label", "is_foreground", "keys")
         )
-        hessian = hessian.reshape(len(rows), 2 * classes, 2 * classes)
-        voxels, before, nll, changed = (number[:, 0] for number in numbers)
-        return cls(voxels, before, nll, changed, labels, gradient, hessian)
+        kept = []
+        for kind in (False, True):
+            index = np.flatnonzero(is_foreground == kind)
+            kept.append(index[np.argsort(keys[index], kind="stable")[:MOST_VOXELS]])
+        chosen = np.sort(np.concatenate(kept))
+        return Sample(
+            logits[:, chosen],
+            label[chosen],
+            is_foreground[chosen],
+            keys[chosen],
+            self.counts + other.counts,
+        )
+
+    def __mul__(self, factor: float) -> Sample:
+        return replace(self, counts=self.counts * factor)
 
     @property
-    def units(self) -> Array:
-        """Root of the curvature of all patients along each parameter, `(2 N,)`, above 0."""
-        # Rounded, one of 0 may be below 0
-        return np.sqrt(abs(self.hessian.sum(0).diagonal())) + SMALLEST
+    def weight(self) -> Array:
+        """How many voxels each stands for, `(voxels,)`."""
+        kept = np.bincount(self.is_foreground.astype(int), minlength=2)
+        return (self.counts / np.maximum(kept, 1))[self.is_foreground.astype(int)]
 
-    @property
-    def relative_gradient(self) -> Array:
-        """The gradient of all patients relative to the curvature, `(2 N,)`; huge without any.
 
-        It is about the change of a logit by which each parameter is off.
-        """
-        curvature = self.units * np.tile(np.split(self.units, 2)[1], 2)
-        return (abs(self.gradient.sum(0)) + SMALLEST) / curvature
+class _Fit:
+    """The minimum of the mean NLL over the samples of patients."""
+
+    def __init__(self, samples: Sequence[Sample], is_shared: bool) -> None:
+        self.is_shared = is_shared  # all classes have one scale, and the background no bias
+        self.logits = torch.from_numpy(
+            np.concatenate([each.logits for each in samples], 1)
+        ).double()
+        self.label = torch.from_numpy(np.concatenate([each.label for each in samples]))
+        self.weight = torch.from_numpy(np.concatenate([each.weight for each in samples]))
+        sizes = [len(each.label) for each in samples]
+        self.patient = torch.repeat_interleave(torch.arange(len(samples)), torch.tensor(sizes))
+        # The parameters are those of logits less their mean and of spread 1: gradients are alike
+        self.center = self.logits.mean(1)
+        self.spread = float((self.logits - self.center[:, None]).std()) or 1.0
+
+    def start(self) -> Array:
+        """Return parameters to begin with."""
+        classes = len(self.logits)
+        scales, shifts = (1, classes - 1) if self.is_shared else (classes, classes)
+        return np.repeat([1.0, 0.0], [scales, shifts])
+
+    def split(self, parameters: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the scales, `(N,)` or `(1,)`, and the biases, `(N,)`."""
+        values = torch.as_tensor(parameters)
+        number = 1 if self.is_shared else len(self.logits)
+        scales, shifts = values[:number] / self.spread, values[number:]
+        if self.is_shared:
+            shifts = F.pad(shifts, (1, 0))
+        shifts = shifts - scales * self.center
+        # Equal biases change nothing
+        return scales, shifts - (shifts[0] if self.is_shared else shifts.mean())
+
+    def calibrated(self, parameters: Any) -> torch.Tensor:
+        """Return the calibrated logits, `(N, voxels)`."""
+        scales, shifts = self.split(parameters)
+        return self.logits * scales[:, None] + shifts[:, None]
+
+    def nll(self, logits: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Return the mean NLL of logits `(N, voxels)` by the weight of voxels."""
+        losses = F.cross_entropy(logits.T, self.label, reduction="none")
+        return (losses * weight).sum() / weight.sum()
+
+    def minimum(self, start: Array, weight: torch.Tensor) -> Array:
+        """Return the parameters with the lowest NLL."""
+        # Where nearly all voxels are background, its changes are small, too
+        unit = self.nll(self.logits, weight).clamp(1e-12, 1)
+
+        def value_and_gradient(values: Array) -> tuple[float, Array]:
+            parameters = torch.tensor(values, requires_grad=True)
+            nll = self.nll(self.calibrated(parameters), weight) / unit
+            nll.backward()
+            return nll.item(), parameters.grad.numpy()  # type: ignore[union-attr]
+
+        options = {"maxiter": MOST_STEPS, "ftol": 1e-12, "gtol": 1e-7}
+        found = minimize(value_and_gradient, start, jac=True, method="L-BFGS-B", options=options)
+        is_wrong = self.calibrated(found.x).argmax(0) != self.label
+        if np.abs(found.jac).max() > STEEP or not (is_wrong & (weight > 0)).any():
+            raise InputError(
+                "The fit of scales and biases did not converge: the classes may be separable, as"
+                " where labels are those of the network. Check them, or fit a temperature."
+            )
+        return found.x
 
 
 class VectorScaling(Calibrator):
     """Multiplies the logits of each class by a scale and adds a bias; see `Calibrator` for its
-    arguments.
-
-    The logits get a mean of 0 over the classes first. The fit takes about six passes over the
-    cases, and keeps of each patient `4 + 3 N + 4 N^2` numbers, with N classes. Labels may change.
+    arguments. Labels may change.
 
     Raises:
-        InputError: Channels are sigmoids. By `passes`, if a class is no voxel's label or has almost
-            no probability, or the fit does not converge, as where the classes are separable. By
-            `compute`, if the cases were not added in each of the `passes`.
+        InputError: Channels are sigmoids. By `compute`, if a class is no voxel's label, or the fit
+            does not converge, as where the classes are separable.
 
     Examples:
         >>> import torch
         >>> from calib_components.posthoc import ClassBias
         >>> fit = ClassBias()
-        >>> logits = torch.tensor([[[4.0, 4.0, 4.0, 4.0], [0.0, 0.0, 0.0, 0.0]]])  # 4 voxels
-        >>> for _ in fit.passes():
-        ...     fit.update(logits, torch.tensor([[[0, 0, 0, 1]]]), group="patient 1")
+        >>> logits = torch.tensor([[[4.0, 4.0, 4.0, 2.0], [0.0, 1.0, 3.0, 0.0]]])  # 4 voxels
+        >>> fit.update(logits, torch.tensor([[[0, 1, 1, 0]]]), group="patient 1")
         >>> estimate = fit.compute()
-        >>> fit(logits).softmax(1)[0, :, 0]  # three of the four voxels are class 0
-        tensor([0.7500, 0.2500])
+        >>> p = fit(logits).softmax(1)[0, 1]
+        >>> round(p.mean().item(), 3)  # of class 1: half of the voxels
+        0.5
     """
 
     name = "vector"
     estimate: ClassVar[type[VectorEstimate]] = VectorEstimate
-    is_affine = True
-    has_scale: ClassVar[bool] = True
+    _is_shared: ClassVar[bool] = False
 
     def __init__(
         self, region: Any = "all", ignore_index: int | None = None, sigmoid: bool = False
     ) -> None:
         super().__init__(region, ignore_index, sigmoid)
-        if self.has_scale:
-            self.register_buffer("class_scale", torch.ones(1))
-        self.register_buffer("class_bias", torch.zeros(1))
+        self.register_buffer(f"{self.name}_scale", torch.ones(1))
+        self.register_buffer(f"{self.name}_shift", torch.zeros(1))
 
     def forward(self, logits: torch.Tensor) -> torch.Tensor:
-        centered = (logits - logits.mean(1, keepdim=True)).movedim(1, -1)
-        return (centered * self.class_scale + self.class_bias).movedim(-1, 1)  # type: ignore[operator]
+        scaled = logits.movedim(1, -1) * self.vector_scale + self.vector_shift  # type: ignore[operator]
+        return scaled.movedim(-1, 1)
 
-    def passes(self) -> Iterator[int]:
-        lowest, start, step = math.inf, self._values(1), np.zeros(0)
-        for number in range(MOST_PASSES):
-            self._rows.clear()
-            yield number
-            rows = [*self._gathered().values()]
-            if not rows:
-                return  # `compute` says so
-            sums = _Sums.read(np.array(rows)[:, 0])
-            labels = sums.labels.sum(0)
-            expected = labels + sums.gradient.sum(0)[len(labels) :]
-            if number == 0:
-                self._check_classes(labels, expected)
-            nll = sums.nll.sum()
-            if nll <= lowest * (1 + 1e-12):
-                lowest, start, step = nll, self._values(len(labels)), self._step(sums)
-                off = sums.relative_gradient[self._fitted(len(labels))]
-                if off.max() < TOLERANCE:
-                    return
-                missing = np.log(labels / np.maximum(expected, SMALLEST))
-                if abs(missing).max() > 1:
-                    step = np.append(0 * missing, missing - missing.mean())
-            else:  # also NaN
-                step = step / 2
-            scale, bias = np.split((start + step).ravel(), 2)
-            self.set_state({"class_scale": scale, "class_bias": bias})
-            self._is_fitted = False  # before `compute`
-        raise InputError(
-            f"The {self.name} did not converge, least of all that of class"
-            f" {off.argmax() % len(labels)}. The classes may be separable, or all logits equal or"
-            " far too large. Check them, or fit a temperature."
+    def collect(self, voxels: Voxels, patient: str) -> Sample:
+        """Return a sample of the voxels of the region."""
+        inside = self.region.select(voxels)
+        is_foreground = (inside.predicted != 0) | (inside.label != 0)
+        flags = is_foreground.cpu().numpy()
+        generator = np.random.default_rng((zlib.crc32(patient.encode()), voxels.first))
+        every = Sample(
+            inside.values.float().cpu().numpy(),
+            inside.label.cpu().numpy(),
+            flags,
+            generator.random(len(flags)),
+            np.array([(~flags).sum(), flags.sum()], float),
         )
+        nothing = Sample(
+            every.logits[:, :0], every.label[:0], flags[:0], every.keys[:0], np.zeros(2)
+        )
+        return nothing + every
 
-    def _check_classes(self, labels: Array, expected: Array) -> None:
-        """Refuse classes that determine no parameter, by the sums of labels and probabilities."""
-        for number, (true, p) in enumerate(zip(labels, expected, strict=True)):
-            if true == 0 or p < FEWEST_EXPECTED * true:
-                raise InputError(
-                    f"Class {number} is the label of {true:.0f} voxels, and its probabilities add"
-                    f" up to {max(p, 0):.3g}, so it has no {self.name}. Fit a temperature, or train"
-                    " the network again."
-                )
-
-    def voxel_sums(
-        self, logits: torch.Tensor, label: torch.Tensor, *weights: torch.Tensor
-    ) -> torch.Tensor:
-        """Return what `_Sums` holds, of these voxels."""
-        centered, classes = logits - logits.mean(0), len(logits)
-        parameters = torch.from_numpy(self._values(classes)).to(logits)
-        calibrated = centered * parameters[:classes, None] + parameters[classes:, None]
-        true = F.one_hot(label, classes).T.to(logits)
-        nll = [(each.logsumexp(0) - (each * true).sum(0)).sum() for each in (centered, calibrated)]
-        changed = (centered.argmax(0) != calibrated.argmax(0)).sum()
-        p = calibrated.softmax(0)
-        # (2, N, V), what scales and biases multiply
-        inputs = torch.stack([centered, torch.ones_like(p)])
-        gradient = ((p - true) * inputs).sum(-1).flatten()
-        weighted = (p * inputs).flatten(0, 1)
-        same_class = torch.einsum("inv,jnv,nv->ijn", inputs, inputs, p).diag_embed()  # (2, 2, N, N)
-        hessian = same_class.transpose(1, 2).reshape(2 * classes, -1) - weighted @ weighted.T
-        numbers = torch.stack([logits.new_tensor(len(label)), *nll, changed])
-        return torch.cat([numbers, true.sum(1), gradient, hessian.flatten()])
-
-    def solve(self, names: Sequence[str], rows: Array) -> VectorEstimate:
-        sums = _Sums.read(rows[:, 0])
-        classes = sums.labels.shape[1]
-        fitted = self._fitted(classes)
-        if sums.relative_gradient[fitted].max() > 10 * TOLERANCE:
-            raise InputError(
-                f"A {self.name} needs several passes: for _ in fit.passes(), update with all cases."
-            )
-        values = self._values(classes)[fitted].tolist()
-        labels = [f"{kind} of class {k}" for kind in ("scale", "bias") for k in range(classes)]
-        voxels = sums.voxels.sum()
+    def solve(self, patients: Mapping[str, Sample]) -> VectorEstimate:
+        fit = self._fit(patients)
+        parameters = fit.minimum(fit.start(), fit.weight)
+        scales, shifts = fit.split(parameters)
+        self.set_state(self._state(scales, shifts))
+        calibrated = fit.calibrated(parameters)
+        changed = fit.logits.argmax(0) != calibrated.argmax(0)
         return self.estimate(
-            dict(zip(labels[fitted], values, strict=True)),
-            nll_before=float(sums.nll_before.sum() / voxels),
-            nll_after=float(sums.nll.sum() / voxels),
-            nll_left_out=self._nll_left_out(sums),
-            changed=int(sums.changed.sum()),
-            patients=len(rows),
-            voxels=int(voxels),
+            self._named(scales.tolist(), shifts.tolist()),
+            nll_before=fit.nll(fit.logits, fit.weight).item(),
+            nll_after=fit.nll(calibrated, fit.weight).item(),
+            changed=float((changed * fit.weight).sum() / fit.weight.sum()),
+            patients=len(patients),
+            voxels=round(fit.weight.sum().item()),
         )
 
-    def states_without(self, names: Sequence[str], rows: Array) -> list[dict[str, Array]]:
-        """Return the parameters one step from those of all patients."""
-        sums = _Sums.read(rows[:, 0])
-        values = self._values(sums.labels.shape[1]) + self._step(sums, 1 - np.eye(len(rows)))
-        names = ("class_scale", "class_bias")
-        return [dict(zip(names, np.split(each, 2), strict=True)) for each in values]
+    def solve_without(self, patients: Mapping[str, Sample]) -> Iterator[dict[str, torch.Tensor]]:
+        """Yield the parameters that fit the patients of the other folds, of at most eight."""
+        fit = self._fit(patients)
+        start = fit.minimum(fit.start(), fit.weight)
+        folds = min(len(patients), MOST_FOLDS)
+        states = []
+        for fold in range(folds):
+            parameters = fit.minimum(start, fit.weight * (fit.patient % folds != fold))
+            states.append(self._state(*fit.split(parameters)))
+        for number in range(len(patients)):
+            yield states[number % folds]
 
-    def _nll_left_out(self, sums: _Sums) -> float:
-        """Return the mean NLL of each patient with the parameters of the others."""
-        if len(sums.nll) == 1:
-            return math.nan
-        steps = self._step(sums, 1 - np.eye(len(sums.nll)))
-        curvature = np.einsum("pi,pij,pj->", steps, sums.hessian, steps)
-        nll = sums.nll.sum() + (sums.gradient * steps).sum() + curvature / 2
-        return float(nll / sums.voxels.sum())
+    def _fit(self, patients: Mapping[str, Sample]) -> _Fit:
+        samples = [*patients.values()]
+        if not sum(len(each.label) for each in samples):
+            raise self.no_voxels()
+        for number in range(len(samples[0].logits)):
+            if not any((each.label == number).any() for each in samples):
+                raise InputError(
+                    f"No voxel is labelled as class {number}, so it has no {self.name}. Fit a"
+                    " temperature."
+                )
+        return _Fit(samples, self._is_shared)
 
-    def _step(self, sums: _Sums, times: Any = ONCE) -> Array:
-        """Return the step to the minimum for each row of `times` that patients are there."""
-        times = np.broadcast_to(times, (len(times), len(sums.nll)))
-        gradient, hessian = times @ sums.gradient, np.einsum("rp,pij->rij", times, sums.hessian)
-        classes = sums.labels.shape[1]
-        fitted = self._fitted(classes)
-        units = sums.units[fitted]
-        scaled = hessian[:, fitted, fitted] / (units[:, None] * units)
-        inverse = np.linalg.pinv(scaled, rcond=1e-10, hermitian=True)
-        steps = np.zeros_like(gradient)
-        steps[:, fitted] = -np.einsum("rij,rj->ri", inverse, gradient[:, fitted] / units) / units
-        # Equal biases change nothing
-        steps[:, classes:] -= steps[:, classes:].mean(1, keepdims=True)
-        return steps
+    def _state(self, scales: torch.Tensor, shifts: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {f"{self.name}_scale": scales, f"{self.name}_shift": shifts}
 
-    def _fitted(self, classes: int) -> slice:
-        return slice(0 if self.has_scale else classes, None)
-
-    def _values(self, classes: int) -> Array:
-        """Return the scales and the biases."""
-        state = {"class_scale": torch.ones(1), **self.state()}
-        return torch.cat([each.cpu().double().expand(classes) for each in state.values()]).numpy()
-
-    def _options(self) -> dict[str, Any]:
-        """Rows belong to the parameters that they were summed at."""
-        return {
-            **super()._options(),
-            "state": {name: values.tolist() for name, values in self.state().items()},
-        }
+    def _named(self, scales: Sequence[float], shifts: Sequence[float]) -> dict[str, float]:
+        named = {f"scale of class {k}": scale for k, scale in enumerate(scales)}
+        return named | {f"bias of class {k}": shift for k, shift in enumerate(shifts)}
 
 
 @dataclass(frozen=True)
 class BiasEstimate(VectorEstimate):
-    """Fitted biases, see `VectorEstimate`; all scales are 1."""
+    """A temperature and the bias of each class, see `VectorEstimate`."""
 
     name = "bias"
 
 
 class ClassBias(VectorScaling):
-    """Adds a bias to the logits of each class, see `VectorScaling`: what corrects structures that
-    are all too large.
+    """Divides logits by a temperature and adds a bias to those of each class but the background,
+    see `VectorScaling`: what corrects structures that are all too large.
     """
 
     name = "bias"
     estimate = BiasEstimate
-    has_scale = False
+    _is_shared = True
 
     def forward(self, logits: torch.Tensor) -> torch.Tensor:
-        return (logits.movedim(1, -1) + self.class_bias).movedim(-1, 1)  # type: ignore[operator]
+        scaled = logits.movedim(1, -1) * self.bias_scale + self.bias_shift  # type: ignore[operator]
+        return scaled.movedim(-1, 1)
+
+    def _named(self, scales: Sequence[float], shifts: Sequence[float]) -> dict[str, float]:
+        biases = {f"bias of class {k}": shift for k, shift in enumerate(shifts) if k}
+        return {"temperature": 1 / scales[0], **biases}

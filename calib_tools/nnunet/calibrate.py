@@ -19,16 +19,15 @@ from calib_components.metrics.regions import Region
 from calib_components.posthoc import KINDS
 from calib_tools.cli import patients_of
 from calib_tools.nnunet.checkpoint import (
-    check_affine,
     check_trainer,
     nnunet_module,
     read_checkpoint,
     scale_checkpoint,
 )
 from calib_tools.parallel import map_cases
-from calib_tools.predictions.cases import read_prediction
+from calib_tools.predictions.cases import SavedCases, read_prediction
 from calib_tools.predictions.classes import Classes, classes_of
-from calib_tools.predictions.fit import fit_calibrator
+from calib_tools.predictions.fit import fit_saved
 from calib_tools.predictions.formats import NnUNetArray, Reader, make_reader
 from calib_tools.predictions.pairing import (
     LabelledPrediction,
@@ -88,35 +87,9 @@ def calibrate_model(
     workers: int | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Fit one temperature, or another calibrator, for all folds of a model, and write it into
-    copies of checkpoints.
-
-    It is fitted on the probabilities that each fold saved of its own validation cases,
-    `fold_N/validation/*.npz`, on the grid of the images: after mirroring, tiles and resampling, all
-    of which average logits, so that dividing the network's logits by T divides these by T too. Each
-    fold gets a `checkpoint_calibrated.pth`, with which nnU-Net predicts without this package, and
-    the model's folder a `temperature.json`. The labels are those in
-    `$nnUNet_preprocessed/DATASET/gt_segmentations`, the folds those of `splits_final.json` there.
-
-    Args:
-        model: Folder of the trained model, `$nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION`.
-        region: Voxels to fit the temperature on, such as predicted, see
-            `calib_components.metrics.regions`. Fitted to a region chosen by the ground truth,
-            probabilities are not calibrated.
-        calibrator: temperature, vector or bias, see `calibrate_predictions`.
-        patient_pattern: Regular expression for the part of a case's name that names the patient,
-            such as patient[0-9]+. Default: each case is a patient.
-        workers: Number of processes, each with a case in memory. Default: one per core, at most 8.
-        overwrite: Whether the files of a fit with other options are replaced.
-
-    Raises:
-        InputError: An argument or a file is not as expected; no fold is trained, or one has not
-            saved all its probabilities; or the network has another architecture than nnU-Net's.
-            Nothing is written then.
-    """
+    """See `calib_tools.commands.calibrate_model`."""
     fitted_on = Region.parse(region)
     check_choice("--calibrator", calibrator, KINDS)
-    check_affine(KINDS[calibrator])
     trained = _read_model(model)
     manager = trained.manager
     run = {"region": region, "calibrator": calibrator, "patient_pattern": patient_pattern}
@@ -146,16 +119,8 @@ def calibrate_model(
     patients = patients_of([*pairs], patient_pattern)
     folds = ", ".join(fold.name for fold in trained.folds.values())
     print(f"{model}: {folds}, {len(pairs)} validation cases")
-    fitted, estimate = fit_calibrator(
-        [*pairs.values()],
-        classes,
-        fitted_on,
-        patients,
-        workers,
-        calibrator,
-        cropped=True,
-        compare=False,
-    )
+    cases = SavedCases([*pairs.values()], classes, patients, workers=workers, is_cropped=True)
+    fitted, estimate = fit_saved(cases, fitted_on, calibrator, compare=False)
     with output.claim(names):
         with ExitStack() as whole:  # all checkpoints, or none
             for fold in trained.folds.values():
@@ -248,7 +213,7 @@ def _check_label_map(prediction: Reader, classes: Classes, ending: str) -> None:
     replaces.
     """
     file = prediction.files[0]
-    label_map = make_reader([file.with_name(f"{prediction.stem}{ending}")])
+    label_map = make_reader(file.with_name(f"{prediction.stem}{ending}"))
     header = label_map.header()
     assert header.affine is not None
     grid = Grid(header.affine, header.shape, label_map.files[0])

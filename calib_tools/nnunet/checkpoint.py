@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from calib_components.errors import InputError, reading
-from calib_components.posthoc import KINDS, Calibrator
+from calib_components.posthoc import KINDS, RETIRED, Calibrator
 
 LAYER = re.compile(r"decoder\.seg_layers\.\d+\.(weight|bias)")  # gives the logits of one resolution
 TRAINER = "nnUNetTrainer"
@@ -57,30 +57,20 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
             f"{file}: the network has no layers decoder.seg_layers, which only U-Nets of nnU-Net"
             " have."
         )
-    if found := {name for kind in KINDS.values() for name in kind().state()} & checkpoint.keys():
+    names = {*RETIRED, *(name for kind in KINDS.values() for name in kind().state())}
+    if found := names & checkpoint.keys():
         raise InputError(
             f"{file} has a {min(found)} already, {checkpoint[min(found)]}. Use the file as trained."
         )
     return checkpoint
 
 
-def check_affine(calibrator: Calibrator | type[Calibrator]) -> None:
-    """Raise `InputError` unless a calibrator can become a part of the layers that give logits."""
-    if not calibrator.is_affine:
-        raise InputError(
-            f"--calibrator: a {calibrator.name} cannot become a part of nnU-Net's layers. Use a"
-            " temperature."
-        )
-
-
 def scale_checkpoint(checkpoint: Mapping[str, Any], calibrator: Calibrator) -> dict[str, Any]:
     """Return a checkpoint whose network gives calibrated logits, with nnU-Net alone; the trainer
     becomes its own.
 
-    The calibrator becomes a part of each layer that gives logits, so it must be affine, or there is
-    an `InputError`.
+    The calibrator becomes a part of each layer that gives logits, in which it is affine.
     """
-    check_affine(calibrator)
     weights = dict(checkpoint["network_weights"])
     for name in filter(LAYER.fullmatch, checkpoint["network_weights"]):
         unit = torch.eye(len(weights[name]), dtype=torch.float64)

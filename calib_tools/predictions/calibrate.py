@@ -14,17 +14,17 @@ from monai.utils import ensure_tuple
 
 from calib_components.errors import InputError, printable, writing
 from calib_components.metrics.regions import Region
-from calib_components.posthoc import KINDS, RETIRED, Calibrator
+from calib_components.posthoc import KINDS, Calibrator
 from calib_tools.cli import patients_of
 from calib_tools.parallel import map_cases
-from calib_tools.predictions.cases import read_prediction
+from calib_tools.predictions.cases import SavedCases, read_prediction, to_logits
 from calib_tools.predictions.classes import (
     PROBABILITY,
     Classes,
     check_probabilities,
     classes_of,
 )
-from calib_tools.predictions.fit import fit_calibrator, to_logits, to_probabilities
+from calib_tools.predictions.fit import fit_saved
 from calib_tools.predictions.formats import Prediction
 from calib_tools.predictions.pairing import (
     find_members,
@@ -32,7 +32,6 @@ from calib_tools.predictions.pairing import (
     name_targets,
     named_patients,
     places_of,
-    places_of_validation,
     read_folders,
 )
 from calib_workflows.calibrate import read_estimate, write_estimate
@@ -61,47 +60,7 @@ def calibrate_predictions(
     workers: int | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Fit a temperature, or another calibrator, on saved predictions, and apply it to others.
-
-    The logarithms of probabilities are the logits, up to one number for each voxel, which softmax
-    ignores; with sigmoid channels, the logits are log p - log(1 - p). `out` gets a scaled map for
-    each prediction in `apply_to`, float32 on its own grid: `NAME_probability.nii.gz` `(X, Y, Z,
-    C)`, or where no file says where the voxels lie, `NAME.npz` `(C, Z, Y, X)` as nnU-Net writes it.
-    They replace those of an earlier run once all are written; `temperature.json` comes last.
-
-    Args:
-        predictions: Folder of predictions of validation cases: NIfTI files, nnU-Net's .npz, or
-            .npy. With members, a folder given alone is that of the labels.
-        labels: Folder of their labels, files of the same names, which may end in _gt, _seg or
-            _label.
-        apply_to: Folder of the predictions to scale, of the same model and format; with members,
-            one of each, P1,P2.
-        out: Folder for the scaled predictions.
-        members: In place of predictions, folders of several networks' predictions of the same
-            cases, V1,V2: the fit is to their average, which is what is scaled.
-        raters: In place of labels, folders of several raters' labels, R1,R2: the fit is to all of
-            them.
-        pairs: CSV file with the columns case, prediction and label, relative to the two folders.
-            Default: files of the same name are a pair.
-        structures: Names and label codes, such as liver=1,tumour=2; WT=1+2+4 is a structure of
-            several codes. Default: the channels are label codes 0, 1, 2, and so on.
-        sigmoid: Whether each channel is one of these structures, in this order, with a sigmoid of
-            its own.
-        ignore_index: Label code of voxels to leave out of the fit.
-        region: Voxels to fit the temperature on, such as predicted, see
-            `calib_components.metrics.regions`. Fitted to a region chosen by the ground truth,
-            probabilities are not calibrated.
-        calibrator: temperature; vector, a scale and a bias for each class; or bias, a bias alone.
-            The last two change labels.
-        patient_pattern: Regular expression for the part of a case's name that names the patient,
-            such as patient[0-9]+. Default: each case is a patient.
-        workers: Number of processes, each with a case in memory. Default: one per core, at most 8.
-        overwrite: Whether maps of other inputs or options in `out` are replaced.
-
-    Raises:
-        InputError: An argument or a file is unsuitable, another run writes to `out`, or it cannot
-            be written. Maps of an earlier run stay.
-    """
+    """See `calib_tools.commands.calibrate_predictions`."""
     fitted_on = Region.parse(region)
     networks, labellers = read_folders(predictions, labels, members, raters, pairs)
     if not labellers:
@@ -139,9 +98,8 @@ def calibrate_predictions(
             f" fit: {shared[0]}. Their evaluation will be too optimistic."
         )
     with output.claim(), ExitStack() as stack:
-        fitted, estimate = fit_calibrator(
-            labelled, classes, fitted_on, patients, workers, calibrator
-        )
+        cases = SavedCases(labelled, classes, patients, workers=workers)
+        fitted, estimate = fit_saved(cases, fitted_on, calibrator)
         unfinished = [stack.enter_context(writing(file)) for file in files]
         apply = functools.partial(_calibrate_file, classes=classes, calibrator=fitted)
         map_cases(apply, [*zip(readers.values(), unfinished, strict=True)], workers, "scale")
@@ -149,9 +107,7 @@ def calibrate_predictions(
         for kind in KINDS:
             (out / f"{kind}.json").unlink(missing_ok=True)
         stack.close()
-        fitted_on_places = places_of_validation(places_of(networks, labellers))
-        arguments = places_of(targets, {}) | fitted_on_places
-        write_estimate(estimate, out, arguments)  # where it is, all maps are of it
+        write_estimate(estimate, out)  # where it is, all maps are of it
     print(printable(out))
 
 
@@ -159,10 +115,11 @@ def estimate_of(folder: Path, predictions: Iterable[Prediction]) -> Any:
     """Return the estimate that `calibrate_predictions` wrote beside calibrated maps; None if there
     is none.
     """
-    if (folder / f"{RETIRED}.json").exists():
+    if (folder / "class_temperature.json").exists():
         raise InputError(
-            f"{folder} holds {RETIRED}.json: version 0.4 scaled its predictions by a temperature of"
-            " each class, which this version does not know. Scale those before again."
+            f"{folder} holds class_temperature.json: version 0.4 scaled its predictions"
+            " by a temperature of each class, which this version does not know. Scale those before"
+            " again."
         )
     folders = {file.parent for prediction in predictions for file in prediction.files}
     if folders == {folder} and any((folder / f"{kind}.json").exists() for kind in KINDS):
@@ -181,7 +138,6 @@ def describe_estimate(folder: Path, estimate: Any) -> dict[str, Any] | None:
         "calibrator": estimate.name,
         "region": content.get("region", "all"),
         "patients": estimate.patients,
-        "arguments": content.get("arguments", {}),
     }
 
 
@@ -227,7 +183,8 @@ def _calibrate_file(
 ) -> None:
     prediction, file = target
     logits = to_logits(read_prediction(prediction, classes), classes.sigmoid)
-    p = to_probabilities(calibrator(logits[None]), classes.sigmoid)[0]
+    calibrated = calibrator(logits[None])[0]
+    p = calibrated.sigmoid() if classes.sigmoid else calibrated.softmax(0)
     affine = prediction.header().affine
     if affine is None:
         np.savez_compressed(file, probabilities=p.permute(0, 3, 2, 1))

@@ -1,63 +1,157 @@
-"""Cases read from their files: prediction, label and image on one grid; checks of all cases."""
+"""Cases read from their files: prediction, label and image on one grid."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import apply_orientation
 
-from calib_components.errors import InputError
+from calib_components.errors import InputError, reading
 from calib_components.metrics.measures import Case
 from calib_components.metrics.raters import RatedCase
 from calib_components.quality import PairwiseDice, ScanEstimates
+from calib_tools.parallel import map_cases
 from calib_tools.predictions.classes import (
     IGNORED,
     Classes,
     combine_masks,
     label_classes,
 )
-from calib_tools.predictions.formats import Prediction, Reader, Stored
+from calib_tools.predictions.formats import Ensemble, Prediction, Reader, Stored
 from calib_tools.predictions.pairing import LabelledPrediction, find_turn
+from calib_workflows.cases import CUBIC_MM, Cases, LabelledCase, Result
 from calib_workflows.data.nifti import Grid, open_nifti, read_values, turn_onto
 from calib_workflows.inference.images import find_images
 
-CUBIC_MM = 1000  # in a millilitre
+FLOATING = 1e-30  # what a stored 0 of 32 bits or more is below
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What the cases of an evaluation share.
+@dataclass(eq=False)
+class SavedCase(LabelledCase):
+    """A case read from its files."""
 
-    Attributes:
-        out: Folder of the results.
+    pair: LabelledPrediction
+    patient: str
+    classes: Classes
+    image_file: Path | None = None
+    is_cropped: bool = False
+
+    def __post_init__(self) -> None:
+        self.name = self.pair.name
+        if self.image_file is not None:
+            self.image = torch.from_numpy(read_image(self.image_file, self.pair.grid()))
+
+    @functools.cached_property
+    def scan(self) -> Case:
+        scan = read_case(self.pair, self.classes)
+        if self.is_cropped and scan.probabilities is not None:
+            p = scan.probabilities
+            foreground = p if self.classes.sigmoid else p[1:]
+            for label in scan.labels():
+                label.masked_fill_((foreground == 0).all(0), IGNORED)
+        return scan
+
+    @functools.cached_property
+    def stored(self) -> Stored:
+        """The probabilities, with what a 0 and a 1 can have been.
+
+        Floating point may hold coarser numbers, such as those of a file that was converted: then at
+        most half of the smallest number that is there.
+        """
+        scan = self.scan
+        assert scan.probabilities is not None
+        p, low, high = scan.probabilities.numpy(), scan.lowest, scan.highest
+        if low < FLOATING and ((p <= low) | (p >= high)).any():
+            smallest = p.min(initial=1, where=p > low)
+            largest = p.max(initial=0, where=p < high)
+            low, high = max(low, smallest / 2), min(high, (1 + largest) / 2)
+        return Stored(p, low, high)
+
+    @functools.cached_property
+    def logits(self) -> torch.Tensor:
+        return to_logits(self.stored, self.classes.sigmoid)
+
+    @property
+    def labels(self) -> list[torch.Tensor]:
+        return self.scan.labels()
+
+    @property
+    def label_map(self) -> torch.Tensor:
+        label = self.scan.label.numpy()
+        if self.classes.sigmoid:
+            return torch.from_numpy(combine_masks(label == 1, self.classes))
+        return torch.from_numpy(np.where(label[0] == IGNORED, 0, label[0]))
+
+    def members(self) -> dict[str, Case]:
+        if not isinstance(self.pair.prediction, Ensemble):
+            return {}
+        return {
+            name: read_case(replace(self.pair, prediction=member), self.classes)
+            for name, member in self.pair.prediction.networks.items()
+        }
+
+
+@dataclass(eq=False)
+class SavedCases(Cases):
+    """Saved predictions and their labels, which processes read, use and drop.
+
+    Args:
+        pairs: Their files.
         classes: What the channels of predictions are.
         patients: Patient of each case.
         images: File of the image of each case, for pictures; empty without images.
-        workers: Number of processes.
-        overwrite: Whether results of other inputs or options there are replaced.
-        run: Inputs and options by name, which the folder records.
+        workers: Number of processes; None for one per core, at most 8.
+        is_cropped: Whether to ignore voxels of certain background, which lie outside of what the
+            network saw.
     """
 
-    out: Path
+    pairs: Sequence[LabelledPrediction]
     classes: Classes
     patients: Mapping[str, str]
-    images: Mapping[str, Path]
-    workers: int | None
-    overwrite: bool
-    run: Mapping[str, Any]
+    images: Mapping[str, Path] = field(default_factory=dict)
+    workers: int | None = None
+    is_cropped: bool = False
 
-    def items(self) -> list[dict[str, str]]:
-        """Return the cases as `calib_workflows.data.overlap` compares them."""
-        return [{"case": case, "patient": patient} for case, patient in self.patients.items()]
+    def map(self, function: Callable[[LabelledCase], Result]) -> list[Result]:
+        items = [
+            (pair, self.patients[pair.name], self.images.get(pair.name)) for pair in self.pairs
+        ]
+        use = functools.partial(
+            _use, function=function, classes=self.classes, is_cropped=self.is_cropped
+        )
+        return map_cases(use, items, self.workers)
 
 
-def read_case(pair: LabelledPrediction, classes: Classes, temperature: float | None = None) -> Case:
+def _use(
+    item: tuple[LabelledPrediction, str, Path | None],
+    function: Callable[[LabelledCase], Result],
+    classes: Classes,
+    is_cropped: bool,
+) -> Result:
+    pair, patient, image = item
+    with reading(pair.prediction.files[0], "a prediction that can be measured"):
+        return function(SavedCase(pair, patient, classes, image, is_cropped))
+
+
+def to_logits(stored: Stored, sigmoid: bool) -> torch.Tensor:
+    """Return logits `(C, X, Y, Z)` of stored probabilities.
+
+    Logarithms of probabilities are the logits, up to one number for each voxel, which softmax
+    ignores.
+    """
+    p = torch.from_numpy(stored.values)
+    if sigmoid:
+        return p.clamp(stored.lowest, stored.highest).logit()
+    return p.clamp_min(stored.lowest).log()
+
+
+def read_case(pair: LabelledPrediction, classes: Classes) -> Case:
     """Read a case to measure on the voxels of its label, in mm and ml; with labels of named raters,
     a `RatedCase`.
 
@@ -75,7 +169,6 @@ def read_case(pair: LabelledPrediction, classes: Classes, temperature: float | N
             prediction=torch.from_numpy(_predicted_classes(stored.values, classes)),
             sigmoid=classes.sigmoid,
             ignore_index=IGNORED,
-            temperature=temperature,
             spacing=tuple(map(float, voxel_sizes(grid.affine))),
             voxel_volume=float(abs(np.linalg.det(grid.affine[:3, :3])) / CUBIC_MM),
             lowest=stored.lowest,
@@ -187,36 +280,3 @@ def read_image(file: Path, grid: Grid | None = None) -> np.ndarray:
     values = read_values(image, file).reshape(*image.shape[:3], -1)[..., 0]
     turn = None if grid is None else turn_onto(Grid(image.affine, values.shape, file), grid)
     return values.copy() if turn is None else apply_orientation(values, turn).copy()
-
-
-def count_agreement(case: Case) -> list[list[int]]:
-    """Count voxels of background, and of structures: all, those that are right, and those that
-    would be if the last channel of the softmax were the background.
-    """
-    assert case.prediction is not None
-    if case.probabilities is None or case.sigmoid:
-        return [[0, 0, 0], [0, 0, 0]]
-    label, prediction = case.label[0], case.prediction
-    moved = (prediction.int() + 1) % len(case.probabilities)
-    background, structures = label == 0, (label > 0) & (label != IGNORED)
-    return [
-        [int((part & right).sum()) for right in (part, prediction == label, moved == label)]
-        for part in (background, structures)
-    ]
-
-
-def check_background(counts: Sequence[list[list[int]]], file: Path) -> None:
-    """Raise `InputError`, which names a file, if the background is the last channel: a network that
-    is merely bad never looks like this.
-
-    Args:
-        counts: What `count_agreement` returned for each case.
-        file: A prediction.
-    """
-    voxels, right, moved = np.sum(counts, 0).T
-    if (right < voxels / 4).all() and (moved > voxels * [0.75, 0.5]).all():
-        raise InputError(
-            f"{file}: the background seems to be the last channel:"
-            f" {right.sum() / voxels.sum():.0%} of all voxels are right, but"
-            f" {moved.sum() / voxels.sum():.0%} if it were the first. Save the background first."
-        )

@@ -3,21 +3,19 @@
 | class | files | axes |
 |---|---|---|
 | `Nifti` | `NAME.nii.gz` of probabilities, such as `NAME_probability.nii.gz` | `(X, Y, Z, C)` |
-| | `NAME.nii.gz` of one channel, or `NAME_0.nii.gz`, `NAME_1.nii.gz`, ... | `(X, Y, Z)` |
+| | `NAME.nii.gz` of one channel | `(X, Y, Z)` |
 | | `NAME.nii.gz` of whole numbers: a label map | `(X, Y, Z)` or `(X, Y, Z, 1)` |
-| `NnUNetArray` | `NAME.npz` of nnU-Net, with `NAME.pkl` or `NAME.nii.gz` | `(C, Z, Y, X)` |
+| `NnUNetArray` | `NAME.npz` of nnU-Net, with `NAME.nii.gz` | `(C, Z, Y, X)` |
 | `PlainArray` | `NAME.npy`, with `NAME.nii.gz` or alone | `(C, X, Y, Z)` or `(X, Y, Z)` |
 
-Files are data: nothing in them is ever run, also not in a pickle. A new format is a class with
-`header` and `load`, and an entry of `FORMATS`; predictions and labels are then read with it.
+Files are data: nothing in them is ever run. A new format is a class with `header` and `load`, and
+an entry of `FORMATS`; predictions and labels are then read with it.
 """
 
 from __future__ import annotations
 
-import io
-import pickle
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -25,13 +23,10 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from nibabel.affines import from_matvec
 
 from calib_components.errors import InputError, reading
 from calib_components.metrics.voxels import sum_to_1
 from calib_workflows.data.nifti import (
-    check_affine,
-    check_same_grid,
     files_below,
     open_nifti,
     read_values,
@@ -42,18 +37,6 @@ ARRAY = "an array of numbers, as numpy saves it"
 SLACK = 1e-3  # beyond [0, 1], by rounding and interpolation
 SUM_SLACK = 1e-2  # of a sum of half-precision numbers
 SMALLEST = float(np.finfo(np.float32).tiny)  # what a 0 of 32 bits can have been, for logarithms
-
-# A pickle names what it calls. Numbers, texts and containers name nothing; arrays name these.
-PLAIN = {
-    ("collections", "OrderedDict"),
-    ("_codecs", "encode"),
-    ("__builtin__", "bytes"),
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-}
-for core in ("numpy.core", "numpy._core"):  # of NumPy 1 and 2
-    PLAIN |= {(f"{core}.multiarray", name) for name in ("_reconstruct", "scalar")}
-    PLAIN |= {(f"{core}.numeric", "_frombuffer")}
 
 
 class Header(NamedTuple):
@@ -114,11 +97,11 @@ class Prediction(ABC):
 
 @dataclass(frozen=True)
 class Reader(Prediction):
-    """Reads the volume in a file, or in a file for each channel. Each format is a subclass."""
+    """Reads the volume in a file. Each format is a subclass."""
 
     @property
     def stem(self) -> str:
-        """Name of the first file, without the ending of its format."""
+        """Name of the file, without the ending of its format."""
         name = self.files[0].name
         return name[: len(name) - len(find_ending(self.files[0]) or "")]
 
@@ -184,31 +167,24 @@ class Reader(Prediction):
 
 @dataclass(frozen=True)
 class Nifti(Reader):
-    """One NIfTI file, the channels along the fourth axis, or a file for each channel."""
+    """A NIfTI file, the channels along the fourth axis."""
 
     def header(self) -> Header:
-        image, several = open_nifti(self.files[0]), len(self.files) > 1
-        shape, rest = image.shape[:3], image.shape[3:]
-        if len(shape) < 3 or len(rest) > (0 if several else 1):
+        image = open_nifti(self.files[0])
+        if len(image.shape) not in (3, 4):
             raise InputError(
                 f"{self.files[0]}: shape {image.shape} is that of no prediction or label."
             )
-        for file in self.files[1:]:
-            check_same_grid(file, self.files[0])
-        if several:
-            return Header(len(self.files), shape, image.affine)
-        channels = (*rest, 1)[0]
+        channels = (*image.shape, 1)[3]
         is_whole = image.get_data_dtype().kind in "iu" and cast(Any, image.dataobj).slope == 1
-        return Header(0 if is_whole and channels == 1 else channels, shape, image.affine)
+        is_label_map = is_whole and channels == 1
+        return Header(0 if is_label_map else channels, image.shape[:3], image.affine)
 
     def load(self) -> tuple[np.ndarray, np.dtype, float]:
-        images = [open_nifti(file) for file in self.files]
-        parts = [read_values(image, file) for image, file in zip(images, self.files, strict=True)]
-        values = np.stack(parts) if parts[0].ndim == 3 else np.moveaxis(parts[0], 3, 0)
-        types = [image.get_data_dtype() for image in images]
-        coarse = [number for number, dtype in enumerate(types) if dtype.kind in "iu"] or [0]
-        scale = max(abs(float(cast(Any, images[number].dataobj).slope)) for number in coarse)
-        return values, types[coarse[0]], scale
+        image = open_nifti(self.files[0])
+        values = read_values(image, self.files[0])
+        values = values[None] if values.ndim == 3 else np.moveaxis(values, 3, 0)
+        return values, image.get_data_dtype(), abs(float(cast(Any, image.dataobj).slope))
 
 
 @dataclass(frozen=True)
@@ -217,8 +193,8 @@ class PlainArray(Reader):
 
     @property
     def grid_files(self) -> tuple[Path, ...]:
-        """The properties that nnU-Net saves, and a NIfTI file of the same name."""
-        beside = [self.files[0].with_suffix(end) for end in (".pkl", ".nii", ".nii.gz")]
+        """A NIfTI file of the same name."""
+        beside = [self.files[0].with_suffix(end) for end in (".nii", ".nii.gz")]
         return tuple(file for file in beside if file.is_file())
 
     def array_shape(self) -> tuple[int, ...]:
@@ -233,26 +209,20 @@ class PlainArray(Reader):
             raise InputError(
                 f"{self.files[0]}: an array of {len(shape)} axes is no prediction, channels first."
             )
-        affines = (self._affine(file, shape[1:]) for file in self.grid_files)
-        return Header(
-            shape[0], shape[1:], next((affine for affine in affines if affine is not None), None)
-        )
+        affine = None
+        for file in self.grid_files[:1]:
+            image = open_nifti(file)
+            affine = image.affine
+            if image.shape[:3] != shape[1:]:
+                raise InputError(
+                    f"{self.files[0]}: shape {shape[1:]} is not {image.shape[:3]} of {file}."
+                )
+        return Header(shape[0], shape[1:], affine)
 
     def load(self) -> tuple[np.ndarray, np.dtype, float]:
         with reading(self.files[0], ARRAY) as file:
             values = np.load(file, allow_pickle=False)
         return values.reshape(-1, *values.shape[-3:]), values.dtype, 1.0
-
-    def _affine(self, grid_file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-        """Read the affine from a file beside the array; None if it does not say it."""
-        if grid_file.suffix == ".pkl":
-            return _affine_of_properties(grid_file)
-        image = open_nifti(grid_file)
-        if image.shape[:3] != shape:
-            raise InputError(
-                f"{self.files[0]}: shape {shape} is not {image.shape[:3]} of {grid_file}."
-            )
-        return image.affine
 
 
 @dataclass(frozen=True)
@@ -306,57 +276,21 @@ def find_ending(file: Path) -> str | None:
     return next((ending for ending in FORMATS if file.name.lower().endswith(ending)), None)
 
 
-def make_reader(files: Sequence[Path]) -> Reader:
-    """Return the reader of a file, or of a file for each channel."""
-    ending = find_ending(files[0])
+def make_reader(file: Path) -> Reader:
+    """Return the reader of a file."""
+    ending = find_ending(file)
     if ending is None:
-        raise InputError(f"{files[0]}: unknown format. Known endings: {', '.join(FORMATS)}.")
-    if len(files) > 1 and FORMATS[ending] is not Nifti:
-        raise InputError(f"{files[1]}: only NIfTI files may have one channel each.")
-    return FORMATS[ending](tuple(files))
+        raise InputError(f"{file}: unknown format. Known endings: {', '.join(FORMATS)}.")
+    return FORMATS[ending]((file,))
 
 
 def list_readers(folder: Path) -> list[Reader]:
     """List the volumes of known formats in a folder and its subfolders, without files that only say
     where the voxels of an array lie.
     """
-    readers = [make_reader([file]) for file in sorted(files_below(folder)) if find_ending(file)]
+    readers = [make_reader(file) for file in sorted(files_below(folder)) if find_ending(file)]
     grid_files = {file for reader in readers for file in reader.grid_files}
     return [reader for reader in readers if reader.files[0] not in grid_files]
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads numbers, texts, containers and numeric arrays; for anything else it raises an error and
-    runs nothing.
-    """
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in PLAIN:
-            raise pickle.UnpicklingError(
-                f"{module}.{name}, which is no plain value; it was not loaded"
-            )
-        return super().find_class(module, name)
-
-
-def _affine_of_properties(file: Path) -> np.ndarray | None:
-    """Read the affine from the properties that nnU-Net saves; None if it did not record one."""
-    with reading(file, "the properties of an image that nnU-Net saves") as path:
-        properties = _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
-        if "nibabel_stuff" in properties:
-            stuff = properties["nibabel_stuff"]
-            # The array has the axes that the image had for the network
-            stored = stuff.get("reoriented_affine", stuff["original_affine"])
-            affine = np.array(stored, float).reshape(4, 4)
-        elif "sitk_stuff" in properties:
-            stuff = properties["sitk_stuff"]
-            matrix = np.reshape(stuff["direction"], (3, 3)) * np.array(stuff["spacing"], float)
-            affine = from_matvec(matrix, stuff["origin"])
-            # ITK's axes point left and back, NIfTI's right and front
-            affine = np.diag([-1.0, -1, 1, 1]) @ affine
-        else:
-            return None
-        check_affine(affine, file)
-    return affine
 
 
 def _check(values: np.ndarray, sigmoid: bool, step: float, file: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import logging
-import re
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,6 @@ from calib_tools.predictions.classes import PROBABILITY
 from calib_tools.predictions.formats import (
     FORMATS,
     Ensemble,
-    Nifti,
     Prediction,
     Reader,
     list_readers,
@@ -28,13 +25,6 @@ from calib_workflows.parts import ALL, AVERAGE
 
 UNCERTAINTY = "_uncertainty"
 SHOWN = 5  # of many names in a message
-# Names of the arguments of a command, and of the same ones of validation cases
-OF_VALIDATION = {
-    "predictions": "validation",
-    "members": "validation_members",
-    "labels": "validation_labels",
-    "raters": "validation_raters",
-}
 
 
 @dataclass(frozen=True)
@@ -93,8 +83,7 @@ def find_pairs(
         pairs = read_pairs(table, folder, labels, rater)
     else:
         labels_by_rater = {rater: find_labels(labels) for rater, labels in raters.items()}
-        names = {name for labels in labels_by_rater.values() for name in labels}
-        pairs = pair_by_name(find_members(predictions, names), labels_by_rater)
+        pairs = pair_by_name(find_members(predictions), labels_by_rater)
         _check_labels({pair.name for pair in pairs}, labels_by_rater, raters)
     check_grids(pairs)
     return pairs
@@ -126,26 +115,20 @@ def read_pairs(
     """Read which files are a pair from a CSV file with the columns case, prediction and label, and
     perhaps patient.
 
-    Paths are relative to the two folders. A case with a file for each channel has a row for each.
+    Paths are relative to the two folders.
     """
-    prediction_files: dict[str, list[Path]] = defaultdict(list)
-    label_files: dict[str, Path] = {}
-    patients: dict[str, str] = {}
+    pairs: dict[str, LabelledPrediction] = {}
     with reading(table, "a table of case, prediction and label") as file:
         for row in csv.DictReader(file.read_text(encoding="utf-8-sig").splitlines()):
-            case, label = row["case"], labels / row["label"]
-            if label_files.setdefault(case, label) != label or Path(case).name != case:
-                raise InputError(f"{table}: {case!r} has two labels, or is no file name.")
-            prediction_files[case].append(predictions / row["prediction"])
-            patients[case] = row.get("patient") or ""
-    if not label_files:
+            case, patient = row["case"], row.get("patient") or ""
+            if case in pairs or Path(case).name != case:
+                raise InputError(f"{table}: {case!r} occurs twice, or is no file name.")
+            prediction = make_reader(predictions / row["prediction"])
+            label = make_reader(labels / row["label"])
+            pairs[case] = LabelledPrediction(case, prediction, {rater: label}, patient)
+    if not pairs:
         raise InputError(f"{table} has no rows.")
-    return [
-        LabelledPrediction(
-            case, make_reader(prediction_files[case]), {rater: make_reader([file])}, patients[case]
-        )
-        for case, file in sorted(label_files.items())
-    ]
+    return [pairs[case] for case in sorted(pairs)]
 
 
 def named_patients(pairs: Iterable[LabelledPrediction]) -> dict[str, str]:
@@ -165,8 +148,8 @@ def pair_by_name(
         if not labels:
             raise InputError(
                 f"{reader.files[0]}: no label for {name}. Give each prediction a label of the same"
-                " name, or list the pairs in a file for --pairs. Number files of channels from 0,"
-                " without gaps and leading zeros."
+                " name, or list the pairs in a file for --pairs. Channels lie along the fourth axis"
+                " of one file."
             )
         pairs.append(LabelledPrediction(name, reader, labels))
     return pairs
@@ -240,20 +223,11 @@ def places_of(networks: Mapping[str, Path], raters: Mapping[str, Path]) -> dict[
     return places
 
 
-def places_of_validation(arguments: Mapping[str, str]) -> dict[str, str]:
-    """Return where the predictions and labels of a command were, as those of validation cases."""
-    return {
-        OF_VALIDATION[name]: value for name, value in arguments.items() if name in OF_VALIDATION
-    }
-
-
-def find_members(
-    folders: Mapping[str, Path], label_names: Collection[str] = ()
-) -> dict[str, Prediction]:
+def find_members(folders: Mapping[str, Path]) -> dict[str, Prediction]:
     """Find the predictions of one network, see `find_predictions`, or of several for the same
     cases.
     """
-    found = {name: find_predictions(folder, label_names) for name, folder in folders.items()}
+    found = {name: find_predictions(folder) for name, folder in folders.items()}
     first, *others = found.values()
     if not others:
         return {**first}
@@ -272,22 +246,14 @@ def find_members(
     }
 
 
-def find_predictions(folder: Path, label_names: Collection[str] = ()) -> dict[str, Reader]:
+def find_predictions(folder: Path) -> dict[str, Reader]:
     """Find the predictions in a folder and its subfolders, by the names of their cases, sorted.
 
-    `NAME_0`, `NAME_1` and so on of one channel each are the channels of one prediction, unless one
-    of them is among `label_names`. Uncertainty maps are left out, and so are label maps beside
-    probabilities of the same case.
+    Uncertainty maps are left out, and so are label maps beside probabilities of the same case.
     """
     readers = [reader for reader in list_readers(folder) if not reader.stem.endswith(UNCERTAINTY)]
-    joined = _join_channels(readers, label_names)
-    channel_files = {file for _, reader in joined for file in reader.files}
-    single = [
-        (case_name(reader.stem), reader)
-        for reader in readers
-        if reader.files[0] not in channel_files
-    ]
-    return _one_for_each_case(_prefer_probabilities([*joined, *single]), folder)
+    named = [(case_name(reader.stem), reader) for reader in readers]
+    return _one_for_each_case(_prefer_probabilities(named), folder)
 
 
 def find_labels(folder: Path) -> dict[str, Reader]:
@@ -342,24 +308,6 @@ def find_turn(prediction: Prediction, grid: Grid) -> np.ndarray | None:
             " Check the order of the axes."
         )
     return None
-
-
-def _join_channels(
-    readers: Sequence[Reader], label_names: Collection[str]
-) -> list[tuple[str, Reader]]:
-    """Return predictions with a file for each channel, numbered from 0, and their names."""
-    numbered: dict[tuple[Path, str], dict[int, Reader]] = defaultdict(dict)
-    for reader in readers:
-        match = re.fullmatch(r"(.+)_(0|[1-9]\d*)", reader.stem, re.DOTALL)
-        if match and reader.stem not in label_names and isinstance(reader, Nifti):
-            numbered[reader.files[0].parent, match[1]][int(match[2])] = reader
-    return [
-        (name, Nifti(tuple(parts[channel].files[0] for channel in range(len(parts)))))
-        for (_, name), parts in numbered.items()
-        if len(parts) > 1
-        and max(parts) == len(parts) - 1
-        and all(reader.header().channels == 1 for reader in parts.values())
-    ]
 
 
 def _prefer_probabilities(named_readers: Sequence[tuple[str, Reader]]) -> list[tuple[str, Reader]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,13 +12,13 @@ import torch
 from calib_components.errors import InputError, printable
 from calib_components.quality import Reference, ScanEstimates
 from calib_tools.parallel import map_cases
-from calib_tools.predictions.cases import Setting, read_image, read_prediction
+from calib_tools.predictions.cases import read_image, read_prediction
+from calib_tools.predictions.classes import Classes
 from calib_tools.predictions.formats import Prediction
 from calib_workflows.data.nifti import Grid, open_nifti
 from calib_workflows.evaluation_files import FILES
 from calib_workflows.folders import OutputFolder
-from calib_workflows.pages.quality import draw_slice
-from calib_workflows.pages.table import (
+from calib_workflows.pages.quality import (
     FOLDER,
     TABLES,
     choose,
@@ -25,47 +26,55 @@ from calib_workflows.pages.table import (
     write_record,
     write_table,
 )
+from calib_workflows.pages.slices import draw_slice
 
 
 def estimate_quality(
     predictions: Mapping[str, Prediction],
-    setting: Setting,
+    classes: Classes,
+    images: Mapping[str, Path],
+    output: OutputFolder,
     reference: Reference | None,
     review: str,
     review_below: float | None,
+    workers: int | None,
 ) -> None:
     """Write the table and the page of the quality of predictions.
 
     Args:
         predictions: Predictions by the names of their cases.
-        setting: What they share.
+        classes: What their channels are.
+        images: File of the image of each case, for pictures; empty without images.
+        output: Folder of the table and the page.
         reference: Labelled validation cases, which give limits; None without them.
         review: Share of the predictions to list.
         review_below: Expected DSC below which predictions are listed, in place of a share.
+        workers: Number of processes.
     """
     choose([], review, review_below)
     if reference is None:
-        reference = Reference.from_tensor(torch.empty(0), [*setting.classes.structures])
-    estimate = functools.partial(_estimate_scan, setting=setting, reference=reference)
-    out = OutputFolder(setting.out, setting.run, overwrite=setting.overwrite)
+        reference = Reference.from_tensor(torch.empty(0), [*classes.structures])
+    estimate = functools.partial(
+        _estimate_scan, classes=classes, reference=reference, out=output.path
+    )
+    items = [(name, each, images.get(name)) for name, each in predictions.items()]
     # No evaluation with labels is beside it
-    with out.claim([*FILES, *TABLES, *(f"{FOLDER}/{name}.json" for name in predictions)]):
-        map_cases(estimate, [*predictions.items()], setting.workers, "estimate")
-        print(printable(write_table(setting.out, review, review_below, [*predictions])))
+    with output.claim([*FILES, *TABLES, *(f"{FOLDER}/{name}.json" for name in predictions)]):
+        map_cases(estimate, items, workers, "estimate")
+        print(printable(write_table(output.path, review, review_below, [*predictions])))
 
 
 def _estimate_scan(
-    named_prediction: tuple[str, Prediction], setting: Setting, reference: Reference
+    item: tuple[str, Prediction, Path | None], classes: Classes, reference: Reference, out: Path
 ) -> None:
     """Write the record of a prediction; where it has an image, on the grid of that."""
-    name, prediction = named_prediction
+    name, prediction, file = item
     affine, grid, image = prediction.header().affine, None, None
-    if name in setting.images:
-        file = setting.images[name]
+    if file is not None:
         header, image = open_nifti(file), read_image(file)
         affine, grid = header.affine, Grid(header.affine, image.shape, file)
-    values, *_, agreement = read_prediction(prediction, setting.classes, grid)
-    foreground = values if setting.classes.sigmoid else values[1:]
+    values, *_, agreement = read_prediction(prediction, classes, grid)
+    foreground = values if classes.sigmoid else values[1:]
     is_one = len(prediction.members) == 1  # several may agree
     if is_one and foreground.any() and not ((values > 0) & (values < 1)).any():
         raise InputError(
@@ -73,7 +82,7 @@ def _estimate_scan(
             " probabilities."
         )
     p = torch.from_numpy(values).permute(0, 3, 2, 1)  # slices first
-    scan = ScanEstimates(setting.classes.structures, setting.classes.sigmoid)
+    scan = ScanEstimates(classes.structures, classes.sigmoid)
     scan.update(p)
     shown = p[:, scan.most_uncertain_slice]
     picture = draw_slice(
@@ -90,4 +99,4 @@ def _estimate_scan(
             f"--validation: {prediction.files[0]} is one of the predictions there, by its expected"
             " DSC and volumes. Give an evaluation of other patients."
         )
-    write_record(record, setting.out)
+    write_record(record, out)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,17 +38,6 @@ class SourceCase:
     images: tuple[Path, ...] = ()  # one file, or a file for each channel
     label: Path = Path()
     problem: str = ""  # why it cannot be prepared, if that is known before its files are read
-
-
-class Options(NamedTuple):
-    """What the user vouches for, as the options of the command; what a case holds depends on it."""
-
-    ignore_headers: bool = False
-    ignore_intensity: bool = False
-    nan_to_num: bool = False
-
-
-DEFAULTS = Options()
 
 
 def require_cases(
@@ -122,10 +111,8 @@ def find_pairs(
     ]
 
 
-def made_from(case: SourceCase, facts: Facts, options: Options) -> dict[str, Any]:
-    """Return what a case is prepared from now: its files with their sizes and times, and the
-    options.
-    """
+def made_from(case: SourceCase, facts: Facts) -> dict[str, Any]:
+    """Return what a case is prepared from now: its files with their sizes and times."""
     if case.problem:
         raise InputError(case.problem)
     files = []
@@ -134,18 +121,16 @@ def made_from(case: SourceCase, facts: Facts, options: Options) -> dict[str, Any
             raise InputError(f"{file}: no such file. Image and label need the same name.")
         name, state = os.path.relpath(file.parent.resolve() / file.name, facts.source), file.stat()
         files.append({"file": name, "size": state.st_size, "mtime_ns": state.st_mtime_ns})
-    return {"files": files, **options._asdict()}
+    return {"files": files}
 
 
-def read_done(
-    case: SourceCase, facts: Facts, out: Path, options: Options = DEFAULTS
-) -> dict[str, Any] | None:
+def read_done(case: SourceCase, facts: Facts, out: Path) -> dict[str, Any] | None:
     """Return what `source.json` records of a case; None unless it is whole and made from the
     present files.
     """
     folder = out / case.name
     try:
-        source, now = json.loads((folder / SOURCE).read_bytes()), made_from(case, facts, options)
+        source, now = json.loads((folder / SOURCE).read_bytes()), made_from(case, facts)
         image, label = (open_nifti(folder / name).shape[:3] for name in (IMAGE, LABEL))
     except (InputError, OSError, ValueError):
         return None
@@ -153,7 +138,7 @@ def read_done(
     return source if same and image == label else None
 
 
-def transform_case(case: SourceCase, facts: Facts, options: Options = DEFAULTS) -> dict[str, Any]:
+def transform_case(case: SourceCase, facts: Facts) -> dict[str, Any]:
     """Load a case and bring it to the network's grid.
 
     Returns:
@@ -162,10 +147,10 @@ def transform_case(case: SourceCase, facts: Facts, options: Options = DEFAULTS) 
         the `slice_axis` of the file, if it was looked for.
     """
     # Before the files are read: if one changes, it is made anew
-    source = made_from(case, facts, options)
-    data = load_case(case, facts, options)
+    source = made_from(case, facts)
+    data = load_case(case, facts)
     classes = data["label"].as_tensor().unique().int().tolist()
-    data = volume_transforms(facts, options.ignore_intensity)(data)
+    data = volume_transforms(facts)(data)
     image = check_image(data["image"])
     seen = data["label"].as_tensor()
     if facts.spatial_dims == 2:
@@ -175,16 +160,16 @@ def transform_case(case: SourceCase, facts: Facts, options: Options = DEFAULTS) 
     return {**data, "source": {**source, "classes": classes, "lost": lost, "slice_axis": axis}}
 
 
-def load_case(case: SourceCase, facts: Facts, options: Options = DEFAULTS) -> dict[Any, Any]:
+def load_case(case: SourceCase, facts: Facts) -> dict[Any, Any]:
     """Load a case; several images are the channels of one.
 
     Returns:
         `image` `(C, H, W, D)` and `label` `(1, H, W, D)` with class indices, float32, both on the
         voxels of the first image.
     """
-    first = check_image(read_volume(case.images[0], options))
-    others = [check_image(read_volume(path, options, first)) for path in case.images[1:]]
-    label = read_volume(case.label, options, first)
+    first = check_image(read_volume(case.images[0]))
+    others = [check_image(read_volume(path, first)) for path in case.images[1:]]
+    label = read_volume(case.label, first)
     image = torch.cat([volume.as_tensor() for volume in (first, *others)])
     item: dict[Any, Any] = {"image": MetaTensor(image, meta=first.meta), "label": label}
     for key, num_channels in (("image", facts.in_channels), ("label", 1)):
@@ -195,24 +180,19 @@ def load_case(case: SourceCase, facts: Facts, options: Options = DEFAULTS) -> di
     return ClassIndicesd("label", facts.label_codes)(item)
 
 
-def read_volume(
-    path: Path, options: Options = DEFAULTS, target: MetaTensor | None = None
-) -> MetaTensor:
+def read_volume(path: Path, target: MetaTensor | None = None) -> MetaTensor:
     """Read a volume `(C, H, W, D)`, float32.
 
     Its axes are reordered and flipped so that its voxels are those of a `target`, if there is one.
-    With `options.ignore_headers`, they are taken for those of the target as they are stored.
     """
-    is_ignored = options.ignore_headers and target is not None
-    image = open_nifti(path, any_affine=is_ignored)
+    image = open_nifti(path)
     if len(image.shape) not in (3, 4):
         raise InputError(f"{path}: shape {image.shape} is not that of a 3D volume.")
     affine, shape = np.asarray(image.affine), image.shape[:3]
-    values = read_values(image, path, options.nan_to_num).reshape(*shape, -1)
+    values = read_values(image, path).reshape(*shape, -1)
     if target is not None:
         grid = Grid(np.asarray(target.affine), tuple(target.shape[1:]), file_name(target))
-        stored = Grid(grid.affine if is_ignored else affine, shape, path)
-        turn = turn_onto(stored, grid, ", or pass --ignore_headers if the header is wrong")
+        turn = turn_onto(Grid(affine, shape, path), grid)
         values = values if turn is None else apply_orientation(values, turn)
         affine = grid.affine
     channels = torch.from_numpy(np.ascontiguousarray(np.moveaxis(values, -1, 0)))

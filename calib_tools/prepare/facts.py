@@ -75,7 +75,7 @@ def with_structures(
     )
 
 
-def volume_transforms(facts: Facts, ignore_intensity: bool = False) -> NamedCompose:
+def volume_transforms(facts: Facts) -> NamedCompose:
     """Build the transforms from loaded, channel-first volumes to the network's grid and
     intensities.
 
@@ -87,7 +87,7 @@ def volume_transforms(facts: Facts, ignore_intensity: bool = False) -> NamedComp
         "image_size": facts.image_size,
         "slice_axis": facts.slice_axis,
         "spacing": facts.spacing,
-        "ignore_intensity": ignore_intensity,
+        "ignore_intensity": False,
         "volume_transforms": _config(facts.dataset)["volume_transforms"],
     }
     return NamedCompose(ConfigParser(config).get_parsed_content("volume_transforms"))

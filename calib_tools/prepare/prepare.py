@@ -21,7 +21,6 @@ from calib_tools.cli import parse_structures, patients_of
 from calib_tools.parallel import count_workers
 from calib_tools.prepare import acdc, brats, flare, generic, hippocampus, msd
 from calib_tools.prepare.case import (
-    Options,
     SourceCase,
     read_done,
     require_cases,
@@ -73,61 +72,8 @@ def prepare_data(
     seed: int = 0,
     workers: int | None = None,
     skip_bad: bool = False,
-    ignore_headers: bool = False,
-    ignore_intensity: bool = False,
-    nan_to_num: bool = False,
 ) -> None:
-    """Prepare a data set: write its cases on the network's grid, their facts and the lists of the
-    splits.
-
-    The same command continues an interrupted run.
-
-    Args:
-        dataset: acdc (ACDC 2017, cardiac cine MR), flare (FLARE 2021, abdominal CT), brats (BraTS
-            2019 to 2021, brain MR), hippocampus (Medical Segmentation Decathlon, Task04, brain MR),
-            msd (another task of the Decathlon), nnunet (raw data of nnU-Net) or generic (your own
-            images and labels).
-        src: Folder of the data set as downloaded. acdc: holds `training`, or `patientNNN` folders.
-            flare: holds `TrainingImg` and `TrainingMask`. brats: holds cases at any depth.
-            hippocampus, msd, nnunet: holds `imagesTr` and `labelsTr`. generic: holds `images` and
-            `labels` with files of the same names.
-        out: Folder of the prepared cases.
-        labels: Names of the structures, in the order of their values in the label files: 1, 2, ...,
-            where 0 is the background (generic, msd and nnunet). Default: those in dataset.json of
-            msd and nnunet.
-        structures: In place of labels, names with their values, such as liver=6,tumour=255, or
-            WT=1+2+4,TC=1+4,ET=4 for structures that consist of several (generic, msd and nnunet).
-        like: Data set whose geometry and intensities to follow: acdc (MR, slices as stored), flare
-            (abdominal CT), brats (brain MR without the skull) or hippocampus (MR, volumes for a 3D
-            network) (generic, msd and nnunet). Default: acdc, for msd and nnunet hippocampus.
-        in_channels: Channels of an image; if more than one, they are the fourth axis of the file
-            (generic and msd). Default: the number in dataset.json of msd and nnunet, else 1.
-        patient: Regular expression for the part of a case's name that names the patient, such as
-            '[^_]+', so that all files of a patient stay in one split. Default: what the data set
-            states, or else the whole name.
-        image_size: In-plane size of the slices, such as 128,128, multiples of 16. Default: that of
-            the bundle.
-        slice_axis: Axis of the files along which the slices lie, 0, 1 or 2 (acdc, and generic like
-            acdc). Default: that of the largest spacing; if equal, the shortest.
-        spacing: Size of voxels, in mm, that volumes are resampled to, such as 1,1,1.5 (hippocampus,
-            and generic, msd or nnunet like it). Default: 1 mm for hippocampus, as acquired for the
-            others.
-        fractions: Shares of the patients for training, validation and testing; 0,0,1 makes an
-            external test set.
-        split: In place of fractions, a file with your own lists: CSV with the columns case (or
-            patient) and split, or JSON with lists of names under training, validation and testing.
-            Cases that it does not list are left out.
-        folds: Number of folds for cross-validation by patient: datalist_fold0.json and so on are
-            written as well.
-        seed: Seed of the split.
-        workers: Number of cases that are prepared at a time. Default: one per core, at most 8.
-        skip_bad: Leave bad cases out and list them at the end.
-        ignore_headers: Take label voxels for those of the image, whatever the headers state, if the
-            shapes agree.
-        ignore_intensity: Take CT whose values are not those of Hounsfield units (flare, and generic
-            like flare).
-        nan_to_num: Take NaN for 0, such as outside of the brain.
-    """
+    """See `calib_tools.commands.prepare_data`."""
     check_choice("dataset", dataset, DATASETS)
     check_choice("like", like or "acdc", LIKE)
     facts = facts_of_dataset(
@@ -147,8 +93,7 @@ def prepare_data(
     with _locked_output(facts, out):
         names = [f"{index} {name}" for index, name in enumerate(facts.class_names)]
         print("classes:", ", ".join(names))
-        options = Options(ignore_headers, ignore_intensity, nan_to_num)
-        sources = _prepare_cases(cases, facts, out, workers, skip_bad, options)
+        sources = _prepare_cases(cases, facts, out, workers, skip_bad)
         _print_notes(sources, facts.class_names, _unlisted(cases, out))
         good = [case for case in cases if case.name in sources]
         _write_lists_and_facts(good, facts, out, split_options, dataset in OWN)
@@ -242,18 +187,17 @@ def _prepare_cases(
     out: Path,
     workers: int,
     skip_bad: bool,
-    options: Options,
 ) -> dict[str, dict[str, Any]]:
     """Prepare what is missing, a thread for each case; return what is recorded of each good case,
     by name.
     """
-    sources = {case.name: read_done(case, facts, out, options) for case in cases}
+    sources = {case.name: read_done(case, facts, out) for case in cases}
     missing = [case for case in cases if sources[case.name] is None]
 
     def prepare_case(case: SourceCase) -> str:
         """Return why the case is skipped, or an empty text."""
         try:
-            data = transform_case(case, facts, options)
+            data = transform_case(case, facts)
         except InputError as error:
             if not skip_bad:
                 raise

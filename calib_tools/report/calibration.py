@@ -1,4 +1,4 @@
-"""Confidence and accuracy, and whether a network is calibrated.
+"""Confidence and accuracy, of regions and structures, and whether a network is calibrated.
 
 The answer is that of the interval of confidence minus accuracy, a mean over patients, and of a
 margin. The ECE of a calibrated network is above 0 by chance, by an unknown amount: voxels depend on
@@ -7,16 +7,17 @@ each other.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from itertools import product
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
 from calib_tools.report.data import Context, Results
-from calib_tools.report.page import Section
-from calib_tools.report.statistics import CalibrationGap, Estimate
-from calib_tools.report.tables import Cell, interval, number
+from calib_tools.report.statistics import CalibrationGap, Estimate, holm, holm_levels
+from calib_workflows.pages.page import Section
 
 REGIONS = {"predicted": "predicted foreground", "all": "all voxels"}
 MARGIN = 0.02  # a network is calibrated within it
@@ -27,7 +28,7 @@ VERDICTS = {
     "undecided": "undecided",
 }
 ABOUT_SUMMARY = (
-    "Means over {patients}; in brackets, 95 % intervals. Dice: overlap with the true segmentation,"
+    "Means over {patients}; in brackets, 95 % intervals. DSC: overlap with the true segmentation,"
     " at best 1."
 )
 ABOUT_SURE = (
@@ -36,6 +37,19 @@ ABOUT_SURE = (
     " is not sure enough."
 )
 
+SEGMENTATION = ("dsc", "hd95")
+VOLUMES = ("true_volume", "segmented_volume_error", "expected_volume_error")
+ABOUT = (
+    "Means over the cases where a measure is defined. A missed structure, or one that is found"
+    " where there is none, has DSC 0 and no HD95. HD95 is in {hd95}, volumes are in {volumes}."
+)
+ABOUT_EXPECTED = (
+    " Expected volume: the sum of the probabilities. Confidence is the mean probability of the"
+    " predicted class, accuracy the share of voxels where it is right, among those that are"
+    f" predicted as a structure. Calibrated: the interval of the difference lies within {MARGIN};"
+    " over- or underconfident: it leaves out 0. Those of structures are Holm-corrected. Ignore"
+    " padded voxels (ignore_index): as easy background, they hide how confident a network is."
+)
 CALIBRATED = " {label} had been calibrated: {calibrator}, fitted to region {region}."
 
 
@@ -114,36 +128,90 @@ def judge_regions(results: Results, name: str) -> dict[str, Judgement]:
 def summary_section(context: Context) -> Section:
     """Return how well each evaluation segments, how sure it is, and how often right."""
     results = context.results
-    lines = []
+    records: list[dict[str, Any]] = []
     for name in results.names:
-        dsc, judgement = results.mean(name, "dsc"), judge_regions(results, name).get("predicted")
-        line = {"Dice": Cell(number(dsc.mean, "dsc"), interval(dsc, "dsc"))}
-        lines.append(line if judgement is None else line | _in_percent(judgement))
-    labels = [*results.labels.values()] if len(lines) > 1 else [results.count]
-    table = pd.DataFrame(lines, pd.Index(labels, name="label")).fillna("")
-    caption = ABOUT_SUMMARY.format(patients=results.count)
-    if "sure" in table:
-        caption += ABOUT_SURE
-        known = results.evaluations  # of a comparison, there are none
-        done = [
-            known[name].summary.get("calibration") if name in known else None
-            for name in results.names
-        ]
-        caption += "".join(
-            CALIBRATED.format(label=label if len(lines) > 1 else "It", **fit)
-            for label, fit in zip(labels, done, strict=True)
-            if fit
-        )
-    return Section("summary", "", caption, table, folded=False)
+        label = results.labels[name] if len(results.names) > 1 else results.count
+        line = {**results.keys(name), "label": label}
+        records.append({**results.record(name, "dsc"), **line})
+        judgement = judge_regions(results, name).get("predicted")
+        if judgement is not None:
+            records += [{**line, **cell} for cell in _in_percent(judgement)]
+    text = ABOUT_SUMMARY.format(patients=results.count)
+    if len(records) > len(results.names):
+        text += ABOUT_SURE + "".join(_calibrations(results))
+    return Section("summary", "", text, records, folded=False)
 
 
-def _in_percent(judgement: Judgement) -> dict[str, Cell]:
-    """Return the cells of a judgement."""
+def _calibrations(results: Results) -> Iterator[str]:
+    """Yield what had been calibrated before."""
+    for name, evaluation in results.evaluations.items():  # of a comparison, there are none
+        label = results.labels[name] if len(results.names) > 1 else "It"
+        if fit := evaluation.summary.get("calibration"):
+            yield CALIBRATED.format(label=label, **fit)
+
+
+def _in_percent(judgement: Judgement) -> list[dict[str, Any]]:
+    """Return the records of a judgement."""
     mean, low, high = (100 * value for value in judgement.gap[:3])
-    gap = Estimate(mean, low, high)
+    points = {"unit": "points", "signed": True}
+    shares = {"sure": 100 * judgement.confidence, "right": 100 * judgement.accuracy}
+    return [
+        *(
+            {"measure": measure, "mean": share, "unit": "%", "text": f"{share:.1f}\u00a0%"}
+            for measure, share in shares.items()
+        ),
+        {"measure": "too sure by", "mean": mean, "low": low, "high": high, **points},
+        {"measure": "calibrated?", "text": judgement.text, "bold": True},
+    ]
+
+
+def structures_section(context: Context) -> Section:
+    """Return DSC, volumes, confidence and accuracy of each structure, and whether each of them,
+    and each region, is calibrated.
+    """
+    results = context.results
+    records: list[dict[str, Any]] = []
+    for name, structure in product(results.names, results.structures):
+        for measure in (*SEGMENTATION, *VOLUMES):
+            if results.has(f"{measure}_{structure}"):
+                unit = {"unit": results.volume_unit} if measure in VOLUMES else {}
+                record = results.record(name, f"{measure}_{structure}")
+                records.append({**record, "structure": structure, "measure": measure, **unit})
+    text = ABOUT.format(hd95=results.unit, volumes=results.volume_unit)
+    judgements = judge_structures(results)
+    for name in results.names:
+        for region, judgement in judge_regions(results, name).items():
+            judgements[name, REGIONS[region]] = judgement
+    for (name, structure), judgement in judgements.items():
+        keys = {**results.keys(name), "label": results.labels[name], "structure": structure}
+        gap = {"measure": "gap", **judgement.gap._asdict(), "signed": True}
+        records += [
+            {**keys, **gap},
+            {**keys, "measure": "calibrated?", "text": judgement.text},
+        ]
+    if judgements:
+        text += ABOUT_EXPECTED
+    lines = ["structure"] if len(results.names) == 1 else ["label", "structure"]
+    return Section("structures", "Structures and regions", text, records, lines)
+
+
+def judge_structures(results: Results) -> dict[tuple[str, str], Judgement]:
+    """Return the judgement of the voxels that are predicted as each structure, by name of the
+    evaluation and structure, Holm-corrected over all of them; none without probabilities.
+    """
+    if not results.has(*(f"confidence_{structure}" for structure in results.structures)):
+        return {}
+    means, gaps = {}, {}
+    for name, structure in product(results.names, results.structures):
+        values = [
+            results.values(name, f"{each}_{structure}") for each in ("confidence", "accuracy")
+        ]
+        table = patient_means(values, results.patients)
+        means[name, structure] = table.mean()
+        gaps[name, structure] = CalibrationGap(table["confidence"], table["accuracy"])
+    p_values = [gap.p_value for gap in gaps.values()]
+    corrected = zip(gaps.items(), holm(p_values), holm_levels(p_values), strict=True)
     return {
-        "sure": Cell(f"{100 * judgement.confidence:.1f}\u00a0%"),
-        "right": Cell(f"{100 * judgement.accuracy:.1f}\u00a0%"),
-        "too sure by": Cell(number(gap.mean, "points", True), interval(gap, "points", True)),
-        "calibrated?": Cell(judgement.text, bold=True),
+        key: Judgement(gap.estimate(level)._replace(p_value=p_value), **means[key])
+        for (key, gap), p_value, level in corrected
     }

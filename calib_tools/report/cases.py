@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-import pandas as pd
+import numpy as np
 
 from calib_components.errors import printable
 from calib_tools.report.data import Context, Results
-from calib_tools.report.page import Picture, Section
-from calib_tools.report.tables import Cell, heading, number
+from calib_tools.report.statistics import Array
+from calib_workflows.pages.numbers import heading
+from calib_workflows.pages.page import Picture, Section
 
 LOWEST = 5  # cases that are not folded
 ABOUT = "The lowest DSC comes first. Click a heading to sort by it."
@@ -25,26 +26,21 @@ def cases_section(context: Context) -> Section:
     Of one evaluation, they have its measures; of several, the DSC of each.
     """
     results = context.results
-    numbers, titles = _numbers(results)
-    numbers = numbers.sort_values(numbers.columns[0], kind="stable")
-    cells = {
-        title: [Cell(number(value, name)) for value in numbers[name]]
-        for title, name in zip(titles, numbers, strict=True)
-    }
-    table = pd.DataFrame(cells, numbers.index.map(printable))
-    patients = results.patients[numbers.index]
-    if not (patients == patients.index).all():
-        table.insert(0, "patient", [Cell(printable(patient)) for patient in patients])
+    columns = [*_columns(results)]
+    order = np.argsort(columns[0][2], kind="stable")
+    has_patients = not (results.patients == results.patients.index).all()
+    records = []
+    for place in order.tolist():
+        line = {"case": printable(results.patients.index[place])}
+        if has_patients:
+            line["patient"] = printable(results.patients.iloc[place])
+        for title, measure, values in columns:
+            records.append({**line, "title": title, "measure": measure, "mean": values[place]})
+    lines = ["case", "patient"] if has_patients else ["case"]
     pictures = _pictures(results, ["worst"]) if len(results.names) == 1 else []
+    title = "Which cases to look at"
     return Section(
-        "all_cases",
-        "Which cases to look at",
-        ABOUT,
-        table,
-        numbers.reset_index(),
-        pictures,
-        folded=False,
-        lines=LOWEST,
+        "all_cases", title, ABOUT, records, lines, "title", pictures, folded=False, first=LOWEST
     )
 
 
@@ -65,16 +61,15 @@ def _pictures(results: Results, kinds: Iterable[str]) -> list[Picture]:
     return pictures
 
 
-def _numbers(results: Results) -> tuple[pd.DataFrame, list[str]]:
-    """Return the measures of each case, and the titles of their columns."""
+def _columns(results: Results) -> Iterator[tuple[str, str, Array]]:
+    """Yield title, measure and values of each column."""
     if len(results.names) > 1:
-        values = {label: results.values(name, "dsc") for name, label in results.labels.items()}
-        titles = [f"DSC {label} ↑" for label in values]
-    else:
-        measures = ["dsc", "expected_dsc", "missed", "spurious"]
-        if len(results.structures) > 1:
-            measures[2:2] = [f"dsc_{structure}" for structure in results.structures]
-        shown = [measure for measure in measures if results.has(measure)]
-        values = {measure: results.values(results.names[0], measure) for measure in shown}
-        titles = [heading(measure, results.structures) for measure in shown]
-    return pd.DataFrame(values, results.patients.index.rename("case")), titles
+        for name, label in results.labels.items():
+            yield f"DSC {label} ↑", "dsc", results.values(name, "dsc")
+        return
+    structures = results.structures if len(results.structures) > 1 else []
+    measures = ["dsc", "expected_dsc", *(f"dsc_{each}" for each in structures)]
+    for measure in (*measures, "missed", "spurious"):
+        if results.has(measure):
+            title = heading(measure, results.structures)
+            yield title, measure, results.values(results.names[0], measure)

@@ -11,11 +11,23 @@ import pandas as pd
 
 from calib_components.metrics.measures import report_columns
 from calib_tools.report.data import Context, Results
-from calib_tools.report.page import Picture, Section, to_png
 from calib_tools.report.statistics import holm, mean_of_defined
-from calib_tools.report.tables import COMPARED, Cell, Record, tabulate
 from calib_workflows.figures import reliability_diagram
+from calib_workflows.pages.page import Picture, Section, to_png
 
+# What evaluations are compared by. The NLL of all voxels decides, that near the structures, where
+# background does not hide a difference, explains: these voxels are the same for all networks.
+COMPARED = (
+    "dsc",
+    "hd95",
+    "nll_all",
+    "nll_near",
+    "nll_predicted",
+    "ece_predicted",
+    "ece_all",
+    "ece",
+    "cece",
+)
 ABOUT_MEANS = "{patients}. Means over cases, with 95 % intervals. "
 ABOUT_REGIONS = (
     "The prediction chooses the voxels of the regions all and predicted: true probabilities have an"
@@ -44,12 +56,12 @@ ABOUT_DIAGRAMS = (
 def means_section(context: Context) -> Section | None:
     """Return the mean of every measure with its interval."""
     results = context.results
-    records = mean_records(results)
-    caption = ABOUT_MEANS.format(patients=results.count)
+    text = ABOUT_MEANS.format(patients=results.count)
     if results.has("ece_all"):
-        caption += ABOUT_REGIONS
-    caption += ABOUT_INTERVALS + ABOUT_COUNTS
-    return Section("means", "Means", caption, tabulate_means(results, records), records)
+        text += ABOUT_REGIONS
+    text += ABOUT_INTERVALS + ABOUT_COUNTS
+    records = [*mean_records(results), *count_records(results)]
+    return Section("means", "Means", text, records, ["measure"], "label")
 
 
 def mean_records(results: Results) -> list[dict[str, Any]]:
@@ -59,8 +71,7 @@ def mean_records(results: Results) -> list[dict[str, Any]]:
     records = []
     measures = [measure for measure in report_columns() if results.has(measure)]
     for measure, name in itertools.product(measures, results.names):
-        record = results.record(name, measure, results.mean(name, measure))
-        del record["p_value"]
+        record = results.record(name, measure)
         if results.has(f"{measure}_if_true"):
             if_true = results.values(name, f"{measure}_if_true")
             record["if_true"] = float(mean_of_defined(if_true))
@@ -68,16 +79,15 @@ def mean_records(results: Results) -> list[dict[str, Any]]:
     return records
 
 
-def tabulate_means(results: Results, records: Sequence[Record]) -> pd.DataFrame:
-    """Return the table of means, a line for each measure, and one for the numbers of missed and
-    spurious structures.
-    """
-    cells = []
+def count_records(results: Results) -> list[dict[str, Any]]:
+    """Return the numbers of missed and spurious structures."""
+    records = []
     for name in results.names:
         sums = (np.nansum(results.values(name, kind)) for kind in ("missed", "spurious"))
-        cells.append(Cell(" / ".join(f"{round(float(count), 1):g}" for count in sums)))
-    table = tabulate(records, ["label"]).assign(**{"missed / spurious": cells})
-    return table.T.rename_axis("measure")
+        text = " / ".join(f"{round(float(count), 1):g}" for count in sums)
+        keys = {**results.keys(name), "label": results.labels[name]}
+        records.append({**keys, "measure": "missed / spurious", "text": text})
+    return records
 
 
 def compare(results: Results, reference: str) -> pd.DataFrame:
@@ -109,13 +119,12 @@ def differences_section(context: Context) -> Section | None:
     return tabulate_differences(context.differences, ABOUT_DIFFERENCES + ABOUT_INTERVALS)
 
 
-def tabulate_differences(table: pd.DataFrame, caption: str) -> Section | None:
+def tabulate_differences(table: pd.DataFrame, text: str) -> Section | None:
     """Return a table of `differences` as a section; None if there are none."""
     if table.empty:
         return None
-    shown = tabulate(table.assign(signed=True).to_dict("records"), ["label"])
-    shown = shown.T.rename_axis("measure")
-    return Section("differences", "Differences", caption, shown, table.drop(columns="name"))
+    records = table.drop(columns="name").assign(signed=True).to_dict("records")
+    return Section("differences", "Differences", text, records, ["measure"], "label")
 
 
 def reliability_section(context: Context) -> Section | None:

@@ -1,31 +1,26 @@
 """What a report begins with: a few sentences drawn from its numbers, and what to do next.
 
-The DSC and its loss come first: a network that segments badly is not praised for its calibration.
-Then the NLL over all voxels decides which network is better.
+The advice ends: no step is proposed twice. A fit of all voxels comes first, then one of the voxels
+where a structure is predicted; after that, labels of other patients are needed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pandas as pd
 
 from calib_components.errors import printable
-from calib_tools.report.calibration import judge_regions
+from calib_tools.report.calibration import Judgement, judge_regions
 from calib_tools.report.data import Context, Results
-from calib_tools.report.next_step import LOW, Step, latest_calibration, next_step
-from calib_tools.report.page import Answer
 from calib_tools.report.statistics import mean_of_defined
-from calib_tools.report.tables import (
-    DECIDING,
-    EXPLAINING,
-    Record,
-    heading,
-    higher_is_better,
-    is_significant,
-    number,
-)
+from calib_workflows.pages.numbers import number
+from calib_workflows.pages.page import Answer
 
-# Of DSC: a network that loses more is not called better, whether the loss is significant or not
-LOSS = 0.05
+LOW = 0.7  # a mean DSC below this is low
+MAX_FURTHER = 200  # patients
+ENOUGH = 16  # patients of a fit
 # A case is named whose DSC is as far below the median: this, and median absolute deviations
 WORSE, SPREADS = 0.2, 5
 MAX_NAMED = 3  # cases
@@ -39,22 +34,47 @@ NO_PROBABILITIES = (
     "Without probabilities of predicted structures, whether it is calibrated is unknown."
 )
 LOOK_FIRST = "Look first at {cases}."
-DIFFERS = "{kind} than {reference}: {evaluations}."
-NONE_DIFFERS = "No significant difference in {measures} on these {patients}."
-NO_SUBSTITUTE = "A lower NLL does not make up for a low DSC."
+SEGMENT = (
+    "Improve the segmentation first: train longer (losses without a Dice term need it most), on"
+    " scans of this origin, and ignore padded voxels."
+)
+EVALUATE = "Evaluate probabilities."
+NOTHING = "Nothing on images like these: where it predicts a structure, it is calibrated."
+NO_SINGLE = (
+    " Over all voxels, it is {kind} by {gap:.3f}: no single temperature fits both regions. Keep"
+    " this one for the confidence of what is predicted; take one of all voxels for volumes."
+)
+MORE = "Label about {count} more patients and evaluate them: that would tell."
+MANY_MORE = "Label other patients: more than {count} more would be needed to tell."
+FIT_FIRST = {  # by the source of the probabilities
+    "bundle": "Fit a temperature on validation patients with configs/calibrate.yaml, evaluate with"
+    " the same options, and compare.",
+    "predictions": "Fit a temperature on float32 probabilities of validation patients with"
+    " calibrate_predictions, evaluate with the same options, and compare.",
+}
+FIT_AGAIN = (
+    "Fit the temperature again, where structures are predicted (--region predicted), evaluate with"
+    " the same options, and compare."
+)
+UNLIKE = (
+    "Label about {count} more patients like these, and fit a temperature on them: with what was"
+    " fitted ({done}), it is still {kind}."
+)
 
 
 def conclude(context: Context) -> Answer:
-    """Return what the network is like, or how several differ and whether the best one is
-    calibrated, and what to do next.
-    """
-    results, best = context.results, context.reference
-    if len(results.names) == 1:
-        sentences = describe_one(results)
-    else:
-        sentences, best = describe_differences(context)
-        sentences.append(f"{results.labels[best]}: {describe_calibration(results, best)}")
-    return Answer(sentences, *_next_step(results, best))
+    """Return what each network is like and, of one, what to do next."""
+    results = context.results
+    if len(results.names) > 1:
+        sentences = [
+            f"{label}: {describe_calibration(results, name)}"
+            for name, label in results.labels.items()
+        ]
+        return Answer(sentences)
+    (name,) = results.names
+    dsc = float(mean_of_defined(results.values(name, "dsc")))
+    summary = results.evaluations[name].summary
+    return Answer(describe_one(results), next_step(summary, dsc, judge_regions(results, name)))
 
 
 def describe_one(results: Results) -> list[str]:
@@ -89,66 +109,30 @@ def describe_calibration(results: Results, name: str) -> str:
     return f"It is {judgement.text}.{bent}"
 
 
-def _next_step(results: Results, name: str) -> Step:
-    """Return what to do next with one network, from the evaluation of its last calibration, which
-    the text names if it is another one.
+def next_step(summary: Mapping[str, Any], dsc: float, judgements: Mapping[str, Judgement]) -> str:
+    """Return what remains to be done with one network.
+
+    Args:
+        summary: That of its evaluation, which says what was calibrated before.
+        dsc: Mean DSC.
+        judgements: Whether each region is calibrated, see `judge_regions`.
     """
-    summaries = {name: each.summary for name, each in results.evaluations.items()}
-    latest = latest_calibration(summaries, name)
-    step = next_step(
-        results.evaluations[latest],
-        str(results.folders[latest]),
-        float(mean_of_defined(results.values(latest, "dsc"))),
-        judge_regions(results, latest),
-    )
-    if latest == name:
-        return step
-    return step._replace(text=f"{results.labels[latest]}: {step.text}")
-
-
-def describe_differences(context: Context) -> tuple[list[str], str]:
-    """Return the differences to the reference in words, and the name of the best evaluation.
-
-    An evaluation with a lower or a low DSC is not called better for its probabilities.
-    """
-    results, table = context.results, context.differences
-    table = table[table["measure"].isin(["dsc", DECIDING, EXPLAINING])]
-    change = table.apply(_change, axis=1)
-    is_loss = (table["measure"] == "dsc") & ((change < 0) | (table["mean"] < -LOSS))
-    low = [name for name in results.names if mean_of_defined(results.values(name, "dsc")) < LOW]
-    behind = [*low, *table["name"][is_loss]]
-    is_deciding = table["measure"] == DECIDING
-    better = table[(change > 0) & ~table["name"].isin(behind)]
-    sentences = []
-    for kind, differing in (("Better", better), ("Worse", table[change < 0])):
-        if len(differing):
-            label = results.labels[context.reference]
-            shown = _listed(results, differing)
-            sentences.append(DIFFERS.format(kind=kind, reference=label, evaluations=shown))
-    if not sentences:
-        measures = ", ".join(heading(name, arrow=False) for name in table["measure"].unique())
-        sentences.append(NONE_DIFFERS.format(measures=measures, patients=results.count))
-    if behind:
-        sentences.append(NO_SUBSTITUTE)
-    # A higher DSC with a higher NLL is not better, but than a network that segments badly
-    is_worse = is_deciding & (change < 0) & (context.reference not in low)
-    decided = better["name"][better["measure"] != EXPLAINING]
-    ahead = [name for name in decided if name not in {*table["name"][is_worse]}]
-    by_nll = table[is_deciding & table["name"].isin(ahead)].sort_values("mean")
-    return sentences, [*by_nll["name"], *ahead, context.reference][0]
-
-
-def _change(record: Record) -> int:
-    """Return 1 for a value that is better than the reference's, -1 for a worse one, 0 if that is
-    not significant.
-    """
-    if not is_significant(record):
-        return 0
-    return 1 if (record["mean"] > 0) == higher_is_better(record["measure"]) else -1
-
-
-def _listed(results: Results, table: pd.DataFrame) -> str:
-    """Return evaluations and the measures in which they differ, as text."""
-    headings = table["measure"].map(lambda measure: heading(measure, arrow=False))
-    by_name = headings.groupby(table["name"], sort=False).agg(", ".join)
-    return "; ".join(f"{results.labels[name]} ({names})" for name, names in by_name.items())
+    predicted = judgements.get("predicted")
+    if dsc < LOW:
+        return SEGMENT
+    if predicted is None:
+        return EVALUATE
+    if predicted.verdict == "undecided":
+        template = MORE if predicted.further_patients <= MAX_FURTHER else MANY_MORE
+        return template.format(count=min(predicted.further_patients, MAX_FURTHER))
+    done, whole = summary.get("calibration"), judgements["all"]
+    if predicted.verdict != "shown":
+        if done is None or whole.verdict != "shown":
+            return NOTHING
+        return NOTHING + NO_SINGLE.format(kind=whole.kind, gap=abs(whole.gap.mean))
+    if done is None:
+        return FIT_FIRST[summary.get("source", "predictions")]
+    if done["calibrator"] == "temperature" and done["region"] != "predicted":
+        return FIT_AGAIN
+    text = f"{done['calibrator']}, region {done['region']}"
+    return UNLIKE.format(count=ENOUGH, done=text, kind=predicted.kind)

@@ -110,10 +110,11 @@ class Results:
         """Return the columns of CSV files that say which evaluation a record is of."""
         return {"evaluation": name}
 
-    def record(self, name: str, measure: str, estimate: Estimate, **keys: Any) -> dict[str, Any]:
-        """Return the record of an estimate, see `calib_tools.report.tables`."""
-        labels = {"label": self.labels[name], **keys, "measure": measure}
-        return {**self.keys(name), **labels, **estimate._asdict()}
+    def record(self, name: str, measure: str) -> dict[str, Any]:
+        """Return the record of the mean of a measure, see `calib_workflows.pages.numbers`."""
+        estimate = self.mean(name, measure)._asdict()
+        del estimate["p_value"]
+        return {**self.keys(name), "label": self.labels[name], "measure": measure, **estimate}
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +126,8 @@ class Context:
         reference: Name of the evaluation that the others are compared with.
         differences: Those of the others to the reference, see
             `calib_tools.report.comparison.differences`; empty for one evaluation.
-        validation: An evaluation of validation cases, on which thresholds are chosen.
+        validation: An evaluation of validation cases, whose limits are checked, and on which the
+            threshold of objects is chosen.
         object_threshold: For what that of objects is chosen, see `report_folders`.
     """
 
@@ -142,9 +144,8 @@ def derive(cases: pd.DataFrame, structures: Sequence[str]) -> pd.DataFrame:
     `dsc` and `hd95` are means over structures. `compared_dsc` is 1 where there is nothing to find
     and nothing is found; `complete` says that no structure is missed or spurious. With
     probabilities: `expected_dsc`, the mean over the structures that have a DSC, too; `optimism`, by
-    which it is above the DSC; and, of each structure, `optimism`, `confidence` and `accuracy`, the
-    means over the voxels that are predicted as the structure, and the errors of segmented and
-    expected volume.
+    which it is above the DSC; and, of each structure, `optimism` and
+    the errors of segmented and expected volume.
     """
 
     def by_structure(measure: str) -> Array:
@@ -158,7 +159,7 @@ def derive(cases: pd.DataFrame, structures: Sequence[str]) -> pd.DataFrame:
         "compared_dsc": np.where(np.isnan(mean_dsc), 1, mean_dsc),
         "complete": (np.isnan(dsc) == np.isnan(hd95)).all(axis=1).astype(float),
     }
-    if "aurc" in cases:  # it has probabilities
+    if f"expected_volume_{structures[0]}" in cases:  # it has probabilities
         expected_dsc = by_structure("expected_dsc")
         segmented, expected, true = (
             by_structure(f"{kind}_volume") for kind in ("segmented", "expected", "true")
@@ -167,14 +168,8 @@ def derive(cases: pd.DataFrame, structures: Sequence[str]) -> pd.DataFrame:
         derived["optimism"] = mean_of_defined(optimism, axis=1)
         defined = np.where(np.isnan(optimism), np.nan, expected_dsc)
         derived["expected_dsc"] = mean_of_defined(defined, axis=1)
-        # The numerators of the expected and the true DSC are twice the sum of the probabilities of
-        # the voxels that are predicted as the structure, and twice the number of them that are
-        # right.
-        twice = 2 * np.where(segmented > 0, segmented, np.nan)
         structure_measures = {
             "optimism": optimism,
-            "confidence": expected_dsc * (segmented + expected) / twice,
-            "accuracy": dsc * (segmented + true) / twice,
             "segmented_volume_error": segmented - true,
             "expected_volume_error": expected - true,
         }

@@ -16,16 +16,16 @@ from matplotlib.figure import Figure
 from calib_components.errors import InputError
 from calib_components.metrics.objects import TRUE_OBJECT
 from calib_tools.report.data import Context
-from calib_tools.report.page import Picture, Section, to_png
 from calib_tools.report.statistics import Array, Estimate, mean_with_interval
-from calib_tools.report.tables import tabulate
 from calib_workflows.evaluation_files import MISSED, Evaluation
 from calib_workflows.figures.style import NAME, literal
+from calib_workflows.pages.page import Picture, Section, to_png
 
 GOALS = r"f1|false=\d+\.?\d*|recall=(0?\.\d+|1(\.0*)?)"
 PICTURES = [f"missed{number}.png" for number in range(1, MISSED + 1)]
 VOLUMES = [0, *np.logspace(-3, 9, 13)]
 CONFIDENCES = np.linspace(0, 1, 11)
+RIGHT = "right, confidence in {}"
 ABOUT = (
     "A candidate is a connected region of probabilities of at least {threshold}; its confidence p"
     " is the largest one. It is right if it shares a voxel with a true object, and their IoU is at"
@@ -49,11 +49,11 @@ def objects_section(context: Context) -> Section | None:
         return None
     options = tested.summary["objects"]
     records = [
-        {"label": label, "measure": measure, **estimate._asdict()}
+        {"label": label, "measure": measure, "signed": "minus" in measure, **estimate._asdict()}
         for structure in options["structures"]
         for label, found in _lines(context, structure).items()
         for measure, estimate in found.items()
-        if "confidence" not in measure or tested.thresholds  # label maps have none
+        if "confidence" not in measure or tested.regions  # label maps have none
     ]
     if _with_objects(context.validation):
         chosen = CHOSEN.format(goal=context.object_threshold)
@@ -61,8 +61,9 @@ def objects_section(context: Context) -> Section | None:
         "objects",
         "Which objects are found?",
         ABOUT.format(**options, unit=results.volume_unit, chosen=chosen),
-        tabulate(records, ["label"]).T.rename_axis("measure"),
         records,
+        ["measure"],
+        "label",
         _pictures(tested, results.folders[context.reference] / "cases"),
         folded=False,
     )
@@ -94,8 +95,8 @@ def _lines(context: Context, structure: str) -> dict[str, dict[str, Estimate]]:
 def _pictures(tested: Evaluation, folder: Path) -> list[Picture]:
     """Return the curves, of probabilities, and the largest misses."""
     files = [folder / name for name in PICTURES]
-    missed = [Picture("missed", "", file.read_bytes()) for file in files if file.exists()]
-    if not tested.thresholds:
+    missed = [Picture(file.stem, "", file.read_bytes()) for file in files if file.exists()]
+    if not tested.regions:
         return missed
     title = "FROC, and how often candidates are right"
     return [Picture("froc", title, to_png(_draw_curves(tested))), *missed]
@@ -118,9 +119,10 @@ def _draw_curves(tested: Evaluation) -> Figure:
 def _draw_reliability(axes: Axes, found: Mapping[str, Estimate]) -> None:
     """Draw the share of right candidates over their confidence, with intervals over patients."""
     axes.plot([0, 1], [0, 1], "--", color="black")
-    shares = [(key, found[key]) for key in found if key.startswith("right, confidence")]
-    middles = [sum(map(float, key.split("(")[1].strip("]").split(","))) / 2 for key, _ in shares]
-    ends = np.array([(share.low, share.mean, share.high) for _, share in shares]).reshape(-1, 3).T
+    middles = (CONFIDENCES[1:] + CONFIDENCES[:-1]) / 2
+    keys = [RIGHT.format(interval) for interval in pd.IntervalIndex.from_breaks(CONFIDENCES)]
+    shares = [found.get(key, Estimate(np.nan)) for key in keys]
+    ends = np.array([(share.low, share.mean, share.high) for share in shares]).T
     axes.errorbar(middles, ends[1], np.abs(ends[::2] - ends[1]), fmt="o-")
     axes.set(xlabel="Confidence of candidates", ylabel="Share that is right", ylim=(0, 1))
 
@@ -183,11 +185,11 @@ def measure_objects(
         "confidence minus right": rows["confidence"][right.index] - right,
     }
     for title, part, column, edges in (
-        ("recall", recall, "volume", VOLUMES),
-        ("right", right, "confidence", CONFIDENCES),
+        ("recall, volume in {}", recall, "volume", VOLUMES),
+        (RIGHT, right, "confidence", CONFIDENCES),
     ):
         for place, group in part.groupby(pd.cut(rows[column], edges), observed=True):
-            values[f"{title}, {column} in {place}"] = group
+            values[title.format(place)] = group
     estimates = {"false candidates a scan": mean_with_interval(of_cases, patients)}
     for measure, each in values.items():
         estimates[measure] = mean_with_interval(each, rows["patient"][each.index])

@@ -13,10 +13,10 @@ from calib_components.quality import ESTIMATES, Reference, mean_estimate
 from calib_components.quality.ranking import BAD, rank_scans
 from calib_components.quality.reference import holding_patients
 from calib_tools.report.data import Context, Results
-from calib_tools.report.page import Section
-from calib_tools.report.statistics import Array, Estimate
-from calib_tools.report.tables import Cell, tabulate, with_interval
+from calib_tools.report.statistics import Array
 from calib_workflows.evaluation_files import Evaluation
+from calib_workflows.pages.numbers import to_cell
+from calib_workflows.pages.page import Section
 
 # Of the values of a `Ranking`
 TITLES = ("gap closed ↑", "ROC ↑", "found in 20 % ↑", "Spearman ↑", "AURC ↓")
@@ -68,19 +68,19 @@ def count_held(limits: ArrayLike, values: ArrayLike, patients: Sequence[str]) ->
 def quality_section(context: Context) -> Section | None:
     """Return how well estimates of one network order the scans."""
     results, name = context.results, context.reference
-    if len(results.names) > 1 or not results.has("aurc"):
+    if len(results.names) > 1 or not results.has("ece_all"):
         return None
     known = reference_of(context.validation or results.evaluations[name])
     dsc = results.values(name, "dsc")
     records: list[dict[str, Any]] = []
     for title, values in _estimates(results, name, known).items():
         records += _rank(results, title, values, dsc)
-    optimism = with_interval(results.mean(name, "optimism"), "optimism", True)
-    caption = ABOUT.format(bad=(dsc < BAD).sum(), scans=len(dsc), optimism=optimism)
+    optimism = to_cell({**results.record(name, "optimism"), "p_value": np.nan})
+    text = ABOUT.format(bad=(dsc < BAD).sum(), scans=len(dsc), optimism=optimism)
     if records[0]["low"] <= 0:
-        caption += NOT_SHOWN
-    table = tabulate(records, ["score"])
-    return Section("quality", "Does the expected DSC find the bad scans?", caption, table, records)
+        text += NOT_SHOWN
+    title = "Does the expected DSC find the bad scans?"
+    return Section("quality", title, text, records, ["score"])
 
 
 def _estimates(results: Results, name: str, known: Reference) -> dict[str, Array]:
@@ -104,20 +104,15 @@ def _rank(results: Results, score: str, estimates: ArrayLike, dsc: Array) -> lis
     ranking = rank_scans(estimates, dsc, results.patients)
     cases = int((~np.isnan(estimates) & ~np.isnan(dsc)).sum())
     return [
-        results.record(
-            results.names[0],
-            title,
-            Estimate(*values.tolist())._replace(cases=cases),
-            score=score,
-        )
-        for title, values in zip(TITLES, ranking, strict=True)
+        {"score": score, "measure": title, "mean": mean, "low": low, "high": high, "cases": cases}
+        for title, (mean, low, high) in zip(TITLES, ranking, strict=True)
     ]
 
 
 def limits_section(context: Context) -> Section | None:
     """Return for how many patients the limits of validation cases hold, for each structure."""
     results, name = context.results, context.reference
-    if context.validation is None or not results.has("aurc"):
+    if context.validation is None or not results.has("ece_all"):
         return None
     known = reference_of(context.validation)
     records = [
@@ -127,10 +122,9 @@ def limits_section(context: Context) -> Section | None:
     ]
     if not records:
         return None
-    table = pd.DataFrame(records).assign(cell=[Cell(HELD.format(**record)) for record in records])
-    shown = table.pivot(index="structure", columns="limit", values="cell")
-    caption = ABOUT_LIMITS.format(note=known.note)
-    return Section("limits", "Do the limits hold?", caption, shown, records)
+    records = [{**record, "text": HELD.format(**record)} for record in records]
+    text = ABOUT_LIMITS.format(note=known.note)
+    return Section("limits", "Do the limits hold?", text, records, ["structure"], "limit")
 
 
 def find_limits(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import pandas as pd
+import math
+from typing import Any
 
 from calib_tools.report.data import Context, Results
-from calib_tools.report.page import Picture, Section
 from calib_tools.report.statistics import mean_with_interval
-from calib_tools.report.tables import Cell, heading, number, with_interval
+from calib_workflows.pages.numbers import heading, to_cell
+from calib_workflows.pages.page import Picture, Section
 from calib_workflows.parts import IN_RANGE, RATERS_DSC, TABLES
 
 SHOWN = ("dsc", "hd95", "ece_predicted", "nll_all")
@@ -34,23 +35,24 @@ def raters_section(context: Context) -> Section | None:
     """Return a line for each rater and structure, whether the network is within the raters, and a
     picture.
     """
-    table = _tabulate(context, "raters")
-    if table is None:
+    records, lines = _records(context, "raters")
+    if not records:
         return None
     results, name = context.results, context.reference
     within = " ".join(_judge(results, name, structure) for structure in results.structures)
     file = results.folders[name] / "cases" / "raters.png"
     pictures = [Picture("raters", "", file.read_bytes())] if file.exists() else []
-    caption = ABOUT_RATERS.format(within=within)
-    return Section("raters", "Whom does it agree with?", caption, table, (), pictures, folded=False)
+    title, text = "Whom does it agree with?", ABOUT_RATERS.format(within=within)
+    return Section("raters_means", title, text, records, lines, "title", pictures, folded=False)
 
 
 def members_section(context: Context) -> Section | None:
     """Return a line for each network of an average, and structure."""
-    table = _tabulate(context, "members")
-    if table is None:
+    records, lines = _records(context, "members")
+    title = "Networks and their average"
+    if not records:
         return None
-    return Section("members", "Networks and their average", ABOUT_MEMBERS, table)
+    return Section("members_means", title, ABOUT_MEMBERS, records, lines, "title")
 
 
 def _judge(results: Results, name: str, structure: str) -> str:
@@ -63,22 +65,25 @@ def _judge(results: Results, name: str, structure: str) -> str:
         kind = "above"
     if found.high < 0:
         kind = "below"
-    value = with_interval(found, "dsc", True)
+    value = to_cell({"measure": "dsc", **found._asdict(), "p_value": math.nan, "signed": True})
     return WITHIN.format(structure=structure, value=value, kind=KINDS[kind])
 
 
-def _tabulate(context: Context, kind: str) -> pd.DataFrame | None:
-    """Return the table of raters or members of the only evaluation of a report, if it has one."""
+def _records(context: Context, kind: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the table of raters or members of the only evaluation of a report, and what names its
+    lines; empty without them.
+    """
     results = context.results
     part = results.evaluations[context.reference].parts.get(kind)
     if part is None or len(results.names) > 1:
-        return None
+        return [], []
     column, _ = TABLES[kind]
-    index = [column, "structure"] if len(results.structures) > 1 else [column]
+    lines = [column, "structure"] if len(results.structures) > 1 else [column]
     titles = {name: heading(name, results.structures) for name in SHOWN} | OWN
-    cells = {
-        title: [Cell(number(value, "dsc" if name in OWN else name)) for value in part[name]]
+    records = [
+        {**{line: row[line] for line in lines}, "title": title, "measure": name, "mean": row[name]}
+        for row in part.to_dict("records")
         for name, title in titles.items()
         if name in part
-    }
-    return pd.DataFrame(cells, pd.MultiIndex.from_frame(part[index]))
+    ]
+    return records, lines

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from calib_components.errors import InputError
+from calib_components.errors import InputError, writing
 from calib_tools.report import is_comparison
-from calib_tools.report.calibration import summary_section
+from calib_tools.report.calibration import structures_section, summary_section
 from calib_tools.report.cases import cases_section, pictures_section
 from calib_tools.report.comparison import (
     compare,
@@ -18,14 +18,13 @@ from calib_tools.report.comparison import (
 from calib_tools.report.conclusion import conclude
 from calib_tools.report.data import Context
 from calib_tools.report.objects import objects_section
-from calib_tools.report.page import Section, write_report
 from calib_tools.report.quality import limits_section, quality_section
 from calib_tools.report.raters import members_section, raters_section
 from calib_tools.report.readers import read_evaluations
 from calib_tools.report.statistics import MIN_PATIENTS
-from calib_tools.report.structures import structures_section
-from calib_tools.report.thresholds import read_validation, thresholds_section
+from calib_tools.report.validation import read_validation
 from calib_workflows.folders import OutputFolder
+from calib_workflows.pages.page import Answer, Section, render_page
 
 # All sections of a page, in their order: first those that are not folded. One that does not apply
 # returns None.
@@ -40,10 +39,10 @@ SECTIONS: Sequence[Callable[[Context], Section | None]] = (
     structures_section,
     differences_section,
     means_section,
-    thresholds_section,
     quality_section,
     limits_section,
 )
+PAGE = "index.html"
 FEW_PATIENTS = 30
 TOO_FEW = "{patients}: intervals and tests need at least {minimum} patients."
 NARROW = "Intervals are somewhat too narrow with few patients."
@@ -56,26 +55,7 @@ def report_folders(
     object_threshold: str = "f1",
     overwrite: bool = False,
 ) -> None:
-    """Write tables and figures of one or several evaluations.
-
-    `index.html` is one page that holds all its figures and needs no network. It begins with what
-    the numbers say and what to do next. CSV files hold the same tables, and PNG files the figures.
-
-    Args:
-        folders: One or several evaluation folders, which are compared with the first one on their
-            common cases.
-        out: Folder for the report.
-        validation: Evaluation folder of validation cases, on which the thresholds of one network
-            are chosen; default: none are chosen.
-        object_threshold: For what the threshold of the confidence of objects is chosen: `f1`, at
-            most K false candidates a scan (`false=K`), or a recall of at least R (`recall=R`).
-        overwrite: Whether a report of other folders in `out` is replaced.
-
-    Raises:
-        InputError: A file is missing or broken, evaluations cannot be compared, an option is
-            unknown or does not go with these folders, or `out` holds another report or cannot be
-            written.
-    """
+    """See `calib_tools.commands.report_folders`."""
     if not folders:
         raise InputError("No folder is given. Give evaluation folders.")
     if compared := [*filter(is_comparison, folders)]:
@@ -84,7 +64,7 @@ def report_folders(
             f" python scripts/report.py {compared[0]}"
         )
     if validation is not None and len(folders) > 1:
-        raise InputError("--validation needs one evaluation folder, to choose thresholds.")
+        raise InputError("--validation needs one evaluation folder.")
     results = read_evaluations(folders)
     names, chosen_on = results.names, None
     notices = [*results.notices, *size_notices(results.count, results.patients.nunique())]
@@ -109,3 +89,35 @@ def size_notices(count: str, patients: int) -> list[str]:
     if patients < MIN_PATIENTS:
         return [TOO_FEW.format(patients=count, minimum=MIN_PATIENTS)]
     return [NARROW] if patients < FEW_PATIENTS else []
+
+
+def write_report(
+    title: str,
+    answer: Answer,
+    notes: Sequence[str],
+    sections: Sequence[Section],
+    out: OutputFolder,
+) -> None:
+    """Write the files of a report, the page last, and print where it is and what it answers.
+
+    Files of an earlier report are replaced, and removed where the new one lacks them.
+
+    Raises:
+        InputError: See `OutputFolder.claim`.
+    """
+    sections = [section for section in sections if section.records or section.pictures]
+    pictures = [picture for section in sections for picture in section.pictures]
+    files = {f"{each.name.replace('/', '_')}.png": each.png for each in pictures}
+    for section in sections:
+        if section.records:
+            files[f"{section.name}.csv"] = section.as_csv().encode()
+    files[PAGE] = render_page(title, answer, sections, notes).encode()
+    with out.claim(files):
+        for name, content in files.items():
+            with writing(out.path / name) as file:
+                file.write_bytes(content)
+    print(out.path / PAGE)
+    print(sections[0].as_text())
+    print(*answer.sentences)
+    if answer.advice:
+        print(f"Next: {answer.advice}")

@@ -65,14 +65,13 @@ def stored_in(file: str | os.PathLike) -> tuple[Path, int | None]:
     return file.with_name(match[1] + match[3]), int(match[2])
 
 
-def open_nifti(file: str | os.PathLike, any_affine: bool = False) -> SpatialImage:
+def open_nifti(file: str | os.PathLike) -> SpatialImage:
     """Open a NIfTI file, a phase of one, see `stored_in`, or a DICOM series, see `open_series`, and
     check its header. The voxels are not read. Of five axes, those of length 1 are dropped.
 
     Raises:
         InputError: The file is not NIfTI, is shorter than its header demands, or holds other values
-            than real numbers; or, unless `any_affine`, its affine is not in millimetres, not finite
-            or singular.
+            than real numbers; or its affine is not in millimetres, not finite or singular.
     """
     place, phase = stored_in(file)
     if is_dicom(place):
@@ -86,14 +85,13 @@ def open_nifti(file: str | os.PathLike, any_affine: bool = False) -> SpatialImag
         raise InputError(
             f"{file}: values are of type {dtype}. Convert them to one real number per voxel."
         )
-    if not any_affine:
-        code = int(cast(Any, image.header)["xyzt_units"]) % 8  # the other bits are the unit of time
-        if code in UNITS:
-            raise InputError(
-                f"{file}: the header states lengths in {UNITS[code]}. Convert the affine to"
-                " millimetres, or correct xyzt_units."
-            )
-        check_affine(affine, file)
+    code = int(cast(Any, image.header)["xyzt_units"]) % 8  # the other bits are the unit of time
+    if code in UNITS:
+        raise InputError(
+            f"{file}: the header states lengths in {UNITS[code]}. Convert the affine to"
+            " millimetres, or correct xyzt_units."
+        )
+    check_affine(affine, file)
     demanded = cast(Any, image.dataobj).offset + dtype.itemsize * int(
         np.prod(image.shape, dtype=np.int64)
     )
@@ -175,22 +173,22 @@ def check_same_grid(file: str | os.PathLike, other: str | os.PathLike) -> None:
     _check_grids(grid, target)
 
 
-def turn_onto(grid: Grid, target: Grid, remedy: str = "") -> np.ndarray | None:
+def turn_onto(grid: Grid, target: Grid) -> np.ndarray | None:
     """Return how to reorder and flip the axes of a volume to have the voxels of another; None if it
     has them.
 
-    Raises `InputError` if they lie at other places; `remedy` is what else helps then.
+    Raises `InputError` if they lie at other places.
     """
     if grid.shape == target.shape and not grid_distance(grid.affine, target.affine, grid.shape):
         return None
     turn = axes_onto(grid.affine, target.affine)
     shape = tuple(grid.shape[axis] for axis in np.argsort(turn[:, 0]))
     turned = Grid(grid.affine @ inv_ornt_aff(turn, grid.shape), shape, grid.name)
-    _check_grids(turned, target, remedy)
+    _check_grids(turned, target)
     return turn
 
 
-def _check_grids(grid: Grid, target: Grid, remedy: str = "") -> None:
+def _check_grids(grid: Grid, target: Grid) -> None:
     if grid.shape != target.shape:
         raise InputError(
             f"{grid.name}: shape {grid.shape} differs from {target.shape} of {target.name}."
@@ -199,7 +197,7 @@ def _check_grids(grid: Grid, target: Grid, remedy: str = "") -> None:
     if distance:
         raise InputError(
             f"{grid.name}: affine differs from that of {target.name} by up to {distance:.3g} mm."
-            f" Resample one to the grid of the other{remedy}."
+            f" Resample one to the grid of the other."
         )
 
 

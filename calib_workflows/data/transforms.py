@@ -218,7 +218,9 @@ def check_finite(image: Image) -> Image:
     """
     # Without a copy of the image
     if image.numel() and not torch.isfinite(torch.stack(torch.aminmax(image))).all():
-        remedy = " Pass --nan_to_num true if NaN stands for 0." if image.isnan().any() else ""
+        remedy = ""
+        if image.isnan().any():
+            remedy = " Store 0 if NaN stands for it; inference takes --nan_to_num true."
         count = int((~torch.isfinite(image)).sum())
         raise InputError(f"{file_name(image)}: {count} values are NaN or infinite.{remedy}")
     return image
@@ -264,7 +266,7 @@ class CheckHounsfieldd(EachVolumed):
                     f" {channel.max():.6g} are not Hounsfield units of CT:"
                     f" {dark_share:.1%} are below {FAT} (air, fat), {soft_share:.1%} in"
                     f" {SOFT_TISSUE} (soft tissue). Apply the rescale slope and intercept of"
-                    " the scan, or pass --ignore_intensity true."
+                    " the scan; to segment it as it is, pass --ignore_intensity true to inference."
                 )
         return volume
 

@@ -14,7 +14,7 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike
 
 from calib_workflows.figures.style import NAME, TITLE, class_color, literal
-from calib_workflows.pages.quality import GREY_RANGE
+from calib_workflows.pages.slices import GREY_RANGE
 
 # Heights of a panel by its width: a slice of 1 x 512 pixels would be a picture of hundreds of
 # megabytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 
 from calib_components.errors import printable
-from calib_workflows.pages.quality import COLORS
+from calib_workflows.pages.slices import COLORS
 
 # Characters that fit into a line: of a figure's title, of a panel's, in a legend.
 TITLE, PANEL_TITLE, NAME = 75, 26, 40

@@ -31,7 +31,7 @@ from calib_workflows.data.nifti import (
     stored_in,
 )
 from calib_workflows.folders import OutputFolder
-from calib_workflows.pages.table import FOLDER, TABLES, choose, write_table
+from calib_workflows.pages.quality import FOLDER, TABLES, choose, write_table
 
 log = logging.getLogger(__name__)
 NIFTI = re.compile(r"(.+)(\.nii(?:\.gz)?)", re.IGNORECASE | re.DOTALL)
@@ -164,7 +164,7 @@ class ImageFolder:
         overwrite: Whether maps that exist are replaced; those of another run are removed.
         stamp: What tells this run from others, see `run_stamp`.
         review, review_below: Which scans a person should look at, see
-            `calib_workflows.pages.table.write_table`.
+            `calib_workflows.pages.quality.write_table`.
     """
 
     path: Path

@@ -32,8 +32,8 @@ from calib_workflows.inference.grid import ImageGrid
 from calib_workflows.inference.images import DICOM_MAPS, MAPS, result_name
 from calib_workflows.inference.inferers import agreement_of
 from calib_workflows.inference.scratch import release, scratch
-from calib_workflows.pages.quality import draw_slice
-from calib_workflows.pages.table import CENTER, describe_scan, write_record
+from calib_workflows.pages.quality import CENTER, describe_scan, write_record
+from calib_workflows.pages.slices import draw_slice
 
 QUALITY = "quality"  # key of an item
 TYPES = {8: torch.uint8, 16: torch.uint16, 32: torch.float32}  # of maps, by their bits
@@ -60,7 +60,7 @@ class PredictionMapsd(MapTransform):
     `uncertainty`, the normalised entropy `(1, *S)`; and `probability`, of the background and of
     each structure, `(1 + structures, *S)`. The last two are integers: 0 to 65535, or 255, for 0 to
     1; or of 32 bits, floating point. The key itself becomes the label map. `quality` is what
-    `calib_workflows.pages.table.describe_scan` returns.
+    `calib_workflows.pages.quality.describe_scan` returns.
 
     Args:
         keys: The logits, `(N, H, W, D)`, of the preprocessed `image`.
@@ -236,7 +236,7 @@ class SaveMapd(SaveImaged):  # MONAI Label leaves out what is a SaveImaged
     all.
 
     The `quality` of an item goes to `quality/NAME.json`, see
-    `calib_workflows.pages.table.write_table`.
+    `calib_workflows.pages.quality.write_table`.
 
     Args:
         keys: The maps, `(C, H, W, D)`; floating point is saved as float32, anything else as it is.

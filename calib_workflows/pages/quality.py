@@ -1,146 +1,297 @@
-"""The page of the estimates of many scans, worst first: one file that needs neither a network nor a
-library.
+"""The estimates of many scans as files: one JSON file a scan, and from all of them `quality.csv`
+and `quality.html`.
+
+Each run, shard or restart writes the files of its own scans, and makes the table and the page from
+all that are there.
 """
 
 from __future__ import annotations
 
+import base64
+import csv
 import io
-from collections.abc import Mapping, Sequence
-from html import escape
-from string import Template
+import json
+import math
+import os
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
-from scipy.ndimage import binary_dilation, binary_erosion
+from numpy.typing import NDArray
 
-from calib_components.quality.estimates import ESTIMATES, QualityEstimate
+from calib_components.errors import InputError, check_number, make_folder, reading, writing
+from calib_components.quality.estimates import (
+    ESTIMATES,
+    QualityEstimate,
+    StructureEstimate,
+    StructureScan,
+)
+from calib_components.quality.reference import MIN_PATIENTS, Reference, mean_estimate
+from calib_workflows.pages.page import Answer, Picture, Section, render_page
+from calib_workflows.pages.slices import COLORS
 
-SIDE = 256  # pixels of the longer side of each picture
-GREYS = 64  # levels; more make files larger, not clearer
-GREY_RANGE = (0.5, 99.5)  # percentiles of an image that are black and white
-# Of Okabe and Ito. Protan and deutan readers tell the first ones apart best
-COLORS = ("e69f00", "56b4e9", "009e73", "0072b2", "d55e00", "cc79a7", "f0e442")
-CONTOUR = 3  # pixels
+FOLDER = "quality"
+TABLES = TABLE, PAGE = "quality.csv", "quality.html"
+CUBIC_MM = 1000  # in a millilitre
+ENTRIES = {
+    "scan",
+    "estimate",
+    "reasons",
+    "rows",
+    "place",
+    "is_unlike",
+    "evidence",
+    "note",
+    "picture",
+}
+BELOW_ALL = "lower than all {scans} validation scans"
+UNLIKE = (
+    "These images are unlike those of the training: {number} of {total} have a lower estimate than"
+    " all validation scans. Do not rely on the values and limits."
+)
+CENTER = "crop_center"  # a further column, where a network of crops looked
+ORDER = (
+    "Scans are in the order of their expected DSC, worst first: the overlap that the network itself"
+    " predicts, without labels, as a Dice similarity coefficient from 0 to 1; the mean over"
+    " structures. It is too high on images unlike those of the training."
+)
+ABOUT = (
+    "Uncertain: of the voxels where the structure is possible (probability above 5 %), the share"
+    " where it is not certain (95 % or less). Pairwise DSC, of several networks: the mean overlap"
+    " of their segmentations. Pictures show the slice with the most uncertainty: the contours of"
+    " the prediction, and beside them the uncertainty, 4 p (1 - p), from black, certain, to white,"
+    " undecided."
+)
 
 
-def draw_slice(
-    image: ArrayLike | None, masks: ArrayLike, uncertainty: ArrayLike, affine: np.ndarray
-) -> bytes:
-    """Draw a slice with the contours of its structures, and beside it its uncertainty, as a PNG.
+def describe_scan(
+    name: str,
+    estimates: Mapping[str, StructureEstimate],
+    reference: Reference,
+    affine: NDArray | None = None,
+    picture: bytes = b"",
+    agreement: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """Return what the table and the page show of a scan, as JSON data.
 
     Args:
-        image: Grey values `(Y, X)`; None draws on black.
-        masks: Where the structures are predicted, `(structures, Y, X)`.
-        uncertainty: From 0, black, to 1, white; `(Y, X)`.
-        affine: That of the scan, `(4, 4)`, whose first two axes are X and Y. It gives pixels their
-            shape, and turns the patient's right side or front to the left, the front or head to the
-            top.
+        name: Name of the scan.
+        estimates: Estimates of its structures, see `ScanEstimates`.
+        reference: The validation scans in the weights, if there are any.
+        affine: From voxels to mm. Without one, or with the identity, the spacing is lost, and there
+            are no volumes.
+        picture: A PNG, see `draw_slice`.
+        agreement: Mean DSC over pairs of segmentations of each structure, see `PairwiseDice`.
     """
-    from PIL import Image  # comes with matplotlib, which metrics do not need
+    pairwise = agreement or {}
+    rows = [
+        _structure_row(
+            StructureScan(
+                structure,
+                estimate,
+                reference,
+                _voxel_ml(affine),
+                pairwise.get(structure, math.nan),
+            )
+        )
+        for structure, estimate in estimates.items()
+    ]
+    expected_dsc = {structure: found.expected_dsc for structure, found in estimates.items()}
+    mean = mean_estimate(expected_dsc, reference.always)
+    place = _place(mean, reference)
+    is_below_all = place == BELOW_ALL.format(scans=len(reference.values))
+    is_unlike = is_below_all and reference.patients >= MIN_PATIENTS
+    reasons = _reasons(estimates, mean, reference)
+    if is_unlike:
+        reasons.append(f"its estimate is {place}")
+    return {
+        "scan": name,
+        "estimate": _finite(mean),
+        "reasons": reasons,
+        "rows": rows,
+        "place": place,
+        "is_unlike": is_unlike,
+        "evidence": reference.evidence,
+        "note": reference.note,
+        "picture": base64.b64encode(picture).decode(),
+    }
 
-    grey = np.zeros(np.shape(uncertainty)) if image is None else np.nan_to_num(np.asarray(image))
-    drawn = [grey, np.asarray(uncertainty, float), *np.asarray(masks, float)]
-    layers = _on_paper(np.stack(drawn), affine[:3, 1::-1])
-    low, high = np.percentile(layers[0], GREY_RANGE)
-    pixels = ((layers[0] - low) / max(high - low, 1e-12)).clip(0, 1) * (GREYS - 1)
-    for mask in layers[2:] > 0:
-        pixels[binary_dilation(mask) & ~mask] = 0  # seen on white, too
-    for number, mask in enumerate(layers[2:] > 0):
-        inside = binary_erosion(mask, iterations=CONTOUR)
-        pixels[mask & ~inside] = GREYS + number % len(COLORS)
-    heat = GREYS + len(COLORS) + layers[1].clip(0, 1) * (GREYS - 1)
-    picture = Image.fromarray(np.hstack([pixels, heat]).astype(np.uint8))
-    content, ramp = io.BytesIO(), np.linspace(0, 255, GREYS)[:, None]
-    greys = ramp.repeat(3, 1).astype(np.uint8).tobytes()
-    # Black, red, yellow, white
-    hot = (3 * ramp - [0, 255, 510]).clip(0, 255).astype(np.uint8).tobytes()
-    picture.putpalette(greys + bytes.fromhex("".join(COLORS)) + hot)
-    picture.save(content, "PNG")
-    return content.getvalue()
+
+def _structure_row(scan: StructureScan) -> dict[str, Any]:
+    """Return the value of each estimate of a structure by its name; None if it is not defined."""
+    row: dict[str, Any] = {"structure": scan.name}
+    is_predicted = scan.estimate.predicted_voxels > 0
+    for estimate in ESTIMATES:
+        is_defined = is_predicted or not estimate.of_prediction
+        row[estimate.name] = _finite(estimate.function(scan)) if is_defined else None
+    if not is_predicted and scan.name in scan.reference.always:
+        row["expected_dsc"] = 0.0
+    return row
 
 
-def _on_paper(layers: np.ndarray, axes: np.ndarray) -> np.ndarray:
-    """Return layers `(layers, Y, X)` without margins, turned and enlarged as readers expect.
+def _reasons(
+    estimates: Mapping[str, StructureEstimate], mean: float, reference: Reference
+) -> list[str]:
+    """Return what a scan lacks that is to be looked at in any case."""
+    scans = len(reference.values)
+    if not scans:  # they are in the order of their estimates
+        return []
+    if math.isnan(mean):
+        return ["nothing is found"]
+    return [
+        f"{structure} is not found, but is in all {scans} validation scans"
+        for structure, estimate in estimates.items()
+        if structure in reference.always and not estimate.predicted_voxels > 0
+    ]
+
+
+def _place(mean: float, reference: Reference) -> str:
+    """Say how many validation scans have a higher estimate."""
+    higher, scans = reference.place(mean)
+    if scans == 0 or math.isnan(mean):
+        return ""
+    if higher == scans:
+        return BELOW_ALL.format(scans=scans)
+    return f"lower than {higher} of {scans} validation scans"
+
+
+def _voxel_ml(affine: NDArray | None) -> float:
+    """Return the volume of a voxel in ml; NaN if the spacing is lost."""
+    if affine is None or np.array_equal(affine, np.eye(4)):
+        return math.nan
+    return float(abs(np.linalg.det(np.asarray(affine)[:3, :3])) / CUBIC_MM)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def write_record(record: Mapping[str, Any], output_dir: str | os.PathLike) -> None:
+    """Write what `describe_scan` returned to `quality/SCAN.json` in a folder."""
+    make_folder(Path(output_dir) / FOLDER)
+    with writing(Path(output_dir) / FOLDER / f"{record['scan']}.json") as unfinished:
+        unfinished.write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
+
+
+def _parse(text: str) -> dict[str, Any]:
+    """Return what `write_record` wrote, or raise an error if an entry is missing."""
+    record = json.loads(text)
+    if missing := ENTRIES - record.keys():
+        raise ValueError(f"{min(missing)} is missing")
+    return record
+
+
+def choose(
+    records: Sequence[Mapping[str, Any]], review: str = "20%", review_below: float | None = None
+) -> list[dict[str, Any]]:
+    """Sort the scans, worst first, and add to each whether a person should look at it, `review`,
+    and why, `reasons`.
+
+    That is so in any case where a structure of all validation scans is missing, or the estimate is
+    lower than those of all of them.
 
     Args:
-        layers: The image and the masks.
-        axes: Steps along a row and a column in mm, `(3, 2)`.
+        records: What `describe_scan` returned.
+        review: Share of the scans to look at, those with the lowest estimates.
+        review_below: Estimate below which scans are looked at, in place of a share.
     """
-    for axis in (1, 2):
-        filled = np.ptp(layers, axis=3 - axis).any(0).nonzero()[0]
-        if filled.size:  # margins of one grey value are left out
-            layers = layers.take(np.arange(filled[0], filled[-1] + 1), axis)
-    # Towards right, front, up
-    turned = [axis for axis in (0, 1) if axes[np.abs(axes[:, axis]).argmax(), axis] > 0]
-    layers = np.flip(layers, tuple(1 + axis for axis in turned))
-    sizes = np.linalg.norm(axes, axis=0) * layers.shape[1:]
-    for axis, length in enumerate(np.maximum(1, sizes * SIDE / sizes.max()).astype(int), start=1):
-        places = (np.arange(length) + 0.5) * layers.shape[axis] / length
-        layers = layers.take(places.astype(int), axis)
-    return layers
+    share = re.fullmatch(r"(\d+(?:\.\d+)?) *%", str(review))
+    if share is None or float(share[1]) > 100:
+        raise InputError(f"review must be a percentage of the scans, such as 20%, got {review!r}.")
+    if review_below is not None:
+        check_number("review_below", review_below, 0, 1)
+    ordered = sorted(records, key=lambda record: (record["estimate"] or 0.0, record["scan"]))
+    number = math.floor(float(share[1]) / 100 * len(ordered) + 0.5)
+    chosen = []
+    for place, record in enumerate(ordered):
+        reasons = record["reasons"]
+        if review_below is None:
+            is_low = place < number
+            why = f"one of the {number} lowest of {len(ordered)} estimates, which are always listed"
+        else:
+            is_low = (record["estimate"] or 0.0) < review_below
+            why = f"its estimate is below {review_below:g}"
+        if is_low and not reasons:
+            reasons = [why]
+        chosen.append({**record, "reasons": reasons, "review": "yes" if reasons else "no"})
+    return chosen
 
 
-def quality_page(records: Sequence[Mapping[str, Any]], caveats: Sequence[str]) -> str:
-    """Return the page, in HTML, of what `choose` and `caveats` of `calib_workflows.pages.table`
-    returned.
+def write_table(
+    output_dir: str | os.PathLike,
+    review: str = "20%",
+    review_below: float | None = None,
+    scans: Collection[str] | None = None,
+) -> str:
+    """Make `quality.csv` and `quality.html` from the scans in `quality/`, or from those among them
+    that `scans` names, and say so; for the options, see `choose`.
     """
-    records, caveats = _escaped(records), _escaped(caveats)
-    names = [record["scan"] for record in records if record["review"] == "yes"]
-    defined = defined_estimates(records)
-    columns = [each for each in ESTIMATES if each.format and each.name in defined]
-    links = ", ".join(f'<a href="#{name}">{name}</a>' for name in names)
-    notes = " ".join(sorted({record["note"] for record in records}))
-    cards = "\n".join(_card(record, columns) for record in records)
-    return TEMPLATE.substitute(
-        number=len(names),
-        total=len(records),
-        links=links,
-        caveats="".join(f"<p><strong>{text}</strong></p>" for text in caveats),
-        notes=notes,
-        cards=cards,
+    folder = Path(output_dir)
+    records = []
+    for file in sorted((folder / FOLDER).glob("[!.]*.json")):
+        if scans is None or file.stem in scans:
+            with reading(file, "the estimates of a scan"):
+                records.append(_parse(file.read_text(encoding="utf-8")))
+    chosen = choose(records, review, review_below)
+    contents = {TABLE: _table(chosen), PAGE: quality_page(chosen)}
+    for name, content in contents.items():
+        with writing(folder / name) as unfinished:
+            unfinished.write_text(content, encoding="utf-8")
+    number = sum(scan["review"] == "yes" for scan in chosen)
+    listed = f"{folder / PAGE}: {number} of {len(chosen)} segmentations to check."
+    return " ".join([listed, *caveats(chosen)])
+
+
+def quality_page(chosen: Sequence[Mapping[str, Any]]) -> str:
+    """Return the page of what `choose` returned."""
+    listed = [record for record in chosen if record["review"] == "yes"]
+    notes = sorted({record["note"] for record in chosen})
+    return render_page(
+        f"{len(listed)} of {len(chosen)} segmentations to check",
+        Answer([*caveats(chosen), ORDER]),
+        [_card(record, defined_estimates(chosen)) for record in chosen],
+        [*notes, ABOUT],
+        {record["scan"]: record["scan"] for record in listed},
     )
 
 
-def defined_estimates(records: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Return the names of the estimates that some structure of the scans has."""
-    rows = [row for record in records for row in record["rows"]]
-    return {name for row in rows for name, value in row.items() if value is not None}
-
-
-def _escaped(content: Any) -> Any:
-    """Return JSON data whose texts are HTML, whatever files they are from."""
-    if isinstance(content, Mapping):
-        return {name: _escaped(value) for name, value in content.items()}
-    if isinstance(content, str):
-        return escape(content)
-    return [*map(_escaped, content)] if isinstance(content, list) else content
-
-
-def _card(record: Mapping[str, Any], columns: Sequence[QualityEstimate]) -> str:
+def _card(record: Mapping[str, Any], defined: set[str]) -> Section:
     """Return the part of the page about a scan."""
-    titles = "".join(f"<th>{estimate.title}" for estimate in columns)
-    lines = [f"<tr><th>{titles}"]
-    for number, row in enumerate(record["rows"]):
-        cells = "".join(f"<td>{_cell(row, estimate)}" for estimate in columns)
-        mark = f'<i style="background:#{COLORS[number % len(COLORS)]}"></i>'
-        lines.append(f"<tr><th>{mark}{row['structure']}{cells}")
-    name, reasons = record["scan"], "; ".join(record["reasons"])
-    picture, why, text = "", "", "No structure"
-    if record["picture"]:
-        source = f"data:image/png;base64,{record['picture']}"
-        picture = f'<img loading="lazy" src="{source}">'
+    shown = [each for each in ESTIMATES if each.format and each.name in defined]
+    records = [
+        {
+            "structure": row["structure"],
+            "measure": estimate.title,
+            "text": _text(row, estimate),
+            "color": COLORS[number % len(COLORS)],
+        }
+        for number, row in enumerate(record["rows"])
+        for estimate in shown
+    ]
+    reasons, text = "; ".join(record["reasons"]), "No structure."
     if record["estimate"] is not None:
-        text = f"Expected DSC <b>{record['estimate']:.2f}</b>"
-    if record["place"] and record["place"] not in reasons:
-        text += f", {record['place']}"
+        text = f"Expected DSC {record['estimate']:.2f}"
+        if record["place"] and record["place"] not in reasons:
+            text += f", {record['place']}"
+        text += "."
     if reasons:
-        why = f'<p class="why">Check: {reasons}.</p>'
-    body = f"{picture}<div><h2>{name}</h2><p>{text}</p>{why}<table>{''.join(lines)}</table></div>"
-    return f'<article id="{name}" class="{record["review"]}">{body}</article>'
+        text += f" Check: {reasons}."
+    png = base64.b64decode(record["picture"])
+    return Section(
+        record["scan"],
+        record["scan"],
+        text,
+        records,
+        ["structure"],
+        pictures=[Picture(record["scan"], "", png)] if png else [],
+        folded=False,
+        kind="card check" if record["review"] == "yes" else "card",
+    )
 
 
-def _cell(row: Mapping[str, Any], estimate: QualityEstimate) -> str:
+def _text(row: Mapping[str, Any], estimate: QualityEstimate) -> str:
     """Return an estimate of a structure as text, with its limits if it has any."""
     values = [row.get(name) for name in (estimate.name, *estimate.limits)]
     if values[0] is None:
@@ -149,57 +300,35 @@ def _cell(row: Mapping[str, Any], estimate: QualityEstimate) -> str:
     return f"{value} [{', '.join(limits)}]" if limits else value
 
 
-TEMPLATE = Template("""<!DOCTYPE html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Segmentations to check</title>
-<style>
-:root { color-scheme: light dark; --ink: #222; --dim: #555; --line: #ddd; --check: #a33f00 }
-:root { --page: #f5f5f3; --card: #fff }
-@media screen and (prefers-color-scheme: dark) {
-  :root { --ink: #e8e8e8; --dim: #aaa; --line: #444; --check: #ffa366 }
-  :root { --page: #161616; --card: #222 }
-}
-body { font: 15px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--page) }
-body { margin: auto; padding: 16px; max-width: 1400px }
-header, p { margin: 0 0 6px; max-width: 850px }
-a { color: inherit }
-h2 { font-size: 16px; margin: 0 }
-main { display: grid }
-main { grid-template-columns: repeat(auto-fill, minmax(min(100%, 620px), 1fr)); gap: 12px }
-article { background: var(--card); border-left: 6px solid var(--line); padding: 12px }
-article { overflow-wrap: anywhere; content-visibility: auto; contain-intrinsic-size: auto 260px }
-article:target { outline: 3px solid #56b4e9 }
-img { float: left; width: 60%; max-width: 400px; margin: 0 12px 6px 0 }
-.yes { border-color: #d55e00 }
-.why { color: var(--check); font-weight: 600 }
-.note { color: var(--dim); font-size: 13px }
-b { font-size: 20px }
-i { padding: 0 5px; margin-right: 6px; print-color-adjust: exact }
-table { border-collapse: collapse; width: 100%; clear: both }
-th, td { text-align: right; padding: 2px 4px }
-th, td { border-bottom: 1px solid var(--line); font-size: 13px; font-weight: 400 }
-th, td { overflow-wrap: normal }
-th:first-child { text-align: left }
-td { white-space: nowrap }
-@media (max-width: 600px) { img { float: none; width: 100% } }
-@media print { article { content-visibility: visible; break-inside: avoid } }
-</style>
-<header>
-<h1>$number of $total segmentations to check</h1>
-<p>$links</p>
-$caveats
-<p>Scans are in the order of their expected DSC, worst first: the overlap that the network itself
-predicts, without labels, as a Dice similarity coefficient from 0 to 1; the mean over structures.
-It is too high on images unlike those of the training.</p>
-<p class="note">$notes Uncertain: of the voxels where the structure is possible (probability above
-5 %), the share where it is not certain (95 % or less). Pairwise DSC, of several networks: the mean
-overlap of their segmentations. Pictures show the slice with the most
-uncertainty: the contours of the prediction, and beside them the uncertainty, 4 p (1 - p), from
-black, certain, to white, undecided.</p>
-</header>
-<main>
-$cards
-</main>
-""")
+def defined_estimates(records: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Return the names of the estimates that some structure of the scans has."""
+    rows = [row for record in records for row in record["rows"]]
+    return {name for row in rows for name, value in row.items() if value is not None}
+
+
+def caveats(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what to know before relying on the estimates of scans: whether most are unlike the
+    training's, and what labelled scans showed.
+    """
+    unlike, total = sum(record["is_unlike"] for record in records), len(records)
+    evidence = sorted({record["evidence"] for record in records} - {""})
+    if 2 * unlike > total:
+        return [UNLIKE.format(number=unlike, total=total), *evidence]
+    return evidence
+
+
+def _table(chosen: Sequence[Mapping[str, Any]]) -> str:
+    """Return `quality.csv`: a line for each structure of each scan."""
+    defined = defined_estimates(chosen)
+    estimates = [each.name for each in ESTIMATES if not each.optional or each.name in defined]
+    columns = ["scan", "structure", *estimates, "review", "reason"]
+    if any(CENTER in record for record in chosen):
+        columns.append(CENTER)
+    text = io.StringIO()
+    table = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    table.writeheader()
+    for record in chosen:
+        center = ",".join(map(str, record.get(CENTER, ())))
+        shown = {**record, "reason": "; ".join(record["reasons"]), CENTER: center}
+        table.writerows({**shown, **row} for row in record["rows"])
+    return text.getvalue()

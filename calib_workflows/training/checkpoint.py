@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -25,15 +24,9 @@ from calib_components.posthoc import find_calibrator
 from calib_components.posthoc.network import members_of, set_calibrator, unwrapped
 from calib_workflows.data.cases import SliceDataset
 from calib_workflows.data.facts import Facts
-from calib_workflows.fingerprint import (
-    changes,
-    fingerprint,
-    fingerprint_of_cases,
-    fingerprint_of_list,
-    options_of,
-)
 from calib_workflows.folders import OutputFolder
 from calib_workflows.options import BEST, LAST, check_weights, config_of_run, facts_in_use
+from calib_workflows.runs import changes, fingerprint_of_cases, fingerprint_of_list, settings_of
 from calib_workflows.weights import (
     check_beside,
     save,
@@ -42,6 +35,7 @@ from calib_workflows.weights import (
 )
 
 log = logging.getLogger(__name__)
+FORMAT = 2  # of `last.ckpt`
 NEVER = -1  # the epoch of the best metric that MONAI's engines start with
 
 
@@ -54,10 +48,10 @@ class TrainingCheckpoint:
     data. Each file is replaced in one step, so a process that is killed leaves the previous one.
     (Ignite's `Checkpoint` removes the previous file first.)
 
-    `last.ckpt` also has the fingerprint of the run, see `calib_workflows.fingerprint`: a
-    bundle's run with other settings, other data or another number of processes cannot resume from
-    it. With another number of epochs it can: then the learning rate is what it would be if these
-    had been meant from the start.
+    `last.ckpt` also has the settings of the run, see `calib_workflows.runs`: a bundle's run with
+    other settings, other data or another number of processes cannot resume from it. With another
+    number of epochs it can: then the learning rate is what it would be if these had been meant from
+    the start.
 
     All randomness of an epoch is seeded with `seed` and the number of the epoch, so on a CPU a
     resumed run ends with the same bits as an uninterrupted one. Workers that stay from epoch to
@@ -75,8 +69,8 @@ class TrainingCheckpoint:
         seed: Seed of the whole run.
         resume: Continue from `last.ckpt`. Without that file, start from the beginning.
         patience: Number of epochs without a better key metric after which training stops; 0 never.
-        datalist: List of the prepared cases; with what these hold, it is a part of the fingerprint.
-            It need not exist.
+        datalist: List of the prepared cases; with what these hold, it is one of the settings. It
+            need not exist.
         dataset_dir: Folder of these cases; default: that of the list.
 
     Raises:
@@ -111,7 +105,6 @@ class TrainingCheckpoint:
         self.dataset_dir = Path(dataset_dir or self.datalist.parent)
         # Those of the bundle's run, from its start on
         self.facts: Facts | None = None
-        self.config: Mapping[str, Any] = {}
         self.settings: dict[str, Any] = {}
 
     def attach(self, engine: Trainer) -> None:
@@ -159,10 +152,9 @@ class TrainingCheckpoint:
     def _describe_run(self, config: ConfigParser | None) -> None:
         """Record the facts and the settings of the bundle's run, if this is a part of one."""
         if config is not None:
-            self.config = config.get()
-            self.settings = fingerprint(self.config)
             if "facts" in config:  # weights travel, folders do not
                 self.facts = replace(facts_in_use(config), source="")
+            self.settings = settings_of(config.get(), self.facts)
         self.settings |= {
             "data": fingerprint_of_list(self.datalist),
             "cases": fingerprint_of_cases(self.datalist, self.dataset_dir),
@@ -174,16 +166,18 @@ class TrainingCheckpoint:
             checkpoint = torch.load(
                 self.last_path, map_location=engine.state.device, weights_only=True
             )
-            before = checkpoint["settings"]
-            options = checkpoint.get("options")  # not of releases before 0.4
-        settings = self._settings_of(before.get("max_epochs"))
-        differing = changes(before, settings, self.config, options)
-        if differing:
+        if checkpoint.get("format") != FORMAT:
+            raise InputError(
+                f"{self.last_path} is of a training of another release, which this one does not"
+                " continue. Finish it with that, or start from the beginning with --resume false"
+                " --overwrite true."
+            )
+        if differing := changes(checkpoint["settings"], self.settings):
             raise InputError(
                 f"{self.last_path} is of a run with other settings: {', '.join(differing)}. Set"
                 " them back, or start from the beginning with --resume false --overwrite true."
             )
-        has_schedule = before.get("lr_scheduler") == self.settings.get("lr_scheduler")
+        has_schedule = checkpoint["max_epochs"] == engine.state.max_epochs
         for name, holder in self.stateful.items():
             if name == "lr_scheduler" and not has_schedule:
                 continue
@@ -202,12 +196,6 @@ class TrainingCheckpoint:
                 engine.state.max_epochs,
             )
         self._stop_without_improvement(engine)
-
-    def _settings_of(self, max_epochs: int | None) -> dict[str, Any]:
-        """Return the settings that this run would have with another number of epochs."""
-        if max_epochs in (None, self.settings.get("max_epochs")):
-            return self.settings
-        return {**self.settings, **fingerprint({**self.config, "max_epochs": max_epochs})}
 
     def _repeat_schedule(self, epochs: int) -> None:
         """Step a new scheduler through the epochs so far, from the first learning rate on."""
@@ -264,6 +252,7 @@ class TrainingCheckpoint:
                 weights[name] = values.cpu()
             write_weights(self.best_path, serialize(weights), self.facts, "ckpt_dir")
         state = {name: holder.state_dict() for name, holder in self.stateful.items()}
-        state.update(epoch=epoch, settings=self.settings, options=options_of(self.config))
+        state.update(format=FORMAT, settings=self.settings)
+        state.update(epoch=epoch, max_epochs=engine.state.max_epochs)
         state.update(best_metric=best.best_metric, best_metric_epoch=best.best_metric_epoch)
         save(state, self.last_path)

@@ -13,7 +13,7 @@ from ignite.engine import Engine, Events
 from monai.engines import Evaluator
 from monai.utils import is_scalar
 
-from calib_workflows.options import LAST, next_command
+from calib_workflows.options import LAST, config_of_run
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -60,12 +60,10 @@ class TrainingLog:
         log.info("Epoch %d of %d: %s, %s left", trained.epoch, last, ", ".join(parts), left)
 
     def _log_next_step(self, _: Engine) -> None:
-        if self.evaluator.state.epoch_length == 0:  # there are no validation cases to calibrate on
-            text, command = "evaluate", next_command("evaluate.yaml")
-        else:
-            text, command = "calibrate", next_command("calibrate.yaml")
-        if command:  # not of a server
-            log.info("Next: %s the network.%s", text, command)
+        if config_of_run() is not None:  # not of a server
+            # Without validation cases, there is nothing to calibrate on
+            verb = "calibrate" if self.evaluator.state.epoch_length else "evaluate"
+            log.info("Next: %s the network, with configs/%s.yaml after train.yaml.", verb, verb)
 
 
 def training_curves(

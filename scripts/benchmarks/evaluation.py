@@ -55,9 +55,8 @@ def measure(p: torch.Tensor, label: torch.Tensor) -> dict[str, float]:
 def measure_as_published(p: torch.Tensor, label: torch.Tensor) -> dict[str, Any]:
     """Return what published code has of these measures, by the same names."""
     of = p.numpy(), label.numpy()
-    masks = published.region_masks(*of, STRUCTURES)
     values = published.dice_scores(*of, STRUCTURES) | published.hausdorff_distances(*of, STRUCTURES)
-    return values | published.calibration_errors(*of, masks)
+    return values | published.calibration_errors(*of)
 
 
 def evaluation(
@@ -67,27 +66,10 @@ def evaluation(
     sizes: Sequence[int] = (144, 224),
     slices: int = 10,
 ) -> None:
-    """All measures of an evaluation of one ACDC volume, over published code for those that it
-    reports.
-
-    Published code reports the DSC, HD95 (as medpy computes it), and ECE, CECE, NLL and Brier score,
-    here in the same ten regions; ratios are over its time for these. The measures of an evaluation
-    also have the values if the probabilities were true and those of drawn labels, which it lacks.
-
-    Memory is the peak of a fresh process by the count of Linux, above what it holds with the case
-    in memory.
-
-    Args:
-        device: Where the measures run, "cpu" or "cuda"; published code runs on the CPU.
-        rounds: How many times each is timed.
-        threads: CPU threads for PyTorch.
-        sizes: Rows and columns of the volumes: those that the bundle's network sees, and those of
-            whole slices.
-        slices: Number of slices.
-    """
+    """See `scripts.helpers.commands.evaluation`."""
     set_up(rounds, threads)
     rows: dict[str, Callable[..., Any]] = {
-        "published: DSC, HD95, ECE, CECE, NLL, Brier": measure_as_published,
+        "published: DSC, HD95, ECE, CECE, NLL": measure_as_published,
         "evaluation": measure,
     }
     for size in sizes:

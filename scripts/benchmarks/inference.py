@@ -31,20 +31,7 @@ def inference(
     threads: int = 2,
     patch: int | None = None,
 ) -> None:
-    """Seconds, peak memory and bytes of an inference through the FLARE bundle, with random weights.
-
-    The volume is blocks of noise in a box of air. Memory is that of the process above what it holds
-    after its imports, by the count of Linux.
-
-    Args:
-        size: Rows and columns of a slice.
-        slices: Number of slices.
-        num_classes: Classes of the network.
-        rounds: How many inferences are timed.
-        threads: CPU threads for PyTorch.
-        patch: Side of the patches of a 3D network, through the hippocampus bundle in place of that
-            of FLARE.
-    """
+    """See `scripts.helpers.commands.inference`."""
     set_up(rounds, threads)
     seconds, peak, written = [], 0.0, 0.0
     with TemporaryDirectory() as folder:

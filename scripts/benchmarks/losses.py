@@ -22,14 +22,7 @@ def _forward_backward(loss: Callable, logits: torch.Tensor, target: torch.Tensor
 
 
 def losses(device: str = "cpu", rounds: int = 15, threads: int = 2) -> None:
-    """Forward and backward of every loss over plain cross-entropy, in 2D, 3D and with many classes,
-    next to MONAI's.
-
-    Args:
-        device: Where to run, "cpu" or "cuda".
-        rounds: How many times each loss is timed.
-        threads: CPU threads for PyTorch.
-    """
+    """See `scripts.helpers.commands.losses`."""
     set_up(rounds, threads)
     for shape in (*SHAPES, MANY_CLASSES):
         num_classes = shape[1]

@@ -39,17 +39,7 @@ def _extend(found: list[FoundObject], step: Callable[[], list[FoundObject]]) -> 
 def objects(
     size: int = 512, slices: int = 300, number: int = 2000, rounds: int = 1, threads: int = 1
 ) -> None:
-    """Seconds and peak memory of the candidates and true objects of a volume, matched.
-
-    Memory is that of the process above what it holds with the case, by the count of Linux.
-
-    Args:
-        size: Rows and columns of a slice.
-        slices: Number of slices.
-        number: Of candidates, and of true objects, before some touch each other.
-        rounds: How many times it is timed; the shortest is printed.
-        threads: CPU threads for PyTorch.
-    """
+    """See `scripts.helpers.commands.objects`."""
     set_up(rounds, threads)
     seconds, found = [], list[FoundObject]()
     for _ in range(rounds):

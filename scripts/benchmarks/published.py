@@ -1,5 +1,5 @@
-"""DSC, HD95, ECE, CECE, NLL and Brier score as published code computes them: from their
-definitions, in NumPy and SciPy.
+"""DSC, HD95, ECE, CECE and NLL as published code computes them: from their definitions, in NumPy
+and SciPy.
 
 One case at a time: probabilities `(N, *S)` and labels `(*S)`. Each function returns values by the
 names of the columns of an evaluation, which for the region of the paper, the foreground, have no
@@ -18,6 +18,7 @@ from scipy import ndimage
 
 Array = NDArray[Any]
 Structures = Mapping[str, Sequence[int]]
+NEAR = 5  # voxels
 
 
 def dice_scores(p: Array, label: Array, structures: Structures) -> dict[str, Any]:
@@ -48,52 +49,29 @@ def _hd95(predicted: Array, true: Array) -> float:
     )
 
 
-def region_masks(p: Array, label: Array, structures: Structures) -> dict[str, Array]:
-    """Masks of the regions of an evaluation, at a temperature of 1, by the suffix of their
-    columns.
-    """
-    prediction = p.argmax(0)
-    masks = {
+def region_masks(p: Array, label: Array) -> dict[str, Array]:
+    """Masks of the regions of an evaluation, by the suffix of their columns."""
+    return {
         "": label > 0,
-        "all": np.ones(label.shape, bool),
-        "predicted": prediction > 0,
-        "plausible": 1 - p[0] > 0.05,
-        "predicted_band": _band(prediction),
-        "union": (label > 0) | (prediction > 0),
-        "band": _band(label),
+        "_all": np.ones(label.shape, bool),
+        "_predicted": p.argmax(0) > 0,
+        "_near": ndimage.distance_transform_edt(label == 0) <= NEAR,
     }
-    masks |= {f"structure_{name}": np.isin(label, classes) for name, classes in structures.items()}
-    return {f"_{name}" if name else "": mask for name, mask in masks.items()}
 
 
-def _band(classes: Array, radius: int = 2) -> Array:
-    """Voxels at most a radius from a face between voxels of different classes."""
-    found = np.zeros(classes.shape, bool)
-    # From the voxel below the face
-    offsets = np.abs(np.indices([2 * radius + 1] * classes.ndim) - radius)
-    for axis in range(classes.ndim):
-        distance = np.maximum(offsets - 0.5, 0)
-        distance[axis] = np.abs(np.indices(distance[axis].shape)[axis] - radius - 0.5)
-        faces = np.diff(classes, axis=axis, append=np.take(classes, [-1], axis)) != 0
-        found |= ndimage.binary_dilation(faces, (distance**2).sum(0) <= radius**2)
-    return found
-
-
-def calibration_errors(
-    p: Array, label: Array, masks: Mapping[str, Array], num_bins: int = 15
-) -> dict[str, Any]:
-    """ECE, CECE, NLL and Brier score in each region."""
+def calibration_errors(p: Array, label: Array, num_bins: int = 15) -> dict[str, Any]:
+    """ECE, CECE and NLL in the regions that an evaluation has them in."""
     values: dict[str, Any] = {}
-    for name, mask in masks.items():
+    for name, mask in region_masks(p, label).items():
         inside, true = p[:, mask], label[mask]
-        one_hot = np.eye(len(p), dtype=p.dtype)[true].T
-        values[f"ece{name}"] = _error(inside.max(0), inside.argmax(0) == true, num_bins)
-        values[f"cece{name}"] = np.mean(
-            [_error(inside[k], true == k, num_bins) for k in range(len(p))]
-        )
-        of_label = np.take_along_axis(inside, true[None], 0)
-        values[f"nll{name}"] = -np.log(np.clip(of_label, np.finfo(np.float32).tiny, 1)).mean()
-        values[f"brier{name}"] = np.sum((inside - one_hot) ** 2, 0).mean()
+        if name != "_near":
+            values[f"ece{name}"] = _error(inside.max(0), inside.argmax(0) == true, num_bins)
+        if name == "":
+            errors = [_error(inside[k], true == k, num_bins) for k in range(len(p))]
+            values["cece"] = np.mean(errors)
+        else:
+            of_label = np.take_along_axis(inside, true[None], 0)
+            values[f"nll{name}"] = -np.log(np.clip(of_label, np.finfo(np.float32).tiny, 1)).mean()
     return values
 
 

@@ -24,8 +24,6 @@ BUNDLES = {
 }
 KINDS = {2: "slices.yaml", 3: "volumes.yaml"}  # by the dimensions of the network
 BODIES = ("train.yaml", "inference.yaml")
-# Have perturb.yaml, which is not for CT, nor for images without a background
-WITH_PERTURBATIONS = ("acdc", "hippocampus")
 COMMANDS = "commands.md"  # of every bundle's docs
 
 
@@ -49,8 +47,6 @@ def _sources(facts: Path, bundle: Path) -> Iterator[tuple[Path, list[Path]]]:
     for body in BODIES:
         yield configs / body, [facts, COMMON / "network.yaml", COMMON / kind, COMMON / body]
     left_out = {*BODIES, "network.yaml", KINDS[2], kind}
-    if facts.stem not in WITH_PERTURBATIONS:
-        left_out.add("perturb.yaml")
     for path in COMMON.rglob("*"):
         if path.suffix in (".yaml", ".conf") and path.name not in left_out:
             yield configs / path.relative_to(COMMON), [path]

@@ -21,11 +21,15 @@ from numpy.typing import NDArray
 
 from calib_components.errors import writing
 from calib_components.metrics import CalibrationBins
+from calib_components.posthoc import TemperatureScaling
 from calib_tools.prepare import prepare_data
 from calib_tools.report.calibration import judge_regions
 from calib_tools.report.data import Results
 from calib_tools.report.readers import read_evaluations
+from calib_workflows.calibrate import read_estimate
+from calib_workflows.data.facts import facts_beside
 from calib_workflows.folders import OutputFolder
+from calib_workflows.weights import with_calibrator, write_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLE = ROOT / "bundles" / "hippocampus_mri_nacl_segmentation"
@@ -61,14 +65,7 @@ TRAINED_HERE = (
 
 
 def demo(out: Path = Path("demo_output"), *, train: bool = False, overwrite: bool = False) -> None:
-    """Calibrate and evaluate two networks, segment with one; print a table and draw a picture.
-
-    Args:
-        out: Folder for all that is made.
-        train: Also train a network with CE + Dice, on the few patients that temperatures are fitted
-            on.
-        overwrite: Whether files in `out` that are not of an earlier demo are replaced.
-    """
+    """See `scripts.helpers.commands.demo`."""
     OutputFolder(out, {"command": "demo"}, overwrite=overwrite).claim(["log.txt", "overview.png"])
     terminal, numbers, steps = sys.stdout, itertools.count(1), 3 + 2 * len(NETWORKS) + train
 
@@ -84,7 +81,7 @@ def demo(out: Path = Path("demo_output"), *, train: bool = False, overwrite: boo
         results = measure(out, train, show)
         show("Draw the picture")
         draw(results, out)
-    print(f"\n{tabulate(results)}")
+    print(f"\n{tabulate(results, out / 'weights')}")
     fitted, tested = (
         len([*(DATA / split / "imagesTr").iterdir()]) for split in ("validation", "testing")
     )
@@ -96,18 +93,14 @@ def measure(out: Path, train: bool, show: Callable[[str], None]) -> Results:
     """Do all but the picture; `show` tells what comes next."""
     data = {split: out / "data" / split for split in ("training", "validation", "testing")}
 
-    def calibrate(name: str, trained: Path, **options: Any) -> None:
-        places = {
-            "dataset_dir": data["validation"],
-            "ckpt_dir": trained,
-            "output_dir": out / "weights" / name,
-        }
+    def calibrate(name: str, trained: Path) -> None:
         run(
             "train",
             "calibrate",
+            dataset_dir=data["validation"],
+            ckpt_dir=trained,
             calibrated_path=out / "weights" / name / "model.pt",
-            **places,
-            **options,
+            output_dir=out / "weights" / name,
         )
 
     def evaluate(name: str) -> Path:
@@ -124,7 +117,7 @@ def measure(out: Path, train: bool, show: Callable[[str], None]) -> Results:
     evaluations = []
     for name, trained in NETWORKS.items():
         show(f"Evaluate {name} as trained")
-        calibrate(name, trained, temperature=1)
+        write_as_trained(trained / "model.pt", out / "weights" / name / "model.pt")
         evaluations.append(evaluate(name))
         show(f"Fit a temperature to {name}, and evaluate it again")
         calibrate(f"{name} with T", trained)
@@ -144,6 +137,12 @@ def measure(out: Path, train: bool, show: Callable[[str], None]) -> Results:
     places = {"dataset_dir": DATA / "testing" / "imagesTr", "ckpt_dir": out / "weights" / AFTER}
     run("inference", output_dir=out / "maps", **places)
     return read_evaluations(evaluations)
+
+
+def write_as_trained(weights: Path, file: Path) -> None:
+    """Write weights without a temperature."""
+    content = with_calibrator(weights, TemperatureScaling())
+    write_weights(file, content, facts_beside(weights), "out")
 
 
 def run(*configs: str, **options: Any) -> None:
@@ -166,14 +165,20 @@ def run(*configs: str, **options: Any) -> None:
     )
 
 
-def tabulate(results: Results) -> str:
-    """Return the table: a line for each network, of means over patients."""
+def tabulate(results: Results, weights: Path) -> str:
+    """Return the table: a line for each network, of means over patients.
+
+    Args:
+        results: Their evaluations.
+        weights: Folder of their weights.
+    """
     lines = {}
     for name, cases in results.cases.items():
         found = judge_regions(results, name)["predicted"]
         low, high = (f"{100 * end:+.1f}" for end in (found.gap.low, found.gap.high))
-        temperature = results.evaluations[name].summary["temperature"]
-        lines[f"{name} = {temperature:.2f}" if name.endswith("T") else name] = {
+        is_calibrated = results.evaluations[name].summary["calibration"] is not None
+        value = f" = {read_estimate(weights / name).temperature:.2f}" if is_calibrated else ""
+        lines[f"{name}{value}"] = {
             "Dice": f"{cases['dsc'].mean():.3f}",
             "sure": f"{100 * found.confidence:.1f} %",
             "right": f"{100 * found.accuracy:.1f} %",

@@ -91,28 +91,7 @@ def new_bundle(
     weights: Path | None = None,
     evaluation: Path | None = None,
 ) -> None:
-    """Make a bundle of your own training: weights, configs, metadata, a page and licences.
-
-    Classes and sizes are those of `facts.yaml` beside the weights, measured results those of the
-    evaluation. `scripts/package_bundle.py` packs the bundle, `scripts/monai_label` serves it.
-
-    Args:
-        trained: Folder of the training, its `--bundle_root`.
-        out: Folder of the new bundle, whose last part is the bundle's name.
-        name: Title of the bundle, such as "Left atrium MR segmentation".
-        bundle_version: Version of the bundle, such as 0.1.0.
-        authors: Who trained the weights.
-        modality: Modality of the images, such as MR or CT.
-        data_source: Which data the weights were trained on, and whose they are.
-        weights_license: Licence of the weights, such as cc-by-4.0, or the terms of the data.
-        terms: Text file with the terms of that licence. Default: a sentence that names it.
-        weights: Weights of the bundle. Default: `models/model.pt` of the training.
-        evaluation: Folder with the evaluation of these weights. Default: `eval` of the training.
-
-    Raises:
-        InputError: An option is missing, `out` exists, the weights do not fit the bundle's network,
-            or the evaluation is of other weights.
-    """
+    """See `scripts.helpers.commands.new_bundle`."""
     asked = {
         "name": name,
         "bundle_version": bundle_version,

@@ -27,9 +27,10 @@ ROOT = Path(__file__).resolve().parents[2]
 REQUIRED, METADATA, PAGE = ("LICENSE", "configs", "docs"), "configs/metadata.json", "docs/README.md"
 WEIGHTS, FACTS = "models/model.pt", "models/facts.yaml"
 MODELS = ("model.pt", "ensemble.pt", "facts.yaml")  # of `models` and of the folders in it
-TOOLS = ("__init__.py", "cli.py", "parallel.py", "prepare")  # those that prepare data
+# Those that prepare data
+TOOLS = ("__init__.py", "cli.py", "commands.py", "parallel.py", "prepare")
 ZOO_TEST = "bundles/common/zoo_test.py"
-SUFFIXES = (".py", ".typed", ".yaml")
+SUFFIXES = (".jinja", ".py", ".typed", ".yaml")
 REMEDY = "Describe these weights there, or make a bundle of your own with scripts/new_bundle.py."
 
 Files = dict[str, bytes]  # by their path in the package
@@ -45,24 +46,7 @@ def package_bundle(
     any_weights: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Pack a bundle into one zip that is complete by itself, or into a clone of the Model Zoo.
-
-    The metadata must describe the weights: their classes, and the measured results, by the checksum
-    `weights_sha256`.
-
-    Args:
-        bundle: Folder of the bundle.
-        out: Folder to write `NAME_vVERSION.zip` to, with the version from the bundle's metadata.
-        required: Whether the metadata require `calib-components`, in this version, in place of a
-            copy in the package.
-        zoo: Clone of the Model Zoo to write the files of a request to, in place of a zip: the
-            folder of the bundle in `models`, and its test in `ci/unit_tests`.
-        huggingface: Repository for the package at Hugging Face, such as YOU/NAME. The metadata have
-            its address, and the package a model card and the licence of the weights.
-        any_weights: Whether the results in the metadata may be those of other weights of the same
-            classes, such as where a server of your own runs a bundle that you trained further.
-        overwrite: Whether to replace an archive of this version, or the bundle in the Zoo.
-    """
+    """See `scripts.helpers.commands.package_bundle`."""
     root = bundle.resolve()
     files = contents(root, required, huggingface, any_weights)
     targets = [out / f"{root.name}_v{json.loads(files[METADATA])['version']}.zip"]

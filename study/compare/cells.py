@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from calib_components.errors import reading, writing
-from calib_workflows.fingerprint import differing
+from study.compare.fingerprint import differing
 
 Run = tuple[str, int, int | None]  # method, seed and fold
 HEAD = (
@@ -39,8 +39,7 @@ class CellSettings:
     made_with: dict[str, str] = field(default_factory=dict)
     fold: int | None = None  # that is evaluated, from 0; None without cross-validation
     folds: int | None = None  # how many
-    # Split and region that the calibrator is fitted on, and the number of folds if it is that of
-    # all; empty without a calibrator, or as long as not all folds are finished.
+    # Split and region that the calibrator is fitted on; empty without a calibrator.
     calibration: dict[str, Any] = field(default_factory=dict)
     # Further test sets by name, each with a `datalist`, `patients` and `cases` as those of the
     # training's data.
@@ -79,9 +78,7 @@ class CellSettings:
             compared["datalist"] = self.datalist
         if None not in (self.cases, other.cases):
             compared["cases"] = self.cases
-        # That of all folds comes late
-        if self.folds is None or (self.calibration and other.calibration):
-            compared["calibration"] = self.calibration
+        compared["calibration"] = self.calibration
         return compared | self._compared_test_sets(other)
 
     def _compared_test_sets(self, other: CellSettings) -> dict[str, Any]:
@@ -131,8 +128,7 @@ def add_to_plan(entries: Sequence[dict[str, Any]], folder: Path) -> None:
     `commands.sh`.
 
     They replace all cells of the same methods and seeds, which may have been planned with other
-    folds. An entry has a `method`, a `seed`, perhaps a `fold`, `commands`, and those
-    `of_all_folds`, which follow once all are finished.
+    folds. An entry has a `method`, a `seed`, perhaps a `fold`, and `commands`.
     """
     planned = {_key(entry) for entry in entries}
     runs = {key[:2] for key in planned}
@@ -146,12 +142,10 @@ def add_to_plan(entries: Sequence[dict[str, Any]], folder: Path) -> None:
 
 
 def _script(plan: Mapping[Run, Mapping[str, Any]]) -> str:
-    """Return the commands of all cells; those that need all folds of a run come last."""
+    """Return the commands of all cells."""
     blocks = [HEAD]
-    for part in ("commands", "of_all_folds"):
-        for key, entry in plan.items():
-            if entry.get(part):
-                blocks.append("\n".join([f"# {name_run(*key)}", *entry[part], ""]))
+    for key, entry in plan.items():
+        blocks.append("\n".join([f"# {name_run(*key)}", *entry["commands"], ""]))
     return "\n".join(blocks)
 
 

@@ -13,6 +13,11 @@ from study.compare.data import Comparison
 
 COMPACT = "comparison.json"
 TEXTS = ["method", "test_set", "case", "patient", "region", "leave_one_out", "warnings"]  # columns
+# Of a structure, what follows from which DSC and volume
+SOURCES = (
+    ("confidence", "expected_dsc", "expected_volume"),
+    ("accuracy", "dsc", "true_volume"),
+)
 # Tables
 FILES = {"cases": ".csv.gz", "bins": ".csv.gz", "cells": ".csv", "temperatures": ".csv"}
 
@@ -49,5 +54,24 @@ def read_compact(folder: Path) -> Comparison:
                 table = pd.read_csv(file, dtype=types, keep_default_na=False, na_values=[""])
             texts = table.columns.intersection(TEXTS)
             tables[name] = table.assign(**table[texts].fillna(""))
+    tables["cases"] = with_confidence(tables["cases"])
     with reading(folder / COMPACT, "what compact results are about") as file:
         return Comparison(**tables, about=json.loads(file.read_bytes()))
+
+
+def with_confidence(cases: pd.DataFrame) -> pd.DataFrame:
+    """Return cases with mean confidence and accuracy of the voxels that are predicted as each
+    structure, which results of earlier releases lack.
+
+    The numerators of the expected and the true DSC are twice the sum of the probabilities of these
+    voxels, and twice the number of them that are right.
+    """
+    added = {}
+    for name in (each.removeprefix("dsc_") for each in cases if each.startswith("dsc_")):
+        if f"expected_dsc_{name}" not in cases or f"confidence_{name}" in cases:
+            continue
+        segmented = cases[f"segmented_volume_{name}"].where(lambda volume: volume > 0)
+        for measure, dsc, volume in SOURCES:
+            both = segmented + cases[f"{volume}_{name}"]
+            added[f"{measure}_{name}"] = cases[f"{dsc}_{name}"] * both / (2 * segmented)
+    return pd.concat([cases, pd.DataFrame(added, cases.index)], axis=1)

@@ -20,17 +20,16 @@ from calib_components.errors import InputError, nearest, reading
 from calib_tools.bundle_command import bundle_command
 from calib_workflows.data.cases import read_lists
 from calib_workflows.data.overlap import Shared, find_shared
-from calib_workflows.fingerprint import (
+from calib_workflows.options import check_values, read_as_typed
+from calib_workflows.runs import fingerprint_of_cases, fingerprint_of_list
+from study.compare.cells import CellSettings
+from study.compare.fingerprint import (
     EVALUATION,
     LOADING,
     TRAINING,
     differing,
     fingerprint,
-    fingerprint_of_cases,
-    fingerprint_of_list,
 )
-from calib_workflows.options import check_values, read_as_typed
-from study.compare.cells import CellSettings, cell_folder
 from study.compare.settings import Setting
 
 Ids = Mapping[str, tuple[str, ...]]
@@ -62,9 +61,8 @@ CALIBRATION: Ids = {"split": (), "region": (), "crop_center": ()}
 GEOMETRY: Ids = dict.fromkeys(
     ("in_channels", "class_names", "structures", "image_size", "crop_size"), ()
 )
-# Weights with the calibrator; folder of the evaluation with it; of a fold, that of the fit on its
-# own validation split.
-CALIBRATED, SCALED, OWN_FIT = "model_calibrated.pt", "temperature", "fit"
+# Weights with the calibrator; folder of the evaluation with it
+CALIBRATED, SCALED = "model_calibrated.pt", "temperature"
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,6 @@ class Step:
     name: str  # what it does; its log is NAME.log
     command: list[str]  # that of a training resumes if it is run again
     output: str  # a file in the results of the cell that is there once the step is finished
-    needs_all_folds: bool = False  # a calibrator that is fitted to all folds of a run
 
     @property
     def shown(self) -> str:
@@ -91,10 +88,9 @@ class PlannedCell:
     work: Path  # folder of checkpoints, logs and TensorBoard's files
     steps: list[Step]  # the runs that train, fit the calibrator, and evaluate without and with it
 
-    def unfinished(self, of_all_folds: bool | None = None) -> list[Step]:
-        """Return the steps without results: those that need all folds, the others, or both."""
-        steps = [step for step in self.steps if of_all_folds in (None, step.needs_all_folds)]
-        return [step for step in steps if not (self.results / step.output).is_file()]
+    def unfinished(self) -> list[Step]:
+        """Return the steps without results."""
+        return [step for step in self.steps if not (self.results / step.output).is_file()]
 
 
 @dataclass(frozen=True)
@@ -191,7 +187,7 @@ class Protocol:
             },
             fold=fold,
             folds=self.folds,
-            calibration=self._calibration(options.fit, split),
+            calibration=self._calibration(options.fit, split, fold),
             evaluate_on={
                 name: self._test_set(evaluate, set_options)
                 for name, set_options in options.further.items()
@@ -207,7 +203,9 @@ class Protocol:
         steps = [step, *self._evaluations(settings, "evaluate", "", options)]
         if not settings.calibration:
             return steps
-        steps += self._fits(settings, options.fit)
+        given = {"calibrated_path": work / CALIBRATED, **options.fit}
+        output = f"{SCALED}/temperature.json"
+        steps.append(self._step(settings, "calibrate", "calibrate", output, given))
         scaled = replace(
             options,
             evaluation={"load_path": work / CALIBRATED, **options.evaluation},
@@ -225,47 +223,23 @@ class Protocol:
         config: str,
         output: str,
         options: Mapping[str, Any],
-        needs_all_folds: bool = False,
     ) -> Step:
         work = self.work / settings.folder
         places = {**self._places, "ckpt_dir": work, "output_dir": (work / "eval" / output).parent}
         command = bundle_command(self._files("train", config), {**places, **options})
-        return Step(name, command, output, needs_all_folds)
+        return Step(name, command, output)
 
     def _evaluations(
         self, settings: CellSettings, name: str, folder: str, options: Options
     ) -> list[Step]:
         """Return the runs that evaluate, on the data of the training and on further test sets."""
-        # The calibrator of all folds is fitted once all are trained
-        is_late = settings.fold is not None and folder == SCALED
         output = str(Path(folder, "summary.json"))
-        steps = [self._step(settings, name, "evaluate", output, options.evaluation, is_late)]
+        steps = [self._step(settings, name, "evaluate", output, options.evaluation)]
         for test_set, set_options in options.further.items():
             output = str(Path(f"on_{test_set}", folder, "summary.json"))
             given = {**set_options, "split": "testing"}
             step = f"{name}_on_{test_set}"
-            steps.append(self._step(settings, step, "evaluate", output, given, is_late))
-        return steps
-
-    def _fits(self, settings: CellSettings, options: Mapping[str, Any]) -> list[Step]:
-        """Return the runs that fit the calibrator: that of a fold first, then that of all."""
-        work, in_folds = self.work / settings.folder, settings.fold is not None
-        with_cases = [
-            cell_folder(settings.method, settings.seed, fold)
-            for fold in self._folds
-            if read_patients(self.datalist(fold), settings.calibration["split"])
-        ]
-        steps = []
-        if settings.folder in with_cases:
-            path = work / ("model_own_temperature.pt" if in_folds else CALIBRATED)
-            output = f"{OWN_FIT if in_folds else SCALED}/temperature.json"
-            given = {"calibrated_path": path, **options}
-            steps.append(self._step(settings, "calibrate", "calibrate", output, given))
-        if in_folds:
-            pool = [str(self.out / folder / OWN_FIT) for folder in with_cases]
-            given = {"calibrated_path": work / CALIBRATED, "pool": pool, **options}
-            output = f"{SCALED}/temperature.json"
-            steps.append(self._step(settings, "pool", "calibrate", output, given, True))
+            steps.append(self._step(settings, step, "evaluate", output, given))
         return steps
 
     @property
@@ -311,18 +285,18 @@ class Protocol:
             parser.read_config([str(file) for file in self._files(*names)])
         return parser
 
-    def _calibration(self, options: Mapping[str, Any], evaluated: str) -> dict[str, Any]:
-        """Return what the calibrator is fitted on; nothing if there are no cases for it, or these
-        are evaluated.
+    def _calibration(
+        self, options: Mapping[str, Any], evaluated: str, fold: int | None
+    ) -> dict[str, Any]:
+        """Return what the calibrator of a fold is fitted on; nothing if there are no cases for it,
+        or these are evaluated.
         """
         parser = self._read("train", "calibrate")
         parser.update({**self._places, **options})
         calibration = fingerprint(parser.get(), CALIBRATION)
         split = calibration["split"]
-        has_cases = any(read_patients(self.datalist(fold), split) for fold in self._folds)
-        if split == evaluated or not has_cases:
-            return {}
-        return {**calibration, "folds": self.folds} if self.folds else calibration
+        has_cases = bool(read_patients(self.datalist(fold), split))
+        return calibration if split != evaluated and has_cases else {}
 
     def _test_set(self, own: ConfigParser, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return what is recorded of a further test set, and check that it was prepared like the

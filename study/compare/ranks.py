@@ -9,13 +9,9 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
-from calib_tools.report.page import Section
 from calib_tools.report.statistics import Array, mean_of_defined
-from calib_tools.report.tables import (
-    Cell,
-    heading,
-    higher_is_better,
-)
+from calib_workflows.pages.numbers import heading, higher_is_better
+from calib_workflows.pages.page import Section
 from study.compare.data import Comparison, Row
 
 RANKED = ("dsc", "hd95", "ece", "cece")  # what the paper reports and ranks by
@@ -100,8 +96,12 @@ def _costs_by_set(
 
 def _tabulate(name: str, title: str, measures: Sequence[str], ranks: pd.DataFrame) -> Section:
     names = ", ".join(heading(measure, arrow=False) for measure in measures)
-    cells = ranks.map(lambda rank: Cell(f"{round(rank, 2):g}"))
-    return Section(f"ranks_{name}", title, f"By {names}. {ABOUT}", cells, ranks.reset_index())
+    records = [
+        {"label": label, "kind": kind, "mean": rank, "text": f"{round(rank, 2):g}"}
+        for label, of_method in ranks.iterrows()
+        for kind, rank in of_method.items()
+    ]
+    return Section(f"ranks_{name}", title, f"By {names}. {ABOUT}", records, column="kind")
 
 
 def rank_methods(

@@ -174,18 +174,13 @@ def _select_finished(comparison: Comparison, lacking: set[tuple[str, int]]) -> C
         name: _without_runs(getattr(comparison, name), lacking)
         for name in ("cases", "bins", "cells", "temperatures")
     }
-    cases, fits = tables["cases"], tables["temperatures"]
+    cases = tables["cases"]
     networks = cases.groupby(["method", "seed", "test_set", "temperature"])
     is_finished = networks["fold"].transform("nunique") == (comparison.about["folds"] or 1)
     tables["cases"] = cases[is_finished]
     if tables["cases"].empty:
         missing = "; ".join(comparison.about["missing"])
         raise InputError(f"No run is finished with all its folds. Missing: {missing}.")
-    if len(fits) and (fits.groupby(["method", "seed"])["temperature"].nunique() > 1).any():
-        raise InputError(
-            "Folds of one run have different temperatures. Run compare_losses again to fit one for"
-            " all."
-        )
     finished = {*tables["cases"]["test_set"]}
     unfinished = [name for name in cases["test_set"].unique() if name not in finished]
     about = comparison.about | {"unfinished_test_sets": unfinished}

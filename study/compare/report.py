@@ -13,28 +13,34 @@ from typing import Any
 import pandas as pd
 
 from calib_components.errors import check_choice
-from calib_tools.report.calibration import summary_section
+from calib_tools.report.calibration import structures_section, summary_section
 from calib_tools.report.cases import cases_section, pictures_section
 from calib_tools.report.comparison import (
     ABOUT_COUNTS,
     ABOUT_DIFFERENCES,
     ABOUT_MEANS,
     ABOUT_REGIONS,
+    COMPARED,
     compare,
+    count_records,
     differences,
     mean_records,
     reliability_section,
     tabulate_differences,
-    tabulate_means,
 )
-from calib_tools.report.conclusion import LOW, describe_differences, describe_one
+from calib_tools.report.conclusion import LOW, describe_one
 from calib_tools.report.data import Context
-from calib_tools.report.page import Answer, Section, write_report
-from calib_tools.report.report import size_notices
+from calib_tools.report.report import size_notices, write_report
 from calib_tools.report.statistics import MIN_PATIENTS, mean_of_defined
-from calib_tools.report.structures import structures_section
-from calib_tools.report.tables import COMPARED, Record, number
 from calib_workflows.folders import OutputFolder
+from calib_workflows.pages.numbers import (
+    Record,
+    heading,
+    higher_is_better,
+    is_significant,
+    number,
+)
+from calib_workflows.pages.page import Answer, Section
 from study.compare.compact import write_compact
 from study.compare.data import WITH, WITHOUT, Comparison, OneTestSet, Row
 from study.compare.published import PUBLISHED, dataset_of
@@ -46,12 +52,8 @@ TITLE = "Losses compared: {}"
 # Of the split that is compared, without temperatures
 SECTIONS = (structures_section, pictures_section, cases_section)
 ABOUT_TEMPERATURE = (
-    "+ T: logits are divided by a temperature T that was fitted on the validation split. T > 1: the"
-    " network was overconfident there. The segmentation stays the same. "
-)
-ABOUT_FOLDS = (
-    "Folds share one T, fitted on cases that other folds test: results with T are slightly"
-    " optimistic. "
+    "+ T: logits are divided by a temperature T that was fitted on the validation split of the"
+    " network. T > 1: it was overconfident there. The segmentation stays the same. "
 )
 ABOUT_SEEDS = (
     "With several seeds, intervals and tests are over seeds and patients (Student's t). With one"
@@ -64,11 +66,20 @@ ABOUT_SHIFT = (
 )
 CROSS_VALIDATION = "Cross-validation (compare_losses --folds) tests every patient."
 NO_REFERENCE = "No differences: {} is not among the finished methods."
-COMPARE = "python scripts/compare_losses.py BUNDLE --dataset_dir PREPARED --out RESULTS"
-TRAIN = (
-    "python -m monai.bundle run --bundle_root BUNDLE --config_file"
-    " \"['BUNDLE/configs/train.yaml','BUNDLE/configs/losses/LOSS.yaml']\""
+# The DSC comes first, then the NLL of all voxels decides, and that near the structures explains
+DECIDING = ("dsc", "nll_all", "nll_near")
+# Of DSC: a network that loses more is not called better, whether the loss is significant or not
+LOSS = 0.05
+DIFFERS = "{kind} than {reference}: {methods}."
+NONE_DIFFERS = "No significant difference in {measures} on these {patients}."
+NO_SUBSTITUTE = "A lower NLL does not make up for a low DSC."
+TRAIN_LONGER = (
+    "Improve the segmentation: train longer, with --max_epochs. Losses without a Dice term need it"
+    " most."
 )
+TEST_EVERY_PATIENT = "Test every patient, by cross-validation, with --folds 5."
+REPEAT = "Repeat the trainings, with --seeds 0,1,2: one of each does not tell a loss from chance."
+TEST_OTHERS = "Test patients of another origin, with --evaluate_on."
 
 
 def report_comparison(
@@ -78,21 +89,7 @@ def report_comparison(
     compact: Path | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write tables and figures of a comparison of losses.
-
-    Cells that are not finished are named and left out.
-
-    Args:
-        folder: The results folder of compare_losses, or its compact form.
-        out: Folder for the report.
-        reference: Method that the others are compared with; default: nacl.
-        compact: Folder for a compact form of the results; default: none is written.
-        overwrite: Whether files of a report in `out` are replaced.
-
-    Raises:
-        InputError: A file is missing or broken, results cannot be compared, the reference is
-            unknown, or `out` holds another report or cannot be written.
-    """
+    """See `study.compare.commands.report_comparison`."""
     comparison = read_cells(folder)
     if reference is not None:
         about = comparison.about
@@ -130,11 +127,8 @@ def _rename(section: Section | None, test_set: str) -> Section | None:
     """Return a section with the name of its test set."""
     if section is None or not test_set:
         return section
-    pictures = [
-        picture._replace(name=f"{picture.name}_on_{test_set}") for picture in section.pictures
-    ]
     name, title = f"{section.name}_on_{test_set}", f"{section.title} on {test_set}"
-    return replace(section, name=name, title=title, pictures=pictures)
+    return replace(section, name=name, title=title)
 
 
 def means_section(comparison: Comparison, results: OneTestSet, test_set: str) -> Section:
@@ -145,19 +139,14 @@ def means_section(comparison: Comparison, results: OneTestSet, test_set: str) ->
         values = comparison.values(row, record["measure"])
         record["seeds"] = len(values)
         record["sd_seeds"] = float(pd.Series(mean_of_defined(values, axis=1)).std())
-        record["published"] = find_published(comparison, row, record["measure"])
+        record["published"] = published = find_published(comparison, row, record["measure"])
+        if published is not None:
+            record["notes"] = [f"paper {number(published, record['measure'])}"]
     caption = ABOUT_MEANS.format(patients=results.count)
     if not test_set:
         caption += about_comparison(comparison)
-    table = tabulate_means(results, [record | _note(record) for record in records])
-    return Section("means", "Means", caption, table, records)
-
-
-def _note(record: Record) -> dict[str, Any]:
-    """Return the paper's number as a note of a record."""
-    if record["published"] is None:
-        return {}
-    return {"notes": [f"paper {number(record['published'], record['measure'])}"]}
+    records += count_records(results)
+    return Section("means", "Means", caption, records, ["measure"], "label")
 
 
 def about_comparison(comparison: Comparison) -> str:
@@ -166,7 +155,6 @@ def about_comparison(comparison: Comparison) -> str:
     if "ece_all" in comparison.cases:
         parts.insert(0, ABOUT_REGIONS)
     if not comparison.temperatures.empty:
-        parts.insert(0, ABOUT_FOLDS if comparison.about.get("folds") else "")
         parts.insert(0, ABOUT_TEMPERATURE)
     return "".join(parts)
 
@@ -217,27 +205,64 @@ def conclude(comparison: Comparison, reference: str) -> Answer:
     """Return what the split that is compared says, and what to do next."""
     plain = comparison.on("", comparison.rows("", [WITHOUT]))
     if len(plain.names) == 1:
-        sentences = describe_one(plain)
-        return Answer(sentences, *_next_step(comparison, *plain.names))
+        return Answer(describe_one(plain), next_step(comparison, plain))
     if reference not in plain.names:
         return Answer([NO_REFERENCE.format(reference)])
-    sentences, best = describe_differences(Context(plain, reference, compare(plain, reference)))
-    return Answer(sentences, *_next_step(comparison, best))
+    return Answer(describe_differences(plain, reference), next_step(comparison, plain))
 
 
-def _next_step(comparison: Comparison, best: str) -> tuple[str, str]:
-    """Return what to do next after a comparison, as a text and a command."""
-    if mean_of_defined(comparison.values(Row(best), "dsc").mean(0)) < LOW:
-        text = "Improve the segmentation: train longer (losses without a Dice term need it most)."
-        return text, f"{COMPARE} --max_epochs 200"
+def describe_differences(results: OneTestSet, reference: str) -> list[str]:
+    """Return which methods differ from the reference, in words.
+
+    One with a lower or a low DSC is not called better for its probabilities.
+    """
+    table = compare(results, reference)
+    table = table[table["measure"].isin(DECIDING)]
+    change = table.apply(_change, axis=1)
+    is_loss = (table["measure"] == "dsc") & ((change < 0) | (table["mean"] < -LOSS))
+    behind = [*_segment_badly(results), *table["name"][is_loss]]
+    better = table[(change > 0) & ~table["name"].isin(behind)]
+    sentences = []
+    for kind, differing in (("Better", better), ("Worse", table[change < 0])):
+        if len(differing):
+            label, methods = results.labels[reference], _listed(results, differing)
+            sentences.append(DIFFERS.format(kind=kind, reference=label, methods=methods))
+    if not sentences:
+        measures = ", ".join(heading(name, arrow=False) for name in table["measure"].unique())
+        sentences.append(NONE_DIFFERS.format(measures=measures, patients=results.count))
+    return [*sentences, NO_SUBSTITUTE] if behind else sentences
+
+
+def _segment_badly(results: OneTestSet) -> list[str]:
+    """Return the methods with a low mean DSC."""
+    return [name for name in results.names if mean_of_defined(results.values(name, "dsc")) < LOW]
+
+
+def _change(record: Record) -> int:
+    """Return 1 for a value that is significantly better than the reference's, -1 for a worse one,
+    else 0.
+    """
+    if not is_significant(record):
+        return 0
+    return 1 if (record["mean"] > 0) == higher_is_better(record["measure"]) else -1
+
+
+def _listed(results: OneTestSet, table: pd.DataFrame) -> str:
+    """Return methods and the measures in which they differ, as text."""
+    headings = table["measure"].map(lambda measure: heading(measure, arrow=False))
+    by_name = headings.groupby(table["name"], sort=False).agg(", ".join)
+    return "; ".join(f"{results.labels[name]} ({names})" for name, names in by_name.items())
+
+
+def next_step(comparison: Comparison, results: OneTestSet) -> str:
+    """Return what to do next after a comparison; nothing if all was done."""
+    if len(_segment_badly(results)) == len(results.names):
+        return TRAIN_LONGER
     if comparison.patients[""].nunique() < MIN_PATIENTS:
-        return "Test every patient, by cross-validation.", f"{COMPARE} --folds 5"
+        return TEST_EVERY_PATIENT
     if min(comparison.seeds(Row(name)) for name in comparison.labels) == 1:
-        text = "Repeat the trainings: one of each does not tell a loss from chance."
-        return text, f"{COMPARE} --seeds 0,1,2"
-    if len(comparison.test_sets) == 1:
-        return "Test patients of another origin.", f"{COMPARE} --evaluate_on OTHER=PREPARED_OTHER"
-    return f"Train with {comparison.labels[best]} on your data.", TRAIN
+        return REPEAT
+    return TEST_OTHERS if len(comparison.test_sets) == 1 else ""
 
 
 def make_notices(comparison: Comparison) -> list[str]:

@@ -30,11 +30,8 @@ from study.compare.plan import SCALED, PlannedCell, Protocol, Step
 from study.compare.settings import Setting, choose_settings
 
 
-def run_cell(
-    cell: PlannedCell, of_all_folds: bool, devices: queue.SimpleQueue[str] | None = None
-) -> str | None:
-    """Run the steps of a cell that have no results yet, those that need all folds or the others,
-    and add theirs.
+def run_cell(cell: PlannedCell, devices: queue.SimpleQueue[str] | None = None) -> str | None:
+    """Run the steps of a cell that have no results yet, and add theirs.
 
     It takes one of the devices that are free, if given, for its time. Another process that runs the
     cell is waited for. Returns why it failed, in one line, or None.
@@ -43,7 +40,7 @@ def run_cell(
     make_folder(cell.work)
     try:
         with FileLock(cell.work / "lock"):
-            steps = cell.unfinished(of_all_folds)
+            steps = cell.unfinished()
             shutil.rmtree(cell.work / "eval", ignore_errors=True)
             for step in steps:
                 if reason := _run_step(step, cell.work, device):
@@ -139,39 +136,7 @@ def compare_losses(
     evaluate_on: Sequence[str] = (),
     **overrides: Any,
 ) -> None:
-    """Train and evaluate every loss with every seed under one protocol, without and with a
-    temperature.
-
-    The temperature of each network is fitted on its own validation split, if there is one; with
-    folds, one for all of a run on those of all, once they are trained.
-
-    Any id of the bundle's train.yaml and evaluate.yaml is an option as well, such as --max_epochs
-    10 or --batch_size 8; it applies to every cell.
-
-    Args:
-        bundle: Folder of the bundle.
-        dataset_dir: Prepared data, the bundle's or your own.
-        out: Folder for the results, which are small enough to keep in git.
-        losses: Presets (table1, table2, table3: those of the paper; tuning: the paper's grids and
-            weights of MbLS and NACL, evaluated on the validation split), settings in them, or files
-            in the bundle's configs/losses; separated by commas.
-        seeds: Seeds of the trainings, such as 0,1.
-        work: Folder for checkpoints, logs and TensorBoard's files; default: OUT/work, which git
-            ignores.
-        workers: Number of cells that run side by side; default: one, or one for each of the
-            devices. On the CPU, set OMP_NUM_THREADS to the number of cores for each.
-        devices: Devices to run on, such as cuda:0,cuda:1; default: the bundle's choice.
-        executor: local, or slurm for one job per cell, and one more per fold for the temperature of
-            all folds.
-        slurm: Parameters of submitit for these jobs, such as "{time: 600, partition: gpu,
-            gpus_per_node: 1}"; time is in minutes, by default 5.
-        datalist: List of the prepared cases; default: datalist.json in dataset_dir.
-        folds: Number of folds of a cross-validation, which prepare_data --folds prepared: every
-            loss and seed is trained and evaluated once for each, and every patient tested once.
-        evaluate_on: Further prepared test sets, such as those of another scanner, as NAME=DIR,
-            separated by commas: every network is evaluated on their testing splits, too. Cells that
-            are finished get those that they lack.
-    """
+    """See `study.compare.commands.compare_losses`."""
     overrides = json.loads(json.dumps(overrides))  # lists instead of tuples, as in YAML
     if datalist is not None:
         overrides["datalist"] = str(datalist)
@@ -285,28 +250,11 @@ def _queue_devices(devices: Sequence[str] | None, count: int) -> queue.SimpleQue
 def run_cells(
     cells: Sequence[PlannedCell], pool: Any, devices: queue.SimpleQueue[str] | None
 ) -> dict[str, str]:
-    """Run what is left of cells: first what each can do alone, then what needs all folds of a run.
-
-    Returns:
-        Why cells failed, by name.
-    """
-
-    def run(of_all_folds: bool, without: set[tuple[str, int]]) -> dict[str, str]:
-        jobs = {
-            cell.settings.name: partial(run_cell, cell, of_all_folds, devices)
-            for cell in cells
-            if cell.unfinished(of_all_folds) and _run_of(cell) not in without
-        }
-        return run_jobs(jobs, pool)
-
-    failed = run(False, set())
-    incomplete = {_run_of(cell) for cell in cells if cell.unfinished(of_all_folds=False)}
-    return failed | run(True, incomplete)
-
-
-def _run_of(cell: PlannedCell) -> tuple[str, int]:
-    """What the folds of a run have in common."""
-    return cell.settings.method, cell.settings.seed
+    """Run what is left of cells; return why some failed, by name."""
+    jobs = {
+        cell.settings.name: partial(run_cell, cell, devices) for cell in cells if cell.unfinished()
+    }
+    return run_jobs(jobs, pool)
 
 
 def _plan_entry(cell: PlannedCell) -> dict[str, Any]:
@@ -314,11 +262,9 @@ def _plan_entry(cell: PlannedCell) -> dict[str, Any]:
     are left.
     """
     made = read_settings(cell.results).commands if cell.results.is_dir() else []
-    left, of_all_folds = (
-        [step.shown for step in cell.unfinished(later)] for later in (False, True)
-    )
+    left = [step.shown for step in cell.unfinished()]
     entry = {"method": cell.settings.method, "seed": cell.settings.seed, "fold": cell.settings.fold}
-    entry |= {"commands": [*made, *left], "of_all_folds": of_all_folds or None}
+    entry |= {"commands": [*made, *left]}
     return {name: value for name, value in entry.items() if value is not None}
 
 

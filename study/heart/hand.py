@@ -17,7 +17,7 @@ import pandas as pd
 from calib_workflows.evaluation_files import Evaluation
 from study.heart.measure import STRUCTURES
 
-MEASURES = ["nll_all", "nll_near", "nll_predicted", "ece_all", "ece_predicted", "ece", "aurc"]
+MEASURES = ["nll_all", "nll_near", "nll_predicted", "ece_all", "ece_predicted", "ece"]
 OF_STRUCTURES = [
     "dsc",
     "hd95",

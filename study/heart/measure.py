@@ -3,10 +3,11 @@
     python -m study.heart.measure DATA OUT WEIGHTS [WEIGHTS ...] [--views]
 
 DATA has the prepared sets of the protocol. The network finds the heart in whole slices and is
-measured over these: as trained, with a temperature of the odd validation patients (T), and with one
-of their images as another scanner might have changed them (T changed). Several networks are
-measured as an ensemble, with the agreement of their segmentations (`pairwise_dsc_S`); `--views`
-adds that of flips and quarter turns (`views_dsc_S`). OUT gets one row for each scan and calibrator.
+measured over these: as trained, and with a temperature of the odd validation patients (T). Several
+networks are measured as an ensemble, with the agreement of their segmentations (`pairwise_dsc_S`);
+`--views` adds that of flips and quarter turns (`views_dsc_S`). OUT gets one row for each scan and
+calibrator. The published rows also have a temperature of changed images (T changed), and changed
+scans: they are of commit `d27d2421`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,6 @@ from calib_components.posthoc import (
     set_calibrator,
 )
 from calib_components.quality import ScanEstimates
-from calib_workflows.data import Perturbation
 from calib_workflows.data.cases import load_sample, read_lists
 from calib_workflows.inference.crops import Crop, crop_of
 from calib_workflows.inference.inferers import agreement_of, volume_inferer
@@ -118,11 +118,8 @@ def move(volume: torch.Tensor, shift: tuple[int, int]) -> torch.Tensor:
 
 
 def all_scans(data: Path) -> Iterator[Scan]:
-    """Give the scans of the even validation patients, who choose what is shipped, as they are and
-    changed, and all sets.
-    """
+    """Give the scans of the even validation patients, who choose what is shipped, and all sets."""
     yield from read_scans(validation_half(data, 1), "validation")
-    yield from changed(read_scans(validation_half(data, 1), "validation"), seed=1)
     for name, items in home_patients(data, "testing").items():
         yield from read_scans(items, name)
     for name, (folder, split) in SETS.items():
@@ -167,40 +164,17 @@ def predict(
     return torch.as_tensor(logits), crop, agreement_of(logits, STRUCTURES)
 
 
-def other_scanner(seed: int) -> tuple[Perturbation, int]:
-    """Return the changes of `perturb.yaml`, and how many copies it makes of an image."""
-    config = ConfigParser()
-    names = ("train.yaml", "calibrate.yaml", "perturb.yaml")
-    config.read_config([str(BUNDLE / "configs" / name) for name in names])
-    config["seed"] = seed
-    return config.get_parsed_content("calibration::perturbation"), config["draws"]
-
-
-def changed(scans: Iterator[Scan], seed: int) -> Iterator[Scan]:
-    """Give scans as another scanner might have made them, in the set `changed`."""
-    perturbation, _ = other_scanner(seed)
-    for scan in scans:
-        yield replace(scan, set="changed", image=torch.as_tensor(perturbation(scan.image)))
-
-
-def fit_temperature(
-    network: torch.nn.Module, items: Sequence[Any], copies: int
-) -> TemperatureScaling:
-    """Return the temperature of validation patients: of images as they are, or of `copies` of them
-    as another scanner might have made them.
-    """
+def fit_temperature(network: torch.nn.Module, items: Sequence[Any]) -> TemperatureScaling:
+    """Return the temperature of validation patients."""
     fit = TemperatureScaling()
-    perturbation, _ = other_scanner(seed=0)
-    for _ in range(max(1, copies)):
-        for scan in read_scans(items, "validation"):
-            image = torch.as_tensor(perturbation(scan.image)) if copies else scan.image
-            logits, crop, _ = predict(network, image)
-            # As in calibrate.yaml: outside of the crop, no calibrator changes anything.
-            seen, label = (
-                crop.cut(volume).movedim(-1, 0)  # slices, as the network sees them
-                for volume in (logits, scan.label)
-            )
-            fit.update(seen, label, scan.patient)
+    for scan in read_scans(items, "validation"):
+        logits, crop, _ = predict(network, scan.image)
+        # As in calibrate.yaml: outside of the crop, no calibrator changes anything.
+        seen, label = (
+            crop.cut(volume).movedim(-1, 0)  # slices, as the network sees them
+            for volume in (logits, scan.label)
+        )
+        fit.update(seen, label, scan.patient)
     fit.compute()
     return fit
 
@@ -270,11 +244,9 @@ def describe_probabilities(scan: Scan, p: torch.Tensor) -> dict[str, Any]:
 def measure_networks(data: Path, out: Path, weights: Sequence[Path], views: bool = False) -> None:
     """Fit the calibrators and write a row for each scan and calibrator."""
     network, rows = load_networks(weights), []
-    odd, (_, copies) = validation_half(data, 0), other_scanner(seed=0)
     calibrators = {
         "": TemperatureScaling().with_state({"temperature": 1.0}),
-        "T": fit_temperature(network, odd, copies=0),
-        "T changed": fit_temperature(network, odd, copies),
+        "T": fit_temperature(network, validation_half(data, 0)),
     }
     for scan in tqdm(all_scans(data), desc=out.stem, disable=None):
         logits, crop, agreement = predict(network, scan.image)

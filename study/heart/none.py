@@ -6,7 +6,7 @@ the probabilities as they are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from calib_components.posthoc import TemperatureEstimate, TemperatureScaling
@@ -16,10 +16,10 @@ from calib_components.posthoc.base import Array
 class NoTemperature(TemperatureScaling):
     """A temperature of 1, whatever the cases are."""
 
-    def solve(self, names: Sequence[str], rows: Array) -> TemperatureEstimate:
-        estimate = super().solve(names, rows)
+    def solve(self, patients: Mapping[str, Array]) -> TemperatureEstimate:
+        estimate = super().solve(patients)
         self.set_state({"temperature": 1.0})
         return replace(estimate, temperature=1.0, nll_after=estimate.nll_before, at_edge=False)
 
-    def states_without(self, names: Sequence[str], rows: Array) -> list[dict[str, float]]:
-        return [{"temperature": 1.0} for _ in names]
+    def solve_without(self, patients: Mapping[str, Array]) -> Iterator[dict[str, float]]:
+        yield from ({"temperature": 1.0} for _ in patients)

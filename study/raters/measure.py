@@ -20,13 +20,11 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from calib_components.metrics.bins import CalibrationBins
 from calib_components.metrics.measures import measure_case
 from calib_components.metrics.raters import RatedCase
 from calib_components.posthoc import TemperatureScaling
-from calib_tools.predictions.cases import read_case
+from calib_tools.predictions.cases import read_case, to_logits
 from calib_tools.predictions.classes import IGNORED, classes_of
-from calib_tools.predictions.fit import to_logits, to_probabilities
 from calib_tools.predictions.formats import Stored
 from calib_tools.predictions.pairing import find_pairs
 from calib_workflows.parts import measure_raters
@@ -48,17 +46,17 @@ def fit_temperature(cases: Cases) -> TemperatureScaling:
     """Return the temperature of all voxels and all raters."""
     first, *_ = cases.values()
     fit = TemperatureScaling("all", IGNORED, first.sigmoid)
-    for _ in fit.passes():
-        for name, case in cases.items():
-            for label in case.labels():
-                fit.update(_logits(case)[None], label[None], name)
+    for name, case in cases.items():
+        for label in case.labels():
+            fit.update(_logits(case)[None], label[None], name)
     fit.compute()
     return fit
 
 
 def scaled(case: RatedCase, fit: TemperatureScaling) -> RatedCase:
     """Return a case with its probabilities at a temperature."""
-    p = to_probabilities(fit(_logits(case)[None]), case.sigmoid)[0]
+    logits = fit(_logits(case))
+    p = logits.sigmoid() if case.sigmoid else logits.softmax(0)
     values: dict[str, Any] = {"probabilities": p, "lowest": 0.0, "highest": 1.0}
     return RatedCase.of({name: replace(each, **values) for name, each in case.raters.items()})
 
@@ -75,8 +73,7 @@ def measure(case: RatedCase, structure: str) -> Iterator[dict[str, Any]]:
     rows = {**of_raters, "all": {**measure_case(case), **everyone}}
     for rater, row in rows.items():
         one = case if rater == "all" else case.raters[rater]
-        bins = one.measured["predicted"]["top_label"]
-        assert isinstance(bins, CalibrationBins)
+        bins = one.measured["predicted"].bins["top_label"]
         sums = (bins.count.sum(), bins.confidence_sum.sum(), bins.num_correct.sum())
         names = ("predicted_voxels", "confidence", "correct")
         shown = {name: row.get(f"{name}_{structure}", row.get(name)) for name in COLUMNS}

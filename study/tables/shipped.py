@@ -27,6 +27,7 @@ from calib_tools.report.statistics import (
     paired_difference,
 )
 from calib_workflows.data.facts import facts_beside
+from study.compare.compact import with_confidence
 from study.tables.networks import markdown, text
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,8 +81,7 @@ def scans_of(bundle: str, network: str = "nacl") -> dict[str, pd.DataFrame]:
 
 def _derived(scans: pd.DataFrame, structures: Sequence[str]) -> pd.DataFrame:
     """Return scans with what follows from their measures."""
-    derived = derive(scans.reset_index(drop=True), structures)
-    return derived.loc[:, ~derived.columns.duplicated()]
+    return derive(with_confidence(scans.reset_index(drop=True)), structures)
 
 
 def split_coverage(known: Reference) -> pd.DataFrame:

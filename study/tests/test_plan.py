@@ -123,36 +123,19 @@ class TestCommands:
         assert scaled["load_path"] == f"{cell.work}/model_calibrated.pt"
         assert cell.settings.evaluate_on["b"]["patients"] == {"x_1": "x", "y_1": "y"}
 
-    def test_folds_have_one_temperature_after_all_else(self, data: Path, scanner: Path) -> None:
-        cell = plan(data, fold=1, test_sets={"b": scanner})
-        needs = [(step.name, step.needs_all_folds) for step in cell.steps]
-        assert needs == [
-            ("train", False),
-            ("evaluate", False),
-            ("evaluate_on_b", False),
-            ("calibrate", False),
-            ("pool", True),
-            ("evaluate_temperature", True),
-            ("evaluate_temperature_on_b", True),
-        ]
-        out = data.parent / "out" / "nacl_max"
-        assert options_of(cell, "pool")["pool"] == [
-            f"{out}/seed0_fold{fold}/fit" for fold in (0, 1)
-        ]
-        assert options_of(cell, "train")["datalist"] == str(data / "datalist_fold1.json")
-        assert cell.settings.calibration == {
-            "split": "validation",
-            "region": "all",
-            "crop_center": None,
-            "folds": 2,
-        }
-        assert cell.settings.patients == {"a_1": "a"}
-
-    def test_fold_without_validation_cases_is_not_pooled(self, data: Path) -> None:
-        write_list(data, "datalist_fold1.json", training="bc", testing="a")
+    def test_each_fold_fits_its_own_temperature(self, data: Path) -> None:
         cell = plan(data, fold=1)
-        assert "calibrate" not in [step.name for step in cell.steps]
-        assert options_of(cell, "pool")["pool"] == [f"{data.parent}/out/nacl_max/seed0_fold0/fit"]
+        assert [step.name for step in cell.steps] == [
+            "train",
+            "evaluate",
+            "calibrate",
+            "evaluate_temperature",
+        ]
+        for step in ("train", "calibrate"):
+            assert options_of(cell, step)["datalist"] == str(data / "datalist_fold1.json")
+        assert cell.settings.patients == {"a_1": "a"}
+        write_list(data, "datalist_fold1.json", training="bc", testing="a")
+        assert [step.name for step in plan(data, fold=1).steps] == ["train", "evaluate"]
 
 
 class TestRefusals:
@@ -253,16 +236,11 @@ class TestSettings:
         assert replace(here, cases="x").differences(replace(here, cases="y")) == ["cases"]
         assert replace(here, cases="x").differences(replace(here, cases=None)) == []
 
-    def test_folds_differ_in_their_cases_and_may_lack_a_temperature(self, data: Path) -> None:
+    def test_folds_differ_in_their_cases(self, data: Path) -> None:
         first, second = (plan(data, fold=fold).settings for fold in (0, 1))
         assert first.differences(second) == []
-        assert first.differences(replace(second, calibration={})) == []
-        assert (
-            first.differences(
-                replace(second, calibration={**second.calibration, "region": "predicted"})
-            )
-            != []
-        )
+        other = {**second.calibration, "region": "predicted"}
+        assert first.differences(replace(second, calibration=other)) != []
         assert first.differences(plan(data).settings)[0] == "folds"
 
     def test_plan_keeps_order_and_replaces_runs_with_other_folds(self, tmp_path: Path) -> None:
@@ -275,7 +253,7 @@ class TestSettings:
             }
 
         add_to_plan([entry("a"), entry("b"), entry("c", 0), entry("c", 1)], tmp_path)
-        add_to_plan([{**entry("a", None, "do"), "of_all_folds": ["later"]}, entry("c")], tmp_path)
+        add_to_plan([entry("a", None, "do"), entry("c")], tmp_path)
         planned = json.loads((tmp_path / "plan.json").read_text())
         assert [(one["method"], one.get("fold")) for one in planned] == [
             ("a", None),
@@ -283,7 +261,7 @@ class TestSettings:
             ("c", None),
         ]
         shown = (tmp_path / "commands.sh").read_text().splitlines()
-        assert shown[1:] == ["", "# a, seed 0", "do", "", "# a, seed 0", "later"]
+        assert shown[1:5] == ["", "# a, seed 0", "do", ""]
 
 
 class TestChooseSettings:

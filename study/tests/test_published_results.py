@@ -196,7 +196,6 @@ def test_model_card_of_the_hippocampus_has_the_means_of_its_weights() -> None:
         ("NLL, predicted foreground", "nll_predicted"),
         ("ECE, all voxels", "ece_all"),
         ("ECE, predicted foreground", "ece_predicted"),
-        ("ECE, plausible foreground", "ece_plausible"),
         ("ECE, true foreground (the paper's)", "ece"),
     ):
         if (shown := cells[title][column].strip()) == "the same":

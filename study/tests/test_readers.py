@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from calib_components.errors import InputError
-from study.compare.compact import write_compact
+from study.compare.compact import with_confidence, write_compact
 from study.compare.data import Row
 from study.compare.readers import read_cells
 from study.tests.made_up import write_cell, write_comparison
@@ -65,14 +65,30 @@ def test_compact_form_is_the_same_to_six_digits(tmp_path: Path) -> None:
     ]
 
 
+def test_results_of_earlier_releases_get_confidence_and_accuracy() -> None:
+    """Of a structure with 8 voxels, 10 are predicted and 6 of them are right; the probabilities sum
+    to 12, those of the predicted voxels to 9.
+    """
+    columns = {"dsc": 12 / 18, "expected_dsc": 18 / 22, "true_volume": 8.0}
+    columns |= {"segmented_volume": 10.0, "expected_volume": 12.0}
+    cases = pd.DataFrame({f"{name}_RV": [value] * 2 for name, value in columns.items()})
+    cases.loc[1, "segmented_volume_RV"] = 0
+    found = with_confidence(cases)
+    assert found["confidence_RV"].tolist() == pytest.approx([0.9, np.nan], nan_ok=True)
+    assert found["accuracy_RV"].tolist() == pytest.approx([0.6, np.nan], nan_ok=True)
+    pd.testing.assert_frame_equal(with_confidence(found), found)
+
+
 def test_folds_are_joined_at_home_and_averaged_elsewhere_and_a_run_without_all_is_missing(
     tmp_path: Path,
 ) -> None:
     for method, folds in (("nacl", (0, 1)), ("svls", (0,))):
         for fold in folds:
-            write_cell(tmp_path, method, fold=fold, temperature=0.8, test_sets=("scanner",))
+            temperature = 0.8 + 0.1 * fold
+            write_cell(tmp_path, method, fold=fold, temperature=temperature, test_sets=("scanner",))
     found = read_cells(tmp_path)
     assert [*found.labels] == ["nacl"]
+    assert found.label(Row("nacl", "with")) == "NACL + T (0.80 to 0.90)"
     assert found.about["missing"] == ["svls, seed 0, fold 1"]
     assert found.values(Row("nacl"), "ece_all").shape == (1, 16)
     files = [tmp_path / f"nacl/seed0_fold{fold}/on_scanner/cases.csv" for fold in (0, 1)]
@@ -144,10 +160,9 @@ def test_cells_that_cannot_be_compared_are_refused(name: str, tmp_path: Path) ->
         read_cells(tmp_path)
 
 
-def test_patient_in_two_folds_and_two_temperatures_of_a_run_are_refused(tmp_path: Path) -> None:
-    cells = [write_cell(tmp_path, "nacl", fold=fold, temperature=0.8 + fold) for fold in (0, 1)]
-    with pytest.raises(InputError, match="temperatures"):
-        read_cells(tmp_path)
+def test_patient_in_two_folds_is_refused(tmp_path: Path) -> None:
+    cells = [write_cell(tmp_path, "nacl", fold=fold) for fold in (0, 1)]
+    read_cells(tmp_path)
     change_settings(cells[1], patients=cases_of(4))
     with pytest.raises(InputError, match="p00 is in fold 1 and in 0"):
         read_cells(tmp_path)

@@ -18,7 +18,13 @@ from calib_tools.report import comparison as module
 from study.compare.data import Row
 from study.compare.ranks import costs_of
 from study.compare.readers import read_cells
-from study.compare.report import compare_rows, means_section, report_comparison
+from study.compare.report import (
+    NO_SUBSTITUTE,
+    compare_rows,
+    conclude,
+    means_section,
+    report_comparison,
+)
 from study.compare.statistics import mean_with_interval
 from study.tests.made_up import write_cell, write_comparison
 from tests.calib_tools.report.made_up import PNG, write_evaluation
@@ -57,8 +63,9 @@ def test_means_have_published_values_and_the_spread_over_seeds(tmp_path: Path) -
     expected = mean_with_interval(values, found.patients[""])[:3]
     assert tuple(record[["mean", "low", "high"]]) == expected
     assert record["sd_seeds"] == pytest.approx(values.mean(1).std(ddof=1))
-    notes = section.table.loc["ECE foreground ↓"].iloc[0].notes
-    assert [*notes][-2:] == ["paper 0.137", "0.100 if true"]
+    heads, lines = section.table()
+    (cell,) = (line[heads.index("CE+DSC")] for line in lines if line[0].text == "ECE foreground ↓")
+    assert [*cell.notes][-2:] == ["paper 0.137", "0.100 if true"]
 
 
 def test_the_script_runs_where_the_wheel_is_installed(tmp_path: Path) -> None:
@@ -98,6 +105,7 @@ def test_report_of_a_comparison(tmp_path: Path) -> None:
     assert "NACL: best case" in page
     csv = {file.name for file in (tmp_path / "out").glob("*.csv")}
     assert csv == {
+        "summary.csv",
         "structures.csv",
         "all_cases.csv",
         "means.csv",
@@ -107,7 +115,8 @@ def test_report_of_a_comparison(tmp_path: Path) -> None:
         "ranks_paper.csv",
         "ranks_probabilities.csv",
     }
-    ranks = pd.read_csv(tmp_path / "out/ranks_probabilities.csv", index_col="label")
+    table = pd.read_csv(tmp_path / "out/ranks_probabilities.csv")
+    ranks = table.pivot(index="label", columns="kind", values="mean")
     assert (
         ranks[["sum-rank", "sum-rank scanner"]].sum(axis=1).tolist()
         == ranks["sum-rank of all"].tolist()
@@ -119,6 +128,17 @@ def test_report_of_a_comparison(tmp_path: Path) -> None:
     first, second = (pd.read_csv(tmp_path / name / "means.csv") for name in ("out", "again"))
     pd.testing.assert_frame_equal(first, second, rtol=1e-2, atol=1e-5)
     assert (tmp_path / "out" / "reliability_nacl.png").exists()
+
+
+def test_a_lower_nll_does_not_make_up_for_a_lower_dsc(tmp_path: Path) -> None:
+    write_comparison(tmp_path)
+    found = conclude(read_cells(tmp_path), "ce_dice").sentences
+    assert [sentence.partition(":")[0] for sentence in found] == ["Better than CE+DSC"]
+    for seed in (0, 1):
+        changed = dict.fromkeys([f"dsc_{s}" for s in ("RV", "MYO", "LV")], 0.4)
+        write_evaluation(tmp_path / f"nacl/seed{seed}", seed=seed, gap=0.02, changed=changed)
+    found = conclude(read_cells(tmp_path), "ce_dice").sentences
+    assert found == ["Worse than CE+DSC: NACL (DSC).", NO_SUBSTITUTE]
 
 
 def test_report_without_the_reference_says_so(tmp_path: Path) -> None:

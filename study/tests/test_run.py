@@ -161,30 +161,21 @@ def test_test_set_given_later_is_evaluated_without_training(
     assert read_settings(cell) == settings
 
 
-def test_folds_are_pooled_once_all_are_trained(data: Path, bundle: Bundle, capsys: Any) -> None:
+def test_folds_are_finished_one_by_one(data: Path, bundle: Bundle, capsys: Any) -> None:
     bundle.failing = "fold1 train"
     with pytest.raises(SystemExit):
         compare(data, "nacl", folds=2)
     out = data.parent / "out"
-    first = out / "nacl" / "seed0_fold0"
-    assert read_settings(first).calibration == {}
-    assert not any("pool" in name for name in bundle.ran)
-    assert "0 of 2 cells are finished, 1 failed" in capsys.readouterr().out
-    entry, _ = json.loads((out / "plan.json").read_text())
-    assert [entry["fold"], len(entry["commands"]), len(entry["of_all_folds"])] == [0, 3, 2]
+    settings = read_settings(out / "nacl" / "seed0_fold0")
+    assert settings.calibration == {"split": "validation", "region": "all", "crop_center": None}
+    assert "1 of 2 cells are finished, 1 failed" in capsys.readouterr().out
+    entries = json.loads((out / "plan.json").read_text())
+    assert [(entry["fold"], len(entry["commands"])) for entry in entries] == [(0, 4), (1, 4)]
     bundle.failing, bundle.ran = "", []
     compare(data, "nacl", folds=2)
-    assert bundle.ran[:3] == ["seed0_fold1 train", "seed0_fold1 evaluate", "seed0_fold1 calibrate"]
-    assert sorted(bundle.ran[3:]) == [
-        f"seed0_fold{fold} {name}" for fold in (0, 1) for name in ("evaluate_temperature", "pool")
+    assert bundle.ran == [
+        f"seed0_fold1 {name}" for name in ("train", "evaluate", "calibrate", "evaluate_temperature")
     ]
-    assert read_settings(first).calibration == {
-        "split": "validation",
-        "region": "all",
-        "crop_center": None,
-        "folds": 2,
-    }
-    assert (first / "fit" / "temperature.json").is_file()
 
 
 @pytest.mark.parametrize(
@@ -228,7 +219,7 @@ def test_tuning_is_evaluated_on_the_validation_split(
 def test_a_cell_waits_for_another_process_and_finds_it_finished(data: Path, bundle: Bundle) -> None:
     cell = plan(data)
     cell.work.mkdir(parents=True)
-    thread = threading.Thread(target=run_cell, args=(cell, False))
+    thread = threading.Thread(target=run_cell, args=(cell,))
     with FileLock(cell.work / "lock"):
         thread.start()
         time.sleep(0.2)

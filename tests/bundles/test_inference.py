@@ -19,7 +19,6 @@ from calib_workflows.weights import with_calibrator
 from tests.calib_workflows.data.test_dicom import AFFINES, save_series, volume_of
 from tests.helpers import (
     ACDC,
-    made_up,
     make_weights,
     refusal,
     run_bundle,
@@ -93,16 +92,24 @@ def test_maps_are_on_the_grid_of_each_image(images: Path, weights: Path, tmp_pat
     assert "2 segmentations to check" in (tmp_path / "quality.html").read_text()
 
 
-@pytest.mark.parametrize("kind", [TemperatureScaling, ClassBias])
+@pytest.mark.parametrize(
+    ("fitted", "state"),
+    [
+        (TemperatureScaling(), {"temperature": 2.0}),
+        (ClassBias(), {"bias_scale": [0.9], "bias_shift": [0.0, 0.3, -0.4, 0.5]}),
+    ],
+    ids=["temperature", "bias"],
+)
 def test_logits_are_calibrated_as_the_weights_say(
-    kind: type[Calibrator], weights: Path, tmp_path: Path
+    fitted: Calibrator, state: dict[str, Any], weights: Path, tmp_path: Path
 ) -> None:
     """On the grid of the network; logarithms of the probabilities are logits."""
     array, affine = (
         np.random.default_rng(0).integers(0, 1000, (64, 64, 2), np.int16),
         np.diag([1.5, 1.5, 10, 1]),
     )
-    fitted, calibrated = made_up(kind, 4), make_weights(ACDC, tmp_path / "weights", (64, 64))
+    fitted.set_state(state)
+    calibrated = make_weights(ACDC, tmp_path / "weights", (64, 64))
     (calibrated / "model.pt").write_bytes(with_calibrator(calibrated / "model.pt", fitted))
     plain = torch.from_numpy(probabilities(array, affine, weights, tmp_path / "plain"))
     expected = fitted(plain.log().movedim(-1, 1)).softmax(1).movedim(1, -1)

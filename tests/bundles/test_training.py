@@ -43,7 +43,7 @@ def test_an_extended_training_shows_a_line_for_each_epoch(
     folder = shutil.copytree(trained, tmp_path / "copied")
     run(prepared, folder, max_epochs=3, resume=True)
     lines = [line.split(" INFO ")[-1] for line in capsys.readouterr().out.splitlines()]
-    assert len(lines) == 2
+    assert len(lines) == 3
     assert lines[0] == f"Resuming after epoch 2 of {folder}/last.ckpt."
     number = r"[\d.]+"
     expected = (
@@ -51,6 +51,7 @@ def test_an_extended_training_shows_a_line_for_each_epoch(
         rf" {number} in epoch \d, 0:00:00 left"
     )
     assert re.fullmatch(expected, lines[1])
+    assert lines[2].startswith("Next: calibrate the network, with configs/calibrate.yaml")
     assert len([*folder.glob("events.out.tfevents.*")]) == 2  # curves of both parts
 
 
@@ -91,7 +92,7 @@ def test_resuming_with_other_settings_is_refused(
     }
     line = refusal(ACDC, "train.yaml", resume=True, any_orientation=False, **places)
     assert line.startswith(
-        f"{folder}/last.ckpt is of a run with other settings: any_orientation (true, now false)."
+        f"{folder}/last.ckpt is of a run with other settings: any_orientation (true, now false),"
     )
     assert snapshot(folder) == before
     places["output_dir"] = str(tmp_path / "none")

@@ -20,7 +20,6 @@ from calib_components.metrics import (
     ExpectedDSCMetric,
     HD95Metric,
     NLLMetric,
-    RiskCoverageMetric,
     VolumeMetric,
 )
 from calib_components.metrics.base import CaseMetric
@@ -75,9 +74,7 @@ def values_on(
 
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("region", [*REGIONS, 1, [2, 3]], ids=str)
-@pytest.mark.parametrize(
-    "metric", [ECEMetric, CECEMetric, NLLMetric, BrierMetric, RiskCoverageMetric]
-)
+@pytest.mark.parametrize("metric", [ECEMetric, CECEMetric, NLLMetric, BrierMetric])
 def test_metrics_of_regions_are_those_of_the_cpu(
     metric: Any, region: Any, deterministic: bool
 ) -> None:

@@ -5,7 +5,7 @@ What they do is tested beside them.
 
 from __future__ import annotations
 
-import ast
+import inspect
 import json
 import os
 import re
@@ -13,15 +13,17 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cyclopts import CycloptsError
 
-from calib_tools import cli
+from calib_tools import cli, commands
 from calib_tools.__main__ import COMMANDS, ELSEWHERE, main
+from scripts.helpers import commands as of_scripts
+from study.compare import commands as of_study
 from tests.helpers import ROOT
 
 # Prints the help of each command line, and what they have imported.
@@ -37,31 +39,28 @@ print(json.dumps([shown, sorted({name.partition(".")[0] for name in sys.modules}
 """
 
 
-def places(commands: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """The words and the `module:function` of each command."""
-    if isinstance(commands, Mapping):
-        for word, inner in commands.items():
-            yield from places(inner, (*words, word))
-    elif isinstance(commands, str):
-        yield words, commands
-
-
 MAIN = "calib_tools/__main__.py"
-
-
-def source_of(place: str) -> Path:
-    return ROOT / f"{place.partition(':')[0].replace('.', '/')}.py"
-
-
-PACKAGE = {" ".join([MAIN, *words]): place for words, place in places(COMMANDS)}
-SCRIPTS = {
-    file.relative_to(ROOT).as_posix(): place
-    for file in sorted((ROOT / "scripts").glob("*.py"))
-    for place in re.findall(r'cli\.run\("\w+", "([\w.]+:\w+)"\)', file.read_text())
-    if source_of(place).is_file()  # compare_losses needs the study
+PACKAGE: dict[str, Callable[..., None]] = {
+    f"{MAIN} prepare_data": commands.prepare_data,
+    f"{MAIN} evaluate_predictions": commands.evaluate_predictions,
+    f"{MAIN} calibrate_predictions": commands.calibrate_predictions,
+    f"{MAIN} report": commands.report_folders,
+    f"{MAIN} run_cases": commands.run_cases,
+    f"{MAIN} nnunet calibrate": commands.calibrate_model,
 }
-BENCHMARKS = {
-    f"scripts/bench.py {name}": f"scripts.benchmarks.{name}:{name}"
+SCRIPTS: dict[str, Callable[..., None]] = {
+    **{
+        f"scripts/{name}.py": getattr(commands, name)
+        for name in ("prepare_data", "evaluate_predictions", "calibrate_predictions", "run_cases")
+    },
+    **{
+        f"scripts/{name}.py": getattr(of_scripts, name)
+        for name in ("demo", "new_bundle", "package_bundle")
+    },
+    "scripts/compare_losses.py": of_study.compare_losses,
+}
+BENCHMARKS: dict[str, Callable[..., None]] = {
+    f"scripts/bench.py {name}": getattr(of_scripts, name)
     for name in ("losses", "evaluation", "inference")
 }
 DOCUMENTED = PACKAGE | SCRIPTS | BENCHMARKS
@@ -84,15 +83,6 @@ def helps() -> tuple[dict[str, str], list[str]]:
     return tuple(json.loads(shown))  # type: ignore[return-value]
 
 
-def docstring_of(place: str) -> str:
-    name = place.partition(":")[2]
-    tree = ast.parse(source_of(place).read_text())
-    (function,) = [
-        node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name
-    ]
-    return ast.get_docstring(function) or ""
-
-
 def words_of(text: str) -> str:
     return " ".join(text.replace("`", "").split())
 
@@ -102,7 +92,7 @@ def test_help_has_every_sentence_of_the_docstring_in_its_place(
     line: str, helps: tuple[dict[str, str], list[str]]
 ) -> None:
     shown = helps[0][line]
-    description, _, sections = docstring_of(DOCUMENTED[line]).partition("\nArgs:\n")
+    description, _, sections = (inspect.getdoc(DOCUMENTED[line]) or "").partition("\nArgs:\n")
     for paragraph in description.split("\n\n"):
         assert words_of(paragraph) in words_of(shown)
     arguments = sections.partition("\nRaises:\n")[0]
@@ -151,18 +141,18 @@ def printed_commands(page: Path) -> Iterator[tuple[str, Any, list[str]]]:
     for script, rest in re.findall(
         r"(?:python scripts/(\w+)\.py|calib-components) ([^`\n|)]*)", text
     ):
-        commands = DOCUMENTED.get(f"scripts/{script}.py") if script else COMMANDS
+        called = DOCUMENTED.get(f"scripts/{script}.py") if script else COMMANDS
         words = shlex.split(rest.partition(";")[0], comments=True)
         is_mention = len(words) < 2 or "](" in rest
-        if commands and not is_mention and "[@]" not in rest:  # arrays of a shell
-            yield rest, commands, words
+        if called and not is_mention and "[@]" not in rest:  # arrays of a shell
+            yield rest, called, words
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_commands_on_pages_are_read(page: Path) -> None:
-    for rest, commands, words in printed_commands(page):
+    for rest, called, words in printed_commands(page):
         try:
-            cli.parse("tool", commands, words)
+            cli.parse("tool", called, words)
         except CycloptsError as error:
             pytest.fail(f"{rest}: {error}")
 

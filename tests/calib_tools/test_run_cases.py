@@ -13,7 +13,7 @@ import pytest
 
 from calib_components.errors import InputError
 from calib_tools import jobs, run_cases
-from tests.helpers import ACDC, copy_with_weights, make_images, make_prepared
+from tests.helpers import ACDC, copy_with_weights, make_images
 
 
 @pytest.fixture(autouse=True)
@@ -60,20 +60,10 @@ def test_images_are_shared_among_no_more_shares_than_there_are(
     assert "share 2 of 2: killed; see LOG" in out
 
 
-def test_prepared_cases_are_shared(tmp_path: Path, commands: list[dict[str, Any]]) -> None:
-    bundle = copy_with_weights(ACDC, tmp_path / "bundle")
-    data = make_prepared(ACDC, tmp_path / "data", cases=1)
-    run_cases.run_cases(
-        "evaluate", bundle, dataset_dir=data, output_dir=tmp_path / "out", workers=4
-    )
-    assert [options["shard"] for options in commands] == ["1/1"]
-    assert [Path(file).stem for file in commands[0]["config_file"]] == ["train", "evaluate"]
-
-
 @pytest.mark.parametrize(
     ("given", "word"),
     [
-        ({"command": "segment"}, "command"),
+        ({"command": "evaluate"}, "command"),
         ({"shard": "1/2"}, "--shard"),
         ({"executor": "slrum"}, "--executor"),
         ({"workers": 0}, "--workers"),

@@ -33,15 +33,15 @@ from calib_components.posthoc import (
 )
 from calib_components.quality import Reference
 from calib_workflows import figures
-from calib_workflows.calibrate import Calibration, calibration_cases, read_estimate, write_estimate
+from calib_workflows.calibrate import Calibration, read_estimate, write_estimate
 from calib_workflows.data.facts import Facts, write_facts
 from calib_workflows.weights import load_weights
-from tests.helpers import snapshot
+from tests.helpers import files, snapshot
 
 CLASSES, PATIENTS, TRUE = 3, 8, 0.6
 FACTS = Facts("acdc", 3, 1, ["background", "a", "b"], [0, 1, 2], {"a": [1]}, [], [32, 32], [16, 16])
 STRUCTURES = {"b": [2], "both": [1, 2]}
-NAMES = ["reliability_temperature.png", "temperature.json", "temperature_fit.json"]
+NAMES = ["reliability_temperature.png", "temperature.json"]
 
 
 def network() -> TemperatureScaled:
@@ -168,10 +168,6 @@ def test_writes_what_the_calibrator_fits_and_nothing_else(
     assert estimate == fit.compute()
     assert estimate.low < TRUE < estimate.high
     assert (estimate.patients, estimate.voxels) == (PATIENTS, 2 * PATIENTS * 120)
-    assert (
-        json.loads((tmp_path / "out" / "temperature_fit.json").read_text())["patients"]
-        == fit.to_dict()["patients"]
-    )
     assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == NAMES
     after = weights(tmp_path)
     assert (
@@ -196,84 +192,27 @@ def test_writes_what_the_calibrator_fits_and_nothing_else(
     assert snapshot(tmp_path) == once
 
 
-class Double:
-    """Stands for transforms: logits that are twice as large, which need twice the temperature."""
-
-    restarts = 0
-
-    def restart(self) -> None:
-        self.restarts += 1
-
-    def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        return 2 * image
-
-
-def test_fit_on_changed_images_and_its_errors_on_unchanged_ones(
-    calibrate: Calibrate,
-    cases: list[dict[str, Any]],
-    caplog: pytest.LogCaptureFixture,
-    tmp_path: Path,
-) -> None:
-    caplog.set_level("INFO")
-    calibrate()
-    unchanged = read_estimate(tmp_path / "out")
-    calibrate(perturbation=(change := Double()), draws=3)
-    estimate = read_estimate(tmp_path / "out")
-    assert estimate.temperature == pytest.approx(2 * unchanged.temperature, rel=1e-5)
-    assert (estimate.voxels, estimate.patients, change.restarts) == (
-        3 * unchanged.voxels,
-        PATIENTS,
-        1,
-    )
-    images, labels = (torch.stack([case[key] for case in cases]) for key in ("image", "label"))
-    for region in ("all", "predicted"):
-        p = (images / estimate.temperature).softmax(1)
-        error = calibration_bins(p, labels, region=region).pooled().expected_error()
-        assert f"After: ECE {error.item():.4f} ({region})" in caplog.text
-    check_reference(find_reference(load(tmp_path)), cases, estimate.leave_one_out)
-
-
 @pytest.mark.parametrize("kind", [VectorScaling, ClassBias])
-def test_other_calibrators_are_fitted_in_several_passes(
+def test_other_calibrators_replace_the_temperature(
     kind: type[Calibrator], calibrate: Calibrate, cases: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     calibrate()
     scaled = calibrate(calibrator=kind())
-    names = [f"{kind.name}.json", f"{kind.name}_fit.json", f"reliability_{kind.name}.png"]
+    names = [f"{kind.name}.json", f"reliability_{kind.name}.png"]
     # Nothing of the temperature
     assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == sorted(names)
     fit = kind()
-    for _ in fit.passes():
-        for case in cases:
-            fit.update(case["image"][None], case["label"][None], case["patient"])
-    found, expected = read_estimate(tmp_path / "out"), fit.compute()
-    for name, own in expected.parameters.items():
-        assert found.parameters[name] == pytest.approx(own, abs=1e-5)
-    assert (found.nll_left_out, found.changed) == (
-        pytest.approx(expected.nll_left_out),
-        expected.changed,
-    )
+    for case in cases:
+        fit.update(case["image"][None], case["label"][None], case["patient"])
+    assert read_estimate(tmp_path / "out") == fit.compute()
+    report = json.loads((tmp_path / "out" / f"{kind.name}.json").read_text())["left_out"]
+    assert [row["calibrator"] for row in report] == ["none", "temperature", kind.name]
     image = cases[0]["image"][None]
     torch.testing.assert_close(scaled(image), fit(image))
     torch.testing.assert_close(load(tmp_path)(image), fit(image))
+    assert describe_calibration(load(tmp_path))["calibrator"] == kind.name  # type: ignore[index]
     calibrate()
     assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == NAMES
-
-
-def test_given_temperature_is_written_without_a_case_and_removes_reports_of_another(
-    calibrate: Calibrate, tmp_path: Path
-) -> None:
-    calibrate([], temperature=1)
-    undone = snapshot(tmp_path / "models")
-    calibrate()
-    (tmp_path / "out" / "cases.csv").touch()
-    calibrate([], temperature=0.5)
-    assert weights(tmp_path)["temperature"] == 0.5
-    assert "reference" not in weights(tmp_path)
-    assert find_reference(load(tmp_path)).numel() == 0
-    assert [file.name for file in (tmp_path / "out").glob("[!.]*")] == ["cases.csv"]
-    calibrate([], temperature=1)
-    assert snapshot(tmp_path / "models") == undone
 
 
 def test_warnings_of_the_fit_and_of_exports(
@@ -306,9 +245,9 @@ def test_another_file_gets_the_facts_of_the_weights(calibrate: Calibrate, tmp_pa
     assert torch.load(file, weights_only=True)["temperature"] == pytest.approx(TRUE, abs=0.1)
     link = tmp_path / "models" / "link.pt"
     link.symlink_to("model.pt")
-    calibrate(load_path=link, calibrated_path=link, temperature=2.0)
+    calibrate(load_path=link, calibrated_path=link)
     assert link.is_symlink()
-    assert weights(tmp_path)["temperature"] == 2
+    assert weights(tmp_path)["temperature"] == pytest.approx(TRUE, abs=0.1)
 
 
 def test_full_disk_leaves_all_as_it_was(
@@ -320,7 +259,7 @@ def test_full_disk_leaves_all_as_it_was(
 
     def write_some(path: Path, content: bytes) -> int:
         written.append(path)
-        if len(written) == 4:
+        if len(written) == 3:
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(path, content)
 
@@ -330,60 +269,19 @@ def test_full_disk_leaves_all_as_it_was(
     assert snapshot(tmp_path) == before
 
 
-@pytest.fixture
-def folds(calibrate: Calibrate, cases: list[dict[str, Any]], tmp_path: Path) -> list[Path]:
-    """Fits of two networks."""
-    folders = [tmp_path / "fold0", tmp_path / "fold1"]
-    calibrate(cases[:6], output_dir=folders[0])
-    calibrate(cases[6:], output_dir=folders[1])
-    return folders
-
-
-def test_pool_is_fitted_to_the_patients_of_all_without_a_case(
-    folds: list[Path], calibrate: Calibrate, tmp_path: Path
-) -> None:
-    """The fit of each fold stays, so that the next one pools the same; the figure, of another
-    temperature, goes.
-    """
-    kept = [(folder / "temperature_fit.json").read_bytes() for folder in folds]
-    for folder in folds:
-        scaled = calibrate([], pool=folds, output_dir=folder)
-        assert sorted(file.name for file in folder.glob("[!.]*")) == NAMES[1:]
-    assert [(folder / "temperature_fit.json").read_bytes() for folder in folds] == kept
-    pooled, other = (read_estimate(folder) for folder in folds)
-    assert pooled == other
-    assert (
-        weights(tmp_path)["temperature"].item()
-        == scaled.temperature.item()
-        == np.float32(pooled.temperature)
-    )
-    calibrate(output_dir=tmp_path / "whole")
-    whole = read_estimate(tmp_path / "whole")
-    assert pooled.leave_one_out == pytest.approx(whole.leave_one_out)
-    for name in ("temperature", "low", "high", "nll_after", "voxels"):
-        assert getattr(pooled, name) == pytest.approx(getattr(whole, name))
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": float("nan")}, "temperature"),
         ({"network": torch.nn.Conv2d(1, 3, 1)}, "Conv2d carries no calibrator"),
         ({"region": [7]}, "region"),
         ({"load_path": "absent.pt"}, "absent.pt"),
         ({"facts": replace(FACTS, class_names=["background", "b", "a"])}, "class_names"),
-        ({"calibrated_path": "models/other.pt", "temperature": 2.0}, "other weights"),
-        ({"calibrated_path": "models/image.pt", "temperature": 2.0}, "image.pt: cannot read"),
-        ({"calibrated_path": "others/new.pt", "temperature": 2.0}, "other data"),
-        ({"pool": ["fold0", "fold1"], "region": "predicted"}, "different options"),
-        ({"pool": ["fold0", "fold1", "fold0"]}, "patient0 is in"),
-        ({"pool": ["empty"]}, "empty/temperature_fit.json: .*region"),
-        ({"pool": []}, "no voxels"),
-        ({"pool": ["fold0"], "perturbation": Double()}, "temperature and pool"),
-        ({"temperature": 1.0, "calibrator": ClassBias()}, "temperature and pool"),
+        ({"calibrated_path": "models/other.pt"}, "other weights"),
+        ({"calibrated_path": "models/image.pt"}, "image.pt: cannot read"),
+        ({"calibrated_path": "others/new.pt"}, "other data"),
+        ({"members": ["models/model.pt", "models/other.pt"]}, "name the file of the ensemble"),
     ],
 )
-@pytest.mark.usefixtures("folds")
 def test_mistakes_leave_all_as_it_was(
     options: dict[str, Any],
     message: str,
@@ -397,11 +295,9 @@ def test_mistakes_leave_all_as_it_was(
         {**network().state_dict(), "network.weight": torch.ones(3, 3, 1, 1)}, "models/other.pt"
     )
     Path("models/image.pt").write_bytes(b"an image")
-    for folder in ("others", "empty"):
-        Path(folder).mkdir()
+    Path("others").mkdir()
     write_facts(replace(FACTS, crop_size=[32, 32]), "others")
     torch.save(network().state_dict(), "others/model.pt")
-    Path("empty/temperature_fit.json").write_text("{}")
     before = snapshot(tmp_path)
     with pytest.raises(ValueError, match=message):
         calibrate(**options)
@@ -413,13 +309,14 @@ def test_calibrator_of_other_weights_is_replaced_if_asked_alone(
 ) -> None:
     calibrate()
     before = snapshot(tmp_path / "out")
-    weights = {**network().state_dict(), "network.weight": torch.ones(3, 3, 1, 1)}
+    weights = network().state_dict()
+    weights["network.weight"] *= 2
     torch.save(weights, tmp_path / "models" / "model.pt")
     with pytest.raises(InputError, match="is of a run with weights"):
-        calibrate(temperature=2)
+        calibrate()
     assert snapshot(tmp_path / "out") == before
-    calibrate(temperature=2, overwrite=True)
-    assert snapshot(tmp_path / "out") == {}
+    calibrate(overwrite=True)
+    assert files(tmp_path / "out") == {*NAMES}
 
 
 def test_estimate_comes_back_from_its_file(tmp_path: Path) -> None:
@@ -433,25 +330,3 @@ def test_estimate_comes_back_from_its_file(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "absent"):
         with pytest.raises(InputError, match=r"temperature.json: cannot read"):
             read_estimate(folder)
-
-
-def test_cases_are_read_where_they_are_needed(tmp_path: Path) -> None:
-    place: dict[str, Any] = {
-        "file": tmp_path / "datalist.json",
-        "split": "validation",
-        "folder": tmp_path,
-    }
-    place |= {"image_size": (32, 32), "in_channels": 1}
-    assert (
-        calibration_cases(1.0, None, **place) == calibration_cases(None, ["fold0"], **place) == []
-    )
-    with pytest.raises(InputError, match=r"datalist.json"):
-        calibration_cases(None, None, **place)
-    items = [{"case": name, "patient": "p", "image": name, "label": name} for name in "ab"]
-    (tmp_path / "datalist.json").write_text(
-        json.dumps({"training": items[:1], "validation": items[1:]})
-    )
-    with pytest.raises(
-        InputError, match=r"datalist.json: .* trained on as well: patient p is on both sides"
-    ):
-        calibration_cases(None, None, **place)

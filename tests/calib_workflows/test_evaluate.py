@@ -1,11 +1,12 @@
-"""The files of an evaluation, from a small engine that predicts what it is given."""
+"""The files of an evaluation, of a network that predicts what it is given."""
 
 from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,32 +15,31 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from ignite.engine import Engine
 from matplotlib.figure import Figure
 from monai.data import MetaTensor
-from monai.handlers import from_engine
 
 from calib_components.errors import InputError, printable
-from calib_components.metrics import Region, calibration_bins, measure_structures, risk_coverage
 from calib_components.metrics import measures as measures_module
 from calib_components.metrics.measures import (
     MEASURES,
+    Case,
     Measure,
     columns,
     find_column,
     measure_case,
     report_columns,
 )
-from calib_components.metrics.measuring import measure_regions
-from calib_components.metrics.regions import REGIONS, RegionKind
+from calib_components.posthoc import TemperatureScaled
 from calib_workflows import evaluation_files, figures
+from calib_workflows.cases import NetworkCases
 from calib_workflows.data.overlap import find_shared
-from calib_workflows.evaluate import EvaluationRecords, EvaluationWriter, check_case
+from calib_workflows.evaluate import NetworkEvaluation, check_case
+from calib_workflows.evaluate import evaluate as evaluate_cases
 from calib_workflows.evaluation_files import Evaluation
-from tests.helpers import files, snapshot
+from tests.calib_components.metrics import by_definition
+from tests.calib_workflows.made_up import NAMES, STRUCTURES, Replay, example, examples
+from tests.helpers import ROOT, files, snapshot
 
-STRUCTURES = {"core": [1], "whole": [1, 2]}
-NAMES = ["air", "core", "rim"]
 CASES = 3
 read = Evaluation.read
 # Those of one network and one rater
@@ -50,48 +50,10 @@ WRITTEN = {*evaluation_files.FILES} - {
 }
 
 
-def example(case: int) -> dict[str, Any]:
-    """A case of three classes; in the second, the first structure is missing from the
-    prediction.
-    """
-    generator = torch.Generator().manual_seed(case)
-    logits = 3 * torch.randn(3, 8, 7, 4 + case, generator=generator)
-    label = torch.randint(3, (1, 8, 7, 4 + case), generator=generator)
-    if case == 1:
-        logits[1] = -9
-    image = torch.randn(1, *label.shape[1:], generator=generator)
-    return {
-        "case": f"/data/case{case}",
-        "image": image,
-        "label": label,
-        "logits": logits,
-        "pred": logits.softmax(0),
-    }
-
-
-def evaluate(
-    folder: Path,
-    items: Sequence[dict[str, Any]],
-    temperature: Any = None,
-    **choice: Any,
-) -> tuple[Engine, list[str]]:
-    """Run an engine; return it, and the names of the cases that it measured."""
-    cases = [
-        {"case": item["case"], "patient": f"patient of {Path(item['case']).name}"} for item in items
-    ]
-    records = EvaluationRecords(folder, cases)
-    chosen = [case["case"] for case in records.to_measure(**choice)]
-    engine = Engine(lambda engine, batch: batch)
-    transform = from_engine(["image", "pred", "label"])
-    EvaluationWriter(
-        records, STRUCTURES, NAMES, from_engine("case"), transform, temperature
-    ).attach(engine)
-    engine.run([[item] for item in items if item["case"] in chosen])
-    return engine, [Path(case).name for case in chosen]
-
-
-def examples(cases: int = CASES) -> list[dict[str, Any]]:
-    return [example(case) for case in range(cases)]
+def evaluate(folder: Path, items: Sequence[dict[str, Any]], **about: Any) -> None:
+    cases = NetworkCases(Replay(items), STRUCTURES)
+    folder.mkdir(exist_ok=True)
+    evaluate_cases(cases, folder, [*STRUCTURES], NAMES, about)
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +74,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
 def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An evaluation with all its pictures: this fixture comes before that of the pictures."""
     folder = tmp_path_factory.mktemp("evaluation")
-    evaluate(folder, examples())
+    evaluate(folder, examples(CASES), source="made up")
     assert all(
         (folder / name).stat().st_size > 20_000
         for name in ("reliability.png", "reliability_classes.png")
@@ -121,20 +83,14 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_cases_have_the_columns_of_the_table_and_nothing_else_is_written(evaluation: Path) -> None:
-    assert files(evaluation) == WRITTEN
-    found = read(evaluation).cases.set_index("case")
-    assert [*found.index] == ["case0", "case1", "case2"]
-    assert set(found) <= set(dict(columns([*STRUCTURES])))
-    closed = {
-        "ece_if_true",
-        "ece_union_if_true",
-        "ece_structure_core_if_true",
-        "cece_structure_whole_if_true",
-    }
-    further = {"brier_union", "smooth_ece_predicted", "dsc_whole", "mean_entropy_core", "aurc"}
-    assert closed | further < set(found)
-    assert not any(name.startswith(("ece_all_", "ece_band_i")) for name in found)
-    assert np.isnan(found["hd95_core"]).tolist() == [False, True, False]
+    assert snapshot(evaluation).keys() == {*WRITTEN, "cases"}
+    found = read(evaluation)
+    assert found.cases["case"].tolist() == ["case0", "case1", "case2"]
+    # One network has no agreement of several
+    expected = [name for name, _ in columns([*STRUCTURES]) if not name.startswith("pairwise_dsc")]
+    assert [*found.cases][1:] == expected
+    assert (found.structures, found.class_names) == ([*STRUCTURES], NAMES)
+    assert np.isnan(found.cases["hd95_core"]).tolist() == [False, True, False]
 
 
 def test_table_of_measures() -> None:
@@ -142,67 +98,82 @@ def test_table_of_measures() -> None:
     for name, (measure, place) in columns(["a", "b"]):
         assert find_column(name, ["a", "b"]) == (measure, place)
         assert measure.column(place) == name
-    column = find_column("ece_structure_a_if_true", ["a"])
-    assert column is not None
-    assert (column.measure.name, column.place, column.measure.better) == (
-        "ece_if_true",
-        "structure_a",
-        "",
-    )
-    assert find_column("dsc", ["a"]).place == ""  # type: ignore[union-attr]
+    for name, entry, place in (
+        ("ece_if_true", "ece_if_true", "foreground"),
+        ("nll_near", "nll", "near"),
+        ("dsc_a", "dsc", "a"),
+        ("dsc", "dsc", ""),
+    ):
+        column = find_column(name, ["a"])
+        assert column is not None
+        assert (column.measure.name, column.place) == (entry, place)
     assert find_column("other", ["a"]) is None
 
 
-def test_a_new_region_and_a_new_measure_are_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are in the columns of an evaluation and in the tables of reports."""
-    unsure = RegionKind(lambda voxels, label, region: voxels.confidence < 0.9, by_prediction=True)
-    monkeypatch.setitem(REGIONS, "unsure", unsure)
+def test_a_new_measure_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is in the columns of an evaluation and in the tables of reports."""
     volume = Measure(
-        "made_up", "made up", "lower", "", "case", lambda case: {"": case.voxel_volume}
+        "made_up", "made up", "lower", "", lambda case: {"all": case.voxel_volume}, ("all",)
     )
     monkeypatch.setattr(measures_module, "MEASURES", (*MEASURES, volume))
     item = example(0)
-    case = measures_module.Case(item["label"], STRUCTURES, item["pred"], item["pred"].argmax(0))
-    measured = measure_case(case)
-    names = dict(columns([*STRUCTURES]))
-    assert {"ece_unsure", "nll_unsure", "made_up"} < measured.keys() & names.keys()
-    assert measured["made_up"] == 1
-    assert {"ece_unsure", "made_up"} < set(report_columns())
+    case = Case(item["label"], STRUCTURES, item["pred"].softmax(0), item["pred"].argmax(0))
+    assert measure_case(case)["made_up_all"] == 1
+    assert "made_up_all" in dict(columns([*STRUCTURES]))
+    assert "made_up_all" in report_columns()
 
 
-@pytest.mark.parametrize("temperature", [None, torch.tensor(0.5)])
-def test_values_are_those_of_the_metrics(temperature: Any, tmp_path: Path) -> None:
-    shown = evaluate(tmp_path, examples(), temperature)[0].state.metrics
-    found, summary = read(tmp_path).cases, read(tmp_path).summary
-    regions = {name: Region.parse(STRUCTURES.get(name, name)) for name in [*REGIONS, *STRUCTURES]}
-    kinds, divided = ["top_label", "classwise", "nll"], None if temperature is None else 0.5
-    for i, item in enumerate(examples()):
-        y_pred, y = item["pred"][None], item["label"][None]
-        measured = measure_regions(y_pred, y, [*regions.values()], kinds, temperature=divided)
-        for region, (bins, scores) in zip(regions, measured, strict=True):
-            place = (
-                f"_structure_{region}"
-                if region in STRUCTURES
-                else f"_{region}".removesuffix("_foreground")
-            )
-            expected = {
-                "ece": bins["top_label"].expected_error(),
-                "cece": bins["classwise"].expected_error(),
-                **scores,
-            }
-            for name, value in expected.items():
-                assert found[f"{name}{place}"][i] == pytest.approx(value.item(), abs=1e-12)
-        assert (
-            found["expected_volume_core"][i]
-            == measure_structures(y_pred, y, STRUCTURES).expected[0, 0]
-        )
-        p = item["pred"][1][item["pred"][1] > 0.05].double()
-        bits = torch.special.entr(torch.stack([p, 1 - p])).sum(0).mean().item() / np.log(2)
-        assert found["mean_entropy_core"][i] == pytest.approx(bits, rel=1e-6, nan_ok=True)
-        assert found["segmented_volume_core"][i] == (item["pred"].argmax(0) == 1).sum()
-    assert summary["temperature"] == (1 if temperature is None else 0.5)
-    for name in ("dsc", "hd95", "ece_all", "ece_predicted"):
-        assert shown[f"test_{name}"] == pytest.approx(summary[name]["mean"])
+def by_numpy(items: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The errors of regions by column, of the voxels of all cases together."""
+    p = np.concatenate([item["pred"].softmax(0).flatten(1) for item in items], 1, dtype=float)
+    label = np.concatenate([item["label"].flatten() for item in items])
+    whole = by_definition.Case(p, np.ones(len(label), bool))
+    errors = {
+        f"{name}_if_true": value for name, value in whole.errors_if_true("foreground").items()
+    }
+    for region in ("foreground", "all", "predicted"):
+        measured = whole.measures(label, by_definition.inside(region, p, label))
+        suffix = "" if region == "foreground" else f"_{region}"
+        errors |= {f"{name}{suffix}": value for name, value in measured.items()}
+    return errors
+
+
+def test_values_are_those_of_numpy(evaluation: Path) -> None:
+    found, summary = read(evaluation).cases.set_index("case"), read(evaluation).summary
+    of_regions = {name for name, (measure, _) in columns([*STRUCTURES]) if measure.regions}
+    of_regions -= {"nll_near"}
+    for item in examples(CASES):
+        row, expected = found.loc[item["case"]], by_numpy([item])
+        for name in of_regions:
+            assert row[name] == pytest.approx(expected[name], abs=1e-6), name
+        p, predicted = item["pred"].softmax(0)[1].double(), item["pred"].argmax(0) == 1
+        possible = p[p > 0.05]
+        bits = torch.special.entr(torch.stack([possible, 1 - possible])).sum(0) / np.log(2)
+        true = item["label"][0] == 1
+        assert row["mean_entropy_core"] == pytest.approx(bits.mean().item(), nan_ok=True)
+        assert row["expected_volume_core"] == pytest.approx(p.sum().item())
+        assert row["segmented_volume_core"] == predicted.sum()
+        dsc = 2 * (predicted & true).sum() / (predicted.sum() + true.sum())
+        assert row["dsc_core"] == pytest.approx(dsc.item())
+    pooled = {name for name in summary if name.endswith("_pooled")}
+    assert pooled == {f"{name}_pooled" for name in of_regions if "nll" not in name}
+    for name, value in by_numpy(examples(CASES)).items():
+        if f"{name}_pooled" in pooled:
+            assert summary[f"{name}_pooled"] == pytest.approx(value, abs=1e-6), name
+
+
+def test_bins_of_regions(evaluation: Path) -> None:
+    regions, summary = read(evaluation).regions, read(evaluation).summary
+    assert {region: {*kinds} for region, kinds in regions.items()} == {
+        "foreground": {"top_label", "classwise", "top_label_if_true", "classwise_if_true"},
+        "all": {"top_label", "classwise", "top_label_per_case"},
+        "predicted": {"top_label", "top_label_per_case"},
+    }
+    for region, column in (("foreground", "ece"), ("all", "ece_all")):
+        error = regions[region]["top_label"].expected_error().item()
+        assert summary[f"{column}_pooled"] == pytest.approx(error)
+    sizes = [item["label"].numel() for item in examples(CASES)]
+    assert regions["all"]["top_label_per_case"].count.sum(-1).tolist() == sizes
 
 
 def test_summary_has_statistics_and_what_is_known_of_all_cases(evaluation: Path) -> None:
@@ -215,48 +186,15 @@ def test_summary_has_statistics_and_what_is_known_of_all_cases(evaluation: Path)
     assert summary["dsc"]["mean"] == pytest.approx(np.mean([found["dsc_core"], found["dsc_whole"]]))
     assert summary["missed"] == [{"case": "case1", "structure": "core"}]
     assert summary["spurious"] == []
-    assert summary["patients"] == {f"case{i}": f"patient of case{i}" for i in range(CASES)}
+    assert summary["patients"] == {
+        "case0": "patient0",
+        "case1": "patient0",
+        "case2": "patient1",
+    }
+    assert len({*summary["labels"].values()}) == CASES
     assert (summary["unit"], summary["volume_unit"]) == ("voxels", "voxels")
     assert (summary["channels"], summary["sigmoid"]) == (3, False)
-    assert summary["source"] == "bundle"
-
-
-def test_bins_of_regions(evaluation: Path) -> None:
-    regions, summary = read(evaluation).regions, read(evaluation).summary
-    y_pred, y = (
-        torch.cat([item[key].flatten(1) for item in examples()], 1)[None]
-        for key in ("pred", "label")
-    )
-    assert list(regions) == [*REGIONS, "structure_core", "structure_whole"]
-    for region, kinds in regions.items():
-        if "band" not in region:
-            classes = STRUCTURES.get(region.removeprefix("structure_"), region)
-            for kind, name in (("top_label", "ece"), ("classwise", "cece")):
-                pooled = (
-                    calibration_bins(y_pred, y, region=classes, classwise=name == "cece")
-                    .expected_error()
-                    .item()
-                )
-                assert kinds[kind].expected_error().item() == pytest.approx(pooled)
-                suffix = "" if region == "foreground" else f"_{region}"
-                assert summary[f"{name}{suffix}_pooled"] == pytest.approx(pooled)
-        assert ("top_label_if_true" in kinds) == (
-            region in ("foreground", "union") or region.startswith("structure")
-        )
-        assert ("top_label_per_case" in kinds) == (region in ("all", "predicted"))
-    assert len(regions["all"]["top_label_per_case"].count) == CASES
-
-
-def test_thresholds_and_risk(evaluation: Path) -> None:
-    items, found = examples(), read(evaluation)
-    assert found.class_names == NAMES
-    half = found.thresholds.thresholds.tolist().index(0.5)
-    assert found.structures == [*STRUCTURES]
-    assert found.thresholds.predicted[0, 1, half] == ((1 - items[0]["pred"][0]) > 0.5).sum()
-    np.testing.assert_array_equal(
-        found.risk[1], risk_coverage(items[1]["pred"][None], items[1]["label"][None]).risk[0]
-    )
-    assert found.coverage[-1] == 1
+    assert summary["source"] == "made up"
 
 
 def test_files_come_back_as_they_were_read(evaluation: Path, tmp_path: Path) -> None:
@@ -265,50 +203,105 @@ def test_files_come_back_as_they_were_read(evaluation: Path, tmp_path: Path) -> 
         assert (tmp_path / name).read_bytes() == (evaluation / name).read_bytes(), name
 
 
-def test_shares_and_continued_runs_write_what_one_would(evaluation: Path, tmp_path: Path) -> None:
-    for shard in ("3/3", "1/3"):
-        evaluate(tmp_path, examples(), shard=shard)
-        assert not (tmp_path / "summary.json").exists()
-    assert evaluate(tmp_path, examples(), skip_existing=True)[1] == ["case1"]
-    assert files(tmp_path) == WRITTEN
-    for name in (name for name in WRITTEN if not name.endswith(".png")):
-        assert (tmp_path / name).read_bytes() == (evaluation / name).read_bytes(), name
+def test_two_cases_of_one_name_are_refused_and_nothing_is_left(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="2 cases are called case0"):
+        evaluate(tmp_path, [example(0), example(2), example(0)])
+    assert snapshot(tmp_path) == {}
 
 
-def test_records_of_other_weights_or_older_than_the_files_do_not_count(tmp_path: Path) -> None:
-    image = tmp_path / "image.nii"
-    image.touch()
-    items = [{"case": name, "patient": "a", "image": image} for name in ("a", "b")]
-    records = EvaluationRecords(tmp_path / "out", items, {"weights": 1})
-    records.write("a", {"values": {}})
-    assert [records.has(name) for name in ("a", "b")] == [True, False]
-    assert [item["case"] for item in records.to_measure(skip_existing=True)] == ["b"]
-    assert not EvaluationRecords(tmp_path / "out", items, {"weights": 2}).has("a")
-    os.utime(image, ns=(2**62, 2**62))
-    assert not records.has("a")
-    with pytest.raises(InputError, match="2 cases are called a"):
-        EvaluationRecords(tmp_path, [{"case": "x/a"}, {"case": "y/a"}])
-    with pytest.raises(InputError, match="shard"):
-        records.to_measure("3/3")
+TWO_RANKS = """
+import sys
+from pathlib import Path
+import torch.distributed as dist
+from calib_workflows.cases import NetworkCases
+from calib_workflows.evaluate import evaluate
+from tests.calib_workflows.made_up import NAMES, STRUCTURES, Replay, examples
+dist.init_process_group("gloo")
+cases = NetworkCases(Replay(examples(3)[dist.get_rank() :: 2]), STRUCTURES)
+summary = evaluate(cases, Path(sys.argv[1]), [*STRUCTURES], NAMES, {"source": "made up"})
+assert (summary is None) == (dist.get_rank() > 0)
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_several_processes_write_what_one_would(evaluation: Path, tmp_path: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launcher += ["--nproc_per_node=2", "--no-python"]
+    done = subprocess.run(
+        [*launcher, sys.executable, "-c", TWO_RANKS, str(tmp_path)],
+        check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert snapshot(tmp_path) == snapshot(evaluation)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., None]:
+    """Evaluate a calibrated network, whose weights have a stamp."""
+    network = TemperatureScaled(torch.nn.Linear(1, 1), 0.5)
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+
+    def evaluate_network(weights: int = 1, **options: Any) -> None:
+        NetworkEvaluation(
+            Replay(examples(1)),  # type: ignore[arg-type]
+            network,
+            tmp_path / "model.pt",
+            STRUCTURES,
+            NAMES,
+            tmp_path / "out",
+            stamp={"weights": weights},
+            **options,
+        ).run()
+
+    return evaluate_network
+
+
+def test_evaluation_of_a_network_says_how_it_is_calibrated(
+    run: Callable[..., None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    run()
+    summary = read(tmp_path / "out").summary
+    assert summary["source"] == "bundle"
+    assert summary["calibration"] == {"calibrator": "temperature", "region": "all", "patients": 0}
+    assert f"Calibrated (temperature, region all): dsc {summary['dsc']['mean']:.4f}" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["cases.csv", "summary.json", "cases/best.png"])
-def test_file_that_no_evaluation_wrote_is_not_replaced(name: str, tmp_path: Path) -> None:
-    (tmp_path / "cases").mkdir()
-    (tmp_path / "temperature.json").touch()  # which the evaluation leaves alone
-    evaluate(tmp_path / "new", examples(1))
-    (tmp_path / name).write_text("{}")
+def test_file_that_no_evaluation_wrote_is_not_replaced(
+    name: str, run: Callable[..., None], tmp_path: Path
+) -> None:
+    (tmp_path / "out" / "cases").mkdir(parents=True)
+    (tmp_path / "out" / "temperature.json").touch()  # which the evaluation leaves alone
+    (tmp_path / "out" / name).write_text("{}")
+    before = snapshot(tmp_path)
     with pytest.raises(InputError, match=f"{name} is of no recorded run"):
-        evaluate(tmp_path, examples(1))
-    assert (tmp_path / name).read_text() == "{}"
-    with pytest.raises(InputError, match=r"is of a run with case case1 None, not \["):
-        evaluate(tmp_path / "new", examples(2))
+        run()
+    assert snapshot(tmp_path) == before
+    run(overwrite=True)
+    assert (tmp_path / "out" / "temperature.json").exists()
+
+
+def test_evaluation_of_other_weights_is_replaced_if_asked_alone(
+    run: Callable[..., None], tmp_path: Path
+) -> None:
+    run()
+    before = snapshot(tmp_path)
+    run()
+    with pytest.raises(InputError, match="is of a run with weights 1, not 2"):
+        run(weights=2)
+    assert snapshot(tmp_path) == before
+    run(weights=2, overwrite=True)
 
 
 def test_distances_and_volumes_have_units_where_labels_have_metadata(tmp_path: Path) -> None:
     affine = torch.diag(torch.tensor([2.0, 2, 2, 1]))
-    sized = [{**item, "label": MetaTensor(item["label"], affine)} for item in examples()]
-    for name, items in (("voxels", examples()), ("sized", sized)):
+    sized = [{**item, "label": MetaTensor(item["label"], affine)} for item in examples(CASES)]
+    for name, items in (("voxels", examples(CASES)), ("sized", sized)):
         evaluate(tmp_path / name, items)
     voxels, known = read(tmp_path / "voxels"), read(tmp_path / "sized")
     for evaluation, units in ((voxels, ("voxels", "voxels")), (known, ("mm", "ml"))):
@@ -328,7 +321,7 @@ def test_no_name_of_a_case_loses_the_evaluation(
 
 
 @pytest.mark.parametrize("fails", ["drawing", "replacing"])
-def test_failure_mixes_no_evaluations_and_loses_no_work(
+def test_failure_mixes_no_evaluations(
     fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluate(tmp_path, examples(2))
@@ -336,7 +329,7 @@ def test_failure_mixes_no_evaluations_and_loses_no_work(
     before, replace = snapshot(tmp_path), Path.replace
 
     def fail(first: Any, *rest: Any, **options: Any) -> Path:
-        if fails == "drawing" or first.name == "thresholds.json":
+        if fails == "drawing" or first.name == "calibration.json":
             raise OSError(errno.ENOSPC, "No space left on device")
         return replace(first, *rest, **options)
 
@@ -346,16 +339,12 @@ def test_failure_mixes_no_evaluations_and_loses_no_work(
         )
         with pytest.raises(InputError, match="No space left"):
             evaluate(tmp_path, examples(2))
-    now = {
-        name: text for name, text in snapshot(tmp_path).items() if not name.startswith(".records")
-    }
     if fails == "drawing":
-        assert now == before
+        assert snapshot(tmp_path) == before
     else:  # files of the new one, and no summary
-        assert now.keys() == {"cases", "cases.csv", "calibration.json", "model.pt"}
-    assert evaluate(tmp_path, examples(2), skip_existing=True)[1] == ["case1"]
-    assert read(tmp_path).summary["cases"] == 2
-    assert files(tmp_path) == {*WRITTEN, "model.pt"} - {"cases/median.png"}  # none of two cases
+        assert snapshot(tmp_path).keys() == {"cases", "cases.csv", "model.pt"}
+    evaluate(tmp_path, examples(2))
+    assert snapshot(tmp_path) == before
 
 
 @pytest.mark.parametrize(
@@ -364,11 +353,15 @@ def test_failure_mixes_no_evaluations_and_loses_no_work(
         ("cases.csv", "case,dsc_core\na,1\nb,0.", "cut off"),
         ("cases.csv", "case;dsc_core\na;1\n", "not separated by commas"),
         ("summary.json", "{", "property name"),
-        ("summary.json", '{"schema_version": 99}', "99"),
-        ("calibration.json", '{"class_names": []}', "cases"),
-        ("calibration.json", '{"cases": ["case1", "case0", "case2"]}', "not those of summary"),
-        ("thresholds.json", '{"cases": ["case0"]}', "not those of summary"),
-        ("thresholds.json", None, "No such file"),
+        ("summary.json", '{"cases": 3}', "of an earlier release.* Evaluate the cases again"),
+        ("summary.json", '{"schema_version": 99}', "of a later release"),
+        ("calibration.json", '{"schema_version": 2, "class_names": []}', "cases"),
+        (
+            "calibration.json",
+            '{"schema_version": 2, "cases": ["case1", "case0", "case2"]}',
+            "not those of summary",
+        ),
+        ("calibration.json", None, "No such file"),
     ],
 )
 def test_broken_file_is_named(
@@ -450,12 +443,13 @@ def test_slices_that_are_drawn(
     for _, options in drawn["uncertainty_overlay"]:
         case = int(options["title"][4])
         item = example(case)
-        wrong = item["label"][0] != item["pred"].argmax(0)
+        p, predicted = item["pred"].softmax(0), item["pred"].argmax(0)
+        wrong = item["label"][0] != predicted
         index = int(wrong.sum((0, 1)).argmax())
         np.testing.assert_array_equal(options["image"], item["image"][0, ..., index])
         np.testing.assert_array_equal(options["label"], item["label"][0, ..., index])
-        np.testing.assert_array_equal(options["prediction"], item["pred"].argmax(0)[..., index])
-        entropy = -(item["pred"] * item["pred"].log()).sum(0) / np.log(3)
+        np.testing.assert_array_equal(options["prediction"], predicted[..., index])
+        entropy = -(p * p.log()).sum(0) / np.log(3)
         np.testing.assert_allclose(options["uncertainty"], entropy[..., index], atol=1e-5)
         assert f"DSC {dsc[case]:.3f} of the volume" in options["title"]
         assert options["class_names"] == NAMES

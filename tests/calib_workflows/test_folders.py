@@ -20,13 +20,14 @@ from calib_components.quality import Reference
 from calib_tools.predictions import (
     calibrate,
     calibrate_predictions,
+    cases,
     evaluate,
     evaluate_predictions,
     quality,
 )
 from calib_workflows.folders import OutputFolder
 from calib_workflows.inference import ImageFolder
-from calib_workflows.pages.table import describe_scan, write_record
+from calib_workflows.pages.quality import describe_scan, write_record
 from tests.calib_tools.predictions.made_up import (
     label_of,
     save_channels_last,
@@ -163,7 +164,7 @@ def test_commands_on_predictions_refuse_a_folder_in_use_and_results_of_others(
     name: str, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(pause: Callable[[], None]) -> None:
-        for module in (evaluate, quality, calibrate):
+        for module in (cases, quality, calibrate):
             work = module.map_cases
 
             def paused(*arguments: Any, work: Any = work) -> Any:

@@ -231,6 +231,7 @@ def test_holds_the_bundle_what_it_uses_and_nothing_else(bundle: Path, tmp_path: 
     assert {name.split("/")[0] for name in tools} == {
         "__init__.py",
         "cli.py",
+        "commands.py",
         "parallel.py",
         "prepare",
     }

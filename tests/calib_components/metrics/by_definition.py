@@ -9,31 +9,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import binary_dilation, distance_transform_edt
+from scipy.ndimage import distance_transform_edt
 
 Array = NDArray[Any]
 BINS = 15
-
-
-def band(classes: Array, radius: float, spacing: Sequence[float] | None = None) -> Array:
-    """Voxels near faces, -1 is ignored: on a grid of half the spacing, a face is the points between
-    two voxels.
-    """
-    near = np.zeros(classes.shape, bool)
-    half = np.array(spacing or [1] * classes.ndim) / 2
-    for axis in range(classes.ndim):
-        low, high = (np.delete(classes, at, axis) for at in (-1, 0))
-        fine = np.zeros([2 * n + 1 for n in classes.shape], bool)
-        places = [slice(1, None, 2)] * classes.ndim
-        places[axis] = slice(2, -2, 2)
-        fine[tuple(places)] = (low != high) & (low != -1) & (high != -1)
-        with_edges = [3] * classes.ndim
-        with_edges[axis] = 1
-        fine = binary_dilation(fine, np.ones(with_edges))
-        if fine.any():
-            distance = distance_transform_edt(~fine, sampling=half)
-            near |= distance[(slice(1, None, 2),) * classes.ndim] <= radius + 1e-9
-    return near
 
 
 def near(classes: Array, radius: float, spacing: Sequence[float] | None = None) -> Array:
@@ -44,34 +23,15 @@ def near(classes: Array, radius: float, spacing: Sequence[float] | None = None) 
     return distance_transform_edt(classes <= 0, sampling=sampling) <= radius + 1e-9
 
 
-def inside(
-    region: Any,
-    p: Array,
-    label: Array,
-    ignored: Array | None = None,
-    temperature: float = 1.0,
-    radius: float = 2,
-) -> Array:
+def inside(region: Any, p: Array, label: Array, ignored: Array | None = None) -> Array:
     """Mask of a region `(*S)` from probabilities `(N, *S)` and labels `(*S)`."""
     ignored = np.zeros(label.shape, bool) if ignored is None else ignored
-    predicted = p.argmax(0)
-    if region == "plausible":
-        powers = p**temperature
-        mask = 1 - powers[0] / powers.sum(0) > 0.05
-    elif region == "band":
-        mask = band(np.where(ignored, -1, label), radius)
-    elif region == "near":
+    if region == "near":
         mask = near(np.where(ignored, -1, label), 5)
-    elif region == "predicted_band":
-        mask = band(np.where(ignored, -1, predicted), radius)
     elif isinstance(region, str):
-        foreground, found = label != 0, predicted != 0
-        mask = {
-            "all": label == label,
-            "predicted": found,
-            "foreground": foreground,
-            "union": foreground | found,
-        }[region]
+        mask = {"all": label == label, "predicted": p.argmax(0) != 0, "foreground": label != 0}[
+            region
+        ]
     else:
         mask = np.isin(label, region)
     return mask & ~ignored

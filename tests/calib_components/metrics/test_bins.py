@@ -235,12 +235,10 @@ class LargestTensor(TorchDispatchMode):
 def test_memory_does_not_grow_with_the_volume_or_the_regions(classes: int, size: int) -> None:
     y_pred = torch.full((1, classes, size, size, size), 1 / classes)
     y = torch.ones(1, 1, size, size, size, dtype=torch.uint8)
-    regions = [
-        Region.parse(region) for region in ("all", "predicted", "plausible", "union", 1, [1, 2, 3])
-    ]
-    measures = ["top_label", "classwise", "if_true", "nll", "brier"]
+    kinds = ["top_label", "classwise", "if_true", "nll", "brier"]
+    regions = map(Region.parse, ("all", "predicted", "foreground", 1, [1, 2, 3]))
     with LargestTensor(y_pred, y) as largest:
-        measure_regions(y_pred, y, regions, measures, temperature=1.5)
+        measure_regions(y_pred, y, dict.fromkeys(regions, kinds))
     assert largest.bytes <= 8 * voxels.CPU_CHUNK  # a chunk of float64
 
 

@@ -138,13 +138,13 @@ def test_mean_batch_of_cece_is_one_value_per_class() -> None:
 
 def test_one_pass_gives_all_measures_of_all_regions() -> None:
     y_pred, y = cases()
-    regions = ["all", "band(3)", Region("band", 3, spacing=(1, 1, 2)), [1, 2]]
+    regions = ["all", "near(3)", Region("near", 3, spacing=(1, 1, 2)), [1, 2]]
     options = {"num_bins": 10, "ignore_index": 2}
-    metric = CalibrationMetric(region="union", regions=regions, **options)
-    assert list(metric.regions) == ["all", "band(3)", "band(3 at 1x1x2)", "structure_1_2"]
+    metric = CalibrationMetric(region="predicted", regions=regions, **options)
+    assert list(metric.regions) == ["all", "near(3)", "near(3 at 1x1x2)", "structure_1_2"]
     metric(list(y_pred), list(y))
     found = [metric, *metric.regions.values()]
-    for region, of_region in zip(["union", *regions], found, strict=True):
+    for region, of_region in zip(["predicted", *regions], found, strict=True):
         for kind, part in ((ECEMetric, of_region), (CECEMetric, of_region.cece)):
             alone = kind(region=region, **options)
             alone(y_pred, y)
@@ -208,7 +208,7 @@ def test_probabilities_that_were_rounded_count_as_what_they_can_have_been(
     p: list, y: list, likelihoods: list
 ) -> None:
     given, limits = (torch.tensor([p]), torch.tensor([[y]])), {"lowest": 0.01, "highest": 0.9}
-    (found,) = measure_regions(*given, [Region("all")], ["nll"], **limits)
+    found = measure_regions(*given, {Region("all"): ["nll"]}, **limits)[Region("all")]
     assert found.scores["nll"].item() == pytest.approx(-np.log(likelihoods).mean())
 
 

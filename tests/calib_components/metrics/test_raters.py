@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,16 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calib_components.errors import InputError
-from calib_components.metrics import CalibrationMetric, Region, risk_coverage
+from calib_components.metrics import CalibrationMetric, Region
 from calib_components.metrics.measures import Case, measure_case
-from calib_components.metrics.measuring import measure_regions
+from calib_components.metrics.measuring import Measured, measure_regions
 from calib_components.metrics.raters import RatedCase
-from calib_components.posthoc import TemperatureScaling, VectorScaling
+from calib_components.posthoc import ClassBias, TemperatureScaling, VectorScaling
 
-REGIONS = [
-    *map(Region, ("all", "predicted", "plausible", "foreground", "union")),
-    Region.parse([2]),
-]
+REGIONS = [*map(Region, ("all", "predicted", "foreground")), Region.parse([2])]
 MEASURES = ["top_label", "classwise", "if_true", "nll", "brier"]
 
 
@@ -50,13 +46,12 @@ def test_sums_of_soft_labels_are_means_over_the_raters(
 ) -> None:
     logits, labels = draw(seed, raters, sigmoid)
     p = (logits.sigmoid() if sigmoid else logits.softmax(1)).double()
-    regions = REGIONS[:5] if sigmoid else REGIONS
-    options: dict[str, Any] = {"regions": regions, "measures": MEASURES}
-    found = measure_regions(p, soft(labels, sigmoid), sigmoid=sigmoid, **options)
-    of_raters = [measure_regions(p, y, sigmoid=sigmoid, **options) for y in labels]
-    for whole, *parts in zip(found, *of_raters, strict=True):
-        of_parts = [{**each.bins, **each.scores} for each in (whole, *parts)]
-        check_mean(of_parts[0], of_parts[1:])
+    measures = dict.fromkeys(REGIONS[:3] if sigmoid else REGIONS, MEASURES)
+    of_raters = [measure_regions(p, y, measures, sigmoid=sigmoid) for y in labels]
+    for region, found in measure_regions(
+        p, soft(labels, sigmoid), measures, sigmoid=sigmoid
+    ).items():
+        check_mean(found, [each[region] for each in of_raters])
     case = RatedCase.of(
         {str(i): Case(y[0], {}, p[0], sigmoid=sigmoid) for i, y in enumerate(labels)}
     )
@@ -64,18 +59,17 @@ def test_sums_of_soft_labels_are_means_over_the_raters(
         check_mean(measured, [each.measured[region] for each in case.raters.values()])
 
 
-def check_mean(whole: dict[str, Any], parts: list[dict[str, Any]]) -> None:
-    counts = np.array([part["top_label"].count.sum() for part in parts])
-    for name, value in whole.items():
-        of_parts = [part[name] for part in parts]
-        if isinstance(value, torch.Tensor):  # a score, the mean of the voxels of all raters
-            sums = np.nansum([n * each for n, each in zip(counts, of_parts, strict=True)])
-            if counts.any():
-                assert value.item() == pytest.approx(sums / counts.sum(), rel=1e-6)
-            continue
-        for field, sums in vars(value).items():
-            mean = np.mean([getattr(each, field).numpy() for each in of_parts], 0)
-            np.testing.assert_allclose(sums.numpy(), mean, rtol=1e-6, atol=1e-6)
+def check_mean(whole: Measured, parts: list[Measured]) -> None:
+    counts = np.array([part.count.item() for part in parts])
+    assert whole.count.item() == pytest.approx(counts.mean())
+    for name, score in whole.scores.items():  # the mean of the voxels of all raters
+        sums = np.nansum([n * part.scores[name] for n, part in zip(counts, parts, strict=True)])
+        if counts.any():
+            assert score.item() == pytest.approx(sums / counts.sum(), rel=1e-6)
+    for name, bins in whole.bins.items():
+        for field, total in vars(bins).items():
+            mean = np.mean([getattr(part.bins[name], field).numpy() for part in parts], 0)
+            np.testing.assert_allclose(total.numpy(), mean, rtol=1e-6, atol=1e-6)
 
 
 def test_metrics_take_soft_labels() -> None:
@@ -100,14 +94,24 @@ def test_a_temperature_fits_soft_labels_and_all_raters_alike(sigmoid: bool) -> N
     assert of_soft.compute().temperature == pytest.approx(of_raters.compute().temperature, rel=1e-6)
 
 
+def test_biases_fit_all_raters_alike() -> None:
+    logits, labels = draw(1, 4)
+    fit = ClassBias()
+    for y in labels:
+        fit.update(logits, y, "a")
+    fit.scale(1 / len(labels))
+    estimate = fit.compute()
+    assert estimate.voxels == labels[0].numel()
+    for values, nll in ((logits, estimate.nll_before), (fit(logits), estimate.nll_after)):
+        assert F.cross_entropy(values, soft(labels)).item() == pytest.approx(nll, rel=1e-6)
+
+
 def test_what_has_no_meaning_for_soft_labels_is_refused() -> None:
     logits, labels = draw(2, 3)
     p, q = logits.softmax(1), soft(labels)
     with pytest.raises(InputError, match="y must hold class indices"):
-        risk_coverage(p, q)
-    with pytest.raises(InputError, match="y must hold class indices"):
         VectorScaling().update(logits, q, "a")
-    with pytest.raises(InputError, match="near and band need class indices"):
+    with pytest.raises(InputError, match="near needs class indices"):
         CalibrationMetric(region="near")(p, q)
     with pytest.raises(InputError, match="ignore_index must be None"):
         CalibrationMetric(ignore_index=255)(p, q)
@@ -141,7 +145,7 @@ def test_values_of_a_rated_case() -> None:
         str(i): Case(y[0], {"a": [1], "b": [1, 2]}, p, p.argmax(0)) for i, y in enumerate(labels)
     }
     found, rows = measure_case(RatedCase.of(cases)), [measure_case(each) for each in cases.values()]
-    for name in ("dsc_a", "hd95_b", "true_volume_b", "expected_dsc_a", "nll_all", "aurc"):
+    for name in ("dsc_a", "hd95_b", "true_volume_b", "expected_dsc_a", "nll_all", "confidence_a"):
         assert found[name] == pytest.approx(np.mean([row[name] for row in rows])), name
     assert found["ece_all"] < np.mean([row["ece_all"] for row in rows])
     assert set(found) == set(rows[0])

@@ -1,4 +1,4 @@
-"""Regions: names, masks worked by hand, bands, and all measures in all regions against their
+"""Regions: names, masks worked by hand, distances, and all measures in all regions against their
 definitions.
 """
 
@@ -14,20 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calib_components.errors import InputError
-from calib_components.metrics import (
-    Region,
-    calibration_bins,
-    distances,
-    voxels,
-)
-from calib_components.metrics.distances import IGNORED, band_mask, near_mask
+from calib_components.metrics import Region, calibration_bins, distances, voxels
+from calib_components.metrics.distances import near_mask
 from calib_components.metrics.measuring import Measured, measure_regions
 from calib_components.metrics.voxels import check_tensors, read_voxels
 from tests.calib_components.metrics import by_definition
 
-BY_PREDICTION = ["all", "predicted", "plausible", "predicted_band"]
-CLOSED_FORM = ["foreground", "union", (1,), (2, 3)]
-REGIONS = [*BY_PREDICTION, *CLOSED_FORM, "near", "band"]
+CLOSED_FORM = ["foreground", (1,), (2, 3)]
+REGIONS = ["all", "predicted", *CLOSED_FORM, "near"]
 IGNORE = 255
 
 
@@ -64,8 +58,9 @@ def measured(
 ) -> dict[Any, Measured]:
     """All measures of regions, in one pass."""
     kinds = ["top_label", "classwise", "if_true", "nll", "brier"]
-    found = measure_regions(p, y, [Region.parse(region) for region in regions], kinds, **options)
-    return dict(zip(regions, found, strict=True))
+    names = {Region.parse(region): region for region in regions}
+    found = measure_regions(p, y, dict.fromkeys(names, kinds), **options)
+    return {names[region]: each for region, each in found.items()}
 
 
 def values_of(found: Measured) -> dict[str, float]:
@@ -88,14 +83,13 @@ def values_if_true(found: Measured) -> dict[str, float]:
     ("value", "region", "name"),
     [
         ("all", Region("all"), "all"),
-        ("plausible", Region("plausible", 0.05), "plausible"),
-        ("plausible(.1)", Region("plausible", 0.1), "plausible(0.1)"),
-        ("band(3)", Region("band", 3), "band(3)"),
-        ("plausible(1e-05)", Region("plausible", 0.00001), "plausible(1e-05)"),
+        ("near", Region("near", 5), "near"),
+        ("near(.5)", Region("near", 0.5), "near(0.5)"),
+        ("near(1e-05)", Region("near", 0.00001), "near(1e-05)"),
         (
-            Region("band", 3, spacing=(1, 1.5, 10)),
-            Region("band", 3.0, (), (1.0, 1.5, 10.0)),
-            "band(3 at 1x1.5x10)",
+            Region("near", 3, spacing=(1, 1.5, 10)),
+            Region("near", 3.0, (), (1.0, 1.5, 10.0)),
+            "near(3 at 1x1.5x10)",
         ),
         (2, Region("structure", classes=(2,)), "structure_2"),
         ([3, 1, 3], Region("structure", classes=(1, 3)), "structure_1_3"),
@@ -110,18 +104,24 @@ def test_parse_and_name(value: Any, region: Region, name: str) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["everywhere", 1.5, [], [1.0], -1, None, "band(-1)", "foreground(2)", "structure", Region],
+    ["everywhere", 1.5, [], [1.0], -1, None, "near(-1)", "foreground(2)", "structure", Region],
 )
 def test_what_is_no_region(value: Any) -> None:
     with pytest.raises(InputError, match="region"):
         Region.parse(value)
 
 
+def test_regions_of_version_04_are_refused() -> None:
+    for value in ("plausible(0.1)", "predicted_band", "band", "union"):
+        with pytest.raises(InputError, match=r"is of version 0\.4\. Take 'predicted'"):
+            Region.parse(value)
+
+
 def test_unsuitable_spacing_and_classes() -> None:
     p, y = blobs((8, 9)), draw_labels(blobs((8, 9)), 0)
     for spacing in ((1, 0), (1, float("nan")), (1, 1, 1)):
         with pytest.raises(InputError, match="spacing"):
-            calibration_bins(p, y, region=Region("band", spacing=spacing))
+            calibration_bins(p, y, region=Region("near", spacing=spacing))
     with pytest.raises(InputError, match=r"\[1, 4\].*0 to 3"):
         calibration_bins(p, y, region=[1, 4])
     with pytest.raises(InputError, match="foreground_only=True"):
@@ -142,16 +142,10 @@ HAND_Y = torch.tensor([[[0, 0, 1, 1, 0, 0]]])
     [
         ("all", [0, 1, 2, 3, 4, 5]),
         ("predicted", [3, 4]),
-        ("plausible", [1, 2, 3, 4]),
-        ("plausible(0.25)", [3, 4]),  # 0.25 is not above 0.25
-        ("predicted_band(1)", [2, 3, 4, 5]),
-        ("predicted_band(1.5)", [1, 2, 3, 4, 5]),
         ("foreground", [2, 3]),
-        ("union", [2, 3, 4]),
         ("near(1)", [1, 2, 3, 4]),
         ("near", [0, 1, 2, 3, 4, 5]),
-        ("band(0.5)", [1, 2, 3, 4]),
-        ("band", [0, 1, 2, 3, 4, 5]),
+        ("near(0.5)", [2, 3]),
         (0, [0, 1, 4, 5]),
         ([0, 1], [0, 1, 2, 3, 4, 5]),
     ],
@@ -177,57 +171,45 @@ def test_regions_by_hand(region: Any, members: list[int]) -> None:
     st.lists(st.integers(1, 8), min_size=1, max_size=3),
     st.sampled_from([0.5, 1.5, 2, 3.7]),
 )
-def test_masks_by_distance_equal_their_definitions(
+def test_masks_by_distance_equal_their_definition(
     seed: int, shape: list[int], radius: float
 ) -> None:
     rng = np.random.default_rng(seed)
-    classes = (rng.random(shape) < 0.1) * rng.integers(1, 3)
-    classes[rng.random(shape) < 0.03] = IGNORED
+    structure = rng.random(shape) < 0.1
     for spacing in (None, tuple(rng.choice([0.5, 1.0, 1.5, 3.0], len(shape)))):
-        for mask, definition in ((band_mask, by_definition.band), (near_mask, by_definition.near)):
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(distances, "SLAB", int(rng.integers(1, 200)))
-                found = mask(torch.from_numpy(classes).int(), radius, spacing)
-            assert np.array_equal(found.numpy(), definition(classes, radius, spacing))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(distances, "SLAB", int(rng.integers(1, 200)))
+            found = near_mask(torch.from_numpy(structure), radius, spacing)
+        assert np.array_equal(found.numpy(), by_definition.near(structure, radius, spacing))
 
 
 # All measures in all regions
 
 
-def assert_equals_definitions(
-    p: torch.Tensor, y: torch.Tensor, temperature: float | None, tolerance: float
-) -> None:
+def assert_equals_definitions(p: torch.Tensor, y: torch.Tensor) -> None:
     """One pass, with ignored voxels."""
     y = y.clone()
     ignored = torch.rand(y.shape, generator=torch.Generator().manual_seed(9)) < 0.02
     y[ignored] = IGNORE
     p0, label, out = p[0].double().numpy(), y[0, 0].numpy(), ignored[0, 0].numpy()
     case = by_definition.Case(p0, ~out)
-    for region, found in measured(
-        p, y, REGIONS, ignore_index=IGNORE, temperature=temperature
-    ).items():
-        mask = by_definition.inside(region, p0, label, out, temperature or 1)
-        assert 0 < mask.sum() == found.bins["top_label"].count.sum()
-        assert values_of(found) == pytest.approx(case.measures(label, mask), abs=tolerance)
+    for region, found in measured(p, y, REGIONS, ignore_index=IGNORE).items():
+        mask = by_definition.inside(region, p0, label, out)
+        assert 0 < mask.sum() == found.count == found.bins["top_label"].count.sum()
+        assert values_of(found) == pytest.approx(case.measures(label, mask), abs=1e-12)
         if region in CLOSED_FORM:
-            assert values_if_true(found) == pytest.approx(
-                case.errors_if_true(region), abs=tolerance
-            )
+            assert values_if_true(found) == pytest.approx(case.errors_if_true(region), abs=1e-12)
         else:
             assert "top_label_if_true" not in found.bins
 
 
 @pytest.mark.parametrize("shape", [(40, 50), (20, 16, 18)])
-@pytest.mark.parametrize(
-    ("temperature", "chunk"), [(None, 500), (0.6, voxels.CPU_CHUNK), (1.7, voxels.CPU_CHUNK)]
-)
-def test_small_cases(
-    shape: tuple[int, ...], temperature: float | None, chunk: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("chunk", [500, voxels.CPU_CHUNK])
+def test_small_cases(shape: tuple[int, ...], chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(voxels, "CPU_CHUNK", chunk)
     p = blobs(shape)
-    scaled = p if temperature is None else p.log().div(temperature).softmax(1)
-    assert_equals_definitions(scaled, draw_labels(p, 1), temperature, 1e-12)
+    # As of a network that is too sure
+    assert_equals_definitions(p.log().div(0.6).softmax(1), draw_labels(p, 1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -240,7 +222,7 @@ def test_sums_of_half_precision(dtype: torch.dtype) -> None:
     sums = half.double().sum(1)
     assert (sums != 1).any()
     assert ((half[:, 0] > 0.99) & (sums != 1)).any()
-    assert_equals_definitions(half, draw_labels(p, 1), None, 1e-12)
+    assert_equals_definitions(half, draw_labels(p, 1))
 
 
 # Sigmoids
@@ -252,13 +234,13 @@ def test_channels_of_sigmoids_are_cases_of_two_classes() -> None:
     foreground = 1 - torch.cat(parts, 1)
     drawn = torch.rand(2, *foreground.shape, generator=torch.Generator().manual_seed(1))
     y = (drawn[0] < foreground).int().masked_fill(drawn[1] < 0.03, IGNORE)
-    regions = [*BY_PREDICTION, "foreground", "union", (1,), (0, 1), "band"]
-    options = {"ignore_index": IGNORE, "temperature": 0.8}
+    regions = ["all", "predicted", "foreground", (1,), (0, 1), "near"]
     channels = [
-        measured(torch.cat([1 - p, p], 1), label, regions, **options)
+        measured(torch.cat([1 - p, p], 1), label, regions, ignore_index=IGNORE)
         for p, label in zip(foreground.split(1, 1), y.split(1, 1), strict=True)
     ]
-    for region, found in measured(foreground, y, regions, sigmoid=True, **options).items():
+    options: dict[str, Any] = {"sigmoid": True, "ignore_index": IGNORE}
+    for region, found in measured(foreground, y, regions, **options).items():
         alone = [channel[region] for channel in channels]
         for kind in {"top_label", "top_label_if_true"} & found.bins.keys():
             first, second, third = (each.bins[kind] for each in alone)

@@ -1,10 +1,7 @@
-"""Volumes, expected DSC and counts above thresholds of structures, by numpy, scikit-learn and
-simulation.
-"""
+"""Volumes, expected DSC, confidence and accuracy of structures, by numpy."""
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -17,7 +14,6 @@ from calib_components.errors import InputError
 from calib_components.metrics import (
     ExpectedDSCMetric,
     StructureMeasures,
-    ThresholdCounts,
     VolumeMetric,
     measure_structures,
 )
@@ -32,45 +28,49 @@ def softmax_case(*shape: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor
 
 
 def assert_same(
-    actual: StructureMeasures, expected: StructureMeasures, number: int | slice = slice(None)
+    actual: StructureMeasures, expected: StructureMeasures, chosen: slice = slice(None)
 ) -> None:
-    """All values, or those of one structure."""
-    for one, other in zip(fields_of(actual), fields_of(expected), strict=True):
-        torch.testing.assert_close(one[:, number], other, rtol=1e-12, atol=1e-12, equal_nan=True)
-
-
-def fields_of(measures: StructureMeasures) -> list[torch.Tensor]:
-    counts = measures.thresholds
-    of_counts = counts.true_positive, counts.predicted, counts.true
-    return [*measures[:6], *of_counts]
+    """All sums, or those of chosen structures."""
+    sums = {name: total[:, chosen] for name, total in actual.sums.items()}
+    torch.testing.assert_close(sums, expected.sums, rtol=1e-12, atol=1e-12)
 
 
 @settings(max_examples=10)
 @given(st.integers(0, 1000))
 def test_volumes_by_numpy_and_expected_dsc_by_numpy(seed: int) -> None:
+    """So are confidence, accuracy and DSC."""
     y_pred, y = softmax_case(9, 8, 7, seed=seed)
     p, label, sizes = y_pred.double().numpy(), y.numpy()[:, 0], np.array([0.25, 2, 2])
     volumes, dsc = VolumeMetric(STRUCTURES), ExpectedDSCMetric(STRUCTURES)
     volumes(y_pred[:1], y[:1], voxel_volume=0.25)
     volumes([*y_pred[1:]], [*y[1:]], voxel_volume=2)
     dsc(y_pred, torch.zeros_like(y))  # whatever the ground truth
+    measures = measure_structures(y_pred, y, STRUCTURES)
     for number, classes in enumerate(STRUCTURES.values()):
         of_structure, predicted = p[:, classes].sum(1), np.isin(p.argmax(1), classes)
-        rounded = of_structure.astype(np.float32)
+        true = np.isin(label, classes)
         for found, expected in (
-            (volumes.true, np.isin(label, classes)),
+            (volumes.true, true),
             (volumes.expected, of_structure),
             (volumes.segmented, predicted),
-            (volumes.low, rounded > np.float32(0.95)),
-            (volumes.high, rounded > np.float32(0.05)),
+            (volumes.low, of_structure > 0.95),
+            (volumes.high, of_structure > 0.05),
         ):
             np.testing.assert_allclose(
                 found[:, number], expected.sum((1, 2, 3)) * sizes, rtol=1e-12
             )
-        overlap, both = (
-            each.sum((1, 2, 3)) for each in (of_structure * predicted, of_structure + predicted)
-        )
-        np.testing.assert_allclose(dsc.aggregate("none")[:, number], 2 * overlap / both, rtol=1e-12)
+
+        def total(values: np.ndarray) -> np.ndarray:
+            return values.sum((1, 2, 3))
+
+        overlap, correct = total(of_structure * predicted), total(true & predicted)
+        for found, expected in (
+            (dsc.aggregate("none"), 2 * overlap / total(of_structure + predicted)),
+            (measures.dsc, 2 * correct / (total(predicted) + total(true))),
+            (measures.confidence, overlap / total(predicted)),
+            (measures.accuracy, correct / total(predicted)),
+        ):
+            np.testing.assert_allclose(found[:, number], expected, rtol=1e-12)
     torch.testing.assert_close(volumes.aggregate(), (volumes.expected - volumes.true).mean())
 
 
@@ -125,46 +125,3 @@ def test_expected_dsc_of_what_is_not_predicted() -> None:
     y, structures = torch.zeros(1, 1, 2), {"possible": [1, 2], "impossible": [3]}
     values = measure_structures(y_pred, y, structures).expected_dsc
     assert str(values.tolist()) == "[[0.0, nan]]"
-
-
-def test_counts_by_numpy() -> None:
-    y_pred, y = softmax_case(9, 8, 7)
-    counts = measure_structures(y_pred, y, STRUCTURES).thresholds
-    assert counts.thresholds.tolist() == [i / 100 for i in range(1, 100)]
-    for number, classes in enumerate(STRUCTURES.values()):
-        p = y_pred.double()[:, classes].sum(1).float().flatten(1)[:, None]
-        is_above = (p > torch.arange(1, 100)[:, None] / 100).numpy()
-        truth = np.isin(y.flatten(1), classes)
-        hits = (is_above & truth[:, None]).sum(-1)
-        np.testing.assert_array_equal(counts.true_positive[:, number], hits)
-        np.testing.assert_array_equal(counts.predicted[:, number], is_above.sum(-1))
-        np.testing.assert_array_equal(counts.true[:, number], truth.sum(1))
-        dsc = 2 * hits / (is_above.sum(-1) + truth.sum(1)[:, None])
-        np.testing.assert_allclose(counts.dsc[:, number], dsc, rtol=1e-12)
-    read = ThresholdCounts.from_dict(json.loads(json.dumps(counts.to_dict())))
-    assert all(torch.equal(field, getattr(read, name)) for name, field in vars(counts).items())
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_a_probability_at_a_threshold_is_not_above_it(dtype: torch.dtype) -> None:
-    at = (torch.arange(1, 100, dtype=torch.float64) / 100).to(dtype)[None, None]
-    found = measure_structures(at, torch.ones(1, 1, 99), {"a": [0]}).thresholds
-    assert found.predicted[0, 0].tolist() == list(range(98, -1, -1))  # the thresholds above each
-
-
-def counts_of(true_positive: list, predicted: list, true: list) -> ThresholdCounts:
-    fields = (torch.tensor(field) for field in (true_positive, predicted, true))
-    return ThresholdCounts(torch.tensor([0.3, 0.5, 0.7]), *fields)
-
-
-def test_best_threshold() -> None:
-    # The second case has no such structure, so it has no DSC at any threshold.
-    assert counts_of(
-        [[[4, 3, 2]], [[0, 0, 0]]], [[[6, 4, 2]], [[2, 0, 0]]], [[4], [0]]
-    ).best() == pytest.approx(0.3)
-    equal = counts_of(
-        [[[2, 2, 2], [0, 0, 0], [1, 2, 2]]], [[[2, 2, 2], [0, 0, 0], [2, 3, 2]]], [[2, 0, 2]]
-    )
-    # The nearest to 0.5; the highest
-    assert equal.best()[[0, 2]].tolist() == pytest.approx([0.5, 0.7])
-    assert equal.best()[1].isnan()

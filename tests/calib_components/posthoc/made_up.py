@@ -16,14 +16,13 @@ def draw(
     seed: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits `(B, N, *S)`, each case shifted its own way, and labels drawn from the softmax of
-    them, less their mean, times scale plus bias.
+    them times scale plus bias.
     """
     generator = torch.Generator().manual_seed(seed)
     logits = spread * torch.randn(shape, generator=generator)
     logits[:, 0] += torch.arange(shape[0]).reshape(-1, *[1] * (len(shape) - 2)) / 2
     noise = -torch.empty(shape).exponential_(generator=generator).log()
-    centered = (logits - logits.mean(1, keepdim=True)).movedim(1, -1)
-    true = (centered * torch.tensor(scale) + torch.tensor(bias)).movedim(-1, 1)
+    true = (logits.movedim(1, -1) * torch.tensor(scale) + torch.tensor(bias)).movedim(-1, 1)
     return logits, (true + noise).argmax(1, keepdim=True)
 
 

@@ -20,9 +20,9 @@ from calib_components.posthoc import (
     TemperatureScaled,
     TemperatureScaling,
     TemperatureUNet,
+    describe_calibration,
     find_calibrator,
     find_reference,
-    find_temperature,
     members_of,
     set_calibrator,
 )
@@ -62,7 +62,6 @@ def test_logits_are_divided_by_the_temperature_also_in_exports() -> None:
         assert torch.equal(network(X), plain(X) / 2.5)
         for exported in (torch.jit.script(network), torch.jit.trace(network, X)):
             assert torch.equal(exported(X), network(X))
-            assert find_temperature(exported) == network.temperature == 2.5
     half = TemperatureScaled(torch.nn.Identity(), 2.0)(torch.tensor([3.0], dtype=torch.bfloat16))
     assert half.equal(torch.tensor([1.5], dtype=torch.bfloat16))
 
@@ -101,10 +100,10 @@ class TestWeights:
         for network, _ in networks(0.67):
             other = copy.deepcopy(network)
             set_calibrator(other, temperature(3))
-            buffer = find_temperature(other)
+            buffer = other.temperature
             other.load_state_dict(network.state_dict())
             assert torch.equal(other(X), network(X))
-            assert buffer is find_temperature(other) is other.temperature  # an evaluation holds it
+            assert other.temperature is buffer
 
     def test_without_a_temperature_load_as_one(self) -> None:
         for network, plain in networks(3):
@@ -112,7 +111,7 @@ class TestWeights:
             del weights["temperature"]
             inside = torch.nn.ModuleDict({"part": network})
             inside.load_state_dict({f"part.{name}": value for name, value in weights.items()})
-            assert find_temperature(network) == 1
+            assert network.temperature == 1
             assert torch.equal(network(X), plain(X))
             assert "temperature" not in weights
 
@@ -131,7 +130,7 @@ def test_temperature_of_another_network_is_something_else() -> None:
     """Such as that of an attention."""
     network = torch.nn.Linear(1, 1)
     network.register_buffer("temperature", torch.ones(()))
-    assert find_temperature(network) is find_temperature(torch.jit.script(network)) is None
+    assert describe_calibration(network) is describe_calibration(torch.jit.script(network)) is None
     with pytest.raises(InputError, match="Linear carries no calibrator"):
         set_calibrator(network, temperature(2))
 
@@ -192,7 +191,7 @@ class TestEveryCalibrator:
             found = made_up(kind, 4)(logits.to(each))
             expected = made_up(kind, 4)(logits)
             torch.testing.assert_close(found.float(), expected, atol=0.05, rtol=0.05)
-            assert found.dtype == each or not kind.name.endswith("temperature")
+            assert found.dtype == each or kind.name != "temperature"
 
     def test_onnx(self, kind: type[Calibrator], tmp_path: Path) -> None:
         network, file = TemperatureScaled(torch.nn.Conv2d(1, 4, 3)).eval(), tmp_path / "model.onnx"
@@ -212,7 +211,6 @@ class TestEnsemble:
         mean = torch.stack([member(X).softmax(1) for member in members]).mean(0)
         network = TemperatureScaled(Ensemble(members), 1.7).eval()
         torch.testing.assert_close(network(X).softmax(1), (mean.log() / 1.7).softmax(1))
-        assert find_temperature(network) is network.temperature
         for exported in (torch.jit.script(network), torch.jit.trace(network, X)):
             torch.testing.assert_close(exported(X), network(X))
         parts = members_of(torch.jit.script(network))

@@ -18,7 +18,6 @@ from tests.calib_tools.predictions.made_up import (
     SHAPE,
     save_nifti,
     save_nnunet,
-    sitk_properties,
 )
 
 NACL = TRAINERS["nnUNetTrainerNACL"]
@@ -169,7 +168,7 @@ def make_model(
         save_checkpoint(made, model / f"fold_{fold}" / "checkpoint_final.pth")
         for case in CASES[fold]:
             p, predicted, label = validation_of(case, labels)
-            save_nnunet(validation, case, p, sitk_properties(), dtype=np.float32)
+            save_nnunet(validation, case, p, dtype=np.float32)
             save_nifti(validation / f"{case}.nii.gz", predicted)
             save_nifti(preprocessed / NAME / "gt_segmentations" / f"{case}.nii.gz", label)
         (validation / "summary.json").write_text("{}")

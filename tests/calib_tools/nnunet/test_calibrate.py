@@ -33,7 +33,7 @@ from tests.calib_tools.nnunet.made_up import (
     validation_of,
     write_splits,
 )
-from tests.calib_tools.predictions.made_up import save_nifti, save_nnunet, sitk_properties
+from tests.calib_tools.predictions.made_up import save_nifti, save_nnunet
 from tests.helpers import snapshot
 
 ALL = [*CASES[0], *CASES[1]]
@@ -159,7 +159,7 @@ def test_voxels_outside_of_the_crop_are_left_out(model: Path, folders: Path) -> 
     p = np.pad(p, [(0, 0), *beyond])
     p[0, :, :2] = 1
     validation = model / "fold_0" / "validation"
-    save_nnunet(validation, CASES[0][0], p, sitk_properties(), dtype=np.float32)
+    save_nnunet(validation, CASES[0][0], p, dtype=np.float32)
     save_nifti(validation / f"{CASES[0][0]}.nii.gz", np.pad(predicted, beyond))
     labels = folders / "preprocessed" / NAME / "gt_segmentations"
     save_nifti(labels / f"{CASES[0][0]}.nii.gz", np.pad(label, beyond, constant_values=1))

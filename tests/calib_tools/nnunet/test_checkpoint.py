@@ -50,7 +50,7 @@ def test_a_pickle_that_does_more_than_hold_data_is_not_run(tmp_path: Path) -> No
         ({"network_weights": None}, "checkpoint"),
         ({"network_weights": {"a": torch.tensor([1, torch.nan])}}, "some weights are NaN"),
         ({"temperature": 1.5}, "temperature"),
-        ({"class_bias": [1.5, 2]}, "class_bias"),
+        ({"class_bias": [1.5, 2]}, "class_bias"),  # of version 0.4
         (None, "trainer_name"),
     ],
 )
@@ -91,15 +91,6 @@ def test_logits_of_all_resolutions_are_calibrated(
     for one, other in zip(logits, calibrated, strict=True):
         assert one.std() > 0.05
         torch.testing.assert_close(other, calibrator(one), atol=1e-5, rtol=1e-5)
-
-
-def test_a_calibrator_that_is_no_layer_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(TemperatureScaling, "is_affine", False)
-    save_trained(tmp_path / "a.pth")
-    with pytest.raises(InputError, match="temperature cannot become a part"):
-        scale_checkpoint(read_checkpoint(tmp_path / "a.pth"), TemperatureScaling())
 
 
 @pytest.mark.parametrize(

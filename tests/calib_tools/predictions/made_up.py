@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 
 import nibabel as nib
@@ -25,11 +24,9 @@ class Harmful:
         return os.mkdir, (str(self.folder),)
 
 
-def softmax_of(
-    seed: int, channels: int = 3, shape: tuple[int, ...] = SHAPE, scale: float = 2.0
-) -> np.ndarray:
+def softmax_of(seed: int, channels: int = 3, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
     """Probabilities `(C, X, Y, Z)`, float32."""
-    logits = scale * np.random.default_rng(seed).normal(size=(channels, *shape))
+    logits = 2 * np.random.default_rng(seed).normal(size=(channels, *shape))
     powers = np.exp(logits - logits.max(0))
     return (powers / powers.sum(0)).astype(np.float32)
 
@@ -59,40 +56,16 @@ def save_rounded(file: Path, p: np.ndarray, dtype: type, slope: float) -> Path:
     return file
 
 
-def sitk_properties(affine: np.ndarray = AFFINE) -> dict:
-    """What nnU-Net's SimpleITK reader records of an image: ITK's axes are NIfTI's with the first
-    two reversed.
-    """
-    lps = np.diag([-1.0, -1, 1, 1]) @ affine
-    spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    direction = lps[:3, :3] / spacing
-    return {
-        "sitk_stuff": {
-            "spacing": tuple(map(float, spacing)),
-            "origin": tuple(map(float, lps[:3, 3])),
-            "direction": tuple(map(float, direction.ravel())),
-        },
-        "spacing": [float(side) for side in spacing[::-1]],
-        "shape_before_cropping": SHAPE[::-1],
-        "bbox_used_for_cropping": [[0, 4], [np.int64(0), np.int64(5)], [0, 6]],
-    }
-
-
-def nibabel_properties(**affines: np.ndarray) -> dict:
-    """What nnU-Net's nibabel readers record of an image."""
-    return {"nibabel_stuff": affines, "spacing": [8.0, 1.25, 1.5]}
-
-
 def save_nnunet(
     folder: Path,
     name: str,
     p: np.ndarray,
-    properties: object = None,
+    affine: np.ndarray | None = None,
     dtype: type = np.float16,
 ) -> Path:
-    """`NAME.npz` with axes in reverse order, and `NAME.pkl` where there are properties."""
+    """`NAME.npz` with axes in reverse order, and where there is an affine, the segmentation."""
     folder.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(folder / f"{name}.npz", probabilities=p.transpose(0, 3, 2, 1).astype(dtype))
-    if properties is not None:
-        (folder / f"{name}.pkl").write_bytes(pickle.dumps(properties))
+    if affine is not None:
+        save_nifti(folder / f"{name}.nii.gz", p.argmax(0).astype(np.uint8), affine)
     return folder / f"{name}.npz"

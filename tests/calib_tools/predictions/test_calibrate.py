@@ -104,8 +104,12 @@ def test_calibrated_maps_have_the_likelihood_that_was_fitted(
         label = label_of_case(folders[1], case)
         likelihoods.append(np.take_along_axis(scaled, label[..., None].astype(int), -1))
     assert -np.log(likelihoods).mean() == pytest.approx(estimate.nll_after, abs=1e-5)
-    evaluate_predictions(tmp_path / "out", folders[1], tmp_path / "evaluation")
-    assert Evaluation.read(tmp_path / "evaluation").summary["nll_all"]["n"] == len(CASES)
+    evaluate_predictions(tmp_path / "out", folders[1], tmp_path / "evaluation", workers=1)
+    summary = Evaluation.read(tmp_path / "evaluation").summary
+    assert summary["nll_all"]["mean"] == pytest.approx(estimate.nll_after, abs=1e-5)
+    assert summary["calibration"] == {"calibrator": kind, "region": "all", "patients": 16}
+    with pytest.raises(InputError, match=rf"{kind}\.json: its predictions are calibrated already"):
+        calibrate((tmp_path / "out", folders[1]), tmp_path / "twice")
 
 
 def test_predictions_of_the_fit_under_other_names_are_noted(
@@ -232,30 +236,17 @@ class TestRounded:
             )
 
 
-@pytest.mark.parametrize("sigmoid", [False, True])
-def test_the_plausible_foreground_of_calibrated_maps_is_that_of_before(
-    sigmoid: bool, tmp_path: Path
-) -> None:
-    predictions, labels, scaled = tmp_path / "predictions", tmp_path / "labels", tmp_path / "scaled"
-    for case in CASES[:8:2]:
-        p = softmax(logits_of(case), axis=0)
-        if sigmoid:
-            p = softmax_of(CASES.index(case), 2, scale=6.0)[:1]
-        save_channels_last(predictions / f"{case}.nii", p.astype(np.float32))
-        save_label(labels, case, p, sigmoid)
-    estimate = calibrate((predictions, labels), scaled, sigmoid=sigmoid)
-
-    def plausible_voxels(folder: Path, temperature: float) -> int:
-        out = tmp_path / f"evaluation of {folder.name}"
-        evaluate_predictions(folder, labels, out, sigmoid=sigmoid, workers=1)
-        assert Evaluation.read(out).summary["temperature"] == pytest.approx(temperature)
-        return int(Evaluation.read(out).regions["plausible"]["top_label"].count.sum())
-
-    before = plausible_voxels(predictions, 1.0)
-    # A voxel at the threshold may be rounded to its other side
-    assert plausible_voxels(scaled, estimate.temperature) == pytest.approx(before, abs=1)
-    with pytest.raises(InputError, match=r"temperature\.json"):
-        calibrate((scaled, labels), tmp_path / "twice", sigmoid=sigmoid)
+def test_each_sigmoid_is_scaled(tmp_path: Path) -> None:
+    predictions, labels = tmp_path / "predictions", tmp_path / "labels"
+    p = {case: softmax_of(CASES.index(case), 2)[:1] for case in CASES[:8:2]}
+    for case, values in p.items():
+        save_channels_last(predictions / f"{case}.nii", values)
+        save_label(labels, case, values, sigmoid=True)
+    t = calibrate((predictions, labels), tmp_path / "scaled", sigmoid=True).temperature
+    for case, values in p.items():
+        found = nib.load(tmp_path / "scaled" / f"{case}_probability.nii.gz").get_fdata()
+        expected = expit(logit(values[0].astype(float)) / t)
+        np.testing.assert_allclose(found.squeeze(), expected, atol=1e-5)
 
 
 def test_places_and_files_that_do_not_fit(folders: Folders, tmp_path: Path) -> None:

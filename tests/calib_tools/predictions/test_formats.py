@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,11 @@ from calib_tools.predictions.formats import (
 from tests.calib_tools.predictions.made_up import (
     AFFINE,
     SHAPE,
-    Harmful,
     label_of,
-    nibabel_properties,
     save_channels_last,
     save_nifti,
     save_nnunet,
     save_rounded,
-    sitk_properties,
     softmax_of,
 )
 
@@ -40,27 +36,19 @@ def array(folder: Path, values: np.ndarray) -> PlainArray:
     return PlainArray((folder / "case.npy",))
 
 
-def nnunet(folder: Path, p: np.ndarray, properties: object = None, **options: Any) -> NnUNetArray:
-    return NnUNetArray((save_nnunet(folder, "case", p, properties, **options),))
+def nnunet(folder: Path, p: np.ndarray, *arguments: Any, **options: Any) -> NnUNetArray:
+    return NnUNetArray((save_nnunet(folder, "case", p, *arguments, **options),))
 
 
-def nifti(*files: Path) -> Nifti:
-    return Nifti(files)
+def nifti(file: Path) -> Nifti:
+    return Nifti((file,))
 
 
 def test_every_format_gives_the_same_probabilities(tmp_path: Path) -> None:
     everything: dict[str, Reader] = {
         "4D": nifti(save_channels_last(tmp_path / "case.nii.gz", P)),
         "64 bits": nifti(save_channels_last(tmp_path / "c64.nii", P.astype(np.float64))),
-        "channels": nifti(
-            *(
-                save_nifti(tmp_path / f"case_{index}.nii", channel)
-                for index, channel in enumerate(P)
-            )
-        ),
-        "npz": nnunet(
-            tmp_path / "a", P, nibabel_properties(original_affine=AFFINE), dtype=np.float32
-        ),
+        "npz": nnunet(tmp_path / "a", P, AFFINE, dtype=np.float32),
         "npy": array(tmp_path / "alone", P),
     }
     for name, prediction in everything.items():
@@ -156,41 +144,14 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.npz").write_text("no archive")
     cut = save_channels_last(tmp_path / "cut.nii", P)
     cut.write_bytes(cut.read_bytes()[:-50])
-    first = save_nifti(tmp_path / "case_0.nii", P[0])
-    moved = save_nifti(tmp_path / "moved.nii", P[1], AFFINE + np.eye(4)[:, [3, 3, 3, 0]])
     for prediction, expected in (
         (NnUNetArray((tmp_path / "other.npz",)), "other.npz.*probabilities"),
         (NnUNetArray((tmp_path / "text.npz",)), "text.npz"),
         (nifti(save_nifti(tmp_path / "5d.nii", P[:, None])), "5d.nii"),
         (nifti(cut), "cut.nii"),
-        (nifti(first, moved), "moved.nii"),
-        (nifti(first, save_nifti(tmp_path / "shape.nii", P[1, 1:])), "shape.nii"),
     ):
         with pytest.raises(InputError, match=expected):
             prediction.header()
-
-
-def test_properties_of_both_readers_give_the_affine(tmp_path: Path) -> None:
-    sitk = pytest.importorskip("SimpleITK")
-    image = sitk.ReadImage(str(save_nifti(tmp_path / "image.nii", P[0])))
-    theirs = {
-        "spacing": image.GetSpacing(),
-        "origin": image.GetOrigin(),
-        "direction": image.GetDirection(),
-    }
-    flipped = AFFINE @ np.diag([-1.0, 1, 1, 1])
-    for properties, expected in (
-        ({"sitk_stuff": theirs}, AFFINE),
-        (sitk_properties(), AFFINE),
-        (nibabel_properties(original_affine=AFFINE), AFFINE),
-        # The array's own axes
-        (nibabel_properties(original_affine=AFFINE, reoriented_affine=flipped), flipped),
-    ):
-        np.testing.assert_allclose(
-            nnunet(tmp_path, P, properties).header().affine, expected, atol=1e-4
-        )
-    # This reader records none
-    assert nnunet(tmp_path, P, {"spacing": [1.0, 1.0, 1.0]}).header().affine is None
 
 
 def test_a_segmentation_beside_an_array_gives_its_grid(tmp_path: Path) -> None:
@@ -200,22 +161,6 @@ def test_a_segmentation_beside_an_array_gives_its_grid(tmp_path: Path) -> None:
     save_nnunet(tmp_path, "case", P[:, 1:])
     with pytest.raises(InputError, match="shape"):
         beside.header()
-
-
-def test_a_pickle_is_data_and_runs_nothing(tmp_path: Path) -> None:
-    mark = tmp_path / "mark"
-    with pytest.raises(InputError, match=r"case.pkl.*mkdir"):
-        nnunet(tmp_path, P, sitk_properties() | {"more": Harmful(mark)}).header()
-    assert not mark.exists()
-
-
-@pytest.mark.parametrize("protocol", range(2, 6))
-def test_plain_values_of_any_pickle_are_read(protocol: int, tmp_path: Path) -> None:
-    affines = {"original_affine": np.asfortranarray(AFFINE), "reoriented_affine": AFFINE}
-    properties = nibabel_properties(**affines) | {"more": [np.float32(1.5), b"text", (1, "a")]}
-    prediction = nnunet(tmp_path, P, properties)
-    (tmp_path / "case.pkl").write_bytes(pickle.dumps(properties, protocol))
-    np.testing.assert_array_equal(prediction.header().affine, AFFINE)
 
 
 def test_label_maps_are_whole_numbers_in_any_format(tmp_path: Path) -> None:

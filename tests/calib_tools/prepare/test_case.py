@@ -18,7 +18,6 @@ from nibabel.eulerangles import euler2mat
 
 from calib_components.errors import InputError
 from calib_tools.prepare.case import (
-    Options,
     SourceCase,
     load_case,
     read_volume,
@@ -35,14 +34,12 @@ TILT = from_matvec(euler2mat(0.3, 0.2, 0.1) @ np.diag([1.5, 1.25, 8.0]), [-90, 3
 VALUES = np.arange(60, dtype=np.float32).reshape(SHAPE)
 
 
-def read_beside(
-    image: nib.Nifti1Image, label: nib.Nifti1Image, folder: Path, **options: bool
-) -> np.ndarray:
+def read_beside(image: nib.Nifti1Image, label: nib.Nifti1Image, folder: Path) -> np.ndarray:
     """The voxels of a label as they are read beside an image."""
     for name, volume in (("image", image), ("label", label)):
         volume.to_filename(folder / f"{name}.nii")
     target = read_volume(folder / "image.nii")
-    read = read_volume(folder / "label.nii", Options(**options), target)
+    read = read_volume(folder / "label.nii", target)
     np.testing.assert_array_equal(read.affine, target.affine)
     return read.numpy()[0]
 
@@ -67,21 +64,16 @@ class TestLabelOnTheVoxelsOfTheImage:
         ],
         ids=["0.2 mm", "voxel size", "turned", "mirrored"],
     )
-    def test_other_places_are_refused_unless_headers_are_ignored(
-        self, change: np.ndarray, tmp_path: Path
-    ) -> None:
+    def test_other_places_are_refused(self, change: np.ndarray, tmp_path: Path) -> None:
         image, label = (nib.Nifti1Image(VALUES, affine) for affine in (TILT, change @ TILT))
-        differs = r"label\.nii: affine differs from that of .*image\.nii .*--ignore_headers"
+        differs = r"label\.nii: affine differs from that of .*image\.nii "
         with pytest.raises(InputError, match=differs):
             read_beside(image, label, tmp_path)
-        kept = read_beside(image, label, tmp_path, ignore_headers=True)
-        np.testing.assert_array_equal(kept, VALUES)
 
-    @pytest.mark.parametrize("ignore_headers", [False, True])
-    def test_other_shape_is_refused(self, ignore_headers: bool, tmp_path: Path) -> None:
+    def test_other_shape_is_refused(self, tmp_path: Path) -> None:
         image, label = (nib.Nifti1Image(values, TILT) for values in (VALUES, VALUES[1:]))
         with pytest.raises(InputError, match="shape"):
-            read_beside(image, label, tmp_path, ignore_headers=ignore_headers)
+            read_beside(image, label, tmp_path)
 
 
 @pytest.fixture

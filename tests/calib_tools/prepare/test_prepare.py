@@ -18,7 +18,7 @@ import yaml
 from filelock import FileLock
 
 from calib_components.errors import InputError
-from calib_workflows.fingerprint import fingerprint_of_cases
+from calib_workflows.runs import fingerprint_of_cases
 from tests.calib_tools.prepare.conftest import Prepare, read
 from tests.helpers import make_acdc, save, snapshot
 
@@ -204,20 +204,13 @@ def test_structures_outside_the_crop_are_not_in_no_label(
     assert "in no label of any case: right ventricle\n" in shown
 
 
-def test_nan_is_0_on_request(src: Path, out: Path, prepare: Prepare) -> None:
+def test_nan_is_refused(src: Path, prepare: Prepare) -> None:
     file = src / "training" / "patient001" / "patient001_frame01.nii.gz"
     image = read(file).astype(np.float32)
     image[:2] = np.nan
     save(file, image)
-    with pytest.raises(InputError, match=rf"{file}: 128 values are NaN .*--nan_to_num"):
+    with pytest.raises(InputError, match=rf"{file}: 128 values are NaN .*Store 0"):
         prepare()
-    prepare(nan_to_num=True)
-    before = snapshot(out)
-    save(file, np.nan_to_num(image))
-    assert f"{out}: 0 case(s) kept, 4 made\n" in prepare()
-    assert all(
-        snapshot(out)[name] == content for name, content in before.items() if name.endswith(".nii")
-    )
 
 
 def test_pixel_size_is_that_of_the_training_cases(src: Path, out: Path, prepare: Prepare) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from calib_components.metrics import CalibrationBins, ThresholdCounts
+from calib_components.metrics import CalibrationBins
 from calib_workflows.evaluation_files import Evaluation
 
 STRUCTURES = ("RV", "MYO", "LV")
@@ -44,47 +44,31 @@ def write_evaluation(
     columns = {f"dsc_{s}": quality + rng.uniform(0, 0.05, n) for s in STRUCTURES}
     columns |= {f"hd95_{s}": rng.uniform(1, 5, n) for s in STRUCTURES}
     folder.mkdir(parents=True, exist_ok=True)
-    parts: dict[str, Any] = {}
+    regions: dict[str, Any] = {}
     if with_probabilities:
         error = np.abs(gaps) + rng.uniform(0, 0.01, n)
-        columns |= {"ece": error, "cece": error / 2, "nll": 4 * error, "brier": 2 * error}
-        columns["ece_if_true"] = np.full(n, 0.1)
+        columns |= {"ece": error, "cece": error / 2, "ece_if_true": 0.1, "cece_if_true": 0.05}
         for region, share in (("all", 0.25), ("near", 0.5), ("predicted", 1)):
-            columns |= {
-                f"{name}_{region}": share * columns[name]
-                for name in ("ece", "cece", "nll", "brier")
-            }
+            columns[f"nll_{region}"] = 4 * share * error
+        columns |= {"ece_all": error / 4, "ece_predicted": error}
         for s in STRUCTURES:
             true = 80 + 2.0 * np.arange(n)  # of a case the same in all folders
             columns |= {
                 f"true_volume_{s}": true,
                 f"segmented_volume_{s}": true - 1,
                 f"expected_volume_{s}": true + 2,
+                f"confidence_{s}": 0.9,
+                f"accuracy_{s}": 0.9 - gaps,
+                f"expected_dsc_{s}": columns[f"dsc_{s}"] + 0.05,
+                f"mean_entropy_{s}": 1 - columns[f"dsc_{s}"],
             }
-            columns |= {
-                f"certain_volume_{s}": true - 10,
-                f"possible_volume_{s}": true + rng.uniform(-2, 20, n),
-            }
-            columns[f"expected_dsc_{s}"] = columns[f"dsc_{s}"] + 0.05
-        columns |= {"aurc": error / 10, "error_share_5": 0.5 + error}
         count = torch.arange(1000, 16000, 1000).expand(n, -1)
         confidence = (torch.arange(15) + 0.5) / 15
         correct = (count * (confidence - torch.tensor(gaps.copy())[:, None])).clamp(min=0).double()
         bins = CalibrationBins(count, (count * confidence).double(), correct)
         kinds = dict.fromkeys(("top_label", "classwise"), bins.pooled())
-        regions = {
-            "foreground": kinds,
-            **dict.fromkeys(("all", "predicted"), kinds | {"top_label_per_case": bins}),
-        }
-        parts |= {
-            "regions": regions,
-        }
-        thresholds, whole = torch.arange(1, 20) / 20, torch.full((n, len(STRUCTURES)), 1000)
-        predicted = (1500 * (1.2 - thresholds)).long().expand(*whole.shape, -1)
-        positive = torch.minimum(predicted, whole[..., None]) * 9 // 10
-        parts["thresholds"] = ThresholdCounts(thresholds.double(), positive, predicted, whole)
-        coverage = np.linspace(0.05, 1, 20)
-        parts |= {"coverage": coverage, "risk": error[:, None] * coverage**2}
+        of_cases = kinds | {"top_label_per_case": bins}
+        regions = {"foreground": kinds, "all": of_cases, "predicted": of_cases}
         summary = {"channels": len(CLASSES), "sigmoid": False, **summary}
     columns |= {name: np.broadcast_to(values, n) for name, values in (changed or {}).items()}
     table = pd.DataFrame({"case": cases, **columns})
@@ -96,5 +80,5 @@ def write_evaluation(
         "unit": "mm",
         "volume_unit": "ml",
     }
-    Evaluation(table, known | summary, CLASSES, structures=STRUCTURES, **parts).write(folder)
+    Evaluation(table, known | summary, CLASSES, STRUCTURES, regions).write(folder)
     return folder

@@ -145,7 +145,12 @@ def test_objects_of_label_maps_have_no_confidence(
     rows = made_up(0, cases_of(8))
     rows["confidence"] = rows["confidence"].where(rows["confidence"] == 0, 1)
     rows.to_csv(tmp_path / "test" / "objects.csv", index=False)
+    (tmp_path / "test" / "cases").mkdir()
+    pictures = {"missed1.png", "missed2.png"}
+    for name in pictures:
+        (tmp_path / "test" / "cases" / name).write_bytes(PNG)
     report_folders(tmp_path / "test", out=tmp_path / "out")
+    assert pictures == {file.name for file in (tmp_path / "out").glob("*.png")}
     measures = {*pd.read_csv(tmp_path / "out" / "objects.csv")["measure"]}
     assert {"recall", "F1", "right", "false candidates a scan"} < measures
     assert not any("confidence" in measure for measure in measures)

@@ -89,8 +89,8 @@ def test_sections_rank_the_cases_and_count_the_limits_of_validation_patients(
         "mean confidence",
         "1 - mean entropy",
     }
-    assert f"{(dsc.mean(axis=1) < 0.7).sum()} of 16 scans" in section.caption
-    assert ("not shown" in section.caption) == (found.gap_closed[1] <= 0)
+    assert f"{(dsc.mean(axis=1) < 0.7).sum()} of 16 scans" in section.text
+    assert ("not shown" in section.text) == (found.gap_closed[1] <= 0)
     residuals = (known["expected_dsc_MYO"] - known["dsc_MYO"]) / (1 - known["expected_dsc_MYO"])
     q = sorted(residuals.to_numpy().reshape(12, 2).max(1))[11]
     holds = dsc["dsc_MYO"] >= expected["expected_dsc_MYO"] - q * (1 - expected["expected_dsc_MYO"])
@@ -98,6 +98,7 @@ def test_sections_rank_the_cases_and_count_the_limits_of_validation_patients(
     assert limits is not None
     held = holds.to_numpy().reshape(8, 2).all(1).sum()
     low, high = holding_patients(12, 8)
-    assert limits.table.loc["MYO", "DSC at least"].text == f"{held} of 8 ({low} to {high})"
-    assert limits.table.loc["MYO", "volume in its range"].text.endswith(f" of 8 ({low} to {high})")
-    assert "12 validation patients" in limits.caption
+    records = {(each["structure"], each["limit"]): each["text"] for each in limits.records}
+    assert records["MYO", "DSC at least"] == f"{held} of 8 ({low} to {high})"
+    assert records["MYO", "volume in its range"].endswith(f" of 8 ({low} to {high})")
+    assert "12 validation patients" in limits.text

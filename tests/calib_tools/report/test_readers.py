@@ -11,19 +11,16 @@ import pytest
 
 from calib_components.errors import InputError
 from calib_tools.report.readers import read_evaluations
-from tests.calib_tools.report.made_up import (
-    cases_of,
-    write_evaluation,
-)
+from tests.calib_tools.report.made_up import cases_of, write_evaluation
 
 
 def test_evaluations_keep_common_cases_and_columns(tmp_path: Path) -> None:
-    one = write_evaluation(tmp_path / "a/eval", changed={"smooth_ece_all": 0.1})
+    one = write_evaluation(tmp_path / "a/eval", changed={"pairwise_dsc_RV": 0.1})
     two = write_evaluation(tmp_path / "b/eval", cases_of(7))
     found = read_evaluations([one, two])
     assert found.names == ["a/eval", "b/eval"]
     assert found.count == "7 patients"
-    assert not found.has("smooth_ece_all")
+    assert not found.has("pairwise_dsc_RV")
     assert found.notices[0].startswith(
         "2 cases that not all have are left out, such as p07_1, p07_2"
     )

@@ -14,11 +14,10 @@ from scipy import stats
 
 from calib_components.errors import InputError
 from calib_tools.report import comparison, report, statistics
-from calib_tools.report.calibration import Judgement
-from calib_tools.report.comparison import compare, means_section
-from calib_tools.report.conclusion import conclude
+from calib_tools.report.calibration import Judgement, structures_section
+from calib_tools.report.comparison import compare, differences_section, means_section
+from calib_tools.report.conclusion import conclude, next_step
 from calib_tools.report.data import Context
-from calib_tools.report.page import Answer, Section
 from calib_tools.report.readers import read_evaluations
 from calib_tools.report.report import report_folders
 from calib_tools.report.statistics import (
@@ -27,17 +26,15 @@ from calib_tools.report.statistics import (
     holm,
     mean_with_interval,
 )
-from calib_tools.report.structures import structures_section
-from calib_tools.report.tables import Cell
-from calib_tools.report.thresholds import check_apart
+from calib_tools.report.validation import check_apart
 from calib_workflows.evaluation_files import Evaluation
+from calib_workflows.pages.page import Answer, Section
 from tests.calib_tools.report.made_up import (
     PNG,
+    STRUCTURES,
     cases_of,
     write_evaluation,
 )
-
-STRUCTURES = ("RV", "MYO", "LV")
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +91,7 @@ ABOUT_ONE: dict[str, tuple[dict[str, Any], str, str]] = {
 def answer_about(*folders: Path) -> Answer:
     """The answer about one or several evaluations."""
     found = read_evaluations(folders)
-    return conclude(Context(found, found.names[0], compare(found, found.names[0])))
+    return conclude(Context(found, found.names[0]))
 
 
 @pytest.mark.parametrize("name", ABOUT_ONE)
@@ -104,10 +101,22 @@ def test_answer_about_one_network(name: str, tmp_path: Path) -> None:
     text = " ".join(answer.sentences)
     assert re.search(pattern, text)
     assert len(answer.sentences) <= 3
-    assert advice in answer.advice + answer.command
+    assert advice in answer.advice
     of_predictions = answer_about(write_evaluation(tmp_path, **options, source="predictions"))
-    assert of_predictions.command.startswith("calib-components " if answer.command else "")
-    assert bool(answer.command) == answer.advice.startswith("Fit ")
+    other = advice.replace("configs/calibrate.yaml", "calibrate_predictions")
+    assert other in of_predictions.advice
+
+
+def test_one_temperature_cannot_calibrate_two_opposite_regions() -> None:
+    """Where structures are predicted, it is calibrated; the background is not."""
+    judgements = {
+        "predicted": Judgement(Estimate(0, -0.01, 0.01), 0.9, 0.9),
+        "all": Judgement(Estimate(-0.05, -0.06, -0.04), 0.9, 0.95),
+    }
+    nothing = next_step({}, 0.9, judgements)
+    assert nothing.startswith("Nothing on images like these")
+    fitted = next_step({"calibration": {**DONE, "region": "predicted"}}, 0.9, judgements)
+    assert fitted.startswith(f"{nothing} Over all voxels, it is underconfident by 0.050")
 
 
 def test_cases_that_are_much_worse_than_the_others_are_named(tmp_path: Path) -> None:
@@ -180,114 +189,68 @@ def test_answers_about_simulated_networks(
         assert share(0.1, "calibrated", "slight") == 0
 
 
-def compared(tmp_path: Path, *networks: dict[str, Any]) -> Answer:
-    """The answer about two networks."""
-    folders = [tmp_path / name for name in ("first", "second")]
-    for seed, (folder, options) in enumerate(zip(folders, networks, strict=True)):
-        write_evaluation(folder, seed=seed, **options)
-    return answer_about(*folders)
-
-
-def test_answer_about_two_networks_names_what_is_significant(tmp_path: Path) -> None:
-    over, better = {"gap": 0.1, "changed": dsc(0.8)}, {"gap": 0.02, "changed": dsc(0.81)}
-    answer = compared(tmp_path, over, better).sentences
-    assert answer == [
-        "Better than first: second (DSC, NLL all, NLL near).",
-        "second: It is overconfident.",
-    ]
-    # Background alone may decide: near the structures, both are alike
-    equal = {"gap": 0.05, "changed": dsc(0.8)}
-    answer = compared(tmp_path, equal, {"gap": 0.05, "changed": {**dsc(0.8), "nll_all": 0.01}})
-    assert answer.sentences[0] == "Better than first: second (NLL all)."
-    assert answer.sentences[1].startswith("second: ")
-    # Near the structures alone, it is told, but does not decide
-    answer = compared(tmp_path, equal, {"gap": 0.05, "changed": {**dsc(0.8), "nll_near": 0.01}})
-    assert answer.sentences[0] == "Better than first: second (NLL near)."
-    assert answer.sentences[1].startswith("first: ")
-    # A higher DSC does not make up for a higher NLL
-    worse = {"gap": 0.05, "changed": {**dsc(0.81), "nll_all": 0.9}}
-    answer = compared(tmp_path, equal, worse).sentences
-    assert answer[:2] == ["Better than first: second (DSC).", "Worse than first: second (NLL all)."]
-    assert answer[-1].startswith("first: ")
-    # A network chooses its predicted voxels itself
-    chosen = {"gap": 0.05, "changed": {**dsc(0.8), "nll_predicted": 0.01}}
-    answer = compared(tmp_path, equal, chosen)
-    assert answer.sentences[0].startswith("No significant difference in DSC, NLL all, NLL near on")
-    assert "\"['configs/train.yaml','configs/calibrate.yaml']\"" in answer.command
-
-
-def test_network_that_segments_badly_is_not_praised(tmp_path: Path) -> None:
-    good, bad = {"gap": 0.1, "changed": dsc(0.82)}, {"gap": 0.02, "changed": dsc(0.4)}
-    warning = "A lower NLL does not make up for a low DSC."
-    answer = compared(tmp_path, good, bad).sentences
-    assert answer == ["Worse than first: second (DSC).", warning, "first: It is overconfident."]
-    answer = compared(tmp_path, bad, good).sentences  # nor is the reference
-    assert answer[0] == "Better than first: second (DSC)."
-    assert answer[2:] == [warning, "second: It is overconfident."]
-
-
-def test_confidence_and_accuracy_of_a_structure_are_those_of_its_predicted_voxels(
-    tmp_path: Path,
-) -> None:
-    """90 voxels are predicted, 72 rightly, with a sum of 81; there are 100 of them, and a sum of 95
-    in all.
-    """
-    volumes = {"segmented_volume_RV": 90.0, "true_volume_RV": 100.0, "expected_volume_RV": 95.0}
-    changed = volumes | {"dsc_RV": 2 * 72 / 190, "expected_dsc_RV": 2 * 81 / 185}
-    found = read_evaluations([write_evaluation(tmp_path, changed=changed)])
-    np.testing.assert_allclose(found.values(tmp_path.name, "confidence_RV"), 0.9)
-    np.testing.assert_allclose(found.values(tmp_path.name, "accuracy_RV"), 0.8)
-    section = structures_section(Context(found, tmp_path.name))
-    records = pd.DataFrame(section.records).set_index(["structure", "measure"])["mean"]
-    assert records["RV"][["confidence", "accuracy", "gap"]].tolist() == pytest.approx(
-        [0.9, 0.8, 0.1]
+def test_each_of_several_networks_has_a_sentence_and_none_an_advice(tmp_path: Path) -> None:
+    gaps = {"first": 0.1, "second": 0.004}
+    answer = answer_about(
+        *(write_evaluation(tmp_path / name, gap=gap) for name, gap in gaps.items())
     )
-    assert records["MYO", "optimism"] == pytest.approx(0.05)
-    assert records["RV"][["segmented_volume_error", "expected_volume_error"]].tolist() == [-10, -5]
+    calibrated = "It is calibrated within 0.02, slightly overconfident."
+    assert answer.sentences == ["first: It is overconfident.", f"second: {calibrated}"]
+    assert answer.advice == ""
+
+
+def test_structures_have_their_gaps_and_errors_of_volumes(tmp_path: Path) -> None:
+    changed = {"confidence_RV": 0.9, "accuracy_RV": 0.8, "accuracy_MYO": 0.9}
+    found = read_evaluations([write_evaluation(tmp_path, changed=changed)])
+    section = structures_section(Context(found, tmp_path.name))
+    records = pd.DataFrame(section.records).set_index(["structure", "measure"])
+    assert records["mean"]["RV", "gap"] == pytest.approx(0.1)
+    errors = records["mean"]["RV"][["segmented_volume_error", "expected_volume_error"]]
+    assert errors.tolist() == [-1, 2]
+    verdicts = records["text"].xs("calibrated?", level="measure")
+    assert verdicts[["RV", "MYO"]].tolist() == ["overconfident", "calibrated within 0.02"]
+    regions = {"predicted foreground", "all voxels"}
+    assert {*verdicts.index} == {*STRUCTURES, *regions}
 
 
 def titles_of(page: str) -> list[str]:
     return re.findall("<(?:h2|details><summary)>(.+?)</", page)
 
 
-def test_report_of_one_evaluation_with_chosen_thresholds(tmp_path: Path) -> None:
+def test_report_of_one_evaluation(tmp_path: Path) -> None:
     tested = write_evaluation(tmp_path / "test")
-    chosen_on = write_evaluation(tmp_path / "val", cases_of(6, first=30))
-    report_folders(tested, out=tmp_path / "out", validation=chosen_on)
+    others = write_evaluation(tmp_path / "val", cases_of(9, first=30))
+    report_folders(tested, out=tmp_path / "out", validation=others)
     page = (tmp_path / "out/index.html").read_text()
     assert "<h1>Is it calibrated? test</h1>" in page
     assert page.index("<th>too sure by</th>") < page.index("It is overconfident.")
     assert page.index("It is overconfident.") < page.index("reliability") < page.index("<h2>Which")
-    assert page.index("p00_1") < page.index("calibrate.yaml") < page.index("<h2>Details")
-    assert titles_of(page) == [
+    assert page.index("p00_1") < page.index("calibrate.yaml") < page.index("<summary>Structures")
+    titles = [
         "Reliability",
         "Which cases to look at",
         "All 16",
         "What next",
-        "Details",
-        "About this evaluation",
+        "About these numbers",
         "Structures and regions",
         "Means",
-        "Thresholds",
         "Does the expected DSC find the bad scans?",
+        "Do the limits hold?",
         "Terms",
     ]
-    assert re.search(r"Its change against 0.5: RV [+-]0\.\d+ \[.*\], MYO", page)
-    cases = pd.read_csv(tmp_path / "out/all_cases.csv")
-    assert cases["dsc"].is_monotonic_increasing
-    table = pd.read_csv(tmp_path / "out/thresholds.csv", index_col="structure").loc["RV"]
-    best = Evaluation.read(chosen_on).thresholds
-    assert best is not None
-    assert table["threshold"].tolist() == [0.5, pytest.approx(best.best()[0].item())]
-    # 900 of 1000 voxels, of 1050 that are predicted
-    assert table["sensitivity ↑"].iloc[0] == pytest.approx(0.9)
-    assert table["PPV ↑"].iloc[0] == pytest.approx(900 / 1050, abs=1e-3)
+    assert titles_of(page) == titles
     assert "validation folder, too" not in page
+    cases = pd.read_csv(tmp_path / "out/all_cases.csv")
+    assert cases[cases["measure"] == "dsc"]["mean"].is_monotonic_increasing
+    summary = pd.read_csv(tmp_path / "out/summary.csv", index_col="measure")
+    assert summary["mean"]["sure"] - summary["mean"]["right"] == pytest.approx(8, abs=0.1)
+    assert summary["text"]["calibrated?"] == "overconfident"
     report_folders(tested, out=tmp_path / "out", overwrite=True)
-    assert "Thresholds" not in titles_of((tmp_path / "out/index.html").read_text())
+    titles.remove("Do the limits hold?")
+    assert titles_of((tmp_path / "out/index.html").read_text()) == titles
 
 
-def test_thresholds_are_not_chosen_on_cases_under_test(tmp_path: Path) -> None:
+def test_validation_cases_are_not_those_under_test(tmp_path: Path) -> None:
     cases = {case: case for case in cases_of(8)}
     tested, others = (
         write_evaluation(tmp_path / "test"),
@@ -313,7 +276,7 @@ def test_report_of_several_evaluations(tmp_path: Path) -> None:
     report_folders(*folders, out=tmp_path / "out")
     page = (tmp_path / "out/index.html").read_text()
     assert "<h1>3 evaluations compared</h1>" in page
-    assert "<p>Worse than b: a (NLL all, NLL near); c (NLL all, NLL near).</p>" in page
+    assert "<p>a: It is overconfident.</p>" in page
     assert page.count("<img") == page.count('alt="') == 3  # diagrams that are not folded
     labels = write_evaluation(tmp_path / "labels", with_probabilities=False)
     report_folders(labels, folders[0], out=tmp_path / "out", overwrite=True)
@@ -337,6 +300,22 @@ def test_differences_are_corrected_over_evaluations(tmp_path: Path) -> None:
     assert table.loc["ece_all", "mean"].iloc[0] == pytest.approx(difference.mean())
 
 
+def test_significant_differences_are_bold(tmp_path: Path) -> None:
+    folders = [
+        write_evaluation(tmp_path / name, gap=gap, changed=dsc(0.8))
+        for name, gap in (("a", 0.1), ("b", 0.02))
+    ]
+    found = read_evaluations(folders)
+    section = differences_section(Context(found, "a", compare(found, "a")))
+    assert section is not None
+    heads, rows = section.table()
+    assert heads[1] == "b minus a"
+    cells = {str(measure): cell for measure, cell in rows}
+    assert cells["NLL all ↓"].bold
+    assert cells["NLL all ↓"].text.startswith("-")
+    assert not cells["DSC ↑"].bold
+
+
 def test_means_have_intervals_and_the_values_if_true(tmp_path: Path) -> None:
     found = read_evaluations([write_evaluation(tmp_path / "a", missed=[{"case": "p01_2"}])])
     section = means_section(Context(found, "a"))
@@ -344,8 +323,8 @@ def test_means_have_intervals_and_the_values_if_true(tmp_path: Path) -> None:
     records = pd.DataFrame(section.records).set_index("measure")
     expected = mean_with_interval(found.values("a", "ece_all"), found.patients)[:3]
     assert tuple(records.loc["ece_all", ["mean", "low", "high"]]) == expected
-    cells = section.table["a"]
-    assert {"DSC ↑", "AURC ↓"} <= {*cells.index}
+    cells = {str(measure): cell for measure, cell in section.table()[1]}
+    assert "DSC ↑" in cells
     assert cells["missed / spurious"].text == "1 / 0"
     assert cells["ECE foreground ↓"].notes[-1] == "0.100 if true"
 
@@ -354,14 +333,13 @@ def test_a_section_of_the_list_is_on_the_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def made_up(context: Context) -> Section:
-        lines = pd.Index(["all"], name="scans")
-        table = pd.DataFrame({"cases": [Cell(str(len(context.results.patients)))]}, lines)
-        return Section("made_up", "Made up", "About it.", table, [{"cases": 16}])
+        count = {"label": "all", "measure": "scans", "mean": len(context.results.patients)}
+        return Section("made_up", "Made up", "About it.", [count])
 
     monkeypatch.setattr(report, "SECTIONS", (*report.SECTIONS, made_up, lambda context: None))
     report_folders(write_evaluation(tmp_path / "a"), out=tmp_path / "out")
     assert titles_of((tmp_path / "out/index.html").read_text())[-2:] == ["Made up", "Terms"]
-    assert pd.read_csv(tmp_path / "out/made_up.csv")["cases"].tolist() == [16]
+    assert pd.read_csv(tmp_path / "out/made_up.csv")["mean"].tolist() == [16]
 
 
 @pytest.mark.parametrize(
@@ -369,7 +347,7 @@ def test_a_section_of_the_list_is_on_the_page(
     [
         ([], {}, "No folder"),
         (["eval"], {"out": Path("eval")}, "eval holds files to read"),
-        (["eval"], {"validation": Path("labels")}, "thresholds.json"),
+        (["eval"], {"validation": Path("labels")}, "labels is of label maps"),
         (["eval", "eval2"], {"validation": Path("eval")}, "--validation"),
         (["eval", "runs"], {}, r"summary\.json"),
         (["eval", "compared"], {}, "needs a clone"),

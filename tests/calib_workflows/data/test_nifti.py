@@ -68,7 +68,6 @@ class TestOpenNifti:
         file = save(tmp_path / "a.nii", **header)
         with pytest.raises(InputError, match=rf"a\.nii: .*{message}"):
             open_nifti(file)
-        assert open_nifti(file, any_affine=True).shape == (6, 5, 4)
 
     def test_no_real_numbers(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"a\.nii: values are of type"):

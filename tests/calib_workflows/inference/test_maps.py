@@ -22,7 +22,7 @@ from calib_workflows.inference.maps import (
     SaveMapd,
     normalized_entropy,
 )
-from calib_workflows.pages.table import write_table
+from calib_workflows.pages.quality import write_table
 from tests.calib_components.quality.made_up import reference
 
 MODALITIES = ("_flair", "_t1", "_t1ce", "_t2")

@@ -190,6 +190,14 @@ def test_a_broken_checkpoint_is_named(tmp_path: Path) -> None:
             train(tmp_path, resume=True)
 
 
+def test_training_of_another_release_is_not_continued(tmp_path: Path) -> None:
+    content = train(tmp_path, stop_after=1)
+    del content["format"]
+    torch.save(content, tmp_path / "last.ckpt")
+    with pytest.raises(InputError, match=r"last.ckpt is of a training of another release"):
+        train(tmp_path, resume=True)
+
+
 def test_epoch_is_saved_after_all_other_handlers_even_those_attached_later(tmp_path: Path) -> None:
     train(tmp_path, stop_after=1)
 

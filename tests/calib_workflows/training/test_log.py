@@ -16,6 +16,7 @@ def test_a_line_has_what_was_validated_in_its_epoch(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level("INFO")
+    monkeypatch.setattr("calib_workflows.training.log.config_of_run", dict)
     best = {"best_metric_epoch": -1, "key_metric_name": "dsc"}
     state = SimpleNamespace(epoch=0, metrics={"dsc": 0.5}, epoch_length=1, **best)
     evaluator: Any = SimpleNamespace(state=state)
@@ -25,7 +26,6 @@ def test_a_line_has_what_was_validated_in_its_epoch(
     def validate() -> None:
         vars(state).update(epoch=2, best_metric=0.5, best_metric_epoch=2)
 
-    monkeypatch.setattr("calib_workflows.training.log.next_command", lambda *_: " ...")
     TrainingLog(evaluator).attach(trainer)
     trainer.run([1], max_epochs=3)
     state.epoch_length = 0  # no validation case
@@ -36,9 +36,9 @@ def test_a_line_has_what_was_validated_in_its_epoch(
         "Epoch 1 of 3: ",
         "Epoch 2 of 3: dsc 0.5000, best dsc 0.5000 in epoch 2",
         "Epoch 3 of 3: best dsc 0.5000 in epoch 2",
-        "Next: calibrate the network. ...",
+        "Next: calibrate the network",
         "Epoch 4 of 4: best dsc 0.5000 in epoch 2",
-        "Next: evaluate the network. ...",
+        "Next: evaluate the network",
     ]
 
 

@@ -1,7 +1,8 @@
-"""Numbers of a report as text, and tables of them.
+"""Numbers of a page as text.
 
-A record is a dictionary that names what was measured and has the fields of an `Estimate`. The CSV
-files of a report hold the records, and `tabulate` makes the table on its page from them.
+A record is a dictionary that names what was measured, its `measure`, and has its `mean` and, if
+they are defined, the ends of its interval, `low` and `high`, and its `p_value`. Sections hold
+records.
 """
 
 from __future__ import annotations
@@ -10,28 +11,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-import pandas as pd
-
 from calib_components.metrics.measures import find_column
-from calib_tools.report.statistics import Estimate
 
-Record = Mapping[Any, Any]
-
-# Which network is better: these voxels are the same for all of them. The NLL of all voxels decides,
-# that near the structures, where background does not hide a difference, explains.
-DECIDING, EXPLAINING = "nll_all", "nll_near"
-COMPARED = (
-    "dsc",
-    "hd95",
-    DECIDING,
-    EXPLAINING,
-    "nll_predicted",
-    "ece_predicted",
-    "ece_all",
-    "ece",
-    "cece",
-)
+Record = Mapping[str, Any]
 
 SIGNIFICANT = 0.05
 ARROWS = {"higher": "↑", "lower": "↓", "": ""}
@@ -50,11 +32,14 @@ SIGNED = (*TITLES,)  # differences
 
 
 class Cell(NamedTuple):
-    """A cell of a table: its text, smaller notes below it, and whether it is bold."""
+    """A cell of a table: its text, smaller notes below it, whether it is bold, and the colour of a
+    mark before it.
+    """
 
     text: str
     notes: Sequence[str] = ()
     bold: bool = False
+    color: str = ""
 
     def __str__(self) -> str:
         return " ".join([self.text, *self.notes])
@@ -97,26 +82,21 @@ def _digits(value: float, measure: str) -> int:
     if column is None:
         return DIGITS.get(measure, 3)
     digits = column.measure.digits
-    if column.measure.scope == "region" and 0 < abs(value) < 0.5 * 10**-digits:
+    if column.measure.regions and 0 < abs(value) < 0.5 * 10**-digits:
         return min(MAX_DIGITS, -math.floor(math.log10(abs(value))))  # a small error is not 0
     return digits
 
 
-def interval(estimate: Estimate, measure: str, signed: bool = False) -> list[str]:
-    """Return the interval of an estimate as a note; none if it is not defined."""
-    if not estimate.has_interval:
+def interval(low: float, high: float, measure: str, signed: bool = False) -> list[str]:
+    """Return an interval as a note; none if it is not defined."""
+    if math.isnan(low):
         return []
-    return [f"[{number(estimate.low, measure, signed)}, {number(estimate.high, measure, signed)}]"]
-
-
-def with_interval(estimate: Estimate, measure: str, signed: bool = False) -> str:
-    """Return a number and its interval in one line."""
-    return " ".join([number(estimate.mean, measure, signed), *interval(estimate, measure, signed)])
+    return [f"[{number(low, measure, signed)}, {number(high, measure, signed)}]"]
 
 
 def p_text(p_value: float) -> list[str]:
     """Return a p-value as a note; none if no test was made."""
-    if np.isnan(p_value):
+    if math.isnan(p_value):
         return []
     return ["p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"]
 
@@ -125,35 +105,25 @@ def is_significant(record: Record) -> bool:
     """Return whether a difference is significant: its p-value, corrected if it is one of several,
     is small, and 0 is not in its interval.
     """
-    is_beside_0 = record["low"] > 0 or record["high"] < 0
+    is_beside_0 = record.get("low", math.nan) > 0 or record.get("high", math.nan) < 0
     return is_beside_0 and _p_value(record) < SIGNIFICANT
 
 
 def _p_value(record: Record) -> float:
-    return record.get("p_value_holm", record.get("p_value", np.nan))
+    return record.get("p_value_holm", record.get("p_value", math.nan))
 
 
 def to_cell(record: Record) -> Cell:
-    """Return the cell of a record: its number, and as notes its interval, p-value and others."""
+    """Return the cell of a record: its `text`, or its number, and as notes its interval, p-value
+    and others. A `unit` has other digits than the measure.
+    """
+    if "text" in record:
+        return Cell(record["text"], record.get("notes", ()), record.get("bold", False))
     measure = record["measure"]
     unit, signed = record.get("unit", measure), record.get("signed", measure in SIGNED)
-    ends = Estimate(record["mean"], record["low"], record["high"])
-    if_true = record.get("if_true", np.nan)
-    notes = [*interval(ends, unit, signed), *p_text(_p_value(record)), *record.get("notes", ())]
-    if not np.isnan(if_true):
+    if_true = record.get("if_true", math.nan)
+    ends = record.get("low", math.nan), record.get("high", math.nan)
+    notes = [*interval(*ends, unit, signed), *p_text(_p_value(record)), *record.get("notes", ())]
+    if not math.isnan(if_true):
         notes.append(f"{number(if_true, unit)} if true")
-    return Cell(number(ends.mean, unit, signed), notes, is_significant(record))
-
-
-def tabulate(records: Sequence[Record], index: Sequence[str]) -> pd.DataFrame:
-    """Return the cells of records, with lines and columns in the order of their first records.
-
-    Records with the same values of `index` make a line. Their column is the heading of their
-    measure.
-    """
-    lines: dict[tuple[str, ...], dict[str, Any]] = {}
-    for record in records:
-        names = {name: str(record[name]) for name in index}
-        line = lines.setdefault((*names.values(),), names)
-        line[heading(record["measure"])] = to_cell(record)
-    return pd.DataFrame([*lines.values()]).set_index([*index]).fillna("")
+    return Cell(number(record["mean"], unit, signed), notes, is_significant(record))

@@ -14,14 +14,12 @@ from typing import Any
 import pytest
 from monai.bundle import ConfigParser
 
-from calib_workflows.fingerprint import (
+from study.compare.fingerprint import (
     BY_NAME,
     EVALUATION,
     TRAINING,
-    changes,
     differing,
     fingerprint,
-    options_of,
 )
 from tests.helpers import ACDC, BUNDLES, HIPPOCAMPUS
 
@@ -174,27 +172,3 @@ def test_differences_are_the_plain_settings_that_others_follow_from() -> None:
     other = {"learning_rate": 0.2, "optimizer": {"_target_": "SGD", "lr": 0.2}, "seed": 0}
     assert differing(one, other) == ["learning_rate"]
     assert differing(one, one) == []
-    assert changes(one, other) == ["learning_rate (0.1, now 0.2)"]
-    assert changes({}, {"datalist": "abc"}) == ['datalist (null, now "abc")']
-
-
-@pytest.mark.parametrize(
-    ("overrides", "lines"),
-    [
-        ({"any_scanner": False}, ["any_scanner (true, now false)"]),
-        ({"zoom_range": [1, 1], "seed": 0}, ["zoom_range ([0.65, 1.5], now [1, 1])"]),
-        (
-            {"network_def::channels": [8, 16], "device": "cuda", "num_workers": 7},
-            ["network_def::channels ([16, 32, 64, 128, 256], now [8, 16])"],
-        ),
-        ({"lr_scheduler::gamma": 0.5}, ["lr_scheduler::gamma (null, now 0.5)"]),
-    ],
-    ids=str,
-)
-def test_what_differs_is_named_as_the_option_that_was_changed(
-    overrides: dict[str, Any], lines: list[str]
-) -> None:
-    before, now = parse("train.yaml"), parse("train.yaml")
-    now.update(overrides)
-    settings = (fingerprint(parser.get()) for parser in (before, now))
-    assert changes(*settings, now.get(), options_of(before.get())) == lines

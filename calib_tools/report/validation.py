@@ -1,6 +1,4 @@
-"""Thresholds of the probability that are the best on validation cases, and what is found with
-them.
-"""
+"""An evaluation of validation cases, for limits and a threshold of objects of others."""
 
 from __future__ import annotations
 
@@ -8,24 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import torch
-
 from calib_components.errors import InputError
-from calib_tools.report.data import Context
-from calib_tools.report.page import Section
-from calib_tools.report.statistics import paired_difference
-from calib_tools.report.tables import Cell, number, with_interval
 from calib_workflows.data.overlap import Items, find_shared
 from calib_workflows.evaluation_files import Evaluation
-
-USUAL = 0.5
-ABOUT = (
-    "A structure is where its probability is above the threshold: 0.5, or the best on the"
-    " validation cases. Sensitivity and PPV (positive predictive value) are of the"
-    " voxels of all cases together, DSC is the mean over the cases that have the structure. Its"
-    " change against 0.5: {changes}."
-)
 
 
 def read_validation(
@@ -36,7 +19,7 @@ def read_validation(
     patient_pattern: str | None = None,
     by_name: bool = False,
 ) -> tuple[Evaluation, list[str]]:
-    """Read an evaluation of validation cases, to choose what others are evaluated with.
+    """Read an evaluation of validation cases, to judge others by.
 
     Args:
         folder: Its folder.
@@ -55,9 +38,9 @@ def read_validation(
             calibration, or has cases or patients under test.
     """
     fitted = Evaluation.read(folder)
-    if fitted.thresholds is None:
+    if not fitted.regions:
         raise InputError(
-            f"--validation: {folder} has no thresholds.json. Give an evaluation with probabilities."
+            f"--validation: {folder} is of label maps. Give an evaluation with probabilities."
         )
     there = _compared(fitted.summary, fitted.structures)
     for name, value in _compared(tested, structures).items():
@@ -83,41 +66,9 @@ def _compared(summary: Mapping[str, Any], structures: Sequence[str]) -> dict[str
     }
 
 
-def thresholds_section(context: Context) -> Section | None:
-    """Return what is found of each structure at 0.5 and at the best threshold of validation
-    cases.
-    """
-    fitted = context.validation
-    if fitted is None or fitted.thresholds is None:
-        return None
-    (tested,) = context.results.evaluations.values()
-    assert tested.thresholds is not None
-    counts, values = tested.thresholds, tested.thresholds.thresholds
-    best = dict(zip(fitted.structures, fitted.thresholds.best().tolist(), strict=True))
-    tables, changes = {}, []
-    for i, name in enumerate(tested.structures):
-        places = [int((values - each).abs().argmin()) for each in (USUAL, best[name])]
-        dsc = counts.dsc[:, i].where(counts.true[:, i, None] > 0, torch.nan)
-        usual, chosen = dsc[:, places].T
-        change = paired_difference(chosen, usual, context.results.patients)
-        changes.append(f"{name} {with_interval(change, 'dsc', True)}")
-        positive = counts.true_positive[:, i, places].sum(0)
-        shares = {
-            "sensitivity ↑": positive / counts.true[:, i].sum(),
-            "PPV ↑": positive / counts.predicted[:, i, places].sum(0),
-            "DSC ↑": dsc[:, places].nanmean(0),
-        }
-        tables[name] = pd.DataFrame(shares, values[places].tolist())
-    table = pd.concat(tables, names=["structure", "threshold"])
-    caption = ABOUT.format(changes=", ".join(changes))
-    shown = table.map(lambda share: Cell(number(share, "dsc")))
-    shown = shown.rename("{:.2f}".format, level="threshold")
-    return Section("thresholds", "Thresholds", caption, shown, table.reset_index())
-
-
 def check_apart(cases: Items, others: Items, folder: Path, by_name: bool = False) -> list[str]:
-    """Refuse thresholds chosen on the cases under test; return a notice where only their names are
-    the same, or refuse them `by_name`, too.
+    """Refuse an evaluation of cases under test; return a notice where only their names are the
+    same, or refuse them `by_name`, too.
     """
     shared = find_shared(cases, others)
     if certain := [pair for pair in shared if by_name or not pair.is_only_name]:
@@ -126,7 +77,7 @@ def check_apart(cases: Items, others: Items, folder: Path, by_name: bool = False
             f" {certain[0]}. Give an evaluation of other patients, with other names."
         )
     about = (
-        "of the cases have names of the validation folder, too. If they are the same, thresholds"
-        " were chosen on them."
+        "of the cases have names of the validation folder, too. If they are the same, limits and"
+        " thresholds are of them."
     )
     return [f"{len(shared)} {about}"] if shared else []

@@ -9,39 +9,16 @@ shown. What prepared cases hold has a fingerprint of its own.
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import re
-import textwrap
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigExpression, ConfigParser, ReferenceResolver
 
-from calib_workflows.data.cases import CONTENT, SOURCE, read_lists
-from calib_workflows.options import references
+from calib_workflows.runs import LOADING, PLACES
 
-LOADING = (
-    "num_workers",
-    "pin_memory",
-    "persistent_workers",
-    "prefetch_factor",
-    "multiprocessing_context",
-)
-# Ids whose values reach no number: places, and the seed, which is shown once, under its own id.
-BY_NAME = (
-    "bundle_root",
-    "ckpt_dir",
-    "datalist",
-    "dataset_dir",
-    "load_path",
-    "output_dir",
-    "facts_file",
-    "seed",
-)
-# Options in which a run may differ from the one that it continues
-FREE = (*BY_NAME, *LOADING, "cache", "device", "max_epochs")
+BY_NAME = (*PLACES, "seed")  # which is shown once, under its own id
 # Ids of a bundle, each with the arguments of its component that are left out.
 Ids = Mapping[str, tuple[str, ...]]
 DATA_AND_NETWORK: Ids = {
@@ -173,83 +150,3 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
         name for name in names if "_target_" not in json.dumps([one.get(name), other.get(name)])
     ]
     return plain or names
-
-
-def options_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options at the top of a configuration but for `FREE`, as JSON data."""
-    options = {
-        name: value
-        for name, value in config.items()
-        if name not in FREE and not isinstance(value, Mapping)
-    }
-    return json.loads(json.dumps(options, default=str))
-
-
-def changes(
-    before: Mapping[str, Any],
-    now: Mapping[str, Any],
-    config: Mapping[str, Any] | None = None,
-    options: Mapping[str, Any] | None = None,
-) -> list[str]:
-    """Describe what differs between two runs, such as `learning_rate (0.001, now 0.01)`.
-
-    A setting that follows from options is described by those that differ.
-
-    Args:
-        before: Settings of the first run.
-        now: Settings of the second run.
-        config: Configuration of the second run.
-        options: What `options_of` gave for the first run.
-    """
-    parser, options = ConfigParser(dict(config or {})), options or {}
-    lines: dict[str, None] = {}  # each once, in order
-    for name in differing(before, now):
-        changed = [
-            _describe(each, options[each], parser[each])
-            for each in _reached(name, parser)
-            if options.get(each, parser[each]) != parser[each]
-        ]
-        lines |= dict.fromkeys(changed or [_describe(name, before.get(name), now.get(name))])
-    return [*lines]
-
-
-def _reached(name: str, parser: ConfigParser) -> list[str]:
-    """Return an id, and those that it refers to, directly or not, as far as they are there."""
-    found, waiting = list[str](), [name]
-    while waiting:
-        name = waiting.pop()
-        if name in parser and name not in found:
-            found.append(name)
-            waiting += references(parser[name])
-    return found
-
-
-def _describe(name: str, before: Any, now: Any) -> str:
-    """Describe how a setting differs, by its first part that does."""
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        key = next(key for key in {**before, **now} if before.get(key) != now.get(key))
-        return _describe(f"{name}::{key}", before.get(key), now.get(key))
-    values = (textwrap.shorten(json.dumps(value, default=str), 80) for value in (before, now))
-    return "{} ({}, now {})".format(name, *values)
-
-
-def fingerprint_of_cases(datalist: Path, folder: Path) -> str | None:
-    """Return the SHA-256 of what the prepared cases of a list hold, as `source.json` of each
-    records it.
-
-    Cases that were prepared again to the same voxels have the same. None without a list, or for a
-    case without such a record. Paths in the list are relative to `folder`.
-    """
-    try:
-        listed = read_lists(datalist, folder).values()
-        images = {item["image"] for items in listed for item in items}
-        sources = [Path(image).with_name(SOURCE).read_text() for image in sorted(images)]
-        contents = [json.loads(source)[CONTENT] for source in sources]
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-    return hashlib.sha256("".join(contents).encode()).hexdigest()
-
-
-def fingerprint_of_list(datalist: Path) -> str:
-    """Return the SHA-256 of a list of prepared cases, or of nothing where there is none."""
-    return hashlib.sha256(datalist.read_bytes() if datalist.is_file() else b"").hexdigest()

@@ -1,0 +1,193 @@
+"""Labelled cases, of which one at a time is in memory: `Cases.map` is the loop of every fit and
+evaluation.
+"""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from ignite.engine import Events
+from monai.data import MetaTensor
+from monai.engines import Evaluator
+from monai.utils import convert_to_tensor, ensure_tuple
+
+from calib_components.errors import InputError, printable
+from calib_components.metrics.measures import Case
+from calib_components.posthoc.base import gathered
+from calib_workflows.inference.crops import Crop, crop_of
+from calib_workflows.inference.inferers import agreement_of
+
+CUBIC_MM = 1000  # in a millilitre
+Result = TypeVar("Result")
+MISSING: Any = object()  # where other processes have one more case
+
+
+class LabelledCase(ABC):
+    """A case in memory, while a function of `Cases.map` uses it.
+
+    Attributes:
+        name: Its name.
+        patient: Whose case it is.
+        image: Grey values `(*S)`, for pictures; None without.
+        crop: What the network saw of the slices; None for all.
+    """
+
+    name: str
+    patient: str
+    image: torch.Tensor | None = None
+    crop: Crop | None = None
+
+    @property
+    @abstractmethod
+    def logits(self) -> torch.Tensor:
+        """Logits of the network, or logarithms of saved probabilities, `(N, *S)`."""
+
+    @property
+    @abstractmethod
+    def labels(self) -> Sequence[torch.Tensor]:
+        """The label of each rater, `(1, *S)`; for sigmoids `(N, *S)`."""
+
+    @property
+    @abstractmethod
+    def scan(self) -> Case:
+        """What is measured; the logits of a network become its probabilities."""
+
+    @property
+    @abstractmethod
+    def label_map(self) -> torch.Tensor:
+        """Classes to draw, `(*S)`."""
+
+    def members(self) -> Mapping[str, Case]:
+        """Return what is measured with the prediction of each of several networks, by name."""
+        return {}
+
+
+class Cases(ABC):
+    """Labelled cases."""
+
+    @abstractmethod
+    def map(self, function: Callable[[LabelledCase], Result]) -> list[Result]:
+        """Return the result of a function for each case, in their order."""
+
+
+@dataclass(eq=False)
+class NetworkCase(LabelledCase):
+    """A case that a network has run on."""
+
+    name: str
+    patient: str
+    output: dict[str, Any]  # `image` `(C, *S)`, `label` `(1, *S)` and logits `pred` `(N, *S)`
+    structures: Mapping[str, Sequence[int]]
+
+    def __post_init__(self) -> None:
+        self.image = convert_to_tensor(self.output["image"], track_meta=False)[0]
+        self.crop = crop_of(self.output["pred"])
+        self._label = convert_to_tensor(self.output["label"], track_meta=False)
+
+    @property
+    def logits(self) -> torch.Tensor:
+        return convert_to_tensor(self.output["pred"], track_meta=False).float()
+
+    @property
+    def labels(self) -> list[torch.Tensor]:
+        return [self._label]
+
+    @functools.cached_property
+    def scan(self) -> Case:
+        agreement = agreement_of(self.output["pred"], self.structures)
+        probabilities = self.logits.softmax(0)
+        del self.output["pred"]
+        return Case(
+            self._label,
+            self.structures,
+            probabilities,
+            probabilities.max(0).indices,  # what argmax(0) gives, in a fraction of its time
+            pairwise_dsc=agreement,
+            **_voxel_size(self.output["label"]),
+        )
+
+    @property
+    def label_map(self) -> torch.Tensor:
+        return self._label[0]
+
+
+def _voxel_size(label: torch.Tensor) -> dict[str, Any]:
+    """Return the spacing in mm, and the volume in ml, of the voxels of a label with metadata."""
+    if not isinstance(label, MetaTensor):
+        return {}
+    volume = float(label.affine[:3, :3].det().abs()) / CUBIC_MM
+    return {"spacing": label.pixdim.tolist(), "voxel_volume": volume}
+
+
+@dataclass(eq=False)
+class NetworkCases(Cases):
+    """The cases of an evaluator, whose network runs on each; in several processes, on its share.
+
+    Args:
+        evaluators: One, or several with cases of their own, such as the networks of folds. Items of
+            their batches have the name of the `case` and of its `patient`, those of their output an
+            `image` `(C, *S)`, a `label` `(1, *S)` and the logits `pred` `(N, *S)`.
+        structures: Class indices of the structures, by name.
+    """
+
+    evaluators: Evaluator | Sequence[Evaluator]
+    structures: Mapping[str, Sequence[int]]
+
+    def map(self, function: Callable[[LabelledCase], Result]) -> list[Result]:
+        results: list[Result] = []
+
+        def use(engine: Evaluator) -> None:
+            for item, output in zip(engine.state.batch, engine.state.output, strict=True):
+                case = NetworkCase(
+                    item["case"], item.get("patient", item["case"]), output, self.structures
+                )
+                results.append(function(case))
+
+        for evaluator in ensure_tuple(self.evaluators):
+            with ExitStack() as stack:
+                stack.enter_context(evaluator.add_event_handler(Events.ITERATION_COMPLETED, use))
+                evaluator.run()
+        # Each process has every n-th case
+        in_order = chain.from_iterable(zip_longest(*gathered(results), fillvalue=MISSING))
+        return [result for result in in_order if result is not MISSING]
+
+
+def count_agreement(label: torch.Tensor, scores: torch.Tensor) -> list[list[int]]:
+    """Count voxels of background, and of structures: all, those that are right, and those that
+    would be if the last channel of a softmax were the background.
+
+    Args:
+        label: Class indices `(*S)`; negative ones, and those beyond the channels, do not count.
+        scores: Logits or probabilities, `(N, *S)`.
+    """
+    prediction = scores.argmax(0)
+    moved = (prediction + 1) % len(scores)
+    background, structures = label == 0, (label > 0) & (label < len(scores))
+    return [
+        [int((part & right).sum()) for right in (part, prediction == label, moved == label)]
+        for part in (background, structures)
+    ]
+
+
+def check_background(counts: Mapping[str, list[list[int]]]) -> None:
+    """Raise `InputError` if the background is the last channel: a network that is merely bad never
+    looks like this.
+
+    Args:
+        counts: What `count_agreement` returned for each case, by name.
+    """
+    voxels, right, moved = np.sum([*counts.values()], 0).T
+    if (right < voxels / 4).all() and (moved > voxels * [0.75, 0.5]).all():
+        raise InputError(
+            f"{printable(next(iter(counts)))}: the background seems to be the last channel:"
+            f" {right.sum() / voxels.sum():.0%} of all voxels are right, but"
+            f" {moved.sum() / voxels.sum():.0%} if it were the first. Save the background first."
+        )

@@ -1,0 +1,118 @@
+"""One loop over labelled cases, of networks and saved: the same fits and evaluations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from calib_components.errors import InputError
+from calib_components.posthoc import Calibrator, ClassBias, TemperatureScaling
+from calib_tools.predictions.cases import SavedCases
+from calib_tools.predictions.classes import classes_of
+from calib_tools.predictions.pairing import find_pairs
+from calib_workflows.cases import NetworkCases
+from calib_workflows.evaluate import evaluate
+from calib_workflows.evaluation_files import Evaluation
+from calib_workflows.fit import Fit, fit_calibrator
+from calib_workflows.inference.crops import CROP, Crop
+from tests.calib_tools.predictions.made_up import AFFINE, save_channels_last, save_nifti
+from tests.calib_workflows.made_up import NAMES, STRUCTURES, Replay, examples
+
+ITEMS = examples(8, first=2)  # two of each of three patients
+
+
+def of_networks(*shares: list[dict[str, Any]]) -> NetworkCases:
+    return NetworkCases([Replay(items) for items in shares], STRUCTURES)  # type: ignore[misc]
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> SavedCases:
+    """The cases as files of probabilities and labels."""
+    for item in ITEMS:
+        name = f"{item['case']}.nii.gz"
+        save_channels_last(tmp_path / "predictions" / name, item["pred"].softmax(0).numpy())
+        save_nifti(tmp_path / "labels" / name, item["label"][0].numpy().astype(np.uint8))
+        save_nifti(tmp_path / "images" / name, item["image"][0].numpy())
+    pairs = find_pairs({"": tmp_path / "predictions"}, {"": tmp_path / "labels"})
+    classes = classes_of([pair.prediction for pair in pairs], ["core=1", "whole=1+2"])
+    patients = {item["case"]: item["patient"] for item in ITEMS}
+    return SavedCases(pairs, classes, patients, workers=1)
+
+
+def assert_same_fit(found: Fit, expected: Fit, rtol: float) -> None:
+    states = [fit.calibrator.state() for fit in (found, expected)]
+    torch.testing.assert_close(*states, rtol=rtol, atol=rtol)
+    values = [fit.reference.values for fit in (found, expected)]
+    np.testing.assert_allclose(*values, rtol=rtol)
+    for name, row in expected.compared.table().items():
+        assert found.compared.table()[name] == pytest.approx(row, rel=rtol, abs=rtol)
+    for key, bins in expected.bins.items():
+        errors = [each.expected_error().item() for each in (found.bins[key], bins)]
+        assert errors[0] == pytest.approx(errors[1], rel=rtol)
+
+
+@pytest.mark.parametrize("kind", [TemperatureScaling, ClassBias])
+def test_saved_cases_give_the_fit_of_the_network(kind: type[Calibrator], saved: SavedCases) -> None:
+    expected = fit_calibrator(of_networks(ITEMS), kind(), STRUCTURES)
+    assert_same_fit(fit_calibrator(saved, kind(), STRUCTURES), expected, rtol=1e-4)
+    assert expected.estimate.patients == 3
+    assert len(expected.reference.values) == len(ITEMS)
+
+
+def test_saved_cases_give_the_evaluation_of_the_network(saved: SavedCases, tmp_path: Path) -> None:
+    sized = [{**item, "label": MetaTensor(item["label"], torch.tensor(AFFINE))} for item in ITEMS]
+    tables = []
+    for name, cases in {"network": of_networks(sized), "saved": saved}.items():
+        (tmp_path / name).mkdir()
+        evaluate(cases, tmp_path / name, [*STRUCTURES], NAMES, {})
+        found = Evaluation.read(tmp_path / name)
+        assert (found.summary["unit"], found.summary["volume_unit"]) == ("mm", "ml")
+        tables.append(found.cases)
+    pd.testing.assert_frame_equal(*tables, rtol=1e-5)
+
+
+def test_networks_of_folds_are_fitted_by_the_patients_of_all() -> None:
+    whole, folds = (
+        fit_calibrator(cases, TemperatureScaling(), STRUCTURES)
+        for cases in (of_networks(ITEMS), of_networks(ITEMS[4:], ITEMS[:3], ITEMS[3:4]))
+    )
+    assert folds.estimate == whole.estimate
+    assert_same_fit(folds, whole, rtol=1e-12)
+
+
+def test_what_the_network_did_not_see_does_not_count_in_a_fit() -> None:
+    crop = Crop(1, 7, 2, 6)
+    seen, whole = [], []
+    for item in ITEMS:
+        parts = {name: crop.cut(item[name]) for name in ("image", "label", "pred")}
+        seen.append({**item, **parts})
+        label, logits = torch.zeros_like(item["label"]), torch.zeros_like(item["pred"])
+        logits[1] = 1  # no calibrator sees that this is wrong
+        crop.cut(label)[:], crop.cut(logits)[:] = parts["label"], parts["pred"]
+        cropped = MetaTensor(logits, meta={CROP: torch.tensor(crop)})
+        whole.append({**item, "label": label, "pred": cropped})
+    found, expected = (
+        fit_calibrator(of_networks(items), TemperatureScaling(), STRUCTURES)
+        for items in (whole, seen)
+    )
+    assert found.estimate == expected.estimate
+    assert_same_fit(found, expected, rtol=1e-12)
+
+
+def test_cases_of_several_processes_are_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of two processes has each second case."""
+    names = [item["case"] for item in ITEMS[:5]]
+    monkeypatch.setattr("calib_workflows.cases.gathered", lambda own: [own, names[1::2]])
+    assert of_networks(ITEMS[0:5:2]).map(lambda case: case.name) == names
+
+
+def test_a_fit_with_the_background_as_the_last_channel_is_refused() -> None:
+    moved = [{**item, "pred": item["pred"].roll(-1, 0)} for item in ITEMS]
+    with pytest.raises(InputError, match="case2: the background seems to be the last channel"):
+        fit_calibrator(of_networks(moved), TemperatureScaling(), STRUCTURES)
