@@ -7,11 +7,11 @@ take 0.1 GB each, where those of joblib import for themselves and take 0.4 GB. t
 
 from __future__ import annotations
 
-import functools
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
@@ -24,6 +24,7 @@ from calib_components.errors import InputError, check_count
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 MAX_WORKERS = 8  # by default, since each holds a case in memory
+SERVER_START = 4.0  # seconds that the server of processes takes to import PyTorch and MONAI
 
 
 def count_workers(workers: int | None) -> int:
@@ -45,22 +46,39 @@ def map_cases(
     """Return the result of a function for each item, computed in several processes, with a progress
     bar on terminals.
 
+    This process works alone for as long as the others would take to start: few or small cases are
+    done by then.
+
     The function is one of a module, or a `functools.partial` of one. With one worker, or one item,
     this process does it all; see `count_workers` for the default.
     """
     workers = min(count_workers(workers), len(items))
-    bar = functools.partial(
-        tqdm, desc=name, total=len(items), unit="case", leave=False, disable=None
-    )
-    if workers < 2:
-        return [function(item) for item in bar(items)]
+    results: list[Result] = []
+    start = time.monotonic()
+    with tqdm(desc=name, total=len(items), unit="case", leave=False, disable=None) as bar:
+        for item in items:
+            if workers > 1 and time.monotonic() - start >= SERVER_START:
+                break
+            results.append(function(item))
+            bar.update()
+        for result in _map_in_processes(function, items[len(results) :], workers):
+            results.append(result)
+            bar.update()
+    return results
+
+
+def _map_in_processes(
+    function: Callable[[Item], Result], items: Sequence[Item], workers: int
+) -> Iterator[Result]:
+    if not items:
+        return
     # A fork of a process with threads of PyTorch may hang
     context = multiprocessing.get_context("forkserver")
     # Imported once for all processes
     context.set_forkserver_preload([getattr(function, "func", function).__module__])
     pool = ProcessPoolExecutor(workers, context, _start_worker)
     try:
-        return list(bar(pool.map(function, items)))
+        yield from pool.map(function, items)
     except BrokenProcessPool:
         raise InputError(
             "A worker process died, perhaps for lack of memory. Try fewer --workers."
