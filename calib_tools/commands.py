@@ -1,14 +1,17 @@
-"""The signatures and docstrings of all commands, which are their options and help.
+"""All commands. Their signatures and docstrings are their options and help.
 
-A command imports what it runs when it is called, so that help needs no PyTorch.
+A command imports what it needs when it is called, so that help needs no PyTorch.
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from calib_components.errors import InputError, check_choice, check_number, printable
 
 
 def prepare_data(
@@ -77,7 +80,32 @@ def prepare_data(
         workers: Number of cases that are prepared at a time. Default: one per core, at most 8.
         skip_bad: Leave bad cases out and list them at the end.
     """
-    call("calib_tools.prepare.prepare", "prepare_data", locals())
+    from calib_tools.prepare import prepare
+    from calib_tools.prepare.facts import facts_of_dataset
+    from calib_tools.prepare.split import SplitOptions
+
+    check_choice("dataset", dataset, prepare.DATASETS)
+    check_choice("like", like or "acdc", prepare.LIKE)
+    is_own = dataset in prepare.OWN
+    facts = facts_of_dataset(
+        like or prepare.OWN.get(dataset, dataset), src, image_size, slice_axis, spacing
+    )
+    if is_own:
+        facts = replace(facts, spacing=list(spacing) if spacing else None)  # else as acquired
+        facts = prepare.with_own_classes(facts, dataset, src, labels, structures, in_channels)
+    elif any((labels, structures, like, in_channels)):
+        raise InputError(
+            f"{dataset}: labels, structures, like and in_channels are options of"
+            f" {', '.join(prepare.OWN)}."
+        )
+    cases, listed = prepare.list_cases(dataset, src, patient, split)
+    options = SplitOptions(fractions, folds, seed, listed)
+    prepare.prepare_cases(cases, facts, out, options, workers, skip_bad, fit_patch=is_own)
+    if is_own and patient is None:
+        print(
+            "Each case counts as a patient of its own. If some are of the same patient, give"
+            " --patient (see --help)."
+        )
 
 
 def evaluate_predictions(
@@ -156,7 +184,66 @@ def evaluate_predictions(
         InputError: A file or option is unsuitable, files do not belong together, another run writes
             to `out`, or results cannot be written.
     """
-    call("calib_tools.predictions.evaluate", "evaluate_predictions", locals())
+    from calib_tools.cli import patients_of
+    from calib_tools.predictions import pairing
+    from calib_tools.predictions.calibrate import describe_estimate, estimate_of
+    from calib_tools.predictions.cases import SavedCases, find_case_images
+    from calib_tools.predictions.classes import check_probabilities, check_volume, classes_of
+    from calib_tools.predictions.evaluate import arguments_of, evaluate_cases, read_reference
+    from calib_tools.predictions.quality import estimate_quality
+    from calib_workflows.evaluate import Objects
+    from calib_workflows.folders import OutputFolder
+
+    check_number("--object_p", object_p, 1e-6, 1)
+    check_number("--overlap", overlap, 0, 1)
+    networks, labellers = pairing.read_folders(predictions, labels, members, raters, pairs)
+    if labellers:
+        labelled = pairing.find_pairs(networks, labellers, pairs)
+        readers = {pair.name: pair.prediction for pair in labelled}
+    else:
+        if objects:
+            raise InputError("--objects needs labels. Give their folder.")
+        labelled, readers = [], pairing.find_members(networks)
+        check_volume(next(iter(readers.values())), sigmoid)
+    (folder, *_) = networks.values()
+    firsts = [each.first for each in readers.values()]
+    calibration = None if members else estimate_of(folder, firsts)
+    run = {
+        **pairing.places_of(networks, labellers),
+        "images": images,
+        "validation": validation,
+        "structures": structures,
+        "sigmoid": sigmoid,
+        "ignore_index": ignore_index,
+        "calibration": repr(calibration),
+        "objects": {"structures": [*objects], "threshold": object_p, "overlap": overlap},
+    }
+    classes = classes_of([*readers.values()], structures, sigmoid, ignore_index)
+    for name in objects:
+        check_choice("--objects", name, classes.structures)
+    patients = patients_of([*readers], patient_pattern) | pairing.named_patients(labelled)
+    case_images = {} if images is None else find_case_images(images, readers)
+    about: dict[str, Any] = {
+        "source": "predictions",
+        "sigmoid": classes.sigmoid,
+        "arguments": arguments_of(run, patient_pattern, pairs),
+        "calibration": describe_estimate(calibration),
+        "objects": run["objects"],
+    }
+    reference = None
+    if validation is not None:
+        check_probabilities(next(iter(readers.values())), "--validation")
+        by_name = not labellers  # with labels, the report compares these
+        reference = read_reference(validation, classes, about, patients, patient_pattern, by_name)
+    output = OutputFolder(out, run, overwrite=overwrite)
+    if labellers:
+        cases = SavedCases(labelled, classes, patients, case_images, workers)
+        counted = Objects([*objects], object_p, overlap)
+        evaluate_cases(cases, output, about, counted, validation)
+    else:
+        estimate_quality(
+            readers, classes, case_images, output, reference, review, review_below, workers
+        )
 
 
 def calibrate_predictions(
@@ -218,7 +305,50 @@ def calibrate_predictions(
         InputError: An argument or a file is unsuitable, another run writes to `out`, or it cannot
             be written. Maps of an earlier run stay.
     """
-    call("calib_tools.predictions.calibrate", "calibrate_predictions", locals())
+    from calib_components.metrics.regions import Region
+    from calib_tools.cli import patients_of
+    from calib_tools.predictions import calibrate, pairing
+    from calib_tools.predictions.cases import SavedCases
+    from calib_tools.predictions.classes import check_probabilities, classes_of
+    from calib_tools.predictions.fit import fit_saved
+    from calib_workflows.calibrate import write_estimate
+    from calib_workflows.folders import OutputFolder
+
+    fitted_on = Region.parse(region)
+    networks, labellers = pairing.read_folders(predictions, labels, members, raters, pairs)
+    if not labellers:
+        raise InputError("labels: give a folder, or those of several raters to --raters.")
+    targets = pairing.name_targets(apply_to, networks)
+    labelled = pairing.find_pairs(networks, labellers, pairs)
+    fit_readers = {pair.name: pair.prediction for pair in labelled}
+    check_probabilities(labelled[0].prediction, "Calibration")
+    readers = pairing.find_members(targets)
+    classes = classes_of(
+        [*fit_readers.values(), *readers.values()], structures, sigmoid, ignore_index
+    )
+    patients = patients_of([*fit_readers], patient_pattern) | pairing.named_patients(labelled)
+    calibrate.refuse_calibrated(networks, fit_readers.values())
+    calibrate.refuse_calibrated(targets, readers.values())
+    run = {
+        **pairing.places_of(networks, labellers),
+        "apply_to": ",".join(map(str, targets.values())),
+        "structures": structures,
+        "sigmoid": sigmoid,
+        "ignore_index": ignore_index,
+        "region": fitted_on.name,
+        "calibrator": calibrator,
+    }
+    output = OutputFolder(out, run, overwrite=overwrite)
+    sources = (*networks.values(), *labellers.values(), *targets.values())
+    calibrate.check_out(output, sources, calibrate.names_of_files(readers))
+    target_patients = patients_of([*readers], patient_pattern)
+    calibrate.tell_shared(readers, target_patients, fit_readers, patients)
+    with output.claim():
+        cases = SavedCases(labelled, classes, patients, workers=workers)
+        fitted, estimate = fit_saved(cases, fitted_on, calibrator)
+        calibrate.write_maps(readers, classes, fitted, output, workers)
+        write_estimate(estimate, out)  # where it is, all maps are of it
+    print(printable(out))
 
 
 def report_folders(
@@ -248,7 +378,15 @@ def report_folders(
             unknown or does not go with these folders, or `out` holds another report or cannot be
             written.
     """
-    call("calib_tools.report.report", "report_folders", locals())
+    from calib_tools.report import report
+
+    report.report_folders(
+        *folders,
+        out=out,
+        validation=validation,
+        object_threshold=object_threshold,
+        overwrite=overwrite,
+    )
 
 
 def run_cases(
@@ -285,7 +423,20 @@ def run_cases(
     Raises:
         InputError: An option is unsuitable, or there are no images.
     """
-    call("calib_tools.run_cases", "run_cases", locals())
+    from calib_tools.run_cases import run_shares
+
+    check_choice("command", command, ["infer"])
+    for name in ("bundle_root", "shard", "skip_existing"):
+        if name in overrides:
+            raise InputError(f"--{name} is set for each share. Use --workers or --jobs.")
+    options = {
+        "bundle_root": str(bundle),
+        "dataset_dir": str(dataset_dir),
+        "output_dir": str(output_dir),
+        **json.loads(json.dumps(overrides)),  # lists instead of tuples, as in YAML
+        "skip_existing": True,
+    }
+    run_shares(bundle, options, executor, workers if executor == "local" else jobs, slurm)
 
 
 def calibrate_model(
@@ -323,11 +474,22 @@ def calibrate_model(
             saved all its probabilities; or the network has another architecture than nnU-Net's.
             Nothing is written then.
     """
-    call("calib_tools.nnunet.calibrate", "calibrate_model", locals())
+    from calib_components.metrics.regions import Region
+    from calib_components.posthoc import KINDS
+    from calib_tools.nnunet import calibrate as nnunet
+    from calib_tools.predictions.fit import fit_saved
+    from calib_workflows.folders import OutputFolder
 
-
-def call(module: str, name: str, given: Mapping[str, Any]) -> None:
-    """Call the function of a command with what was given to it."""
-    options = {**given}
-    folders, overrides = options.pop("folders", ()), options.pop("overrides", {})
-    getattr(importlib.import_module(module), name)(*folders, **options, **overrides)
+    fitted_on = Region.parse(region)
+    check_choice("--calibrator", calibrator, KINDS)
+    trained = nnunet.read_model(model)
+    run = {"region": region, "calibrator": calibrator, "patient_pattern": patient_pattern}
+    output = OutputFolder(model, run, overwrite=overwrite)
+    names = {f"{fold.name}/{nnunet.CALIBRATED}" for fold in trained.folds.values()}
+    names |= {f"{kind}.json" for kind in KINDS}
+    output.check(names)
+    cases = nnunet.validation_cases(trained, patient_pattern, workers)
+    fitted, estimate = fit_saved(cases, fitted_on, calibrator, compare=False)
+    with output.claim(names):
+        nnunet.write_model(trained, fitted, estimate)
+    nnunet.print_next(trained)

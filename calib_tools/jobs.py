@@ -31,8 +31,8 @@ def make_executor(name: str, workers: int, folder: Path, slurm: Mapping[str, Any
     The parameters of jobs on Slurm are those of `submitit.SlurmExecutor.update_parameters`.
     """
     check_choice("--executor", name, ("local", "slurm"))
-    check_count("--workers", workers, 1)
     if name == "local":
+        check_count("--workers", workers, 1)
         return ThreadPoolExecutor(workers)
     try:
         import submitit
@@ -128,6 +128,6 @@ def run_command(command: Sequence[str], log_file: Path) -> str | None:
         lines = [line for line in log.read().splitlines() if line.strip()]
     if code == 0:
         return None
-    # The cause comes first
+    # The cause is the first exception
     raised = [line for line in lines if re.match(r"[\w.]*(Error|Exception): ", line)]
     return f"{(raised[:1] or lines[-1:] or [f'exit code {code}'])[0]}; see {log_file}"

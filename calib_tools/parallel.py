@@ -74,7 +74,7 @@ def _map_in_processes(
         return
     # A fork of a process with threads of PyTorch may hang
     context = multiprocessing.get_context("forkserver")
-    # Imported once for all processes
+    # The server imports it once for all processes
     context.set_forkserver_preload([getattr(function, "func", function).__module__])
     pool = ProcessPoolExecutor(workers, context, _start_worker)
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -12,45 +11,35 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from calib_components.errors import InputError, check_choice, make_folder, reading
+from calib_components.errors import make_folder, reading
 from calib_tools.bundle_command import bundle_command
 from calib_tools.jobs import end, make_executor, run_command, run_jobs
 from calib_workflows.inference.images import MAPS, ImageFolder
 from calib_workflows.options import read_as_typed
 
-SET_PER_SHARE = ("bundle_root", "shard", "skip_existing")
 
-
-def run_cases(
-    command: str,
+def run_shares(
     bundle: Path,
-    *,
-    dataset_dir: Path,
-    output_dir: Path,
-    executor: str = "local",
-    workers: int = 1,
-    jobs: int = 10,
-    slurm: dict[str, Any] | None = None,
-    **overrides: Any,
+    options: Mapping[str, Any],
+    executor: str,
+    jobs: int,
+    slurm: Mapping[str, Any] | None,
 ) -> None:
-    """See `calib_tools.commands.run_cases`."""
-    check_choice("command", command, ["infer"])
-    for name in SET_PER_SHARE:
-        if name in overrides:
-            raise InputError(f"--{name} is set for each share. Use --workers or --jobs.")
-    file = bundle / "configs" / "inference.yaml"
-    options = {
-        "bundle_root": str(bundle),
-        "dataset_dir": str(dataset_dir),
-        "output_dir": str(output_dir),
-        **json.loads(json.dumps(overrides)),  # lists instead of tuples, as in YAML
-        "skip_existing": True,
-    }
+    """Run the inference of a bundle with options in shares of its images.
+
+    Args:
+        bundle: Folder of the bundle.
+        options: Values of ids of its `inference.yaml`.
+        executor: local, or slurm.
+        jobs: Number of processes, or of Slurm jobs.
+        slurm: Parameters of submitit.
+    """
+    file, output_dir = bundle / "configs" / "inference.yaml", Path(options["output_dir"])
     images = _find_images(file, options)
     total, pattern = len(images.find()), f"*_{MAPS[images.save[0]]}.nii.gz"
     logs = output_dir / ".run_cases"
-    pool = make_executor(executor, workers, logs / "slurm", slurm)
-    number = min(total, workers if executor == "local" else jobs)
+    pool = make_executor(executor, jobs, logs / "slurm", slurm)
+    number = min(total, jobs)
     if executor == "local":  # PyTorch would take all cores for each
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // number)))
     make_folder(logs)

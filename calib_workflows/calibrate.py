@@ -19,10 +19,10 @@ from monai.engines import Evaluator
 from monai.utils import ensure_tuple
 
 from calib_components.errors import InputError, check_writable, reading, writing
-from calib_components.posthoc import KINDS, RETIRED, Calibrator, Estimate, set_calibrator
+from calib_components.posthoc import KINDS, RETIRED, Calibrator, Estimate, LeftOut, set_calibrator
 from calib_workflows.cases import NetworkCases
 from calib_workflows.data.facts import Facts, facts_beside
-from calib_workflows.fit import AFTER, BEFORE, REGIONS, Fit, fit_calibrator
+from calib_workflows.fit import AFTER, BEFORE, REGIONS, Fit, describe_fit, fit_calibrator
 from calib_workflows.folders import OutputFolder
 from calib_workflows.weights import (
     WeightsCheckpointLoader,
@@ -34,10 +34,12 @@ from calib_workflows.weights import (
 )
 
 log = logging.getLogger(__name__)
-# Files of a calibrator, by its name: the estimate and the figure
-FILES = REPORT, FIGURE = "{}.json", "reliability_{}.png"
+# The files of a calibrator have its name
+REPORT = "{}.json"  # the estimate
+FIGURE = "reliability_{}.png"
+FILES = (REPORT, FIGURE)
 ALL_FILES = {template.format(kind) for kind in (*KINDS, *RETIRED) for template in FILES}
-SPLITS = {  # what to know of a fit on a split
+SPLITS = {  # what a user should know of a fit on a split
     "training": (
         "The network is more confident on cases that it was trained on: the temperature is too low"
         " for others."
@@ -117,7 +119,7 @@ class Calibration:
             stack.enter_context(OutputFolder(self.calibrated_path.parent).claim())
             stack.enter_context(output.claim())
             WeightsCheckpointLoader(self.load_path, self.network, self.facts)(self.evaluator)
-            set_calibrator(self.network, type(self.calibrator)())  # not that of the weights
+            set_calibrator(self.network, type(self.calibrator)())  # in place of that of the weights
             cases = NetworkCases(self.evaluator, self.structures)
             fit = fit_calibrator(cases, self.calibrator, self.structures)
             self._log(fit)
@@ -139,19 +141,10 @@ class Calibration:
 
     def _log(self, fit: Fit) -> None:
         """Say what was fitted, and what it changed."""
-        name, region = fit.calibrator.name.capitalize(), fit.calibrator.region
-        log.info("%s %s", name, fit.estimate.summary())
-        log.info(
-            "Calibrated for region %s, of what the network sees: NLL %.4f -> %.4f",
-            region.name,
-            fit.estimate.nll_before,
-            fit.estimate.nll_after,
-        )
-        log.info("%s", fit.estimate.effect(region.by_prediction))
+        for sentence in describe_fit(fit.estimate, fit.calibrator.region, fit.compared):
+            log.info("%s", sentence)
         for warning in fit.estimate.warnings():
             log.warning("%s", warning)
-        if fit.estimate.patients > 1:
-            log.info("%s", fit.compared.describe())
         log.info("Errors in what the network sees:")
         for (when, where), bins in fit.bins.items():
             log.info("%s: ECE %.4f (%s)", when.capitalize(), bins.expected_error().item(), where)
@@ -160,14 +153,10 @@ class Calibration:
     def _write(self, fit: Fit, output: OutputFolder) -> None:
         """Write the weights and the other files, all or none."""
         name, file = fit.calibrator.name, self.calibrated_path
-        report = fit.estimate.to_dict()
-        if fit.estimate.patients > 1:
-            rows = fit.compared.table().items()
-            report["left_out"] = [{"calibrator": each, **row} for each, row in rows]
         content = with_calibrator(
             self.load_path, fit.calibrator, fit.reference.to_tensor(), fit.estimate.patients
         )
-        files = {REPORT: _encoded(report, indent=2), FIGURE: _figure(fit)}
+        files = {REPORT: _report(fit.estimate, fit.compared), FIGURE: _figure(fit)}
         with ExitStack() as stack:
             for template, part in files.items():
                 place = stack.enter_context(writing(self.output_dir / template.format(name)))
@@ -189,7 +178,7 @@ class Calibration:
 
 def _figure(fit: Fit) -> bytes:
     """Return the figure of what a fit changed."""
-    # Training must not need matplotlib
+    # The import is here, as training must not need matplotlib
     from calib_workflows.figures import reliability_diagram
 
     panels = {
@@ -202,8 +191,12 @@ def _figure(fit: Fit) -> bytes:
     return content.getvalue()
 
 
-def _encoded(content: Any, **options: Any) -> bytes:
-    return (json.dumps(content, allow_nan=False, **options) + "\n").encode()
+def _report(estimate: Estimate, compared: LeftOut | None = None) -> bytes:
+    report = estimate.to_dict()
+    if compared is not None and estimate.patients > 1:
+        rows = compared.table().items()
+        report["left_out"] = [{"calibrator": name, **row} for name, row in rows]
+    return (json.dumps(report, allow_nan=False, indent=2) + "\n").encode()
 
 
 def read_estimate(folder: str | os.PathLike) -> Any:
@@ -217,4 +210,4 @@ def read_estimate(folder: str | os.PathLike) -> Any:
 def write_estimate(estimate: Estimate, folder: str | os.PathLike) -> None:
     """Write the report of a fit, such as `temperature.json`, into a folder."""
     with writing(Path(folder) / REPORT.format(estimate.name)) as unfinished:
-        unfinished.write_bytes(_encoded(estimate.to_dict(), indent=2))
+        unfinished.write_bytes(_report(estimate))

@@ -7,7 +7,6 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from typing import Any, TypeVar
@@ -17,15 +16,15 @@ import torch
 from ignite.engine import Events
 from monai.data import MetaTensor
 from monai.engines import Evaluator
-from monai.utils import convert_to_tensor, ensure_tuple
+from monai.utils import convert_to_tensor
 
 from calib_components.errors import InputError, printable
-from calib_components.metrics.measures import Case
+from calib_components.metrics.case import Case
 from calib_components.posthoc.base import gathered
+from calib_workflows.data.nifti import voxel_volume
 from calib_workflows.inference.crops import Crop, crop_of
 from calib_workflows.inference.inferers import agreement_of
 
-CUBIC_MM = 1000  # in a millilitre
 Result = TypeVar("Result")
 MISSING: Any = object()  # where other processes have one more case
 
@@ -123,7 +122,7 @@ def _voxel_size(label: torch.Tensor) -> dict[str, Any]:
     """Return the spacing in mm, and the volume in ml, of the voxels of a label with metadata."""
     if not isinstance(label, MetaTensor):
         return {}
-    volume = float(label.affine[:3, :3].det().abs()) / CUBIC_MM
+    volume = voxel_volume(np.asarray(label.affine))
     return {"spacing": label.pixdim.tolist(), "voxel_volume": volume}
 
 
@@ -132,13 +131,12 @@ class NetworkCases(Cases):
     """The cases of an evaluator, whose network runs on each; in several processes, on its share.
 
     Args:
-        evaluators: One, or several with cases of their own, such as the networks of folds. Items of
-            their batches have the name of the `case` and of its `patient`, those of their output an
-            `image` `(C, *S)`, a `label` `(1, *S)` and the logits `pred` `(N, *S)`.
+        evaluator: Items of its batches have the name of the `case` and of its `patient`, those of
+            its output an `image` `(C, *S)`, a `label` `(1, *S)` and the logits `pred` `(N, *S)`.
         structures: Class indices of the structures, by name.
     """
 
-    evaluators: Evaluator | Sequence[Evaluator]
+    evaluator: Evaluator
     structures: Mapping[str, Sequence[int]]
 
     def map(self, function: Callable[[LabelledCase], Result]) -> list[Result]:
@@ -151,10 +149,8 @@ class NetworkCases(Cases):
                 )
                 results.append(function(case))
 
-        for evaluator in ensure_tuple(self.evaluators):
-            with ExitStack() as stack:
-                stack.enter_context(evaluator.add_event_handler(Events.ITERATION_COMPLETED, use))
-                evaluator.run()
+        with self.evaluator.add_event_handler(Events.ITERATION_COMPLETED, use):
+            self.evaluator.run()
         # Each process has every n-th case
         in_order = chain.from_iterable(zip_longest(*gathered(results), fillvalue=MISSING))
         return [result for result in in_order if result is not MISSING]

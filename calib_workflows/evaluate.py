@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 import logging
 import os
-import shlex
 import shutil
 import tempfile
+import uuid
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import ExitStack
@@ -22,9 +21,9 @@ import pandas as pd
 import torch
 from monai.engines import Evaluator
 
-from calib_components.errors import InputError
+from calib_components.errors import InputError, printable
 from calib_components.metrics import CalibrationBins
-from calib_components.metrics.measures import MEASURES, Case, measure_case
+from calib_components.metrics.case import MEASURES, Case, measure_case
 from calib_components.metrics.objects import find_objects, largest_miss
 from calib_components.metrics.raters import RatedCase
 from calib_components.posthoc import describe_calibration
@@ -40,22 +39,21 @@ from calib_workflows.data.overlap import content_of
 from calib_workflows.data.transforms import check_labels
 from calib_workflows.evaluation_files import (
     FILES,
+    MISSED,
     OBJECT_COLUMNS,
     Evaluation,
-    draw_cases,
-    draw_missed,
     draw_reliability,
     replacing,
 )
 from calib_workflows.folders import OutputFolder
 from calib_workflows.inference.maps import normalized_entropy
-from calib_workflows.options import arguments_of_run
-from calib_workflows.parts import draw_raters, measure_raters, part_tables, rated_slice
+from calib_workflows.pages.slices import draw_prediction, draw_raters
+from calib_workflows.parts import measure_raters, part_tables, rated_slice
 from calib_workflows.weights import WeightsCheckpointLoader, save
 
 log = logging.getLogger(__name__)
 PER_CASE = ("all", "predicted")  # regions whose bins are kept of each case
-SHOWN = ("dsc", "hd95", "ece_all", "ece_predicted")  # in the log
+SHOWN = ("dsc", "hd95", "ece_all", "ece_predicted")  # means that the log shows
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ def evaluate(
         structures: Names of the structures.
         class_names: Names of the classes, or of the channels of sigmoids.
         about: Further entries of `summary.json`: the `source`, "bundle" or saved "predictions", the
-            `arguments` of the evaluation, and the `calibration` of the probabilities.
+            `calibration` of the probabilities, and the `arguments` of the command.
         objects: Objects to count.
 
     Returns:
@@ -166,11 +164,11 @@ def measure_labelled(case: LabelledCase, objects: Objects, slices: Path) -> dict
         "content": content_of(scan.label),
         "has_spacing": scan.spacing is not None,
         "is_sigmoid": scan.sigmoid,
-        "slices": str(slices / content_name(case.name)),
+        "slices": str(slices / f"{uuid.uuid4().hex}.pt"),
     }
-    drawn = {"case": draw_slice(scan, case)}
+    drawn = {"case": slice_maps(scan, case)}
     if scan.probabilities is not None:
-        measured = scan.measured.items()
+        measured = scan.region_measures.items()
         record["bins"] = {region: each.bins for region, each in measured if each.bins}
         if not scan.sigmoid:
             record["agreement"] = count_agreement(scan.label[0].long(), scan.probabilities)
@@ -193,16 +191,11 @@ def _count_objects(case: LabelledCase, objects: Objects, drawn: dict[str, Any]) 
     largest = largest_miss(itertools.chain.from_iterable(found.values()))
     if largest is None:
         return {"objects": rows}
-    drawn["miss"] = draw_slice(scan, case, int(largest.place.split()[-1]))
+    drawn["miss"] = slice_maps(scan, case, int(largest.place.split()[-1]))
     return {"objects": rows, "missed_volume": largest.volume}
 
 
-def content_name(name: str) -> str:
-    """Return a file name that stands for any name of a case."""
-    return f"{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.pt"
-
-
-def draw_slice(case: Case, labelled: LabelledCase, index: int | None = None) -> dict[str, Any]:
+def slice_maps(case: Case, labelled: LabelledCase, index: int | None = None) -> dict[str, Any]:
     """Return maps of a slice; by default, of that with the most wrong voxels, or foreground."""
     assert case.prediction is not None
     label, image = labelled.label_map, labelled.image
@@ -210,16 +203,17 @@ def draw_slice(case: Case, labelled: LabelledCase, index: int | None = None) -> 
         wrong = (label != case.prediction) & case.counted
         shown = wrong if wrong.any() else label > 0
         index = int(shown.flatten(0, -2).sum(0).argmax())
-    maps = {"image": image, "label": label.int(), "prediction": case.prediction.int()}
-    # Of a view, the whole volume would be saved
-    drawn = {
-        key: None if values is None else values[..., index].clone() for key, values in maps.items()
+    # These are copies: of a view, torch.save writes the whole volume
+    return {
+        "image": None if image is None else image[..., index].clone(),
+        "label": label[..., index].to(torch.int32, copy=True),
+        "prediction": case.prediction[..., index].to(torch.int32, copy=True),
+        "uncertainty": _uncertainty(case, index),
     }
-    return {**drawn, "uncertainty": _uncertainty(case, index)}
 
 
 def _uncertainty(case: Case, index: int) -> torch.Tensor | None:
-    """Entropy in a slice; of sigmoids the largest one of a channel."""
+    """Return the entropy in a slice `(*S)`; of sigmoids the largest one of a channel."""
     if case.probabilities is None:
         return None
     p = case.probabilities[..., index]
@@ -237,23 +231,45 @@ def _draw(
     """Draw the pictures of an evaluation."""
     if evaluation.regions:
         draw_reliability(folder, evaluation)
-    columns = [f"dsc_{name}" for name in structures]
-    dsc = evaluation.cases.set_index("case")[columns].mean(axis=1)
-    names = [*evaluation.class_names]
+    class_names = [*evaluation.class_names]
     if evaluation.summary.get("sigmoid"):
-        names = ["background", *names]
+        class_names = ["background", *class_names]
+    dsc = evaluation.cases[[f"dsc_{name}" for name in structures]].mean(axis=1)
 
-    def maps(kind: str, record: Mapping[str, Any]) -> dict[str, Any]:
-        return torch.load(record["slices"], "cpu", weights_only=True)[kind]
+    def draw(name: str, record: Mapping[str, Any], kind: str, text: str) -> None:
+        title = f"{printable(record['case'])}\n{text}"
+        maps = _load_slice(record, kind)
+        picture = draw_prediction(**maps, class_names=class_names, title=title)
+        (folder / "cases" / f"{name}.png").write_bytes(picture)
 
-    draw_cases(folder, dsc, [functools.partial(maps, "case", each) for each in records], names)
+    for name, number in _places(dsc).items():
+        draw(name, records[number], "case", f"DSC {dsc[number]:.3f} of the volume")
+    missed = [record for record in records if "missed_volume" in record]
+    missed.sort(key=lambda record: -record["missed_volume"])
+    for number, record in enumerate(missed[:MISSED], 1):
+        volume = f"{record['missed_volume']:.3g} {evaluation.summary['volume_unit']}"
+        draw(f"missed{number}", record, "miss", f"missed: {volume}")
     rated = [record for record in records if "disputed" in record]
     if rated:
         most = max(rated, key=lambda record: record["disputed"])
-        draw_raters(folder / "cases" / "raters.png", most["case"], maps("raters", most))
-    missed = [record for record in records if "missed_volume" in record]
-    load_miss = functools.partial(maps, "miss")
-    draw_missed(folder, missed, load_miss, names, evaluation.summary["volume_unit"])
+        picture = draw_raters(**_load_slice(most, "raters"), title=printable(most["case"]))
+        (folder / "cases" / "raters.png").write_bytes(picture)
+
+
+def _places(dsc: pd.Series) -> dict[str, int]:
+    """Return the numbers of the cases with the best, median and worst DSC. Of two cases there is no
+    median, and one is the best alone.
+    """
+    ordered = dsc.dropna().sort_values(kind="stable").index
+    if not len(ordered):
+        return {}
+    # Where two have the same place, the later one counts
+    by_place = {len(ordered) // 2: "median", 0: "worst", len(ordered) - 1: "best"}
+    return {name: ordered[place] for place, name in by_place.items()}
+
+
+def _load_slice(record: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    return torch.load(record["slices"], "cpu", weights_only=True)[kind]
 
 
 def _objects(records: Sequence[Mapping[str, Any]]) -> dict[str, pd.DataFrame]:
@@ -282,14 +298,13 @@ def join_records(
     first = records[0]
     if "bins" not in first:
         return Evaluation(table, summary, class_names, structures, parts=parts)
-    bins = _joined_bins([record["bins"] for record in records])
-    regions = {region: _pooled(region, kinds) for region, kinds in bins.items()}
+    regions = _bins_of_all([record["bins"] for record in records])
     summary |= {"channels": len(class_names), "sigmoid": first["is_sigmoid"], **_errors(regions)}
     return Evaluation(table, summary, class_names, structures, regions, parts)
 
 
 def _lists(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the summary says of single cases."""
+    """Return what the summary says of single cases."""
     lists: dict[str, Any] = {"cases": len(records)}
     for kind in ("missed", "spurious"):
         lists[kind] = [
@@ -302,21 +317,28 @@ def _lists(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return lists
 
 
-def _joined_bins(
+def _bins_of_all(
     records: Sequence[Mapping[str, Mapping[str, CalibrationBins]]],
 ) -> dict[str, dict[str, CalibrationBins]]:
-    """Bins of all cases by region and kind."""
-    return {
-        region: {
+    """Return bins pooled over cases by region and kind, with those of each case where they are
+    kept.
+    """
+    regions = {}
+    for region, kinds in records[0].items():
+        joined = {
             kind: CalibrationBins.joined([record[region][kind] for record in records])
             for kind in kinds
         }
-        for region, kinds in records[0].items()
-    }
+        regions[region] = {kind: bins.pooled() for kind, bins in joined.items()}
+        if region in PER_CASE:
+            regions[region]["top_label_per_case"] = joined["top_label"]
+    return regions
 
 
 def _statistics(table: pd.DataFrame, structures: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Mean, standard deviation and number of cases of each column and each mean over structures."""
+    """Return mean, standard deviation and number of cases of each column and each mean over
+    structures.
+    """
     means: dict[Hashable, pd.Series] = {}
     for measure in MEASURES:
         names = [measure.column(name) for name in structures]
@@ -332,16 +354,8 @@ def _statistics(table: pd.DataFrame, structures: Sequence[str]) -> dict[str, dic
     }
 
 
-def _pooled(region: str, kinds: Mapping[str, CalibrationBins]) -> dict[str, CalibrationBins]:
-    """Bins of a region pooled over cases, with those of each case where they are kept."""
-    pooled = {kind: bins.pooled() for kind, bins in kinds.items()}
-    if region in PER_CASE:
-        pooled["top_label_per_case"] = kinds["top_label"]
-    return pooled
-
-
 def _errors(regions: Mapping[str, Mapping[str, CalibrationBins]]) -> dict[str, float]:
-    """Errors of all voxels of all cases, by the names of their columns and `_pooled`."""
+    """Return the errors of all voxels of all cases, by the names of their columns and `_pooled`."""
     return {
         f"{measure.column(region)}_pooled": regions[region][measure.bins].expected_error().item()
         for measure in MEASURES
@@ -395,13 +409,12 @@ class NetworkEvaluation:
             WeightsCheckpointLoader(self.load_path, self.network, self.facts)(self.evaluator)
             done = describe_calibration(self.network)
             cases = NetworkCases(self.evaluator, self.structures)
-            about = {"source": "bundle", "arguments": arguments_of_run(), "calibration": done}
+            about = {"source": "bundle", "calibration": done}
             summary = evaluate(cases, folder, [*self.structures], self.class_names, about)
         if summary is None:
             return
         state = "Calibrated ({calibrator}, region {region})" if done else "Not calibrated"
         shown = ", ".join(f"{name} {summary[name]['mean']:.4f}" for name in SHOWN)
         log.info("%s: %s (HD95 in %s)", state.format(**done or {}), shown, summary["unit"])
-        command = ["calib-components", "report", str(folder), "--out", str(folder / "report")]
-        if shutil.which(command[0]):  # packages of bundles do without
-            log.info("Next: make a page of it.\n%s", shlex.join(command))
+        if shutil.which("calib-components"):  # packages of bundles do without
+            log.info("Next: make a page of it, with calib-components report %s.", folder)

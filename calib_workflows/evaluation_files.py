@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ import pandas as pd
 
 from calib_components.errors import InputError, printable, reading
 from calib_components.metrics import CalibrationBins
-from calib_components.metrics.measures import MEASURES
+from calib_components.metrics.case import MEASURES
 from calib_components.metrics.objects import FoundObject
 
 MISSED = 3  # objects that are drawn
@@ -30,7 +30,7 @@ PICTURES = (
     "cases/raters.png",
     *(f"cases/missed{number}.png" for number in range(1, MISSED + 1)),
 )
-# Of several raters or networks, and of objects
+# Tables that evaluations of several raters or networks, or of objects, have besides
 PARTS = ("raters", "members", "objects")
 TABLES = (
     "cases.csv",
@@ -42,11 +42,10 @@ OBJECT_COLUMNS = ["case", "patient", "structure", *FoundObject._fields]
 SUMMARY = "summary.json"
 # The summary comes last: where it is, the rest belongs to it
 FILES = (*TABLES, *PICTURES, SUMMARY)
-# Of the JSON files; version 1 is that of releases before 0.5, whose tables lack columns
+# JSON files have it; version 1 is that of releases before 0.5, whose tables lack columns
 SCHEMA_VERSION = 2
 Bins = Mapping[str, CalibrationBins]  # by kind
-LoadMaps = Callable[[], Mapping[str, Any]]  # of a slice
-# Regions in the reliability diagram: what calibration means first, the paper's last.
+# The reliability diagram shows these regions; the last is that of the paper
 TITLES = {
     "all": "all voxels",
     "predicted": "predicted foreground",
@@ -66,17 +65,17 @@ class Evaluation:
 
     Attributes:
         cases: `cases.csv`: one row a case, its name `case` and the measures of
-            `calib_components.metrics.measures`, NaN where undefined. `ece` and `cece` are those of
+            `calib_components.metrics.case`, NaN where undefined. `ece` and `cece` are those of
             the ground-truth foreground, with `ece_if_true` and `cece_if_true`, the errors if the
             probabilities were true; `ece_REGION` and so on those of further regions.
         summary: `summary.json`: mean, standard deviation over cases and number of cases of every
             measure, the pooled calibration errors, the structures that only the ground truth has
             (`missed`) or only the prediction (`spurious`), the patient of each case, a hash of its
             label (`labels`), the units of distances (`unit`) and volumes (`volume_unit`), whether a
-            "bundle" or saved "predictions" are its `source`, the `arguments` of the command, the
-            `calibration` of the probabilities (name of the `calibrator`, `region` and number of
-            `patients` of its fit), the number of `rows` of each of the `parts`, the number of
-            `channels`, and whether each has a `sigmoid` of its own.
+            "bundle" or saved "predictions" are its `source`, for these the `arguments` of the
+            command, the `calibration` of the probabilities (name of the `calibrator`, `region` and
+            number of `patients` of its fit), the number of `rows` of each of the `parts`, the
+            number of `channels`, and whether each has a `sigmoid` of its own.
         class_names: Names of the N classes, or of the channels of sigmoids.
         structures: Names of the structures.
         regions: `calibration.json`: bins pooled over cases, by kind, of each region: `top_label`
@@ -102,8 +101,8 @@ class Evaluation:
         labels, items = self.summary.get("labels", {}), []
         for case, patient in self.summary["patients"].items():
             match = re.search(patient_pattern, case) if patient_pattern else None
-            named = match[0] if match else patient
-            items.append({"case": case, "patient": named, "content": labels.get(case, "")})
+            patient = match[0] if match else patient
+            items.append({"case": case, "patient": patient, "content": labels.get(case, "")})
         return items
 
     def write(self, folder: Path) -> None:
@@ -133,17 +132,16 @@ class Evaluation:
             cases = [*summary["patients"]]
         table = _read_table(folder / "cases.csv", defaultdict(lambda: float, case=object))
         table = _in_order(table, summary, folder / "cases.csv")
-        files = {name: folder / f"{name}.csv" for name in PARTS}
-        parts = {
-            name: _read_table(file, dict.fromkeys(NAMES, object))
-            for name, file in files.items()
-            if file.exists()
-        }
-        for name, part in parts.items():
-            if len(part) != summary.get("rows", {}).get(name, len(part)):
+        parts = {}
+        for name in PARTS:
+            file = folder / f"{name}.csv"
+            if not file.exists():
+                continue
+            parts[name] = _read_table(file, dict.fromkeys(NAMES, object))
+            rows = len(parts[name])
+            if rows != summary.get("rows", {}).get(name, rows):
                 raise InputError(
-                    f"{files[name]}: {len(part)} rows are not those of {SUMMARY}. Evaluate the"
-                    " cases again."
+                    f"{file}: {rows} rows are not those of {SUMMARY}. Evaluate the cases again."
                 )
         structures = [name.removeprefix("dsc_") for name in table if name.startswith("dsc_")]
         if "channels" not in summary:  # of label maps
@@ -157,8 +155,6 @@ def _read_table(file: Path, types: Mapping[str, type]) -> pd.DataFrame:
         content = file.read_bytes()
         if not content.endswith(b"\n"):
             raise ValueError("a table that is cut off in its last line")
-        if b"," not in content.partition(b"\n")[0]:
-            raise ValueError("its columns are not separated by commas")
         return pd.read_csv(
             file,
             dtype=types,
@@ -269,56 +265,3 @@ def draw_reliability(folder: Path, evaluation: Evaluation) -> None:
     reliability_diagram(classwise, evaluation.class_names).savefig(
         folder / "reliability_classes.png"
     )
-
-
-def draw_cases(
-    folder: Path, dsc: pd.Series, slices: Sequence[LoadMaps], class_names: Sequence[str]
-) -> None:
-    """Draw `cases/best.png`, `median.png` and `worst.png`.
-
-    Args:
-        folder: Where they are written.
-        dsc: Mean DSC of each case, by its name.
-        slices: Reads the slice of each, see `calib_workflows.evaluate.draw_slice`.
-        class_names: Names of the classes in the slices, the background first.
-    """
-    ordered = dsc.reset_index(drop=True).dropna().sort_values(kind="stable").index
-    places = {}  # of two cases there is no median, and one is the best alone: later names win
-    if len(ordered):
-        places = {len(ordered) // 2: "median", 0: "worst", len(ordered) - 1: "best"}
-    for place, name in places.items():
-        number = ordered[place]
-        title = f"{printable(dsc.index[number])}\nDSC {dsc.iloc[number]:.3f} of the volume"
-        _draw_overlay(folder / "cases" / f"{name}.png", slices[number](), class_names, title)
-
-
-def draw_missed(
-    folder: Path,
-    missed: Sequence[Mapping[str, Any]],
-    load: Callable[[Mapping[str, Any]], Mapping[str, Any]],
-    class_names: Sequence[str],
-    unit: str,
-) -> None:
-    """Draw the largest of the objects that cases miss most, `cases/missed1.png` and so on.
-
-    Args:
-        folder: Where they are written.
-        missed: Records of cases, with the `missed_volume` of its largest missed object.
-        load: Reads the slice through it.
-        class_names, unit: Names of the classes in the slices, and the unit of volumes.
-    """
-    largest = sorted(missed, key=lambda record: -record["missed_volume"])[:MISSED]
-    for number, record in enumerate(largest, 1):
-        title = f"{printable(record['case'])}\nmissed: {record['missed_volume']:.3g} {unit}"
-        _draw_overlay(folder / "cases" / f"missed{number}.png", load(record), class_names, title)
-
-
-def _draw_overlay(
-    file: Path, maps: Mapping[str, Any], class_names: Sequence[str], title: str
-) -> None:
-    from calib_workflows.figures import uncertainty_overlay  # training must not need matplotlib
-
-    arrays: dict[str, Any] = {
-        key: None if values is None else values.numpy() for key, values in maps.items()
-    }
-    uncertainty_overlay(**arrays, class_names=class_names, title=title).savefig(file)

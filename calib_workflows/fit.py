@@ -14,7 +14,7 @@ import ignite.distributed as idist
 import torch
 
 from calib_components.metrics import CalibrationBins, dice, structure_masks
-from calib_components.metrics.measuring import measure_regions
+from calib_components.metrics.region_measures import measure_regions
 from calib_components.metrics.regions import Region
 from calib_components.posthoc import Calibrator, Estimate, LeftOut
 from calib_components.posthoc.comparison import simpler_fits
@@ -24,7 +24,7 @@ from calib_workflows.inference.crops import cut
 
 REGIONS = ("all", "predicted")  # what is predicted follows from the calibrated probabilities
 BEFORE, AFTER = "before", "after"
-# Of each structure of a scan: estimated and true DSC, expected and true volume in voxels
+# A scan has, of each structure, its estimated and true DSC, expected and true volume in voxels
 ScanRow = list[tuple[float, ...]]
 
 
@@ -91,6 +91,21 @@ def fit_calibrator(
     return Fit(fitted, estimate, compared, bins, reference)
 
 
+def describe_fit(estimate: Estimate, region: Region, compared: LeftOut | None = None) -> list[str]:
+    """Return what was fitted to a region, and what it changes, a sentence each."""
+    symbol = "T" if estimate.name == "temperature" else estimate.name
+    where = "all voxels" if region.kind == "all" else f"the voxels of region {region.name}"
+    change = f"NLL {estimate.nll_before:.4f} -> {estimate.nll_after:.4f}"
+    sentences = [
+        f"{symbol} = {estimate.summary()}",
+        f"{change} over {where}, which it is fitted on",
+        estimate.effect(region.by_prediction),
+    ]
+    if compared is not None and estimate.patients > 1:
+        sentences.append(compared.describe())
+    return sentences
+
+
 def _add_case(
     case: LabelledCase, fits: Sequence[Calibrator]
 ) -> tuple[list[Calibrator], list[list[int]], str]:
@@ -147,8 +162,8 @@ def _scan_row(p: torch.Tensor, case: LabelledCase, compared: LeftOut) -> ScanRow
     masks = structure_masks(label * counted, classes)
     found = structure_masks(predicted * counted, classes)
     dsc = dice(found[None], masks[None])[0].tolist()
-    measured = zip(scan.compute().values(), dsc, masks.flatten(1).sum(1).tolist(), strict=True)
+    volumes = masks.flatten(1).sum(1).tolist()
     return [
         (estimate.expected_dsc, true_dsc, estimate.expected_voxels, volume)
-        for estimate, true_dsc, volume in measured
+        for estimate, true_dsc, volume in zip(scan.compute().values(), dsc, volumes, strict=True)
     ]

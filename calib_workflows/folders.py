@@ -17,6 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from calib_components.errors import InputError, make_folder, reading, writing
+from calib_workflows.runs import changes
 
 _held: dict[Path, Any] = {}  # the locks of this process, by their files
 
@@ -95,7 +96,8 @@ class OutputFolder(AbstractContextManager):
         origins = dict.fromkeys(names - own, "no recorded run")
         for run, listed in self.runs():
             if run != self.run and listed & names:
-                origins |= dict.fromkeys(listed, f"a run with {_difference(run, self.run)}")
+                difference = next(iter(changes(run, self.run)), "other options")
+                origins |= dict.fromkeys(listed, f"a run with {difference}")
         others = sorted(name for name in origins if (self.path / name).exists())
         if others and not self.overwrite:
             raise InputError(
@@ -121,7 +123,7 @@ class OutputFolder(AbstractContextManager):
             return []
         with reading(self.record, "the record of what the folder holds"):
             records = json.loads(self.record.read_bytes())
-            # Whatever the names are, the files are in the folder
+            # A name with .. stays in the folder
             return [
                 (run, {os.path.relpath(f"/{name}", "/") for name in names})
                 for run, names in records
@@ -150,8 +152,3 @@ def _acquire(file: Path, timeout: float) -> Any:
                 f"{file.parent.parent}: another run writes to this folder. Wait for its end, or"
                 " choose another."
             ) from None
-
-
-def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    name = next(name for name in {**before, **now} if before.get(name, "") != now.get(name, ""))
-    return f"{name} {before.get(name)!s:.200}, not {now.get(name)!s:.200}"

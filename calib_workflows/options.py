@@ -12,9 +12,7 @@ import logging
 import os
 import sys
 import warnings
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from types import TracebackType
@@ -30,8 +28,6 @@ from monai.bundle import (
 
 from calib_components.errors import (
     InputError,
-    check_count,
-    check_number,
     check_writable,
     error_line,
     nearest,
@@ -39,25 +35,19 @@ from calib_components.errors import (
 )
 from calib_workflows.data.facts import FACTS, Facts, check_fact, facts_beside
 
-# That MONAI looks up
+# Ids that MONAI looks up
 ENTRIES = ("_meta_", "finalize", "imports", "initialize", "run", "save_execute_config")
 GROUPS = ("train", "validate")
 TYPED: dict[str, bool | None] = {"true": True, "false": False, "null": None}  # as on a command line
 PLACES = ("_dir", "_file", "_path", "_root", "datalist")  # endings of options that are paths
-AT_LEAST_ONE = ("batch_size", "max_epochs", "val_interval")  # others may be 0
 INTERRUPTED = "Interrupted. --resume true continues a training, --skip_existing true the others."
-# That a training writes into ckpt_dir: its best weights, and its state
+# A training writes its best weights and its state into ckpt_dir
 BEST, LAST = "model.pt", "last.ckpt"
-
-# The workflow of the run that `start_run` began in this thread, for as long as it exists
-_workflow: ContextVar[Callable[[], ConfigWorkflow | None]] = ContextVar(
-    "workflow", default=lambda: None
-)
 
 
 def start_run(folders: Sequence[str] = ()) -> None:
     """Check the files and options of a run before any work; from then on, an `InputError` ends it
-    with one line, and `config_of_run` returns its configuration.
+    with one line.
 
     A bundle names it as the first item of `run`. In a process that runs no configuration of MONAI,
     it checks nothing.
@@ -70,12 +60,11 @@ def start_run(folders: Sequence[str] = ()) -> None:
             value, a folder cannot be written to, a training would replace weights unasked, or its
             loss takes logits for probabilities.
     """
-    # Where pydicom is installed, MONAI's readers of DICOM each say that they use no GPU
+    # Where pydicom is installed, each of MONAI's readers of DICOM says that it uses no GPU
     logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", "NvImgCodecPydicomReader")
     workflow = check_files()
     if workflow is None:
-        _workflow.set(lambda: None)
         return
     config = workflow.parser
     entries = (workflow.init_id, workflow.run_id, workflow.final_id)
@@ -86,22 +75,6 @@ def start_run(folders: Sequence[str] = ()) -> None:
         check_writable(name, config.get_parsed_content(name))
     if "ckpt_dir" in folders:
         check_training(config)
-    _workflow.set(weakref.ref(workflow))
-
-
-def arguments_of_run() -> dict[str, str]:
-    """Return the options that `python -m monai.bundle run` was given, as typed; none elsewhere."""
-    words = sys.argv[1:]
-    if words[:1] != ["run"] or any(word.startswith("-") and "=" in word for word in words):
-        return {}
-    names = [word.removeprefix("--") for word in words[1::2]]
-    return dict(zip(names, words[2::2], strict=False))
-
-
-def config_of_run() -> ConfigParser | None:
-    """Return the configuration of the run that `start_run` began; None if there is none."""
-    workflow = _workflow.get()()
-    return None if workflow is None else workflow.parser
 
 
 def check_files() -> ConfigWorkflow | None:
@@ -111,7 +84,7 @@ def check_files() -> ConfigWorkflow | None:
     sys.excepthook = _show
     for place in logging.root.handlers:
         place.addFilter(_is_no_mistake)
-    workflow = running_workflow()
+    workflow = _running_workflow()
     if workflow is None:
         return None
     ids = (workflow.run_id, *references(workflow.parser.get()))
@@ -179,64 +152,38 @@ def _is_no_mistake(record: logging.LogRecord) -> bool:
     return not (record.levelno >= logging.ERROR and is_mistake)
 
 
-def running_workflow() -> ConfigWorkflow | None:
-    """Return the workflow of the configuration that is being run, None if none is.
+def config_of_run() -> ConfigParser | None:
+    """Return the configuration of the bundle's run that this is a part of; None elsewhere."""
+    workflow = _running_workflow()
+    return None if workflow is None else workflow.parser
 
-    MONAI does not hand the configuration to the components, so it is taken from the workflow among
-    the callers.
-    """
+
+def _running_workflow() -> ConfigWorkflow | None:
+    """Return the workflow among the callers: MONAI does not hand it to the components."""
     callers = (frame.frame.f_locals.get("self") for frame in inspect.stack(0))
     return next((caller for caller in callers if isinstance(caller, ConfigWorkflow)), None)
 
 
 def check_values(config: ConfigParser, files: Sequence[Mapping[str, Any]]) -> None:
-    """Check options whose mistakes would end a run with a traceback, or have no or another effect,
-    as far as a configuration has them.
+    """Check options whose mistakes would have no or another effect, as far as a configuration has
+    them.
 
     What was typed on a command line is read first, see `read_as_typed`.
 
     Args:
         config: The configuration.
-        files: Contents of the bundle's files. An option has the type of a value there.
+        files: Contents of the bundle's files, which say what is true or false.
     """
     read_as_typed(config)
-    device = config.get_parsed_content("device", default="cpu")
-    with reading("device", f"{device!r} as a device"):
-        torch.zeros(1, device=torch.device(device))
     for name, value in config.get().items():
-        defaults = [content[name] for content in files if name in content]
-        typed = [each for each in defaults if isinstance(each, Mapping) or _are_numbers(each)]
-        if typed and value not in defaults and not isinstance(value, Mapping):
-            _check_type(config, name, typed[0])
+        is_flag = any(isinstance(content.get(name), bool) for content in files)
+        # Python takes any text for true
+        if is_flag and isinstance(value, str) and not value.startswith(("$", "@")):
+            raise InputError(f"{name} must be true or false, got {value!r}.")
     _check_orientations(config)
     if "facts" in config:  # options such as --num_classes may not fit the other facts
         _check_facts(config, config.get_parsed_content("facts"))
         _check_facts_file(config)
-
-
-def _check_type(config: ConfigParser, name: str, default: Any) -> None:
-    """Refuse an option that is not of the type of its default."""
-    if isinstance(default, Mapping):  # not made here: the seed of a run is not set yet
-        if str(config[name])[0] not in "$@":  # neither computed nor another id
-            raise InputError(f"{name} is a component, got {config[name]}. Set --{name}::_target_.")
-        return
-    value = config.get_parsed_content(name)
-    if isinstance(default, list):
-        if not (isinstance(value, list) and _are_numbers(value)):
-            raise InputError(f"{name} must be a list such as {default}, got {value!r}.")
-    elif isinstance(default, bool):
-        if not isinstance(value, bool):  # any text would be true
-            raise InputError(f"{name} must be true or false, got {value!r}.")
-    elif isinstance(default, int):
-        check_count(name, value, int(name in AT_LEAST_ONE))
-    else:
-        check_number(name, value, 0)
-
-
-def _are_numbers(value: Any) -> bool:
-    """Whether a value is a number, or a list of numbers."""
-    parts = value if isinstance(value, list) and value else [value]
-    return all(isinstance(part, int | float) for part in parts)
 
 
 def _check_facts(config: ConfigParser, facts: Facts) -> None:
@@ -281,15 +228,12 @@ def facts_in_use(config: ConfigParser) -> Facts:
     """Return the facts of the data, with the options that replace some of them, checked against
     each other.
     """
-    # MONAI's id
-    names = [
-        field.name for field in fields(Facts) if field.name in config and field.name != "dataset"
-    ]
     given = {}
-    for name in names:  # crop_size follows from image_size
-        with reading("options", name):
-            given[name] = config.get_parsed_content(name)
-        check_fact(name, given[name], "options")
+    for name in [field.name for field in fields(Facts)]:
+        if name in config and name != "dataset":  # which is MONAI's id of the cases
+            with reading("options", name):  # crop_size follows from image_size
+                given[name] = config.get_parsed_content(name)
+            check_fact(name, given[name], "options")
     return Facts.parse({**asdict(config.get_parsed_content("facts")), **given}, "options")
 
 

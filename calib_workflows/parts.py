@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-from calib_components.errors import printable
-from calib_components.metrics.measures import columns, measure_case
+from calib_components.metrics.case import columns, measure_case
 from calib_components.metrics.raters import RatedCase
 
-ALL, AVERAGE = "all", "average"  # rows of all raters, and of the mean of all networks
+ALL = "all"  # the row of all raters
+AVERAGE = "average"  # the row of the mean of all networks
 TABLES = {"raters": ("rater", ALL), "members": ("member", AVERAGE)}
-# Of a structure and rater: mean DSC with the other raters, and whether the rater's volume is
-# between those with p > 0.95 and p > 0.05
-RATERS_DSC, IN_RANGE = "raters_dsc", "volume_in_range"
+RATERS_DSC = "raters_dsc"  # mean DSC of a rater with the others
+IN_RANGE = "volume_in_range"  # whether a rater's volume is between those with p > 0.95 and p > 0.05
 
 
 def measure_raters(case: RatedCase) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
@@ -43,9 +41,12 @@ def measure_raters(case: RatedCase) -> tuple[dict[str, dict[str, float]], dict[s
 
 def rated_slice(case: RatedCase, image: torch.Tensor | None) -> tuple[float, dict[str, Any]]:
     """Return how much the raters disagree in the slice in which they do most, and maps of it, for
-    `raters_overlay`.
+    `calib_workflows.pages.slices.draw_raters`.
     """
-    masks = {name: each.masks[1][0].any(0) for name, each in case.raters.items()}
+    masks = {}
+    for name, each in case.raters.items():
+        _, true = each.masks
+        masks[name] = true[0].any(0)
     share = torch.stack([*masks.values()]).double().mean(0)
     disputed = (share * (1 - share)).flatten(0, -2).sum(0)
     index = int(disputed.argmax())
@@ -58,13 +59,6 @@ def rated_slice(case: RatedCase, image: torch.Tensor | None) -> tuple[float, dic
         "probability": None if probability is None else probability.clone(),
         "image": None if image is None else image[..., index].clone(),
     }
-
-
-def draw_raters(file: Path, case: str, maps: Mapping[str, Any]) -> None:
-    """Draw the slice of a case, see `rated_slice`."""
-    from calib_workflows.figures import raters_overlay  # training must not need matplotlib
-
-    raters_overlay(**maps, title=printable(case)).savefig(file)
 
 
 def part_tables(
@@ -97,18 +91,20 @@ def part_tables(
 
 def _by_name(parts: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, pd.DataFrame]:
     """Return the values of the cases of each rater or network."""
-    names = dict.fromkeys(name for part in parts for name in part)
-    return {name: pd.DataFrame([part[name] for part in parts if name in part]) for name in names}
+    by_name: dict[str, list[Mapping[str, float]]] = {}
+    for part in parts:
+        for name, values in part.items():
+            by_name.setdefault(name, []).append(values)
+    return {name: pd.DataFrame(rows) for name, rows in by_name.items()}
 
 
 def _row(values: pd.DataFrame, structure: str, structures: Sequence[str]) -> dict[str, float]:
     """Return the means over cases of a structure and of regions, by short names."""
+    short_names = {
+        name: name if measure.regions else measure.name
+        for name, (measure, place) in columns(structures)
+        if measure.regions or place == structure
+    }
+    short_names |= {f"{short}_{structure}": short for short in (RATERS_DSC, IN_RANGE)}
     means = values.mean(numeric_only=True)
-    row = {}
-    for name, (measure, place) in columns(structures):
-        if name in means and (measure.regions or place == structure):
-            row[name if measure.regions else measure.name] = means[name]
-    for short in (RATERS_DSC, IN_RANGE):
-        if f"{short}_{structure}" in means:
-            row[short] = means[f"{short}_{structure}"]
-    return row
+    return {short: means[name] for name, short in short_names.items() if name in means}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -59,15 +58,9 @@ def _flat(parent: str, config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Describe each setting that differs between two runs, such as
-    `learning_rate (0.001, now 0.01)`.
-    """
+    """Describe each setting that differs between two runs, such as `seed 0, not 1`."""
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    return [f"{name} ({_short(before.get(name))}, now {_short(now.get(name))})" for name in names]
-
-
-def _short(value: Any) -> str:
-    return textwrap.shorten(json.dumps(value, default=str), 80)
+    return [f"{name} {before.get(name)!s:.200}, not {now.get(name)!s:.200}" for name in names]
 
 
 def fingerprint_of_cases(datalist: Path, folder: Path) -> str | None:

@@ -4,7 +4,6 @@ beside them.
 
 from __future__ import annotations
 
-import copy
 import io
 import json
 import logging
@@ -26,15 +25,14 @@ from calib_workflows.options import LAST, config_of_run
 from calib_workflows.runs import fingerprint_of_cases, fingerprint_of_list
 
 log = logging.getLogger(__name__)
-EXPORT_ENDINGS = (".ts", ".onnx", ".plan")  # by ckpt_export, by onnx_export, and TensorRT's engine
+# MONAI's ckpt_export and onnx_export write the first two; the third is TensorRT's engine
+EXPORT_ENDINGS = (".ts", ".onnx", ".plan")
 
 
-def read_weights(file: str | os.PathLike) -> tuple[Any, dict[str, torch.Tensor]]:
-    """Return the content of a file of trained weights, and a copy of its state dict; no code in it
-    is run.
+def read_weights(file: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """Return the state dict in a file of trained weights; no code in it is run.
 
-    The content is a state dict, or a dictionary that holds one as `model`, as MONAI's
-    `CheckpointSaver` writes it. Values that are NaN or infinite are an error.
+    Values that are NaN or infinite are an error.
     """
     if not Path(file).is_file():
         raise InputError(
@@ -42,10 +40,7 @@ def read_weights(file: str | os.PathLike) -> tuple[Any, dict[str, torch.Tensor]]
             " with its model.pt (--ckpt_dir), or train first."
         )
     with reading(file, "trained weights"):
-        content = _read_tensors(file)
-        weights = content
-        if isinstance(content, Mapping) and "model" in content:
-            weights = content["model"]
+        weights = _read_tensors(file)
         if isinstance(weights, Mapping) and {"network", "optimizer"} <= weights.keys():
             raise ValueError("it is the state of a training; use model.pt beside it")
         if old := [name for name in RETIRED if name in weights]:
@@ -57,7 +52,7 @@ def read_weights(file: str | os.PathLike) -> tuple[Any, dict[str, torch.Tensor]]
         for name, values in weights.items():
             if not torch.as_tensor(values).isfinite().all():
                 raise ValueError(f"values of {name} are NaN or infinite")
-        return content, copy.copy(weights)
+        return weights
 
 
 def _read_tensors(file: str | os.PathLike) -> Any:
@@ -81,7 +76,7 @@ def load_weights(network: torch.nn.Module, file: str | os.PathLike) -> None:
     Raises:
         InputError: See `read_weights`; or the weights or their calibrator do not fit.
     """
-    _, weights = read_weights(file)
+    weights = read_weights(file)
     with reading(file, "weights of this network"):
         try:
             network.load_state_dict(weights)
@@ -130,7 +125,7 @@ def with_calibrator(
     The reference of the other calibrator, see `calib_components.quality.Reference`, takes the place
     of any before; so do its region and the number of patients that it was fitted on.
     """
-    content, weights = read_weights(file)
+    weights = read_weights(file)
     for name in (REFERENCE, FITTED_ON):
         weights.pop(name, None)
     before = calibrator_in(weights)
@@ -143,10 +138,7 @@ def with_calibrator(
     if patients:
         fitted_on = json.dumps({"region": calibrator.region.name, "patients": patients})
         weights[FITTED_ON] = torch.tensor([*fitted_on.encode()], dtype=torch.uint8)
-    if "model" not in content:
-        return serialize(weights)
-    content["model"] = weights
-    return serialize(content)
+    return serialize(weights)
 
 
 def check_beside(file: Path, facts: Facts | None, name: str) -> None:
@@ -170,7 +162,7 @@ def write_weights(file: Path, content: bytes | memoryview, facts: Facts | None, 
     with writing(file.resolve()) as unfinished:  # a link stays one
         unfinished.write_bytes(content)
         if facts is not None and facts_beside(file) != facts:
-            # Never beside facts of others, even if the process is killed here
+            # Weights are never beside facts of others, even if the process is killed here
             file.unlink(missing_ok=True)
             write_facts(facts, file.parent)
 
@@ -206,7 +198,7 @@ def _read_member(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Return the weights of a member of an ensemble, without what is of it alone, and what all
     members have in common.
     """
-    _, weights = read_weights(file)
+    weights = read_weights(file)
     if calibrator_in(weights) is None:
         weights["temperature"] = torch.ones(())
     for name in (REFERENCE, FITTED_ON):

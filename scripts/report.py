@@ -19,14 +19,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from calib_tools import cli, commands
-from calib_tools.report import is_comparison
+from study.compare.commands import is_comparison, report_comparison
 
 
 def choose_command() -> Callable[..., None]:
     """Return the report of a comparison of losses, of the study, if its folder is an argument."""
     if any(is_comparison(Path(word)) for word in sys.argv[1:]):
-        from study.compare.commands import report_comparison
-
         return report_comparison
     return commands.report_folders
 

@@ -19,7 +19,7 @@ from calib_components.losses.slabs import slabs_of
 from calib_components.losses.targets import Labels, check_target, plain, require
 
 Extras = Callable[[slice], tuple[Tensor, ...]]  # see `CalibrationLoss.prepare`
-# From the logits of a slab to what it adds to the mean
+# A function that returns what a slab adds to the mean, from the logits of the slab
 PartOfMean = Callable[[Tensor, slice], Tensor]
 
 
@@ -85,10 +85,10 @@ class CalibrationLoss(nn.Module, ABC):
         if not (logits.is_cuda or torch.compiler.is_compiling()):
             _warn_of_probabilities(logits.detach())
         mean = self.mean(logits, labels)
-        if mean.is_cuda:
-            return mean
-        is_finite = mean.detach().isfinite()
-        return require(mean, is_finite, "input: logits must be finite", logits.detach())
+        if not mean.is_cuda:
+            is_finite = mean.detach().isfinite()
+            require(is_finite, "input: logits must be finite", logits.detach())
+        return mean
 
     def mean(self, logits: Tensor, labels: Labels) -> Tensor:
         """Mean of `voxel_loss` over the voxels that count, computed together with its gradient,
@@ -102,7 +102,7 @@ class CalibrationLoss(nn.Module, ABC):
         def part_of_mean(logits: Tensor, slab: slice) -> Tensor:
             y = labels.probabilities(slab, logits.dtype)
             losses = self.voxel_loss(logits, y, *extras(slab)).unsqueeze(1)
-            return labels.without_ignored(losses, slab).sum() / num_counted
+            return labels.zero_ignored(losses, slab).sum() / num_counted
 
         needs_gradient = torch.is_grad_enabled() and logits.requires_grad
         if needs_gradient and not torch.compiler.is_compiling():

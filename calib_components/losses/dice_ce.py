@@ -45,7 +45,8 @@ class DiceCELoss(CalibrationLoss):
 def dice_loss(logits: Tensor, labels: Labels) -> Tensor:
     """`monai.losses.DiceLoss(softmax=True)`, over the voxels that count."""
     every = slice(None)
-    p = labels.without_ignored(logits.softmax(1), every)
+    p = labels.zero_ignored(logits.softmax(1), every)
     y = labels.probabilities(every, logits.dtype)
-    overlap, sizes = (p * y).flatten(2).sum(2), (p + y).flatten(2).sum(2)
+    overlap = (p * y).flatten(2).sum(2)
+    sizes = (p + y).flatten(2).sum(2)
     return (1 - (2 * overlap + SMOOTH) / (sizes + SMOOTH)).mean()

@@ -45,7 +45,7 @@ class FocalLoss(CalibrationLoss):
 
     def voxel_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         cross_entropy = F.cross_entropy(logits, labels, reduction="none")
-        # For gamma < 1 the derivative of (1 - s_y) ** gamma is infinite at s_y = 1, so 1 - s_y is
-        # kept above 0.
+        # s_y is the probability of the voxel's class. For gamma < 1 the derivative of (1 - s_y) **
+        # gamma is infinite at s_y = 1, so 1 - s_y is kept above 0.
         one_minus_s = -torch.expm1(-cross_entropy).clamp(max=-torch.finfo(logits.dtype).tiny)
         return one_minus_s**self.gamma * cross_entropy

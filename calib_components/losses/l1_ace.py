@@ -9,6 +9,7 @@ from calib_components.errors import check_count
 from calib_components.losses.base import CalibrationLoss, Extras
 from calib_components.losses.slabs import slabs_of
 from calib_components.losses.targets import Labels
+from calib_components.probabilities import bin_index
 
 
 class L1ACELoss(CalibrationLoss):
@@ -48,8 +49,8 @@ class L1ACELoss(CalibrationLoss):
 
     Args:
         num_bins: Number of bins. Default: `20`.
-        ignore_empty_classes: Whether the error of a class that an image does not contain counts as
-            0. Default: `True`.
+        ignore_empty_classes: Whether the error of a class that an image does not contain is 0; it
+            stays in the mean over classes. Default: `True`.
         ignore_index: Label of voxels that do not count, see `CalibrationLoss`. Default: `None`.
     """
 
@@ -78,7 +79,7 @@ class L1ACELoss(CalibrationLoss):
 
     def voxel_loss(self, logits: Tensor, labels: Tensor, factors: Tensor) -> Tensor:
         p = logits.softmax(1)
-        factor = factors.gather(2, self._bins(p.detach()).flatten(2)).view_as(p)
+        factor = factors.gather(2, bin_index(p.detach(), self.num_bins).flatten(2)).view_as(p)
         return (factor * (p - labels)).sum(1)
 
     def _sums_in_bins(self, logits: Tensor, labels: Labels) -> Tensor:
@@ -89,13 +90,9 @@ class L1ACELoss(CalibrationLoss):
         for slab in slabs_of(logits):
             p = logits[:, :, slab].softmax(1)
             y = labels.probabilities(slab, p.dtype)
-            ones = labels.without_ignored(torch.ones_like(p, dtype=torch.float64), slab)
-            bins = self._bins(p).flatten(2)
+            ones = labels.zero_ignored(torch.ones_like(p, dtype=torch.float64), slab)
+            bins = bin_index(p, self.num_bins).flatten(2)
             count.scatter_add_(2, bins, ones.flatten(2))
             excess.scatter_add_(2, bins, ((p.double() - y) * ones).flatten(2))
             present += y.flatten(2).sum(2, keepdim=True)
         return sums
-
-    def _bins(self, p: Tensor) -> Tensor:
-        """Bin of each probability; of NaN, any bin."""
-        return (p.double() * self.num_bins).ceil().long().sub(1).clamp(0, self.num_bins - 1)

@@ -102,7 +102,11 @@ def neighbor_prior(
 
 @dataclass(frozen=True)
 class Window:
-    """How a prior comes from the labels around a voxel; see `neighbor_prior` for the attributes."""
+    """How a prior comes from the labels around a voxel.
+
+    The attributes are the arguments `prior`, `kernel_size`, `sigma` and `padding` of
+    `neighbor_prior`.
+    """
 
     kind: str = "mean"
     size: int = 3

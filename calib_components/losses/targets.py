@@ -1,8 +1,8 @@
 """The checked target of a loss.
 
-Labels are checked everywhere. On CUDA, the check is a `torch._assert_async`, so that the GPU does
-not wait: the error appears at the next synchronisation, as for a label out of range in
-`torch.nn.functional.cross_entropy`.
+Labels are checked everywhere. On CUDA, and in compiled code, the check is a `torch._assert_async`,
+so that the GPU does not wait: the error appears at the next synchronisation, as for a label out of
+range in `torch.nn.functional.cross_entropy`. Compiled code of a CPU may end the process with it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 
 from calib_components.errors import InputError
-
-# Allowed deviation of a sum of probabilities from 1; bfloat16 rounds by about this much
-SUM_TOLERANCE = 1e-2
+from calib_components.probabilities import are_probabilities
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Labels:
             return values
         return one_hot(values, self.num_classes).to(dtype)
 
-    def without_ignored(self, values: Tensor, slab: slice) -> Tensor:
+    def zero_ignored(self, values: Tensor, slab: slice) -> Tensor:
         """Values of the voxels of a slab, `(B, n, h, ...)`, with 0 at ignored voxels."""
         if not self.has_ignored:
             return values
@@ -69,7 +67,12 @@ def check_target(
     if target.shape == shape:
         if ignore_index is not None:
             raise InputError("ignore_index must be None if the target holds probabilities.")
-        return Labels(_check_probabilities(target.to(dtype)), num_classes, has_ignored=False)
+        values = target.to(dtype)
+        message = (
+            "target: probabilities of a voxel must be from 0 to 1 and sum to 1 over the classes"
+        )
+        require(are_probabilities(values, 1), message, values)
+        return Labels(values, num_classes, has_ignored=False)
     if target.shape == (batch, *space):
         target = target.unsqueeze(1)
     if target.shape != (batch, 1, *space):
@@ -82,34 +85,23 @@ def check_target(
     return Labels(indices, num_classes, has_ignored=ignore_index is not None)
 
 
-def _check_probabilities(values: Tensor) -> Tensor:
-    sums = values.sum(1)
-    are_ones = ((sums - 1).abs() <= SUM_TOLERANCE).all()
-    values = require(
-        values, values.min() >= 0, "target: probabilities must not be negative", values
-    )
-    return require(
-        values, are_ones, "target: probabilities of a voxel must sum to 1 over the classes", sums
-    )
-
-
 def _check_indices(target: Tensor, num_classes: int, ignore_index: int | None) -> Tensor:
     """Return class indices in a small integer type, with -1 in place of `ignore_index`."""
     indices = target.long()
     if target.is_floating_point():
         are_whole = (indices == target).all()
-        indices = require(indices, are_whole, "target: class indices must be whole numbers", target)
+        require(are_whole, "target: class indices must be whole numbers", target)
     message = f"target: class indices must be from 0 to {num_classes - 1}"
     if ignore_index is not None:
         message += f", or ignore_index {ignore_index}"
         ignored = indices == ignore_index
         indices = indices.masked_fill(ignored, 0)
-    extremes = torch.stack(indices.aminmax())
-    are_valid = (extremes[0] >= 0) & (extremes[1] < num_classes)
+    lowest, highest = indices.aminmax()
+    require((lowest >= 0) & (highest < num_classes), message, indices)
     values = indices.to(torch.int8 if num_classes <= 127 else torch.int16)
     if ignore_index is not None:
         values.masked_fill_(ignored, -1)
-    return require(values, are_valid, message, extremes)
+    return values
 
 
 def plain(tensor: Tensor) -> Tensor:
@@ -136,35 +128,13 @@ def classes_like(tensor: Tensor, num_classes: int) -> Tensor:
     return classes.view(-1, *[1] * (tensor.ndim - 2))
 
 
-def require(checked: Tensor, condition: Tensor, message: str, values: Tensor) -> Tensor:
-    """Return the tensor `checked`, or raise an error with the range of `values`; see the module's
+def require(condition: Tensor, message: str, values: Tensor) -> None:
+    """Raise an error with the range of `values` unless a condition, `()`, holds; see the module's
     docstring.
     """
-    if torch.compiler.is_compiling():
-        # Adding the operator's result, which is False, makes all that follows wait for the
-        # operator.
-        return checked + _raise_unless(condition, values, message)
-    if checked.is_cuda:
+    if condition.is_cuda or torch.compiler.is_compiling():
         torch._assert_async(condition, message)
     elif not condition:
         raise InputError(
             f"{message}, got values from {values.min().item()} to {values.max().item()}."
         )
-    return checked
-
-
-@torch.library.custom_op(
-    "calib_components::raise_unless",
-    mutates_args=(),
-    schema="(Tensor condition, Tensor values, str message) -> Tensor",
-)
-def _raise_unless(condition: Tensor, values: Tensor, message: str) -> Tensor:
-    """`require` as an operator: inductor would compile an assertion into a parallel loop, where C++
-    aborts.
-    """
-    return require(torch.zeros_like(condition), condition, message, values)
-
-
-@_raise_unless.register_fake
-def _(condition: Tensor, values: Tensor, message: str) -> Tensor:
-    return torch.zeros_like(condition)

@@ -14,7 +14,9 @@ These arguments are the same everywhere:
   *S)`, such as the share of raters of each class: then a voxel and a rater are one observation.
 - `num_bins`: Number of bins of equal width on (0, 1], up to 10,000.
 - `region`: Which voxels count, see `calib_components.metrics.regions`: a `Region`, its name, such
-  as "predicted" or "near(3)", or class indices.
+  as "predicted" or "near(3)", or class indices. `ECEMetric`, `CECEMetric`, `NLLMetric` and
+  `BrierMetric` default to the paper's "foreground", which is no test of calibration: pass
+  "predicted" or "all" for one.
 - `foreground_only`: True is the region "foreground", False is "all".
 - `ignore_index`: Ground-truth value of voxels to leave out; their probabilities are not checked.
 - `sigmoid`: Whether each channel is a binary problem of its own, with a probability from a sigmoid
@@ -34,8 +36,9 @@ from calib_components.metrics.calibration import (
     ECEMetric,
     NLLMetric,
 )
-from calib_components.metrics.measuring import calibration_bins
-from calib_components.metrics.objects import ObjectMetric, find_objects
+from calib_components.metrics.case import Case
+from calib_components.metrics.objects import find_objects
+from calib_components.metrics.region_measures import calibration_bins
 from calib_components.metrics.regions import Region
 from calib_components.metrics.segmentation import (
     DSCMetric,
@@ -56,12 +59,12 @@ __all__ = [
     "CECEMetric",
     "CalibrationBins",
     "CalibrationMetric",
+    "Case",
     "DSCMetric",
     "ECEMetric",
     "ExpectedDSCMetric",
     "HD95Metric",
     "NLLMetric",
-    "ObjectMetric",
     "Region",
     "StructureMeasures",
     "VolumeMetric",

@@ -1,20 +1,14 @@
-"""Bases of metrics, whose values of cases are gathered across processes, and of dataclasses of
-tensors.
-"""
+"""Base of metrics, whose values of cases are gathered across processes."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
-import numpy as np
 import torch
 from monai.config import TensorOrList
 from monai.data import MetaTensor
 from monai.metrics import CumulativeIterationMetric
-from typing_extensions import Self  # which PyTorch needs; Python has it from 3.11
 
 from calib_components.errors import InputError, check_choice
 
@@ -22,28 +16,6 @@ from calib_components.errors import InputError, check_choice
 def plain_tensor(value: torch.Tensor) -> torch.Tensor:
     """Return a tensor detached and without MONAI's metadata."""
     return value.as_tensor().detach() if isinstance(value, MetaTensor) else value.detach()
-
-
-class CaseTensors:
-    """Base of dataclasses of tensors, whose first dimension is the cases if they have two or more
-    dimensions.
-    """
-
-    def to_dict(self) -> dict[str, list]:
-        """Return the fields as nested lists, which JSON stores exactly."""
-        return {name: field.tolist() for name, field in vars(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, list]) -> Self:
-        """Inverse of `to_dict`."""
-        return cls(*(torch.from_numpy(np.array(values[field.name])) for field in fields(cls)))  # type: ignore[arg-type]
-
-    @classmethod
-    def joined(cls, parts: Sequence[Self]) -> Self:
-        """Join the cases of several."""
-        names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
-        values = [[getattr(part, name) for part in parts] for name in names]
-        return cls(*(torch.cat(each) if each[0].ndim > 1 else each[0] for each in values))
 
 
 class CaseMetric(CumulativeIterationMetric):
@@ -56,13 +28,6 @@ class CaseMetric(CumulativeIterationMetric):
         - y_pred, y: batches `(B, C, *S)`, or lists of channel-first tensors `(C, *S)` whose sizes
           may differ between cases.
     """
-
-    names: tuple[str, ...] = ()  # of the tensors that `measure` returns, which are attributes
-
-    def __getattr__(self, name: str) -> torch.Tensor:
-        if name in type(self).names:
-            return self.gathered()[self.names.index(name)]
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}.")
 
     @abstractmethod
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:

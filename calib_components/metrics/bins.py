@@ -6,16 +6,17 @@ bin.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from calib_components.errors import InputError
-from calib_components.metrics.base import CaseTensors
 
 
 @dataclass(frozen=True, eq=False)
-class CalibrationBins(CaseTensors):
+class CalibrationBins:
     """Reliability bins of one or more cases: all that calibration errors and reliability diagrams
     need.
 
@@ -37,7 +38,7 @@ class CalibrationBins(CaseTensors):
     num_correct: torch.Tensor
 
     def __post_init__(self) -> None:
-        shapes = [tuple(field.shape) for field in vars(self).values()]
+        shapes = [tuple(field.shape) for field in _fields(self)]
         if len(set(shapes)) > 1 or len(shapes[0]) not in (2, 3):
             raise InputError(
                 f"Fields of bins must have one shape, (B, bins) or (B, N, bins), got {shapes}."
@@ -53,6 +54,20 @@ class CalibrationBins(CaseTensors):
         """Fraction of correct predictions in each bin; NaN where it is empty."""
         return self.num_correct / self.count
 
+    def to_dict(self) -> dict[str, list]:
+        """Return the fields as nested lists, which JSON stores exactly."""
+        return {name: field.tolist() for name, field in vars(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, list]) -> CalibrationBins:
+        """Inverse of `to_dict`."""
+        return cls(**{name: torch.from_numpy(np.array(field)) for name, field in values.items()})
+
+    @classmethod
+    def joined(cls, parts: Sequence[CalibrationBins]) -> CalibrationBins:
+        """Join the cases of several."""
+        return cls(*(torch.cat(fields) for fields in zip(*map(_fields, parts), strict=True)))
+
     def __add__(self, other: CalibrationBins) -> CalibrationBins:
         """Merge case by case: the bins of two parts of the same cases give the bins of the
         whole.
@@ -62,38 +77,38 @@ class CalibrationBins(CaseTensors):
                 f"Bins of shapes {tuple(self.count.shape)} and {tuple(other.count.shape)} cannot be"
                 " added. Pool the cases first with pooled()."
             )
-        return CalibrationBins(
-            *(field + getattr(other, name) for name, field in vars(self).items())
-        )
+        both = zip(_fields(self), _fields(other), strict=True)
+        return CalibrationBins(*(one + another for one, another in both))
 
     def pooled(self) -> CalibrationBins:
         """Sum over cases, as if all voxels belonged to one case, `B = 1`."""
-        return CalibrationBins(*(field.sum(0, keepdim=True) for field in vars(self).values()))
+        return CalibrationBins(*(field.sum(0, keepdim=True) for field in _fields(self)))
 
     def per_class(self) -> list[CalibrationBins]:
         """Split classwise bins `(B, N, num_bins)` into the bins `(B, num_bins)` of each class."""
-        return [
-            CalibrationBins(*of)
-            for of in zip(*(field.unbind(1) for field in vars(self).values()), strict=True)
-        ]
+        by_class = zip(*(field.unbind(1) for field in _fields(self)), strict=True)
+        return [CalibrationBins(*fields) for fields in by_class]
 
     def expected_error(self, mean: bool = True) -> torch.Tensor:
         """Expected calibration error: ECE of top-label bins, CECE (mean over classes) of classwise
         bins.
 
         `sum_bins count / total * |confidence - accuracy|`, float64 `(B,)`; NaN for a case without
-        voxels. This holds for the average error as well: classwise bins give the mean over
-        classes. Without `mean`, the error of each class, `(B, N)`.
+        voxels. `mean=False` keeps the error of each class, `(B, N)`.
         """
         errors = (self.confidence_sum - self.num_correct).abs().sum(-1) / self.count.sum(-1)
         return mean_over_classes(errors) if mean else errors
 
     def average_error(self) -> torch.Tensor:
         """Average calibration error (ACE), `(B,)`: the mean of `|confidence - accuracy|` over
-        non-empty bins.
+        non-empty bins, of classwise bins also over classes.
         """
         gaps = (self.confidence_sum - self.num_correct).abs() / self.count
         return mean_over_classes(gaps.nanmean(-1))
+
+
+def _fields(bins: CalibrationBins) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return bins.count, bins.confidence_sum, bins.num_correct
 
 
 def mean_over_classes(errors: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,14 @@ import torch
 
 from calib_components.metrics.base import CaseMetric
 from calib_components.metrics.bins import CalibrationBins, mean_over_classes
-from calib_components.metrics.measuring import Measured, measure_regions
+from calib_components.metrics.region_measures import (
+    CLASSWISE,
+    IF_TRUE,
+    TOP_LABEL,
+    RegionMeasures,
+    measure_regions,
+    names_of_sums,
+)
 from calib_components.metrics.regions import Region, choose_region
 
 
@@ -39,13 +46,21 @@ class RegionMetric(CaseMetric):
 
     def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
         measures, options = {self.region: self.measures}, (self.ignore_index, self.sigmoid)
-        return self.stored(
-            measure_regions(y_pred, y, measures, self.num_bins, *options)[self.region]
-        )
+        measured = measure_regions(y_pred, y, measures, self.num_bins, *options)
+        return self.stored(measured[self.region])
 
-    def stored(self, measured: Measured) -> list[torch.Tensor]:
+    def stored(self, measured: RegionMeasures) -> list[torch.Tensor]:
         """Return what this metric stores of the measures of its region."""
-        return [measured.scores[self.measures[0]]]
+        return [measured.sums[name] for name in names_of_sums(self.region, self.measures)]
+
+    @property
+    def measured(self) -> RegionMeasures:
+        """The measures of all cases."""
+        names = names_of_sums(self.region, self.measures)
+        return RegionMeasures(dict(zip(names, self.gathered(), strict=True)))
+
+    def get_buffer(self) -> torch.Tensor:
+        return self.measured.scores[self.measures[0]]
 
 
 class NLLMetric(RegionMetric):
@@ -74,8 +89,8 @@ class NLLMetric(RegionMetric):
 class BrierMetric(RegionMetric):
     """Brier score: mean over voxels of `sum_k (s_k - q_k)^2`, from 0 (best) to 2.
 
-    `s` are the probabilities and `q` is the one-hot ground truth. A channel of sigmoids counts as
-    two classes. Used like `NLLMetric`.
+    `s` are the probabilities and `q` is the one-hot ground truth; of several raters, the mean over
+    them. A channel of sigmoids counts as two classes. Used like `NLLMetric`.
 
     Source: Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather
         Review 78, 1950.
@@ -105,7 +120,7 @@ class ECEMetric(RegionMetric):
         tensor(0.2000, dtype=torch.float64)
     """
 
-    kind = "top_label"
+    kind = TOP_LABEL
 
     def __init__(
         self,
@@ -118,15 +133,10 @@ class ECEMetric(RegionMetric):
         super().__init__(foreground_only, ignore_index, region, sigmoid)
         self.num_bins, self.measures = num_bins, (self.kind, "if_true")
 
-    def stored(self, measured: Measured) -> list[torch.Tensor]:
-        kinds = [self.kind, f"{self.kind}_if_true"]
-        bins = [measured.bins[kind] for kind in kinds if kind in measured.bins]
-        return [field for each in bins for field in vars(each).values()]
-
     @property
     def case_bins(self) -> CalibrationBins:
         """Bins of each case."""
-        return CalibrationBins(*self.gathered()[:3])
+        return self.measured.bins[self.kind]
 
     @property
     def bins(self) -> CalibrationBins:
@@ -140,12 +150,10 @@ class ECEMetric(RegionMetric):
 
         Counts are float64.
         """
-        if self.region.has_closed_form:
-            return CalibrationBins(*self.gathered()[3:6])
         if self.region.by_prediction:
             bins = self.case_bins
             return CalibrationBins(bins.count.double(), bins.confidence_sum, bins.confidence_sum)
-        return None
+        return self.measured.bins.get(self.kind + IF_TRUE)
 
     @property
     def bins_if_true(self) -> CalibrationBins | None:
@@ -188,7 +196,7 @@ class CECEMetric(ECEMetric):
         probabilities with Dirichlet calibration", NeurIPS 2019.
     """
 
-    kind = "classwise"
+    kind = CLASSWISE
 
 
 class CalibrationMetric(ECEMetric):
@@ -200,7 +208,7 @@ class CalibrationMetric(ECEMetric):
     further region.
 
     `aggregate_if_true()` is the value that the error would have if the probabilities were true, see
-    `calib_components.metrics.measuring`.
+    `calib_components.metrics.region_measures`.
 
     Other arguments and errors: see `calib_components.metrics`.
 
@@ -244,7 +252,7 @@ class CalibrationMetric(ECEMetric):
         regions: Sequence[Any] = (),
     ) -> None:
         super().__init__(num_bins, foreground_only, ignore_index, region, sigmoid)
-        self.measures = (*self.measures, "classwise", "nll", "brier")
+        self.measures = (*self.measures, CLASSWISE, "nll", "brier")
         self.cece = CECEMetric(num_bins, None, ignore_index, self.region, sigmoid)
         self.nll = NLLMetric(None, ignore_index, self.region, sigmoid)
         self.brier = BrierMetric(None, ignore_index, self.region, sigmoid)
@@ -257,7 +265,7 @@ class CalibrationMetric(ECEMetric):
         self.parts = [self.cece, self.nll, self.brier, *chain.from_iterable(parts)]
 
     def __call__(self, *cases: Any, **options: Any) -> Any:
-        self._measured: list[dict[Region, Measured]] = []
+        self._measured: list[dict[Region, RegionMeasures]] = []
         values = super().__call__(*cases, **options)
         for measured in self._measured:  # a call that fails adds nothing anywhere
             for part in self.parts:

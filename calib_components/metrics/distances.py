@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from scipy.ndimage import distance_transform_edt
 
 from calib_components.errors import InputError
 
@@ -22,34 +23,18 @@ def near_mask(
     Distances are those of the centers, and exact.
     """
     sizes = voxel_sizes(spacing, structure.ndim)
+    seeds, near = structure.cpu().numpy(), np.zeros(structure.shape, bool)
     reaches = [int(radius / size) + 1 for size in sizes]
-    rows = max(1, SLAB // structure[0].numel())
-    mask = torch.zeros_like(structure)
-    for start in range(0, len(structure), rows):
-        index = structure[start : start + rows].nonzero()
-        if len(index) > 0:
-            index[:, 0] += start
-            bounds = zip(index.amin(0).tolist(), index.amax(0).tolist(), reaches, strict=True)
+    rows = max(1, SLAB // seeds[0].size)
+    for start in range(0, len(seeds), rows):
+        places = np.argwhere(seeds[start : start + rows])
+        if len(places) > 0:
+            places[:, 0] += start
+            bounds = zip(places.min(0), places.max(0), reaches, strict=True)
             box = tuple(slice(max(low - n, 0), high + n + 1) for low, high, n in bounds)
-            squared = _squared_distances(structure[box], radius, sizes)
-            mask[box] |= squared <= radius**2 * ROUNDING
-    return mask
-
-
-def _squared_distances(seeds: torch.Tensor, radius: float, sizes: Sequence[float]) -> torch.Tensor:
-    """Return the squared distance of each voxel to the nearest seed, axis by axis; infinity beyond
-    the radius along an axis.
-    """
-    squared = torch.where(seeds, 0.0, torch.inf)
-    for axis, (size, length) in enumerate(zip(sizes, seeds.shape, strict=True)):
-        nearest = torch.full_like(squared, torch.inf)
-        reach = min(int(radius / size) + 1, length - 1)
-        for step in range(-reach, reach + 1):
-            target = nearest.narrow(axis, max(step, 0), length - abs(step))
-            source = squared.narrow(axis, max(-step, 0), length - abs(step))
-            torch.minimum(target, source + (step * size) ** 2, out=target)
-        squared = nearest
-    return squared
+            distances = distance_transform_edt(~seeds[box], sampling=sizes)
+            near[box] |= distances <= radius * ROUNDING
+    return torch.from_numpy(near).to(structure.device)
 
 
 def voxel_sizes(spacing: Sequence[float] | None, axes: int) -> list[float]:

@@ -11,11 +11,10 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from scipy import ndimage
 
-from calib_components.metrics.measures import Case
-from calib_components.metrics.volumes import StructureMetric, Structures, measure_structures
+from calib_components.errors import check_number
+from calib_components.metrics.case import Case
 
 CANDIDATE, TRUE_OBJECT = "candidate", "true object"
 
@@ -64,6 +63,7 @@ def find_objects(
         true object 1.0 0.9 True 1
         true object 1.0 0.0 False 4
     """
+    check_number("threshold", threshold, 1e-6, 1)
     number = [*case.structures].index(structure)
     predicted, true = (masks[0, number].cpu().numpy() for masks in case.masks)
     p, neighbours = predicted, np.ones([3] * true.ndim)
@@ -95,53 +95,3 @@ def largest_miss(objects: Iterable[FoundObject]) -> FoundObject | None:
 
 def _middle(box: tuple[slice, ...]) -> str:
     return " ".join(str((side.start + side.stop - 1) // 2) for side in box)
-
-
-class ObjectMetric(StructureMetric):
-    """F1 of the objects of each structure, such as lesions, see `calib_components.metrics.objects`.
-
-    `aggregate()` is `2 found / (2 found + missed + false)` of the true objects and candidates of
-    all cases together, the mean over structures; `aggregate("mean_batch")` is that of each
-    structure, and `aggregate("none")` that of each case, NaN where there is no object.
-
-    Arguments and errors: see `calib_components.metrics`.
-
-    Args:
-        threshold: Lowest probability of a voxel in a candidate, above 0.
-        overlap: Lowest IoU of a right candidate with a true object; 0 asks for one voxel.
-    """
-
-    def __init__(
-        self,
-        structures: Structures,
-        ignore_index: int | None = None,
-        sigmoid: bool = False,
-        threshold: float = 0.5,
-        overlap: float = 0.0,
-    ) -> None:
-        super().__init__(structures, ignore_index, sigmoid)
-        self.threshold, self.overlap = threshold, overlap
-
-    def measure(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        # It checks all values
-        measure_structures(y_pred, y, self.structures, self.ignore_index, self.sigmoid)
-        sigmoid = self.sigmoid or y_pred.shape[1] == 1
-        if y.shape[1] > 1 and not sigmoid:
-            y = y.argmax(1, keepdim=True)
-        counts = []
-        for p, label in zip(y_pred, y, strict=True):
-            case = Case(label, self.structures, p, p.argmax(0), sigmoid, self.ignore_index)
-            for name in self.structures:
-                rows = find_objects(case, name, self.threshold, self.overlap)
-                found = 2 * sum(row.matched and row.kind == TRUE_OBJECT for row in rows)
-                counts.append([found, found + sum(not row.matched for row in rows)])
-        return y_pred.new_tensor(counts, dtype=torch.float64).view(len(y), -1, 2)
-
-    def get_buffer(self) -> torch.Tensor:
-        return self.aggregate("none")
-
-    def aggregate(self, reduction: str = "mean") -> torch.Tensor:
-        counts = self.gathered()
-        if reduction != "none":
-            counts = counts.sum(0, keepdim=True)
-        return self.reduce(counts[..., 0] / counts[..., 1], reduction)

@@ -7,7 +7,7 @@ sums. Measures of masks, such as the DSC, are means over the raters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import combinations
@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from calib_components.metrics.bins import CalibrationBins
-from calib_components.metrics.measures import Case, Values
-from calib_components.metrics.measuring import Measured
+from calib_components.metrics.case import Case, MaskFunction, Values
+from calib_components.metrics.region_measures import RegionMeasures
 from calib_components.metrics.segmentation import dice
 from calib_components.metrics.volumes import StructureMeasures
 
@@ -47,22 +46,18 @@ class RatedCase(Case):
         return [case.label for case in self.raters.values()]
 
     @cached_property
-    def measured(self) -> dict[str, Measured]:
-        of_raters = [case.measured for case in self.raters.values()]
-        return {name: _mean_of([each[name] for each in of_raters]) for name in of_raters[0]}
-
-    @cached_property
-    def structure_measures(self) -> StructureMeasures:
-        of_raters = [case.structure_measures for case in self.raters.values()]
-        sums = {
-            name: torch.stack([each.sums[name] for each in of_raters]).mean(0)
-            for name in of_raters[0].sums
+    def _measures(self) -> tuple[dict[str, RegionMeasures], StructureMeasures]:
+        of_raters = [case.region_measures for case in self.raters.values()]
+        regions = {
+            name: RegionMeasures(_mean([each[name].sums for each in of_raters]))
+            for name in of_raters[0]
         }
-        return StructureMeasures(sums, self.voxel_volume)
+        sums = _mean([case.structure_measures.sums for case in self.raters.values()])
+        return regions, StructureMeasures(sums, self.voxel_volume)
 
-    def measure_masks(self, function: Callable[[Case], Values]) -> Values:
-        found = [function(case) for case in self.raters.values()]
-        return {name: _mean_of_defined([each[name] for each in found]) for name in found[0]}
+    def of_masks(self, function: MaskFunction) -> Values:
+        found = [function(*case.masks) for case in self.raters.values()]
+        return self.by_structure(torch.stack(found).nanmean(0))
 
     def agreement(self) -> dict[str, NDArray[np.float64]]:
         """Return the DSC of each pair of raters, of the voxels that both count, `(R, R)` by
@@ -77,28 +72,6 @@ class RatedCase(Case):
         return dict(zip(self.structures, dsc, strict=True))
 
 
-def _mean_of_defined(values: Sequence[float]) -> float:
-    return float(np.ma.masked_invalid(values).mean()) if np.isfinite(values).any() else np.nan
-
-
-def _mean_of(of_raters: Sequence[Measured]) -> Measured:
-    """Return what was measured of a region with the label of each rater: mean bins, and the scores
-    of which each voxel of a rater counts once.
-    """
-    bins = {
-        kind: CalibrationBins(
-            *(
-                torch.stack([getattr(each.bins[kind], field) for each in of_raters])
-                .double()
-                .mean(0)
-                for field in vars(first)
-            )
-        )
-        for kind, first in of_raters[0].bins.items()
-    }
-    counts = torch.stack([each.count for each in of_raters])
-    scores = {}
-    for name in of_raters[0].scores:
-        sums = counts * torch.stack([each.scores[name] for each in of_raters])
-        scores[name] = sums.where(counts > 0, 0.0).sum(0) / counts.sum(0)
-    return Measured(counts.mean(0), bins, scores)
+def _mean(sums: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Return the mean of what was summed with the label of each rater."""
+    return {name: torch.stack([each[name] for each in sums]).mean(0) for name in sums[0]}

@@ -81,7 +81,6 @@ REGIONS = {
     ),
 }
 STRUCTURE = RegionKind(_structure, has_closed_form=True)
-GONE = {"plausible", "predicted_band", "union", "band"}  # of version 0.4
 
 
 @dataclass(frozen=True)
@@ -117,11 +116,6 @@ class Region:
     spacing: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.kind in GONE:
-            raise InputError(
-                f"region {self.kind!r} is of version 0.4. Take 'predicted', or to compare networks"
-                " 'near'."
-            )
         check_choice("region", self.kind, [*REGIONS, "structure"])
         radius = self._kind.radius if self.radius is None else self.radius
         if radius is not None:
@@ -135,6 +129,8 @@ class Region:
                 "region 'structure' needs class indices, and no other takes them, got"
                 f" {self.kind!r}."
             )
+        if self.spacing is not None and self._kind.radius is None:
+            raise InputError(f"region {self.kind!r} takes no spacing, got {self.spacing}.")
         spacing = None if self.spacing is None else tuple(map(float, self.spacing))
         for name, field in (("radius", radius), ("classes", classes), ("spacing", spacing)):
             object.__setattr__(self, name, field)
@@ -202,8 +198,7 @@ class Region:
 
     def select(self, voxels: Voxels) -> Voxels:
         """Return those of some voxels that are in the region."""
-        mask = self.mask(voxels)
-        return voxels if mask.all() else voxels.select(mask)
+        return voxels.select(self.mask(voxels))
 
     @property
     def _kind(self) -> RegionKind:

@@ -57,7 +57,7 @@ def hausdorff_distance_95(
     structure that have a face neighbour outside it; everything beyond the image is outside.
 
     Args:
-        y_pred, y: As in `dice`, with two or three spatial dimensions.
+        y_pred, y: As in `dice`.
         spacing: Size of a voxel along each axis of `*S`, such as in mm; None measures in voxels.
 
     Returns:
@@ -76,10 +76,6 @@ def hausdorff_distance_95(
     """
     y_pred, y = _masks(y_pred, y)
     sizes = voxel_sizes(spacing, y.ndim - 2)
-    if y.ndim not in (4, 5):
-        raise InputError(
-            f"y_pred must have two or three spatial dimensions, got shape {tuple(y_pred.shape)}."
-        )
     result = torch.full(y.shape[:2], torch.nan, dtype=torch.float64, device=y.device)
     in_both = (_voxels(y_pred) > 0) & (_voxels(y) > 0)
     for case, structure in in_both.nonzero().tolist():
@@ -144,7 +140,8 @@ def structure_masks(label: torch.Tensor, structures: Sequence[Sequence[int]]) ->
 
 def _voxels(mask: torch.Tensor) -> torch.Tensor:
     # One mask after the other: a sum over a dimension would copy all masks as int64.
-    return torch.stack([each.count_nonzero() for each in mask.flatten(0, 1)]).view(mask.shape[:2])
+    counts = [each.count_nonzero() for each in mask.flatten(0, 1)]
+    return torch.stack(counts).view(mask.shape[:2])
 
 
 def _masks(y_pred: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -171,6 +168,8 @@ def _masks(y_pred: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.T
 
 
 def _binary(masks: torch.Tensor, name: str) -> torch.Tensor:
+    if masks.dtype == torch.bool:
+        return masks
     if invalid := int(((masks != 0) & (masks != 1)).sum()):
         raise InputError(
             f"{name} must hold masks of 0 and 1, got other values in {invalid} of {masks.numel()}"
@@ -212,10 +211,11 @@ class DSCMetric(CaseMetric):
                 "y_pred has one channel, which is left out as background. Set"
                 " include_background=True."
             )
-        if overlap := int((y[:, 0] & y[:, 1:].any(1)).sum()):
+        overlap = y[:, 0] & y[:, 1:].any(1)
+        if overlap.any():
             warn_once(
-                f"y has {overlap} voxels of channel 0 in other channels too, but channel 0 is left"
-                " out as background. Set include_background=True if each channel is a structure."
+                "y has voxels of channel 0 in other channels too, but channel 0 is left out as"
+                " background. Set include_background=True if each channel is a structure."
             )
         return y_pred[:, 1:], y[:, 1:]
 

@@ -6,19 +6,21 @@ channel.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from calib_components.errors import InputError, check_number
+from calib_components.errors import check_number
 from calib_components.metrics.base import CaseMetric
-from calib_components.metrics.regions import Region
-from calib_components.metrics.voxels import Voxels, check_tensors, read_voxels, split_channels
-from calib_components.quality.estimates import TERMS, expected_dice, structure_sums
-
-Structures = Mapping[str, Sequence[int]]
+from calib_components.metrics.voxels import Voxels, check_tensors, read_voxels
+from calib_components.quality.estimates import (
+    TERMS,
+    Structures,
+    check_structures,
+    expected_dice,
+    structure_sums,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,64 +134,57 @@ def measure_structures(
         >>> measures.expected_dsc  # 2 * (0.9 + 0.99) / (2 + 2.2)
         tensor([[0.9000]], dtype=torch.float64)
     """
-    check_number("voxel_volume", voxel_volume, 0)
     y_pred, y = check_tensors(y_pred, y, sigmoid)
-    channels = y_pred.shape[1]
-    sigmoid = sigmoid or channels == 1
-    classes = [*check_structures(structures, sigmoid, channels).values()]
-    if sigmoid:  # class 1 of each channel
-        sums = _sums(split_channels(y_pred), split_channels(y), [[1]], ignore_index)
-        chosen = [channel for (channel,) in classes]
-        sums = {name: total.view(-1, channels)[:, chosen] for name, total in sums.items()}
-    else:
-        sums = _sums(y_pred, y, classes, ignore_index)
-    return StructureMeasures(sums, float(voxel_volume))
+    sums = StructureSums(structures, y_pred, sigmoid, voxel_volume)
+    for voxels in read_voxels(y_pred, y, sigmoid=sigmoid, ignore_index=ignore_index):
+        sums.add(voxels)
+    return sums.measures()
 
 
-def _sums(
-    y_pred: torch.Tensor,
-    y: torch.Tensor,
-    structures: Sequence[Sequence[int]],
-    ignore_index: int | None,
-) -> dict[str, torch.Tensor]:
-    """Return what `StructureMeasures` holds of structures, given by their classes."""
-    shape = len(y_pred), len(structures)
-    names = (*TERMS, "true", "correct")
-    sums = {name: y_pred.new_zeros(shape, dtype=torch.float64) for name in names}
-    for voxels in read_voxels(y_pred, y, ignore_index=ignore_index):
-        for number, classes in enumerate(structures):
-            p, is_predicted, is_true = _structure(voxels, classes)
-            found = structure_sums(p, is_predicted)
-            found |= {"true": is_true.sum(), "correct": (is_true & is_predicted).sum()}
-            for name, value in found.items():
-                sums[name][voxels.case, number] += value
-    return sums
-
-
-def _structure(
-    voxels: Voxels, classes: Sequence[int]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the probability of a structure at some voxels, and where it is predicted and true."""
-    is_in = torch.zeros(len(voxels.p), dtype=torch.bool, device=voxels.p.device)
-    is_in[classes] = True
-    return voxels.p[classes].sum(0), is_in[voxels.predicted], is_in[voxels.label]
-
-
-def check_structures(
-    structures: Structures, sigmoid: bool = False, channels: float = math.inf
-) -> dict[str, list[int]]:
-    """Return the class indices of each structure, one each for sigmoids; raise `InputError` if they
-    are not such.
+class StructureSums:
+    """Sums over the voxels of structures: `add` each chunk of `read_voxels`, then `measures`; see
+    `measure_structures` for the arguments.
     """
-    checked = {name: list(Region.parse(classes).classes) for name, classes in structures.items()}
-    for name, classes in checked.items():
-        if not classes or classes[-1] >= channels or (sigmoid and len(classes) > 1):
-            what = "one channel" if sigmoid else "class indices"
-            below = "" if channels == math.inf else f" below {channels}"
-            raise InputError(
-                f"structures: give {what}{below} for {name!r}, got {structures[name]!r}."
-            )
-    return checked
+
+    def __init__(
+        self,
+        structures: Structures,
+        y_pred: torch.Tensor,
+        sigmoid: bool = False,
+        voxel_volume: float = 1.0,
+    ) -> None:
+        check_number("voxel_volume", voxel_volume, 0)
+        batch, channels = y_pred.shape[:2]
+        check_structures(structures, sigmoid or channels == 1, channels)
+        self._classes = [[*classes] for classes in structures.values()]
+        shape = batch, len(structures)
+        self._sums = {
+            name: y_pred.new_zeros(shape, dtype=torch.float64)
+            for name in (*TERMS, "true", "correct")
+        }
+        self._voxel_volume = float(voxel_volume)
+
+    def add(self, voxels: Voxels) -> None:
+        """Add a chunk of voxels."""
+        channel = voxels.volume.channel
+        for number, classes in enumerate(self._classes):
+            if channel is None:
+                self._add(voxels, number, classes)
+            elif classes == [channel]:
+                self._add(voxels, number, [1])
+
+    def _add(self, voxels: Voxels, number: int, classes: Sequence[int]) -> None:
+        is_in = torch.zeros(len(voxels.p), dtype=torch.bool, device=voxels.p.device)
+        is_in[classes] = True
+        is_predicted, is_true = is_in[voxels.predicted], is_in[voxels.label]
+        found = structure_sums(voxels.p[classes].sum(0), is_predicted)
+        found |= {"true": is_true.sum(), "correct": (is_true & is_predicted).sum()}
+        for name, value in found.items():
+            self._sums[name][voxels.case, number] += value
+
+    def measures(self) -> StructureMeasures:
+        """Return the measures of the structures, from all voxels so far."""
+        return StructureMeasures(self._sums, self._voxel_volume)
 
 
 class StructureMetric(CaseMetric):
@@ -199,7 +194,8 @@ class StructureMetric(CaseMetric):
         self, structures: Structures, ignore_index: int | None = None, sigmoid: bool = False
     ) -> None:
         super().__init__()
-        self.structures = check_structures(structures, sigmoid)
+        check_structures(structures, sigmoid)
+        self.structures = structures
         self.ignore_index, self.sigmoid = ignore_index, sigmoid
 
 
@@ -218,6 +214,11 @@ class VolumeMetric(StructureMetric):
     """
 
     names = ("expected", "true", "low", "high", "segmented")
+
+    def __getattr__(self, name: str) -> torch.Tensor:
+        if name in VolumeMetric.names:
+            return self.gathered()[self.names.index(name)]
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}.")
 
     def measure(
         self, y_pred: torch.Tensor, y: torch.Tensor, voxel_volume: float = 1.0

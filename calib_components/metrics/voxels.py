@@ -3,18 +3,17 @@
 Chunks keep the working memory independent of the size of the volume and the number of regions: some
 20 MiB on a CPU. (A case that is not contiguous in memory is copied.)
 
-A channel of sigmoids is a case of its own, with the probabilities `1 - p` and `p` of two classes,
-see `split_channels`; below, there is softmax only.
+A channel of sigmoids is read as a volume of its own, with the probabilities `1 - p` and `p` of two
+classes; after reading, there is softmax only.
 
-Every voxel that is not ignored must have probabilities in [0, 1] within 1e-5 that sum to 1 within
-1e-2 (half precision rounds by about this much), and a valid label. Probabilities whose sum is off
-by more than rounding are divided by it.
+Every voxel that is not ignored must have probabilities, see `calib_components.probabilities`, and a
+valid label. Probabilities whose sum is off by more than rounding are divided by it.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -22,41 +21,40 @@ import torch
 from calib_components.errors import InputError, warn_once
 from calib_components.metrics.base import plain_tensor
 from calib_components.metrics.distances import near_mask
-from calib_components.quality.estimates import RANGE_TOLERANCE, SUM_TOLERANCE
+from calib_components.probabilities import are_probabilities, describe_range
 
 CPU_CHUNK, GPU_CHUNK = 2**18, 2**23  # probabilities per chunk
 SUM_ROUNDING = 1e-5
-FEWEST_SUMS = 16  # below which sums of 1 may be chance
-NO_BATCH_AXIS = "Items of lists have no batch axis, (N, *S)."
 INVALID_LABEL = torch.iinfo(torch.int64).min
 
 
+@dataclass(eq=False)
 class Voxels:
-    """Some voxels of a case.
+    """Some voxels of a volume.
 
     Attributes:
-        volume: The case that they are of.
-        case: Its index.
+        volume: The volume that they are of.
+        index: Their places in it, `(voxels,)`.
         values: Probabilities or logits `(N, voxels)` in float64.
         label: Class indices `(voxels,)`.
-        weight: How much each counts, `(voxels,)`, where labels are probabilities; None counts all
-            once.
+        weight: How much each counts, `(voxels,)`: 1, or the probability of the label.
     """
 
-    weight: torch.Tensor | None = None
+    volume: Volume
+    index: torch.Tensor
+    values: torch.Tensor
+    label: torch.Tensor
+    weight: torch.Tensor
 
-    def __init__(
-        self, volume: Volume, index: torch.Tensor | slice, values: torch.Tensor, label: torch.Tensor
-    ) -> None:
-        self.volume, self.case = volume, volume.case
-        self.values: torch.Tensor = values
-        self.label: torch.Tensor = label
-        self._index = index
+    @property
+    def case(self) -> int:
+        """Index of the case in the batch."""
+        return self.volume.case
 
     @functools.cached_property
     def p(self) -> torch.Tensor:
         """Probabilities, also where logits were read."""
-        return self.values.softmax(0) if self.volume.batch.logits else self.values
+        return self.values.softmax(0) if self.volume.is_logits else self.values
 
     @functools.cached_property
     def confidence(self) -> torch.Tensor:
@@ -67,112 +65,109 @@ class Voxels:
     def predicted(self) -> torch.Tensor:
         """Most probable class of each voxel, the first of equal ones."""
         # On a CPU, this and the maximum alone are several times faster than max(0).
-        rank = torch.arange(len(self.p), 0, -1, dtype=torch.int32, device=self.p.device)[:, None]
-        return len(self.p) - ((self.p >= self.confidence) * rank).amax(0)
-
-    @property
-    def first(self) -> int:
-        """Place of the first of them in the case."""
-        index = self._index
-        return index.start if isinstance(index, slice) else int(index[0])
+        classes = len(self.p)
+        rank = torch.arange(classes, 0, -1, dtype=torch.int32, device=self.p.device)[:, None]
+        return classes - ((self.p >= self.confidence) * rank).amax(0)
 
     @property
     def p_label(self) -> torch.Tensor:
         """Probability of the label of each voxel."""
         return self.p.gather(0, self.label[None])[0]
 
-    def near(self, radius: float, spacing: Sequence[float] | None) -> torch.Tensor:
+    def near(self, radius: float, spacing: tuple[float, ...] | None) -> torch.Tensor:
         """Return which of the voxels are near a true structure, see `near_mask`."""
-        return self.volume.near(radius, spacing)[self._index]
+        return self.volume.near(radius, spacing)[self.index]
 
     def select(self, mask: torch.Tensor) -> Voxels:
-        """Return the voxels of a mask."""
-        index = mask.nonzero().squeeze(1)
-        at = index + self._index.start if isinstance(self._index, slice) else self._index[index]
-        selected = Voxels(self.volume, at, self.values.index_select(1, index), self.label[index])
-        for name in {"confidence", "predicted"} & vars(self).keys():  # not computed twice
-            vars(selected)[name] = vars(self)[name][index]
-        if self.weight is not None:
-            selected.weight = self.weight[index]
-        return selected
-
-    @property
-    def count(self) -> float | torch.Tensor:
-        """Number of voxels, or the sum of their weights."""
-        return len(self.label) if self.weight is None else self.weight.sum()
-
-    def weighted(self, values: torch.Tensor) -> torch.Tensor:
-        """Return values `(..., voxels)` times the weights."""
-        return values if self.weight is None else values * self.weight
+        """Return the voxels of a mask; the same object if these are all."""
+        if mask.all():
+            return self
+        chosen = mask.nonzero().squeeze(1)
+        return Voxels(
+            self.volume,
+            self.index[chosen],
+            self.values.index_select(1, chosen),
+            self.label[chosen],
+            self.weight[chosen],
+        )
 
 
 class Volume:
-    """A case.
+    """A case, or a channel of sigmoids of one.
 
-    Attributes:
-        batch: The batch that it is of.
-        case: Index of the case.
-        values: Probabilities or logits, `(N, voxels)`; `(1, voxels)` of a channel of sigmoids.
-        y: Ground truth, `(N or 1, voxels)`.
+    Args:
+        case: Its index in the batch.
+        channel: The channel; None for a softmax.
+        y_pred: Probabilities or logits, `(N, *S)`; of a channel, `(1, *S)`.
+        y: Ground truth, `(N or 1, *S)`.
+        ignore_index: Label of voxels to leave out.
+        is_logits: Whether `y_pred` holds logits.
+        is_soft: Whether `y` holds probabilities.
     """
 
-    def __init__(self, batch: Batch, case: int) -> None:
-        self.batch, self.case = batch, case
-        self.values, self.y = batch.y_pred[case].flatten(1), batch.y[case].flatten(1)
+    def __init__(
+        self,
+        case: int,
+        channel: int | None,
+        y_pred: torch.Tensor,
+        y: torch.Tensor,
+        ignore_index: int | None,
+        is_logits: bool,
+        is_soft: bool,
+    ) -> None:
+        self.case, self.channel, self.shape = case, channel, y_pred.shape[1:]
+        self.values, self.y = y_pred.flatten(1), y.flatten(1)
+        self.ignore_index, self.is_logits, self.is_soft = ignore_index, is_logits, is_soft
         self._near: dict[tuple[float, tuple[float, ...] | None], torch.Tensor] = {}
 
     def chunks(self) -> Iterator[Voxels]:
-        """All voxels that are not ignored."""
-        for voxels in self._all_voxels():
-            if self.batch.ignore_index is not None:
-                counts = voxels.label != self.batch.ignore_index
-                voxels = voxels if counts.all() else voxels.select(counts)
-            if len(voxels.label) > 0:
-                yield from self._by_label(voxels) if self.batch.soft else [voxels]
-
-    def _by_label(self, voxels: Voxels) -> Iterator[Voxels]:
-        """Give voxels with each class of a probability above 0 as their label, and that as their
-        weight.
-        """
-        q = self.y[:, voxels._index].double()
-        if len(q) == 1:
-            q = torch.cat([1 - q, q])
-        is_valid = (q >= 0).all(0) & ((q.sum(0) - 1).abs() <= SUM_TOLERANCE)
-        voxels.label = torch.zeros_like(voxels.label).masked_fill(~is_valid, INVALID_LABEL)
-        voxels.weight = q[0]
-        yield voxels.select((q[0] > 0) | ~is_valid)
-        for k, weight in enumerate(q[1:], start=1):
-            voxels.label, voxels.weight = torch.full_like(voxels.label, k), weight
-            chosen = (weight > 0) & is_valid
-            if chosen.any():
-                yield voxels.select(chosen)
-
-    def _parts(self) -> Iterator[slice]:
+        """Yield all voxels that are not ignored."""
         chunk = CPU_CHUNK if self.values.device.type == "cpu" else GPU_CHUNK
         step = max(1, chunk // max(2, len(self.values)))
         for start in range(0, self.values.shape[1], step):
-            yield slice(start, start + step)
-
-    def _all_voxels(self) -> Iterator[Voxels]:
-        for part in self._parts():
-            values = self.values[:, part].double()
-            if len(values) == 1:
-                other = torch.zeros_like(values) if self.batch.logits else 1 - values
+            part = slice(start, start + step)
+            values, y = self.values[:, part].double(), self.y[:, part]
+            if self.channel is not None:
+                other = torch.zeros_like(values) if self.is_logits else 1 - values
                 values = torch.cat([other, values])
-            yield Voxels(self, part, values, _class_index(self.y[:, part]))
+            label = _class_index(y)
+            index = torch.arange(start, start + len(label), device=label.device)
+            voxels = Voxels(self, index, values, label, torch.ones_like(values[0]))
+            if self.is_soft:
+                yield from self._by_label(voxels, y.double())
+                continue
+            if self.ignore_index is not None:
+                voxels = voxels.select(label != self.ignore_index)
+            if len(voxels.label) > 0:
+                yield voxels
 
-    def near(self, radius: float, spacing: Sequence[float] | None) -> torch.Tensor:
+    def _by_label(self, voxels: Voxels, q: torch.Tensor) -> Iterator[Voxels]:
+        """Yield voxels with each class of a probability `q` above 0 as their label, and that as
+        their weight.
+        """
+        if len(q) == 1:
+            q = torch.cat([1 - q, q])
+        if not are_probabilities(q, 0):
+            raise InputError(
+                "y must hold probabilities of the classes, which sum to 1, got"
+                f" {describe_range(q, 0)}."
+            )
+        for k, weight in enumerate(q):
+            label = torch.full_like(voxels.label, k)
+            labelled = Voxels(self, voxels.index, voxels.values, label, weight)
+            if (weight > 0).any():
+                yield labelled.select(weight > 0)
+
+    def near(self, radius: float, spacing: tuple[float, ...] | None) -> torch.Tensor:
         """Return which voxels of the whole volume are near a true structure, `(voxels,)`."""
-        if self.batch.soft:
+        if self.is_soft:
             raise InputError("region: near needs class indices as y, not probabilities.")
-        key = radius, None if spacing is None else tuple(spacing)
-        if key not in self._near:
-            labels = (_class_index(self.y[:, part]) for part in self._parts())
-            ignored = self.batch.ignore_index
-            structure = torch.cat([(label > 0) & (label != ignored) for label in labels])
-            mask = near_mask(structure.view(self.batch.y_pred.shape[2:]), radius, spacing)
-            self._near[key] = mask.flatten()
-        return self._near[key]
+        if (radius, spacing) not in self._near:
+            label = _class_index(self.y)
+            structure = (label > 0) & (label != self.ignore_index)
+            mask = near_mask(structure.view(self.shape), radius, spacing)
+            self._near[radius, spacing] = mask.flatten()
+        return self._near[radius, spacing]
 
 
 def check_tensors(
@@ -198,197 +193,120 @@ def check_tensors(
             f"{name} must have shape (B, N, *S) and at least one voxel, got {tuple(y_pred.shape)}."
         )
     sigmoid = not masks and (sigmoid or y_pred.shape[1] == 1)
-    _check_shapes(y_pred, y, sigmoid, name)
-    if not masks:  # those of a structure that is one voxel thick sum to 1 along an axis of space
-        _check_class_axis(y_pred, y, sigmoid, name)
-    return y_pred, y
-
-
-def _check_shapes(y_pred: torch.Tensor, y: torch.Tensor, sigmoid: bool, name: str) -> None:
     index_shape = (len(y_pred), 1, *y_pred.shape[2:])
-    if y.shape == y_pred.shape or (y.shape == index_shape and not sigmoid):
-        return
-    expected = f"{index_shape} (class index) or {tuple(y_pred.shape)} (one-hot)"
-    if sigmoid:
-        expected = f"{tuple(y_pred.shape)} (0 or 1 in each channel)"
-    raise InputError(
-        f"y must have shape {expected} to match {name}, (B, N, *S), got {tuple(y.shape)}."
-    )
-
-
-def _check_class_axis(y_pred: torch.Tensor, y: torch.Tensor, sigmoid: bool, name: str) -> None:
-    """Raise `InputError` if values sum to 1 along an axis that is not that of classes, or has a
-    sigmoid for each.
-    """
-    if not sigmoid and ((y_pred[..., :1].float().sum(1) - 1).abs() <= SUM_TOLERANCE).all():
-        return
-    if sigmoid and sum_to_1(y_pred, 1):
+    if y.shape != y_pred.shape and (sigmoid or y.shape != index_shape):
+        expected = f"{index_shape} (class index) or {tuple(y_pred.shape)} (one-hot)"
+        if sigmoid:
+            expected = f"{tuple(y_pred.shape)} (0 or 1 in each channel)"
         raise InputError(
-            f"{name} sums to 1 over its channels, as a softmax does. Set sigmoid=False."
+            f"y must have shape {expected} to match {name}, (B, N, *S), got {tuple(y.shape)}."
         )
-    if y_pred.ndim > 3 and sum_to_1(y_pred, 2):
-        raise InputError(f"{name} has its classes along the third axis. {NO_BATCH_AXIS}")
-    if y.shape == y_pred.shape and sum_to_1(y_pred, 0) and sum_to_1(y, 0):
-        raise InputError(
-            f"{name} has no batch axis: its classes lie along the first one. Give {name}[None],"
-            " y[None]."
-        )
-
-
-def sum_to_1(values: torch.Tensor, axis: int, tolerance: float = SUM_TOLERANCE) -> bool:
-    """Whether values that differ along an axis, not the last one, sum to 1 along it everywhere."""
-    if values.shape[axis] < 2 or values.numel() < FEWEST_SUMS * values.shape[axis]:
-        return False
-    for part in (values[..., :1].float(), values.float()):  # a part suffices nearly always
-        if not ((part.sum(axis) - 1).abs() <= tolerance).all():  # also NaN
-            return False
-    return bool((values.amax(axis) - values.amin(axis) > 0.1).any())
-
-
-def split_channels(values: torch.Tensor) -> torch.Tensor:
-    """Return each channel of sigmoids, or of their ground truth, `(B, C, *S)`, as a case,
-    `(B C, 1, *S)`.
-    """
-    return values.flatten(0, 1).unsqueeze(1)
+    return y_pred, y
 
 
 def read_voxels(
     y_pred: torch.Tensor,
     y: torch.Tensor,
     *,
+    sigmoid: bool = False,
     ignore_index: int | None = None,
     logits: bool = False,
     soft: bool = False,
 ) -> Iterator[Voxels]:
-    """Yield the voxels that are not ignored, chunk by chunk, each of one case.
+    """Yield the voxels that are not ignored, chunk by chunk, each of one case or channel.
 
     If every probability is 0 or 1, there is a warning, once per process.
 
     Args:
-        y_pred: Prediction from `check_tensors`, with a softmax over at least two classes, or from
-            `split_channels`.
+        y_pred: Prediction from `check_tensors`.
         y: Ground truth, likewise.
+        sigmoid: Whether each channel is a binary problem of its own, as one channel always is.
         ignore_index: Label of voxels to leave out; their probabilities are not checked.
         logits: Whether `y_pred` holds logits.
         soft: Whether `y` may hold probabilities: then each voxel is yielded with every class that
             has one, and its weight.
 
     Raises:
-        InputError: At the end, some values are not probabilities (or not finite logits) or not
-            labels. It counts them.
+        InputError: Some values are not probabilities (or not finite logits) or not labels.
     """
     soft = soft and _is_soft(y_pred, y, ignore_index)
-    batch = Batch(y_pred, y, ignore_index, logits, soft)
+    channels = range(y_pred.shape[1]) if sigmoid or y_pred.shape[1] == 1 else [None]
+    any_voxel, only_0_and_1 = False, not logits
     for case in range(len(y_pred)):
-        for voxels in Volume(batch, case).chunks():
-            if batch.add(voxels):  # after an invalid value, the rest is counted only
+        for channel in channels:
+            rows = slice(None) if channel is None else slice(channel, channel + 1)
+            given = y_pred[case, rows], y[case, rows]
+            for voxels in Volume(case, channel, *given, ignore_index, logits, soft).chunks():
+                _check_and_normalise(voxels)
+                if only_0_and_1:
+                    only_0_and_1 = bool(((voxels.values == 0) | (voxels.values == 1)).all())
+                any_voxel = True
                 yield voxels
-    batch.report()
+    if any_voxel and only_0_and_1:
+        warn_once(
+            "y_pred holds only 0 and 1, like a one-hot segmentation, which says nothing of"
+            " calibration. Give the output of softmax or sigmoid."
+        )
 
 
 def _is_soft(y_pred: torch.Tensor, y: torch.Tensor, ignore_index: int | None) -> bool:
     """Whether the ground truth holds probabilities between 0 and 1."""
-    if y.shape != y_pred.shape or not (y.is_floating_point() and ((y > 0) & (y < 1)).any()):
+    if y.shape != y_pred.shape or not y.is_floating_point():
+        return False
+    if not ((y > 0) & (y < 1)).any():
         return False
     if ignore_index is not None:
         raise InputError("ignore_index must be None if y holds probabilities.")
     return True
 
 
-@dataclass(eq=False)
-class Batch:
-    """Predictions and ground truth as in `read_voxels`, and whether what was read is valid."""
-
-    y_pred: torch.Tensor
-    y: torch.Tensor
-    ignore_index: int | None
-    logits: bool
-    soft: bool
-
-    def __post_init__(self) -> None:
-        # Numbers of invalid values, sums and labels
-        self.invalid = torch.zeros(3, dtype=torch.int64, device=self.y_pred.device)
-        self.any_voxel, self.only_0_and_1 = False, not self.logits
-
-    def add(self, voxels: Voxels) -> bool:
-        """Check some voxels and return whether all so far are valid.
-
-        Sums of probabilities that are 1 within the tolerance, but not up to rounding, become 1.
-        """
-        given = voxels.values[-self.y_pred.shape[1] :]
-        wrong_labels = (voxels.label < 0) | (voxels.label >= len(voxels.values))
-        wrong_sums = torch.zeros_like(wrong_labels)
-        if self.logits:
-            wrong_values = ~given.isfinite()
-        else:
-            wrong_values = ~((given - 0.5).abs() <= 0.5 + RANGE_TOLERANCE)  # also NaN
-            sums = voxels.values.sum(0)
-            off = (sums - 1).abs()
-            wrong_sums = off > SUM_TOLERANCE
-            is_off = off > max(SUM_ROUNDING, torch.finfo(self.y_pred.dtype).eps)
-            if is_off.any():
-                voxels.values = voxels.values / sums.where(is_off, 1)
-        self.invalid += torch.stack([w.sum() for w in (wrong_values, wrong_sums, wrong_labels)])
-        if self.invalid.any():
-            return False
-        if self.only_0_and_1:
-            self.only_0_and_1 = bool(((voxels.values == 0) | (voxels.values == 1)).all())
-        self.any_voxel = True
-        return True
-
-    def report(self) -> None:
-        """Raise `InputError` for what was invalid; warn if every probability was 0 or 1."""
-        values, sums, labels = self.invalid.tolist()
-        channels = self.y_pred.shape[1]
-        among_values = f"of {self.y_pred.numel()} values"
-        voxels = self.y_pred.numel() // channels
-        activation = "sigmoid" if channels == 1 else "softmax"
-        if values and self.logits:
+def _check_and_normalise(voxels: Voxels) -> None:
+    """Raise `InputError` for invalid values or labels; make sums of probabilities 1 that are off by
+    more than rounding.
+    """
+    volume, values = voxels.volume, voxels.values
+    if volume.is_logits:
+        if not values.isfinite().all():
+            raise InputError("logits must be finite, got some that are NaN or infinite.")
+    elif not are_probabilities(values, 0):
+        if volume.channel is not None:
             raise InputError(
-                f"logits must be finite, got {values} {among_values} that are NaN or infinite."
+                "y_pred must hold probabilities from 0 to 1, got"
+                f" {describe_range(values[1])}. Apply sigmoid to logits."
             )
-        if values:
-            raise InputError(
-                f"y_pred has {values} {among_values} that are NaN or outside [0, 1]. Apply"
-                f" {activation} to logits."
-            )
-        if sums:
-            raise InputError(
-                f"y_pred does not sum to 1 over the classes in {sums} of {voxels} voxels. Apply"
-                " softmax to logits. If each channel is a structure of its own, set sigmoid=True."
-                " Where the network saw nothing, set the background to 1."
-            )
-        if labels:
-            raise InputError(
-                f"y must hold {self._valid_labels()}, got other values in {labels} of {voxels}"
-                " voxels."
-            )
-        if self.any_voxel and self.only_0_and_1:
-            warn_once(
-                "y_pred holds only 0 and 1, like a one-hot segmentation, which says nothing of"
-                f" calibration. Give the output of {activation}."
-            )
-
-    def _valid_labels(self) -> str:
-        last = self.y_pred.shape[1] - 1
-        labels = f"class indices from 0 to {last} or one-hot"
-        if last == 0:
+        raise InputError(
+            "y_pred must hold probabilities, which sum to 1 over the classes, got"
+            f" {describe_range(values, 0)}. Apply softmax to logits. If each channel is a structure"
+            " of its own, set sigmoid=True. Where the network saw nothing, set the background to 1."
+        )
+    else:
+        sums = values.sum(0)
+        is_off = (sums - 1).abs() > max(SUM_ROUNDING, torch.finfo(volume.values.dtype).eps)
+        if is_off.any():
+            voxels.values = values / sums.where(is_off, 1)
+    wrong = (voxels.label < 0) | (voxels.label >= len(values))
+    if wrong.any():
+        labels = f"class indices from 0 to {len(values) - 1} or one-hot"
+        if volume.channel is not None:
             labels = "0 or 1 in each channel"
-        if self.soft:
-            labels = "probabilities of the classes, which sum to 1"
-        if self.ignore_index is None:
-            return labels
-        return f"{labels} (or ignore_index={self.ignore_index})"
+        if volume.ignore_index is not None:
+            labels += f" (or ignore_index={volume.ignore_index})"
+        raise InputError(
+            f"y must hold {labels}, got other values in {int(wrong.sum())} of {len(wrong)} voxels."
+        )
 
 
 def _class_index(y: torch.Tensor) -> torch.Tensor:
     """Class index of each voxel, or `INVALID_LABEL`, from class indices `(1, voxels)` or one-hot
     `(N, voxels)`.
     """
-    if len(y) > 1:
-        # PyTorch lacks the maximum of some unsigned types
-        y = y if y.is_floating_point() else y.long()
-        largest, label = y.max(0)
-        return label.masked_fill_((largest != 1) | ((y != 0).sum(0) != 1), INVALID_LABEL)
-    label = y[0].long()
-    return label.masked_fill_(label != y[0], INVALID_LABEL) if y.is_floating_point() else label
+    if len(y) == 1:
+        label = y[0].long()
+        if y.is_floating_point():
+            label.masked_fill_(label != y[0], INVALID_LABEL)
+        return label
+    # PyTorch lacks the maximum of some unsigned types
+    y = y if y.is_floating_point() else y.long()
+    largest, label = y.max(0)
+    is_one_hot = (largest == 1) & ((y != 0).sum(0) == 1)
+    return label.masked_fill_(~is_one_hot, INVALID_LABEL)

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from calib_components.errors import InputError, warn_once
 from calib_components.metrics.regions import Region
-from calib_components.metrics.voxels import Voxels, check_tensors, read_voxels, split_channels
-from calib_components.quality.estimates import SUM_TOLERANCE
+from calib_components.metrics.voxels import Voxels, check_tensors, read_voxels
+from calib_components.probabilities import are_probabilities
 
 Array = NDArray[np.float64]
 KINDS: dict[str, type[Calibrator]] = {}  # every calibrator by its name
@@ -33,32 +33,30 @@ class _ProbabilityCheck:
     """Whether what was given as logits are probabilities, from all voxels that count."""
 
     def __init__(self) -> None:
-        self.is_possible = True  # so far, each number is from 0 to 1
-        self.sums = torch.zeros(2, dtype=torch.bool)  # whether any is 1, and any neither 1 nor 0
+        self.are_from_0_to_1 = True
+        self.sum_to_1: bool | None = None  # until there is a voxel outside of padding
 
     def add(self, values: torch.Tensor) -> None:
         """Add logits `(N, voxels)`."""
-        if self.is_possible:
-            sums = values.sum(0)
-            is_one = (sums - 1).abs() <= SUM_TOLERANCE
-            self.sums |= torch.stack([is_one.any(), (~is_one & (sums != 0)).any()]).cpu()
-            self.is_possible = bool(values.min() >= 0 and values.max() <= 1)
+        if self.are_from_0_to_1:
+            self.are_from_0_to_1 = bool(are_probabilities(values))
+            values = values[:, values.any(0)]  # the output of a softmax may be 0 in padding
+            if values.numel():
+                self.sum_to_1 = self.sum_to_1 is not False and bool(are_probabilities(values, 0))
 
     def refuse(self) -> None:
-        """Raise `InputError` for the output of a softmax, which may be 0 in padding; warn of what
-        may be that of sigmoids.
-        """
-        any_one, any_other = self.sums.tolist()
-        if self.is_possible and any_one and not any_other:
+        """Raise `InputError` for the output of a softmax; warn of what may be that of sigmoids."""
+        if not self.are_from_0_to_1 or self.sum_to_1 is None:
+            return
+        if self.sum_to_1:
             raise InputError(
                 "logits are from 0 to 1 and sum to 1 in each voxel: they are probabilities p. Pass"
                 " p.double().clamp_min(1e-12).log()."
             )
-        if self.is_possible and any_other:
-            warn_once(
-                "All logits are from 0 to 1. If they are probabilities p of sigmoids, pass"
-                " p.double().logit(1e-12)."
-            )
+        warn_once(
+            "All logits are from 0 to 1. If they are probabilities p of sigmoids, pass"
+            " p.double().logit(1e-12)."
+        )
 
 
 def gathered(value: Any) -> list[Any]:
@@ -117,7 +115,7 @@ def _nan_for_none(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: math.nan if value is None else value for name, value in values.items()}
 
 
-class Calibrator(torch.nn.Module):
+class Calibrator(torch.nn.Module, ABC):
     """Base class of calibrators: `update` with each batch, then `compute`; applied by calling it on
     logits.
 
@@ -126,7 +124,7 @@ class Calibrator(torch.nn.Module):
     `compute`, `set_state` or `load_state_dict` gives it others. What is kept of a patient does not
     grow with its voxels. Across several processes, `compute` puts the patients of all together, so
     every process must call it. A subclass has a `name`, the type of its `estimate`, buffers,
-    `forward`, `collect`, `solve` and `solve_without`.
+    `forward`, `collect`, `count_voxels`, `solve` and `solve_without`.
 
     Args:
         region: The voxels to fit, see `calib_components.metrics.regions`; predictions are those
@@ -140,7 +138,7 @@ class Calibrator(torch.nn.Module):
             fitted.
     """
 
-    _is_fitted = True  # as calibrators count that version 0.4 pickled, which lack it
+    _is_fitted = True  # also of calibrators that version 0.4 pickled, which lack the attribute
     name: ClassVar[str]  # `NAME.json` is its estimate
     estimate: ClassVar[type[Estimate]]
     takes_soft_labels: ClassVar[bool] = False  # then `collect` heeds the weights of voxels
@@ -159,7 +157,7 @@ class Calibrator(torch.nn.Module):
             raise InputError(f"sigmoid: there is no {self.name} of sigmoids. Fit a temperature.")
         self.region, self.ignore_index, self.sigmoid = Region.parse(region), ignore_index, sigmoid
         self._patients: dict[str, Any] = {}  # what was collected of each
-        self._is_fitted = False  # or has parameters that the user gave it
+        self._is_fitted = False  # until compute, set_state or load_state_dict
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
         if not self._is_fitted:
@@ -169,9 +167,10 @@ class Calibrator(torch.nn.Module):
             )
         return super().__call__(logits)
 
-    def has_unfitted_patients(self) -> bool:
-        """Return whether patients were added, and nothing is fitted to them yet."""
-        return bool(self._patients) and not self._is_fitted
+    def check_fitted(self) -> None:
+        """Raise `InputError` if patients were added, and nothing is fitted to them yet."""
+        if self._patients and not self._is_fitted:
+            raise InputError(f"{type(self).__name__} is not fitted. Call compute first.")
 
     @abstractmethod
     def collect(self, voxels: Voxels, patient: str) -> Any:
@@ -179,6 +178,10 @@ class Calibrator(torch.nn.Module):
 
         What is kept of two parts is their sum, `+`; `*` weights it.
         """
+
+    @abstractmethod
+    def count_voxels(self, part: Any) -> float:
+        """Return how many voxels of the region were collected of a patient."""
 
     @abstractmethod
     def solve(self, patients: Mapping[str, Any]) -> Estimate:
@@ -233,27 +236,26 @@ class Calibrator(torch.nn.Module):
                 f"group has {len(names)} names for {len(logits)} cases. Give one name for each"
                 " case."
             )
-        channels = logits.shape[1]
-        if self.sigmoid or channels == 1:
-            if not self.takes_sigmoids:
-                raise InputError(
-                    f"logits: one channel is a sigmoid, which has no {self.name}. Fit a"
-                    " temperature."
-                )
-            names = [name for name in names for _ in range(channels)]
-            logits, y, channels = split_channels(logits), split_channels(y), 1
+        if logits.shape[1] == 1 and not self.takes_sigmoids:
+            raise InputError(
+                f"logits: one channel is a sigmoid, which has no {self.name}. Fit a temperature."
+            )
         check = _ProbabilityCheck()
-        collected: dict[int, Any] = {}
+        collected: dict[str, Any] = {}
         for voxels in read_voxels(
-            logits, y, ignore_index=self.ignore_index, logits=True, soft=self.takes_soft_labels
+            logits,
+            y,
+            sigmoid=self.sigmoid,
+            ignore_index=self.ignore_index,
+            logits=True,
+            soft=self.takes_soft_labels,
         ):
-            check.add(voxels.values[-channels:])
-            part = self.collect(voxels, names[voxels.case])
-            before = collected.get(voxels.case)
-            collected[voxels.case] = part if before is None else before + part
+            check.add(voxels.values if voxels.volume.channel is None else voxels.values[1:])
+            name = names[voxels.case]
+            part = self.collect(voxels, name)
+            collected[name] = collected[name] + part if name in collected else part
         check.refuse()
-        for case, part in collected.items():
-            self._add({names[case]: part})
+        self._add(collected)
 
     def add(self, other: Calibrator) -> None:
         """Add the patients of another fit, such as of another process; those of the same name are
@@ -265,8 +267,8 @@ class Calibrator(torch.nn.Module):
         """
         if self._options() != other._options():
             raise InputError(
-                "Fits with different options cannot be added:"
-                f" {self._options()} and {other._options()}."
+                f"Fits with different options cannot be added: {self._options()} and"
+                f" {other._options()}."
             )
         self._add(other._patients)
 
@@ -286,17 +288,19 @@ class Calibrator(torch.nn.Module):
         return estimate
 
     def left_out(self) -> dict[str, Calibrator]:
-        """Return for each patient a calibrator that is fitted to the others, after `compute`; none
-        of one patient alone.
+        """Return for each patient with a voxel in the region a calibrator that is fitted to the
+        others, after `compute`; none of one patient alone.
         """
-        patients = self._gathered()
-        if len(patients) == 1:
+        patients = {
+            name: part for name, part in self._gathered().items() if self.count_voxels(part) > 0
+        }
+        if len(patients) < 2:
             return {}
         return dict(zip(patients, map(self.with_state, self.solve_without(patients)), strict=True))
 
     def with_state(self, state: Mapping[str, Any]) -> Calibrator:
         """Return another calibrator of the same options, with these parameters and no patients."""
-        other = type(self)(self.region, self.ignore_index, self.sigmoid)
+        other = type(self)(*self._options())
         other.set_state(state)
         return other
 
@@ -307,23 +311,19 @@ class Calibrator(torch.nn.Module):
             " update with labelled cases first."
         )
 
-    def _options(self) -> dict[str, Any]:
-        return {
-            "region": asdict(self.region),
-            "ignore_index": self.ignore_index,
-            "sigmoid": self.sigmoid,
-        }
+    def _options(self) -> tuple[Region, int | None, bool]:
+        return self.region, self.ignore_index, self.sigmoid
 
     def _add(self, patients: Mapping[str, Any]) -> None:
         for name, part in patients.items():
-            before = self._patients.get(name)
-            self._patients[name] = part if before is None else before + part
+            known = self._patients
+            known[name] = known[name] + part if name in known else part
 
     def _gathered(self) -> dict[str, Any]:
         """Return what was collected of the patients of all processes, in the order of their
         names.
         """
-        whole = type(self)(self.region, self.ignore_index, self.sigmoid)
+        whole = type(self)(*self._options())
         for patients in gathered(self._patients):
             whole._add(patients)
         return dict(sorted(whole._patients.items()))

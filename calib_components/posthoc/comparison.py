@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy.stats import ttest_1samp
 from torch.nn import functional as F
 
-from calib_components.errors import InputError
 from calib_components.metrics import measure_structures
 from calib_components.posthoc.base import Array, Calibrator
 from calib_components.posthoc.temperature import TemperatureScaling
@@ -25,6 +24,29 @@ def simpler_fits(calibrator: Calibrator) -> list[Calibrator]:
     if isinstance(calibrator, TemperatureScaling):
         return []
     return [TemperatureScaling(calibrator.region, calibrator.ignore_index)]
+
+
+class ScanErrors(NamedTuple):
+    """Errors of a scan by one calibrator.
+
+    Attributes:
+        calibrator: Its name.
+        patient: Whose scan it is.
+        nll: Mean negative log-likelihood of the voxels, in nats; NaN of a scan ignored as a whole.
+        confidence: Of each structure, the sum of its probability where it is predicted,
+            `(structures,)`.
+        correct: How many of these voxels are right.
+        predicted: Their number.
+        bias: The expected less the true DSC.
+    """
+
+    calibrator: str
+    patient: str
+    nll: float
+    confidence: Array
+    correct: Array
+    predicted: Array
+    bias: Array
 
 
 class LeftOut:
@@ -43,12 +65,11 @@ class LeftOut:
         self, fits: Sequence[Calibrator], structures: Structures, ignore_index: int | None = None
     ) -> None:
         for fit in fits:
-            if fit.has_unfitted_patients():
-                raise InputError(f"{type(fit).__name__} is not fitted. Call compute first.")
+            fit.check_fitted()
         self.structures, self.ignore_index = structures, ignore_index
         self.fits = {fit.name: fit.with_state(fit.state()) for fit in fits}
         self.others = {fit.name: fit.left_out() for fit in fits}
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[ScanErrors] = []
 
     def calibrated(self, logits: torch.Tensor, patient: str) -> dict[str, torch.Tensor]:
         """Return logits `(B, N, *S)` of a patient as they are, and by each calibrator of the other
@@ -61,7 +82,7 @@ class LeftOut:
 
     def rows_of(
         self, logits: Mapping[str, torch.Tensor], y: torch.Tensor, patient: str
-    ) -> list[dict[str, Any]]:
+    ) -> list[ScanErrors]:
         """Return the errors of a scan.
 
         Args:
@@ -69,10 +90,22 @@ class LeftOut:
             y: Class index `(1, *S)`.
             patient: Whose scan it is.
         """
-        return [
-            {"calibrator": name, "patient": patient, **self._errors(values, y[None])}
-            for name, values in logits.items()
-        ]
+        ignored = -100 if self.ignore_index is None else self.ignore_index
+        rows = []
+        for name, values in logits.items():
+            nll = F.cross_entropy(values, y.long(), reduction="sum", ignore_index=ignored)
+            found = measure_structures(
+                values.softmax(1), y[None], self.structures, self.ignore_index
+            )
+            of_structures = (
+                found.sums["overlap"],
+                found.sums["correct"],
+                found.sums["predicted"],
+                found.expected_dsc - found.dsc,
+            )
+            arrays = (each[0].cpu().numpy() for each in of_structures)
+            rows.append(ScanErrors(name, patient, float(nll / (y != ignored).sum()), *arrays))
+        return rows
 
     def table(self) -> dict[str, dict[str, float]]:
         """Return means over patients of each calibrator: `nll`, `gap S`, the confidence less the
@@ -81,11 +114,11 @@ class LeftOut:
         """
         table = {}
         for name in (NONE, *self.fits):
-            means = self._by_patient(name)
-            gaps = [f"gap {structure}" for structure in self.structures]
-            row = {key: float(np.nanmean(means[key])) for key in ("nll", *gaps)}
-            biases = [np.nanmean(means[f"bias {structure}"]) for structure in self.structures]
-            table[name] = row | {"bias": float(np.nanmean(biases))}
+            nll, gaps, biases = self._by_patient(name)
+            row = {"nll": float(np.nanmean(nll))}
+            for structure, gap in zip(self.structures, np.nanmean(gaps, 0), strict=True):
+                row[f"gap {structure}"] = float(gap)
+            table[name] = row | {"bias": float(np.nanmean(np.nanmean(biases, 0)))}
         return table
 
     def describe(self) -> str:
@@ -108,9 +141,11 @@ class LeftOut:
 
     def choice(self) -> str:
         """Return the first of the calibrators, of which the simplest come first, whose NLL is not
-        significantly higher than the lowest.
+        significantly higher than the lowest, over all voxels, whatever the region of the fits.
         """
-        nll = {name: self._by_patient(name)["nll"] for name in (NONE, *self.fits)}
+        nll = {name: self._by_patient(name)[0] for name in (NONE, *self.fits)}
+        counted = np.isfinite(nll[NONE])  # not patients whose voxels are all ignored
+        nll = {name: values[counted] for name, values in nll.items()}
         best = min(nll, key=lambda name: nll[name].mean())
         for name, values in nll.items():
             higher = ttest_1samp(values - nll[best], 0, alternative="greater").pvalue
@@ -118,34 +153,19 @@ class LeftOut:
                 return name
         return best
 
-    def _by_patient(self, calibrator: str) -> dict[str, Array]:
-        """Return the errors of a calibrator on each patient, the mean over the scans."""
-        rows = [row for row in self.rows if row["calibrator"] == calibrator]
-        names, index, scans = np.unique(
-            [row["patient"] for row in rows], return_inverse=True, return_counts=True
-        )
-        keys = rows[0].keys() - {"calibrator", "patient"}
-        sums = {key: np.bincount(index, [row[key] for row in rows], len(names)) for key in keys}
-        means = {key: total / scans for key, total in sums.items()}
-        for structure in self.structures:
-            wrong = sums[f"confidence {structure}"] - sums[f"correct {structure}"]
+    def _by_patient(self, calibrator: str) -> tuple[Array, Array, Array]:
+        """Return the NLL of each patient, `(patients,)`, confidence less accuracy, and bias,
+        `(patients, structures)`; NLL and bias are means over the scans.
+        """
+        scans: dict[str, list[ScanErrors]] = {}
+        for row in self.rows:
+            if row.calibrator == calibrator:
+                scans.setdefault(row.patient, []).append(row)
+        nll, gaps, biases = [], [], []
+        for rows in scans.values():
+            nll.append(np.mean([row.nll for row in rows]))
+            wrong = sum(row.confidence - row.correct for row in rows)
             with np.errstate(invalid="ignore", divide="ignore"):
-                means[f"gap {structure}"] = wrong / sums[f"predicted {structure}"]
-        return means
-
-    def _errors(self, logits: torch.Tensor, y: torch.Tensor) -> dict[str, float]:
-        """Return the NLL of the voxels of a scan, and the sums of each structure."""
-        ignored = -100 if self.ignore_index is None else self.ignore_index
-        nll = F.cross_entropy(logits, y[:, 0].long(), reduction="sum", ignore_index=ignored)
-        row = {"nll": float(nll / (y != ignored).sum())}  # NaN of a scan left out as a whole
-        found = measure_structures(logits.softmax(1), y, self.structures, self.ignore_index)
-        bias = found.expected_dsc - found.dsc
-        for number, name in enumerate(self.structures):
-            sums = {key: float(found.sums[key][0, number]) for key in found.sums}
-            row |= {
-                f"confidence {name}": sums["overlap"],
-                f"correct {name}": sums["correct"],
-                f"predicted {name}": sums["predicted"],
-                f"bias {name}": float(bias[0, number]),
-            }
-        return row
+                gaps.append(wrong / sum(row.predicted for row in rows))
+            biases.append(np.mean([row.bias for row in rows], 0))
+        return np.array(nll), np.array(gaps), np.array(biases)

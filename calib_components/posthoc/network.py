@@ -206,24 +206,18 @@ def describe_calibration(network: torch.nn.Module) -> dict[str, Any] | None:
     calibrator = find_calibrator(network)
     if calibrator is None:
         return None
-    unchanged = type(calibrator)().state()
-    if all(_same(values, unchanged[name]) for name, values in calibrator.state().items()):
+    new = type(calibrator)().state()
+    state = calibrator.state()
+    # Of a new one, a number may stand for a parameter of each class
+    if all((state[name].cpu() == new[name]).all() for name in new):
         return None
     stored = _find_buffer(network, FITTED_ON)
     fitted_on = {} if stored is None else json.loads(bytes(stored.tolist()))
     return {"calibrator": calibrator.name, "region": "all", "patients": 0, **fitted_on}
 
 
-def _same(values: torch.Tensor, unchanged: torch.Tensor) -> bool:
-    """Whether parameters, perhaps one for each class, are all that of a new calibrator."""
-    return unchanged.numel() == 1 and bool((values.cpu() == unchanged).all())
-
-
 def _find_buffer(network: torch.nn.Module, name: str) -> torch.Tensor | None:
-    inner = unwrapped(network)
-    if isinstance(inner, torch.jit.ScriptModule) or find_calibrator(inner):
-        return dict(inner.named_buffers()).get(name)
-    return None
+    return dict(unwrapped(network).named_buffers()).get(name)
 
 
 def set_calibrator(network: torch.nn.Module, calibrator: Calibrator) -> None:
@@ -236,8 +230,7 @@ def set_calibrator(network: torch.nn.Module, calibrator: Calibrator) -> None:
         InputError: The network carries no calibrator, or the calibrator has patients and is not
             fitted to them.
     """
-    if calibrator.has_unfitted_patients():
-        raise InputError(f"{type(calibrator).__name__} is not fitted. Call compute first.")
+    calibrator.check_fitted()
     inner, carried = unwrapped(network), find_calibrator(network)
     if carried is None:
         raise InputError(

@@ -27,20 +27,24 @@ from calib_components.errors import InputError, check_number, printable
 from calib_components.metrics.regions import Region
 from calib_components.metrics.voxels import Voxels
 from calib_components.posthoc.base import Array, Calibrator, Estimate
+from calib_components.quality.ranking import MIN_PATIENTS
 
 LOWEST, HIGHEST = 1 / 8, 8.0  # range that temperatures are fitted in
 LIMITS = 0.001, 1000  # of a given one; further out, logits overflow or vanish
 PER_OCTAVE = 4
-LOG2_B = np.linspace(-math.log2(HIGHEST), -math.log2(LOWEST), 6 * PER_OCTAVE + 1)
-UNSCALED = 3 * PER_OCTAVE  # where b = 1
-SUMS = 3 + len(LOG2_B)  # of voxels, see `voxel_sums`
+OCTAVES_BELOW_1, OCTAVES_ABOVE_1 = int(math.log2(HIGHEST)), int(-math.log2(LOWEST))  # of b = 1 / T
+LOG2_B = np.arange(-OCTAVES_BELOW_1 * PER_OCTAVE, OCTAVES_ABOVE_1 * PER_OCTAVE + 1) / PER_OCTAVE
+UNSCALED = OCTAVES_BELOW_1 * PER_OCTAVE  # where b = 1
+# A row of `voxel_sums`: the number of voxels, their NLL at T = 1, C, and A at each of LOG2_B
+VOXELS, NLL, C = 0, 1, 2
+A = 3
+ROW = A + len(LOG2_B)
 # Of any values at LOG2_B: values @ SPLINE(x)
 SPLINE = make_interp_spline(LOG2_B, np.eye(len(LOG2_B)), k=5)
-SMALLEST = 1e-300  # in place of 0, before a logarithm
+LOWEST_SUM = 1e-300  # in place of 0, before a logarithm
 LEAST_INFORMATION = 1e-6  # change of the NLL of a voxel by 1 / T, in nats
 
 COMPARED = ("all", "predicted")  # regions whose temperatures every fit gives
-FEWEST_PATIENTS = 6
 # Change of log T without a patient, from which it is named if others change T far less
 DECISIVE = 0.1
 LEVEL = 0.95
@@ -115,8 +119,8 @@ class TemperatureEstimate(Estimate):
 
     def warnings(self) -> list[str]:
         sentences = [self._influence(), self._edge()]
-        if self.patients < FEWEST_PATIENTS:
-            fitted = f"fitted on {self.count}, fewer than {FEWEST_PATIENTS}"
+        if self.patients < MIN_PATIENTS:
+            fitted = f"fitted on {self.count}, fewer than {MIN_PATIENTS}"
             sentences.append(f"The temperature was {fitted}: its interval is not reliable.")
         if self.low <= 1 <= self.high:
             held = f"{self.low:.3f} to {self.high:.3f}"
@@ -218,44 +222,41 @@ class TemperatureScaling(Calibrator):
         super().set_state(state)
 
     def collect(self, voxels: Voxels, patient: str) -> Array:
-        """Return `voxel_sums` in each of the regions, `(regions, SUMS)`."""
+        """Return `voxel_sums` in each of the regions, `(regions, ROW)`."""
         rows = []
         for region in self.regions:
             selected = region.select(voxels)
             rows.append(voxel_sums(selected.values, selected.label, selected.weight))
         return torch.stack(rows).cpu().numpy()
 
+    def count_voxels(self, part: Array) -> float:
+        return float(part[0, VOXELS])
+
     def solve(self, patients: Mapping[str, Array]) -> TemperatureEstimate:
         rows_by_region = {}
         for number, region in enumerate(self.regions):
-            rows = [row[number] for row in patients.values() if row[number, 0] > 0]
+            rows = [row[number] for row in patients.values() if row[number, VOXELS] > 0]
             if rows:
                 rows_by_region[region.name] = np.array(rows)
-        if self.region.name not in rows_by_region:
+        kept = rows_by_region.get(self.region.name)
+        if kept is None:
             raise self.no_voxels()
-        fits = {name: fit_rows(rows) for name, rows in rows_by_region.items()}
-        regions = {
-            name: fit | {f"nll_{other}": nll_of(rows_by_region[other], fit) for other in fits}
-            for name, fit in fits.items()
-        }
-        kept, fit = rows_by_region[self.region.name], fits[self.region.name]
-        names = [name for name, row in patients.items() if row[0, 0] > 0]
-        others: dict[str, float] = {}
-        if len(names) > 1:
-            others = dict(zip(names, temperatures_without(kept).tolist(), strict=True))
-        voxels = kept[:, 0].sum()
         _check_information(kept)
+        fits = {name: fit_rows(rows) for name, rows in rows_by_region.items()}
+        fit = fits[self.region.name]
+        names = [name for name, row in patients.items() if self.count_voxels(row) > 0]
+        voxels = kept[:, VOXELS].sum()
         self.set_state(fit)
         return TemperatureEstimate(
             **fit,
-            leave_one_out=others,
-            nll_before=float(kept[:, 1].sum() / voxels),
+            leave_one_out=dict(zip(names, temperatures_without(kept).tolist(), strict=False)),
+            nll_before=float(kept[:, NLL].sum() / voxels),
             nll_after=nll_of(kept, fit),
             patients=len(names),
-            voxels=int(voxels),
+            voxels=round(voxels),
             at_edge=fit["temperature"] in (LOWEST, HIGHEST),
             region=self.region.name,
-            regions=regions,
+            regions=_costs(fits, rows_by_region),
         )
 
     def best(self) -> float:
@@ -274,23 +275,24 @@ class TemperatureScaling(Calibrator):
 def voxel_sums(
     logits: torch.Tensor, label: torch.Tensor, weight: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Return the number of voxels, the NLL at T = 1, C, and A at `LOG2_B`, `(SUMS,)`, of logits
-    `(N, voxels)` and class indices `(voxels,)`, float64, which count by a weight.
+    """Return the number of voxels, the NLL at T = 1, C, and A at `LOG2_B`, `(ROW,)`, of logits `(N,
+    voxels)` and class indices `(voxels,)`, float64, which count by a weight.
     """
     if weight is None:
         weight = logits.new_ones(len(label))
     logits = logits - logits.amax(0)  # now at most 0, so that no exponential overflows
     true = (logits.gather(0, label[None])[0] * weight).sum()
-    sums = logits.new_zeros(SUMS)
-    sums[0], sums[2] = weight.sum(), -true
+    sums = logits.new_zeros(ROW)
+    sums[VOXELS], sums[C] = weight.sum(), -true
     for first in range(PER_OCTAVE):
         powers = (logits * 2.0 ** LOG2_B[first]).exp_()
         # An octave further, exp(2 b l) = exp(b l)^2
         for i in range(first, len(LOG2_B), PER_OCTAVE):
             total = powers.sum(0)
             if i == UNSCALED:
-                sums[1] = (total.log() * weight).sum() - true
-            sums[3 + i] = -((powers * logits).sum(0).div_(total) * weight).sum()
+                sums[NLL] = (total.log() * weight).sum() - true
+            mean_logit = (powers * logits).sum(0).div_(total)
+            sums[A + i] = -(mean_logit * weight).sum()
             powers.square_()
     return sums
 
@@ -299,7 +301,8 @@ def _check_information(rows: Array) -> None:
     """Raise `InputError` if the temperature has no effect on patients with these rows of
     `voxel_sums`.
     """
-    if rows[:, 2:].sum(0).max() < LEAST_INFORMATION * rows[:, 0].sum():
+    steepest = rows[:, C:].sum(0).max()
+    if steepest < LEAST_INFORMATION * rows[:, VOXELS].sum():
         raise InputError(
             "No temperature changes the NLL: the logits of all classes are equal, or those of the"
             " labels are larger by far. Check that they are of a trained network."
@@ -310,31 +313,40 @@ def _expected(sums: Array, log2_b: Array | float) -> Array:
     """Return A of each row of `sums`, `(..., 1 + len(LOG2_B))`: C and A at `LOG2_B`; at one value,
     or one for each.
     """
-    return np.exp((np.log(np.maximum(sums[..., 1:], SMALLEST)) * SPLINE(log2_b)).sum(-1))
+    log_a = np.log(np.maximum(sums[..., 1:], LOWEST_SUM))
+    return np.exp((log_a * SPLINE(log2_b)).sum(-1))
 
 
 def temperatures_of(rows: Array) -> Array:
-    """Return the T of the lowest NLL of each row of `voxel_sums`, by bisection, or the edge of the
-    range.
+    """Return the T of the lowest NLL of each row of `voxel_sums`, `(..., ROW)`, by bisection, or
+    the edge of the range: `(...)`.
     """
-    sums = rows[..., 2:]
-    low, high = np.full(sums.shape[:-1], LOG2_B[0]), np.full(sums.shape[:-1], LOG2_B[-1])
+    sums = rows[..., C:]
+    c, a_at_lowest_b, a_at_highest_b = sums[..., 0], sums[..., 1], sums[..., -1]
+    low = np.full(c.shape, LOG2_B[0])
+    high = np.full(c.shape, LOG2_B[-1])
     for _ in range(40):
         middle = (low + high) / 2
-        rising = _expected(sums, middle) <= sums[..., 0]
-        low, high = np.where(rising, low, middle), np.where(rising, middle, high)
-    beyond = [sums[..., 1] <= sums[..., 0], sums[..., -1] >= sums[..., 0]]
+        rising = _expected(sums, middle) <= c
+        low = np.where(rising, low, middle)
+        high = np.where(rising, middle, high)
+    beyond = [a_at_lowest_b <= c, a_at_highest_b >= c]
     return np.select(beyond, [HIGHEST, LOWEST], 2.0 ** (-(low + high) / 2))
 
 
 def temperatures_without(rows: Array) -> Array:
-    """Return the T of the other patients, for each row of `voxel_sums`."""
+    """Return the T of the other patients, for each row of `voxel_sums`, `(patients, ROW)`; none
+    of one row.
+    """
+    if len(rows) == 1:
+        return np.empty(0)
     # Adds up: a difference of sums would lose digits
     return temperatures_of(np.tensordot(1 - np.eye(len(rows)), rows, 1))
 
 
 def fit_rows(rows: Array) -> dict[str, float]:
-    """Return the temperature of patients with these rows of `voxel_sums`, and its interval.
+    """Return the temperature of patients with these rows of `voxel_sums`, `(patients, ROW)`, and
+    its interval.
 
     The ends of the interval, NaN with one patient, are percentiles over resampled patients, from a
     fixed seed.
@@ -359,13 +371,24 @@ def fit_rows(rows: Array) -> dict[str, float]:
     }
 
 
+def _costs(
+    fits: Mapping[str, dict[str, float]], rows: Mapping[str, Array]
+) -> dict[str, dict[str, float]]:
+    """Return the fit of each region, and the NLL that it costs in each of them, `nll_REGION`."""
+    return {
+        name: fit | {f"nll_{other}": nll_of(rows[other], fit) for other in fits}
+        for name, fit in fits.items()
+    }
+
+
 def nll_of(rows: Array, fit: Mapping[str, float]) -> float:
-    """Return the mean NLL, at the temperature of a fit, of patients whose rows are those of
-    `voxel_sums`.
+    """Return the mean NLL, in nats, at the temperature of a fit, of patients whose rows are those
+    of `voxel_sums`, `(patients, ROW)`.
     """
-    voxels, unscaled, total = rows[:, 0].sum(), rows[:, 1].sum(), rows[:, 2:].sum(0)
+    voxels, unscaled, *total = rows.sum(0)
+    change = _change(np.array(total), -math.log2(fit["temperature"]))
     # Rounded, it may be below 0
-    return max(0.0, float((unscaled + _change(total, -math.log2(fit["temperature"]))) / voxels))
+    return max(0.0, float((unscaled + change) / voxels))
 
 
 def _change(total: Array, log2_b: float) -> float:

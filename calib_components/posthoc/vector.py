@@ -26,7 +26,7 @@ from calib_components.metrics.voxels import Voxels
 from calib_components.posthoc.base import Array, Calibrator, Estimate
 
 MOST_VOXELS = 10_000  # of foreground, and of background, that are kept of a patient
-FEWEST_PATIENTS = 2  # for each parameter, a rule of thumb
+PATIENTS_PER_PARAMETER = 2  # a rule of thumb
 MOST_STEPS = 1000
 MOST_FOLDS = 8  # in which patients are left out
 STEEP = 1e-4  # slope of the NLL that is not its minimum
@@ -64,12 +64,13 @@ class VectorEstimate(Estimate):
             f"The {name} is negative: the lower its logit, the more probable is the class. Check"
             " that channels and labels are in the same order."
             for name, value in self.parameters.items()
-            if name.startswith("scale") and value < 0
+            if not name.startswith("bias") and value < 0
         ]
         number = len(self.parameters)
-        if self.patients < FEWEST_PATIENTS * number:
+        fewest = PATIENTS_PER_PARAMETER * number
+        if self.patients < fewest:
             sentences.append(
-                f"{self.count}, fewer than {FEWEST_PATIENTS * number}, for {number} parameters:"
+                f"{self.count}, fewer than {fewest}, for {number} parameters:"
                 " they may not suit others."
             )
         return sentences
@@ -99,17 +100,21 @@ class Sample:
             np.concatenate([getattr(self, name), getattr(other, name)])
             for name in ("label", "is_foreground", "keys")
         )
+        return Sample(logits, label, is_foreground, keys, self.counts + other.counts).reduced()
+
+    def reduced(self) -> Sample:
+        """Return the voxels of background and of foreground with the smallest keys."""
         kept = []
         for kind in (False, True):
-            index = np.flatnonzero(is_foreground == kind)
-            kept.append(index[np.argsort(keys[index], kind="stable")[:MOST_VOXELS]])
+            index = np.flatnonzero(self.is_foreground == kind)
+            kept.append(index[np.argsort(self.keys[index], kind="stable")[:MOST_VOXELS]])
         chosen = np.sort(np.concatenate(kept))
         return Sample(
-            logits[:, chosen],
-            label[chosen],
-            is_foreground[chosen],
-            keys[chosen],
-            self.counts + other.counts,
+            self.logits[:, chosen],
+            self.label[chosen],
+            self.is_foreground[chosen],
+            self.keys[chosen],
+            self.counts,
         )
 
     def __mul__(self, factor: float) -> Sample:
@@ -134,21 +139,17 @@ class _Fit:
         self.weight = torch.from_numpy(np.concatenate([each.weight for each in samples]))
         sizes = [len(each.label) for each in samples]
         self.patient = torch.repeat_interleave(torch.arange(len(samples)), torch.tensor(sizes))
+        classes = len(self.logits)
+        self.scales, biases = (1, classes - 1) if is_shared else (classes, classes)
+        self.start = np.repeat([1.0, 0.0], [self.scales, biases])
         # The parameters are those of logits less their mean and of spread 1: gradients are alike
         self.center = self.logits.mean(1)
         self.spread = float((self.logits - self.center[:, None]).std()) or 1.0
 
-    def start(self) -> Array:
-        """Return parameters to begin with."""
-        classes = len(self.logits)
-        scales, shifts = (1, classes - 1) if self.is_shared else (classes, classes)
-        return np.repeat([1.0, 0.0], [scales, shifts])
-
     def split(self, parameters: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the scales, `(N,)` or `(1,)`, and the biases, `(N,)`."""
         values = torch.as_tensor(parameters)
-        number = 1 if self.is_shared else len(self.logits)
-        scales, shifts = values[:number] / self.spread, values[number:]
+        scales, shifts = values[: self.scales] / self.spread, values[self.scales :]
         if self.is_shared:
             shifts = F.pad(shifts, (1, 0))
         shifts = shifts - scales * self.center
@@ -227,22 +228,21 @@ class VectorScaling(Calibrator):
         inside = self.region.select(voxels)
         is_foreground = (inside.predicted != 0) | (inside.label != 0)
         flags = is_foreground.cpu().numpy()
-        generator = np.random.default_rng((zlib.crc32(patient.encode()), voxels.first))
-        every = Sample(
+        generator = np.random.default_rng((zlib.crc32(patient.encode()), int(voxels.index[0])))
+        return Sample(
             inside.values.float().cpu().numpy(),
             inside.label.cpu().numpy(),
             flags,
             generator.random(len(flags)),
             np.array([(~flags).sum(), flags.sum()], float),
-        )
-        nothing = Sample(
-            every.logits[:, :0], every.label[:0], flags[:0], every.keys[:0], np.zeros(2)
-        )
-        return nothing + every
+        ).reduced()
+
+    def count_voxels(self, part: Sample) -> float:
+        return len(part.label)
 
     def solve(self, patients: Mapping[str, Sample]) -> VectorEstimate:
         fit = self._fit(patients)
-        parameters = fit.minimum(fit.start(), fit.weight)
+        parameters = fit.minimum(fit.start, fit.weight)
         scales, shifts = fit.split(parameters)
         self.set_state(self._state(scales, shifts))
         calibrated = fit.calibrated(parameters)
@@ -259,11 +259,13 @@ class VectorScaling(Calibrator):
     def solve_without(self, patients: Mapping[str, Sample]) -> Iterator[dict[str, torch.Tensor]]:
         """Yield the parameters that fit the patients of the other folds, of at most eight."""
         fit = self._fit(patients)
-        start = fit.minimum(fit.start(), fit.weight)
+        start = fit.minimum(fit.start, fit.weight)
         folds = min(len(patients), MOST_FOLDS)
         states = []
         for fold in range(folds):
-            parameters = fit.minimum(start, fit.weight * (fit.patient % folds != fold))
+            weight = fit.weight * (fit.patient % folds != fold)
+            self._check_classes(fit, weight, "but in patients that are left out together")
+            parameters = fit.minimum(start, weight)
             states.append(self._state(*fit.split(parameters)))
         for number in range(len(patients)):
             yield states[number % folds]
@@ -272,13 +274,19 @@ class VectorScaling(Calibrator):
         samples = [*patients.values()]
         if not sum(len(each.label) for each in samples):
             raise self.no_voxels()
-        for number in range(len(samples[0].logits)):
-            if not any((each.label == number).any() for each in samples):
+        fit = _Fit(samples, self._is_shared)
+        self._check_classes(fit, fit.weight)
+        return fit
+
+    def _check_classes(self, fit: _Fit, weight: torch.Tensor, where: str = "") -> None:
+        """Raise `InputError` if a class is the label of no voxel that has a weight."""
+        for number in range(len(fit.logits)):
+            if not ((fit.label == number) & (weight > 0)).any():
+                place = f" {where}" if where else ""
                 raise InputError(
-                    f"No voxel is labelled as class {number}, so it has no {self.name}. Fit a"
-                    " temperature."
+                    f"No voxel is labelled as class {number}{place}, so it has no {self.name}. Fit"
+                    " a temperature."
                 )
-        return _Fit(samples, self._is_shared)
 
     def _state(self, scales: torch.Tensor, shifts: torch.Tensor) -> dict[str, torch.Tensor]:
         return {f"{self.name}_scale": scales, f"{self.name}_shift": shifts}

@@ -15,35 +15,45 @@ from numbers import Integral
 import torch
 
 from calib_components.errors import InputError
+from calib_components.probabilities import are_probabilities
 from calib_components.quality.reference import Reference
 
 # Probabilities above which a voxel may be, and almost certainly is, in a structure
 POSSIBLE, CERTAIN = 0.05, 0.95
-RANGE_TOLERANCE = 1e-5  # beyond 0 and 1
-SUM_TOLERANCE = 1e-2  # of sums over classes: half precision rounds by about this much
 Structures = Mapping[str, Sequence[int]]
 # What is summed over the voxels of a scan, from the probability of a structure and whether it is
-# predicted there. Where it is not possible, all but the first are 0.
+# predicted there. Voxels that cannot be in a structure add to the first alone.
 TERMS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "expected": lambda p, is_predicted: p,
     "overlap": lambda p, is_predicted: p * is_predicted,
     "predicted": lambda p, is_predicted: is_predicted,
     "possible": lambda p, is_predicted: p > POSSIBLE,
     "certain": lambda p, is_predicted: p > CERTAIN,
-    "entropy": lambda p, is_predicted: _entropy(p.clamp(0, 1)) * (p > POSSIBLE),
+    "entropy": lambda p, is_predicted: _entropy(p[p > POSSIBLE].clamp_max(1)),
 }
+
+
+def check_structures(
+    structures: Structures, sigmoid: bool = False, channels: float = math.inf
+) -> None:
+    """Raise `InputError` unless each structure has different class indices below the number of
+    channels, one for sigmoids.
+    """
+    for name, classes in structures.items():
+        are_classes = all(isinstance(each, Integral) and 0 <= each < channels for each in classes)
+        number = len({*classes})
+        if not are_classes or not 0 < number == len(classes) or (sigmoid and number > 1):
+            what = "one channel" if sigmoid else "different class indices"
+            below = "" if channels == math.inf else f" below {channels}"
+            raise InputError(f"structures: give {what}{below} for {name!r}, got {classes!r}.")
 
 
 def require_probabilities(probabilities: torch.Tensor, sigmoid: bool = False) -> None:
     """Raise `InputError` unless values `(N, *S)` are probabilities: of a softmax over N classes, or
     with `sigmoid` of each channel.
     """
-    low, high = probabilities.aminmax()
-    is_valid = bool(low >= -RANGE_TOLERANCE and high <= 1 + RANGE_TOLERANCE)  # also not NaN
-    if not sigmoid:
-        off = float((probabilities.sum(0) - 1).abs().max())
-        is_valid = is_valid and len(probabilities) > 1 and off <= 2 * SUM_TOLERANCE
-    if not is_valid:
+    is_valid = bool(are_probabilities(probabilities, None if sigmoid else 0))
+    if not (is_valid and (sigmoid or len(probabilities) > 1)):
         raise InputError(
             "probabilities must be (N, *S), from 0 to 1, and sum to 1 over the N classes, unless"
             " channels are sigmoids. Apply sigmoid or softmax to logits; give the cases of a batch"
@@ -52,7 +62,9 @@ def require_probabilities(probabilities: torch.Tensor, sigmoid: bool = False) ->
 
 
 def structure_sums(p: torch.Tensor, is_predicted: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return the sum of each of `TERMS`, float64, over voxels with a probability of a structure."""
+    """Return the sum of each of `TERMS`, float64 `()`, over voxels with a probability of a
+    structure, `(voxels,)`, some of which are predicted as it.
+    """
     return {name: term(p, is_predicted).sum(dtype=torch.float64) for name, term in TERMS.items()}
 
 
@@ -131,7 +143,7 @@ class StructureScan:
 
 
 @dataclass(frozen=True)
-class QualityEstimate:
+class QualityColumn:
     """An entry of the table of estimates.
 
     Attributes:
@@ -158,39 +170,39 @@ class QualityEstimate:
 
 
 ESTIMATES = (
-    QualityEstimate(
+    QualityColumn(
         "expected_dsc", "expected DSC", lambda s: s.estimate.expected_dsc, ".2f", better="higher"
     ),
-    QualityEstimate(
+    QualityColumn(
         "dsc_lower_bound",
         "at least",
         lambda s: s.reference.lower_bound(s.name, s.estimate.expected_dsc),
         ".2f",
     ),
-    QualityEstimate(
+    QualityColumn(
         "expected_volume_ml",
         "volume, ml",
         lambda s: s.voxel_ml * s.estimate.expected_voxels,
         ".3g",
         limits=("volume_low_ml", "volume_high_ml"),
     ),
-    QualityEstimate("volume_low_ml", "lowest volume, ml", lambda s: s.volume_range_ml[0]),
-    QualityEstimate("volume_high_ml", "highest volume, ml", lambda s: s.volume_range_ml[1]),
-    QualityEstimate(
+    QualityColumn("volume_low_ml", "lowest volume, ml", lambda s: s.volume_range_ml[0]),
+    QualityColumn("volume_high_ml", "highest volume, ml", lambda s: s.volume_range_ml[1]),
+    QualityColumn(
         "uncertain_share",
         "uncertain",
         lambda s: s.estimate.uncertain_share,
         ".0%",
         of_prediction=False,
     ),
-    QualityEstimate(
+    QualityColumn(
         "mean_entropy",
         "mean entropy",
         lambda s: s.estimate.mean_entropy,
         better="lower",
         of_prediction=False,
     ),
-    QualityEstimate(
+    QualityColumn(
         "pairwise_dsc",
         "pairwise DSC",
         lambda s: s.pairwise_dsc,
@@ -200,12 +212,6 @@ ESTIMATES = (
         optional=True,
     ),
 )
-
-
-def _are_classes(values: Sequence[int]) -> bool:
-    """Return whether values are different class indices, one or more."""
-    is_index = (isinstance(each, Integral) and each >= 0 for each in values)
-    return 0 < len(values) == len({*values}) and all(is_index)
 
 
 class ScanEstimates:
@@ -229,11 +235,9 @@ class ScanEstimates:
     """
 
     def __init__(self, structures: Structures, sigmoid: bool = False) -> None:
-        if not structures or not all(map(_are_classes, structures.values())):
-            raise InputError(
-                "structures must name one or more class indices, of at least 0, for each structure,"
-                f" each once, got {structures}."
-            )
+        if not structures:
+            raise InputError("structures: there is none.")
+        check_structures(structures, sigmoid)
         self.structures, self.sigmoid = structures, sigmoid
         zero = torch.zeros((), dtype=torch.float64)
         self._sums = {name: dict.fromkeys(TERMS, zero) for name in structures}
@@ -245,11 +249,8 @@ class ScanEstimates:
         Raise `InputError` if N is too small, or they are no probabilities.
         """
         require_probabilities(probabilities, self.sigmoid)
-        number, slices = probabilities.shape[:2]
-        if (highest := max(max(classes) for classes in self.structures.values())) >= number:
-            raise InputError(
-                f"probabilities have {number} classes, but the structures need class {highest}."
-            )
+        check_structures(self.structures, self.sigmoid, len(probabilities))
+        slices = probabilities.shape[1]
         values = probabilities.flatten(1)
         # A row is short enough for float32
         totals = probabilities.sum(-1).flatten(1).sum(1, dtype=torch.float64)

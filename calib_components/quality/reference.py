@@ -16,14 +16,13 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from calib_components.errors import InputError
-from calib_components.quality.ranking import BAD, rank_scans
-from calib_components.quality.ranking import MIN_PATIENTS as INTERVAL_PATIENTS
+from calib_components.quality.ranking import BAD, MIN_PATIENTS, rank_scans
 
 Array = NDArray[np.float64]
 LEVEL = 0.9  # of the limits
-MIN_PATIENTS = 9  # of the limits, LEVEL / (1 - LEVEL); with fewer there are none
+LIMIT_PATIENTS = 9  # of the limits, LEVEL / (1 - LEVEL); with fewer there are none
 MIN_BAD = 5  # scans of an area under the ROC curve
-SMALLEST = 1e-12  # in place of 0, below a fraction
+LOWEST_DENOMINATOR = 1e-12  # in place of 0
 UNDEFINED = -1.0  # in the weights, which hold finite numbers only
 TOO_FEW = (
     "DSC and volume have no limits, which need {minimum} validation patients: there are {count}."
@@ -102,9 +101,9 @@ class Reference:
     @classmethod
     def from_tensor(cls, values: torch.Tensor, structures: Sequence[str]) -> Reference:
         """Inverse of `to_tensor`. An empty tensor is that of weights without validation scans."""
-        table = (
-            values.double().cpu().numpy() if values.numel() else np.empty((0, len(structures), 5))
-        )
+        table = values.double().cpu().numpy()
+        if not table.size:
+            table = np.empty((0, len(structures), 5))
         if table.shape[1:] != (len(structures), 5):
             raise InputError(
                 f"The reference in the weights is {table.shape}, not (scans, {len(structures)}"
@@ -136,7 +135,7 @@ class Reference:
 
     def count_patients(self, structure: str) -> int:
         """Return the number of patients that the limits of a structure are of."""
-        dsc = self.values[:, list(self.structures).index(structure), 2]
+        dsc = self._of(structure)[1]
         return len(np.unique(self.values[~np.isnan(dsc), 0, 0]))
 
     @cached_property
@@ -149,20 +148,20 @@ class Reference:
     def note(self) -> str:
         """What a reader has to know of the limits."""
         count = self.patients
-        if count < MIN_PATIENTS:
-            return TOO_FEW.format(minimum=MIN_PATIENTS, count=count)
+        if count < LIMIT_PATIENTS:
+            return TOO_FEW.format(minimum=LIMIT_PATIENTS, count=count)
         low, high = coverage_of(count).interval(0.95)
         note = LIMITS.format(count=count, low=low, high=high)
         for structure in self.structures:
             fewer = self.count_patients(structure)
             if fewer < count:
-                note += FEWER.format(structure=structure, count=fewer, minimum=MIN_PATIENTS)
+                note += FEWER.format(structure=structure, count=fewer, minimum=LIMIT_PATIENTS)
         return note
 
     @cached_property
     def evidence(self) -> str:
         """What these scans say of the estimates; empty with too few patients for an interval."""
-        if self.patients < INTERVAL_PATIENTS:
+        if self.patients < MIN_PATIENTS:
             return ""
         # Where nothing is predicted, the estimate is 0, as on the page
         estimates = np.nan_to_num(self.estimates)
@@ -185,15 +184,15 @@ class Reference:
         return text
 
     def lower_bound(self, structure: str, estimate: ArrayLike) -> Any:
-        """Return the lower bound of the DSC, `estimate - q (1 - estimate)`, of one estimate or an
-        array; NaN with too few patients.
+        """Return the lower bound of the DSC, `estimate - q (1 - estimate)`, from 0 to 1, of one
+        estimate or an array, in its shape; NaN with too few patients.
 
         `q` is a quantile of the residuals `(estimate - DSC) / (1 - estimate)` of these scans.
         """
-        estimates, dsc = self.values[:, list(self.structures).index(structure), 1:3].T
-        quantile = self._quantile((estimates - dsc) / np.maximum(1 - estimates, SMALLEST))
+        estimates, dsc, _, _ = self._of(structure)
+        quantile = self._quantile((estimates - dsc) / np.maximum(1 - estimates, LOWEST_DENOMINATOR))
         estimate = np.asarray(estimate, float)
-        return np.maximum(0, estimate - quantile * np.maximum(1 - estimate, SMALLEST))
+        return np.maximum(0, estimate - quantile * np.maximum(1 - estimate, LOWEST_DENOMINATOR))
 
     def volume_range(self, structure: str, expected: ArrayLike) -> tuple[Any, Any]:
         """Return the range of the volume, `expected (1 - q)` to `expected (1 + q)`, of one or an
@@ -201,12 +200,16 @@ class Reference:
 
         `q` is a quantile of `|expected - true| / expected` of these scans.
         """
-        _, dsc, predicted, true = self.values[:, list(self.structures).index(structure), 1:].T
+        _, dsc, predicted, true = self._of(structure)
         quantile = self._quantile(
-            np.abs(predicted - true) / np.maximum(predicted, SMALLEST) + 0 * dsc
+            np.abs(predicted - true) / np.maximum(predicted, LOWEST_DENOMINATOR) + 0 * dsc
         )
         expected = np.asarray(expected, float)
         return expected * np.maximum(0, 1 - quantile), expected * (1 + quantile)
+
+    def _of(self, structure: str) -> Array:
+        """Return estimated and true DSC, expected and true volume of a structure, `(4, scans)`."""
+        return self.values[:, list(self.structures).index(structure), 1:].T
 
     def _quantile(self, residuals: Array) -> float:
         """The conformal quantile over patients of the largest residual of each; NaN with too few of

@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 
-from calib_components.errors import InputError, check_choice, check_writable, reading, writing
-from calib_components.metrics.regions import Region
-from calib_components.posthoc import KINDS
+from calib_components.errors import InputError, check_writable, reading, writing
+from calib_components.posthoc import Calibrator, Estimate
 from calib_tools.cli import patients_of
 from calib_tools.nnunet.checkpoint import (
     check_trainer,
@@ -27,8 +26,7 @@ from calib_tools.nnunet.checkpoint import (
 from calib_tools.parallel import map_cases
 from calib_tools.predictions.cases import SavedCases, read_prediction
 from calib_tools.predictions.classes import Classes, classes_of
-from calib_tools.predictions.fit import fit_saved
-from calib_tools.predictions.formats import NnUNetArray, Reader, make_reader
+from calib_tools.predictions.formats import NnUNetArray, Prediction, Reader, make_reader
 from calib_tools.predictions.pairing import (
     LabelledPrediction,
     check_grids,
@@ -38,7 +36,6 @@ from calib_tools.predictions.pairing import (
 from calib_workflows.calibrate import write_estimate
 from calib_workflows.data.nifti import Grid
 from calib_workflows.data.overlap import find_shared
-from calib_workflows.folders import OutputFolder
 from calib_workflows.weights import serialize
 
 SPLITS = "splits_final.json"  # where nnU-Net looks for the folds
@@ -58,7 +55,7 @@ def folder_of(variable: str) -> Path:
 
 
 @dataclass(frozen=True)
-class _Model:
+class Model:
     """A trained model as nnU-Net's files describe it, and its folds.
 
     Attributes:
@@ -78,60 +75,49 @@ class _Model:
     file_ending: str
 
 
-def calibrate_model(
-    model: Path,
-    *,
-    region: Any = "all",
-    calibrator: str = "temperature",
-    patient_pattern: str | None = None,
-    workers: int | None = None,
-    overwrite: bool = False,
-) -> None:
-    """See `calib_tools.commands.calibrate_model`."""
-    fitted_on = Region.parse(region)
-    check_choice("--calibrator", calibrator, KINDS)
-    trained = _read_model(model)
-    manager = trained.manager
-    run = {"region": region, "calibrator": calibrator, "patient_pattern": patient_pattern}
-    output = OutputFolder(model, run, overwrite=overwrite)
-    names = {f"{fold.name}/{CALIBRATED}" for fold in trained.folds.values()}
-    names |= {f"{kind}.json" for kind in KINDS}
-    output.check(names)
-    preprocessed = folder_of("nnUNet_preprocessed") / trained.dataset
+def validation_cases(model: Model, patient_pattern: str | None, workers: int | None) -> SavedCases:
+    """Return the validation cases of all folds of a model, once they and the checkpoints are
+    checked, see `calib_tools.commands.calibrate_model`.
+    """
+    manager = model.manager
+    preprocessed = folder_of("nnUNet_preprocessed") / model.dataset
     labels = find_labels(preprocessed / "gt_segmentations")
     pairs: dict[str, LabelledPrediction] = {}
-    for number, fold in trained.folds.items():
-        check_trainer(
-            fold / TRAINED, read_checkpoint(fold / TRAINED), manager.num_segmentation_heads
-        )
+    for number, fold in model.folds.items():
+        checkpoint = read_checkpoint(fold / TRAINED)
+        check_trainer(fold / TRAINED, checkpoint, manager.num_segmentation_heads)
         with reading(preprocessed / SPLITS, f"the split of {fold.name}") as file:
             split = json.loads(file.read_bytes())[number]
             training, validation = split["train"], split["val"]
-        _check_patients(fold, validation, training, trained, patient_pattern)
-        readers = {name: _read_validation(fold, name) for name in sorted(validation)}
-        pairs |= {pair.name: pair for pair in pair_by_name(readers, {"": labels})}
+        _check_patients(fold, validation, training, model, patient_pattern)
+        predictions = {
+            name: Prediction({"": _read_validation(fold, name)}) for name in sorted(validation)
+        }
+        pairs |= {pair.name: pair for pair in pair_by_name(predictions, {"": labels})}
     check_grids([*pairs.values()])
-    predictions = [pair.prediction for pair in pairs.values()]
-    classes = classes_of(predictions, trained.structures, manager.has_regions, manager.ignore_label)
+    found = [pair.prediction for pair in pairs.values()]
+    classes = classes_of(found, model.structures, manager.has_regions, manager.ignore_label)
     if not classes.sigmoid:
-        check = functools.partial(_check_label_map, classes=classes, ending=trained.file_ending)
-        map_cases(check, predictions, workers, "check")
+        check = functools.partial(_check_label_map, classes=classes, ending=model.file_ending)
+        map_cases(check, found, workers, "check")
     patients = patients_of([*pairs], patient_pattern)
-    folds = ", ".join(fold.name for fold in trained.folds.values())
-    print(f"{model}: {folds}, {len(pairs)} validation cases")
-    cases = SavedCases([*pairs.values()], classes, patients, workers=workers, is_cropped=True)
-    fitted, estimate = fit_saved(cases, fitted_on, calibrator, compare=False)
-    with output.claim(names):
-        with ExitStack() as whole:  # all checkpoints, or none
-            for fold in trained.folds.values():
-                file = whole.enter_context(writing(fold / CALIBRATED))
-                checkpoint = read_checkpoint(fold / TRAINED)
-                file.write_bytes(serialize(scale_checkpoint(checkpoint, fitted)))
-        write_estimate(estimate, model)
-    _print_next(trained)
+    folds = ", ".join(fold.name for fold in model.folds.values())
+    print(f"{model.folder}: {folds}, {len(pairs)} validation cases")
+    return SavedCases([*pairs.values()], classes, patients, workers=workers, is_cropped=True)
 
 
-def _read_model(model: Path) -> _Model:
+def write_model(model: Model, calibrator: Calibrator, estimate: Estimate) -> None:
+    """Write the calibrated checkpoint of each fold, all of them or none, and the estimate."""
+    with ExitStack() as whole:
+        for fold in model.folds.values():
+            file = whole.enter_context(writing(fold / CALIBRATED))
+            checkpoint = read_checkpoint(fold / TRAINED)
+            file.write_bytes(serialize(scale_checkpoint(checkpoint, calibrator)))
+    write_estimate(estimate, model.folder)
+
+
+def read_model(model: Path) -> Model:
+    """Read what nnU-Net's files say of a trained model."""
     folds = {  # not fold_all
         int(match[1]): file.parent
         for file in model.glob(f"fold_*/{TRAINED}")
@@ -159,7 +145,7 @@ def _read_model(model: Path) -> _Model:
             for name, codes in dataset["labels"].items()
             if name not in ("background", "ignore")
         ]
-    return _Model(
+    return Model(
         model,
         dict(sorted(folds.items())),
         dataset_name,
@@ -179,14 +165,14 @@ def _read_validation(fold: Path, name: str) -> Reader:
     file = fold / "validation" / f"{name}.npz"
     if not file.is_file():
         raise InputError(f"{file} is missing: {SPLITS} has it in this validation. {AGAIN}")
-    return NnUNetArray((file,))
+    return NnUNetArray(file)
 
 
 def _check_patients(
     fold: Path,
     validation: Iterable[str],
     training: Iterable[str],
-    model: _Model,
+    model: Model,
     patient_pattern: str | None,
 ) -> None:
     """Check that a fold was not trained on the patients of its validation."""
@@ -208,22 +194,23 @@ def _check_patients(
         )
 
 
-def _check_label_map(prediction: Reader, classes: Classes, ending: str) -> None:
+def _check_label_map(prediction: Prediction, classes: Classes, ending: str) -> None:
     """Check that probabilities are those of the label map beside them, which any later validation
     replaces.
     """
-    file = prediction.files[0]
-    label_map = make_reader(file.with_name(f"{prediction.stem}{ending}"))
+    file = prediction.file
+    label_map = make_reader(file.with_name(f"{prediction.first.stem}{ending}"))
     header = label_map.header()
     assert header.affine is not None
-    grid = Grid(header.affine, header.shape, label_map.files[0])
+    grid = Grid(header.affine, header.shape, label_map.file)
     p = torch.from_numpy(read_prediction(prediction, classes, grid).values)
     labels = torch.from_numpy(label_map.label_codes()).long()[None]
     if (p.amax(0) - p.gather(0, labels)[0] > ROUNDING).any():
         raise InputError(f"{file} is of an earlier training than the label map beside it. {AGAIN}")
 
 
-def _print_next(model: _Model) -> None:
+def print_next(model: Model) -> None:
+    """Print how to predict with the calibrated checkpoints."""
     trainer, plans, configuration = model.folder.absolute().name.split("__")
     print(
         f"Predict with: nnUNetv2_predict -d {model.dataset} -tr {trainer} -p {plans} -c"

@@ -17,8 +17,7 @@ from calib_components.posthoc import KINDS, RETIRED, Calibrator
 
 LAYER = re.compile(r"decoder\.seg_layers\.\d+\.(weight|bias)")  # gives the logits of one resolution
 TRAINER = "nnUNetTrainer"
-# Numbers of NumPy, which nnU-Net's logger puts into a checkpoint beside weights, as NumPy 1 and 2
-# call them.
+# nnU-Net's logger puts numbers of NumPy into a checkpoint; NumPy 1 and 2 name them differently
 SCALAR = np.float64(0).__reduce__()[0]
 NUMBERS: list[Any] = [
     np.dtype,
@@ -74,7 +73,7 @@ def scale_checkpoint(checkpoint: Mapping[str, Any], calibrator: Calibrator) -> d
     weights = dict(checkpoint["network_weights"])
     for name in filter(LAYER.fullmatch, checkpoint["network_weights"]):
         unit = torch.eye(len(weights[name]), dtype=torch.float64)
-        # Of no logit; what a logit of 1 adds is a column of the matrix
+        # What a logit of 1 adds is a column of the matrix
         bias = calibrator(torch.zeros_like(unit))[0]
         matrix = (calibrator(unit) - bias).T
         scaled = torch.einsum("nk,k...->n...", matrix, weights[name].double())

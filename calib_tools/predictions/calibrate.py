@@ -3,115 +3,32 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from monai.utils import ensure_tuple
 
-from calib_components.errors import InputError, printable, writing
-from calib_components.metrics.regions import Region
+from calib_components.errors import InputError, writing
 from calib_components.posthoc import KINDS, Calibrator
-from calib_tools.cli import patients_of
 from calib_tools.parallel import map_cases
-from calib_tools.predictions.cases import SavedCases, read_prediction, to_logits
+from calib_tools.predictions.cases import read_prediction, to_logits
 from calib_tools.predictions.classes import (
     PROBABILITY,
     Classes,
-    check_probabilities,
-    classes_of,
 )
-from calib_tools.predictions.fit import fit_saved
-from calib_tools.predictions.formats import Prediction
-from calib_tools.predictions.pairing import (
-    find_members,
-    find_pairs,
-    name_targets,
-    named_patients,
-    places_of,
-    read_folders,
-)
-from calib_workflows.calibrate import read_estimate, write_estimate
+from calib_tools.predictions.formats import Prediction, Reader
+from calib_workflows.calibrate import read_estimate
 from calib_workflows.data.overlap import find_shared
 from calib_workflows.folders import OutputFolder
 from calib_workflows.inference.maps import write_map
 
+ESTIMATES = [f"{kind}.json" for kind in KINDS]
 ENDINGS = (f"{PROBABILITY}.nii.gz", ".npz")  # of calibrated maps: with a grid, and without
 
 
-def calibrate_predictions(
-    predictions: Path | None = None,
-    labels: Path | None = None,
-    *,
-    apply_to: Sequence[Path],
-    out: Path,
-    members: Sequence[Path] | None = None,
-    raters: Sequence[Path] | None = None,
-    pairs: Path | None = None,
-    structures: Sequence[str] | None = None,
-    sigmoid: bool = False,
-    ignore_index: int | None = None,
-    region: Any = "all",
-    calibrator: str = "temperature",
-    patient_pattern: str | None = None,
-    workers: int | None = None,
-    overwrite: bool = False,
-) -> None:
-    """See `calib_tools.commands.calibrate_predictions`."""
-    fitted_on = Region.parse(region)
-    networks, labellers = read_folders(predictions, labels, members, raters, pairs)
-    if not labellers:
-        raise InputError("labels: give a folder, or those of several raters to --raters.")
-    targets = name_targets(ensure_tuple(apply_to), networks)
-    labelled = find_pairs(networks, labellers, pairs)
-    fit_readers = {pair.name: pair.prediction for pair in labelled}
-    check_probabilities(labelled[0].prediction, "Calibration")
-    readers = find_members(targets)
-    classes = classes_of(
-        [*fit_readers.values(), *readers.values()], structures, sigmoid, ignore_index
-    )
-    patients = patients_of([*fit_readers], patient_pattern) | named_patients(labelled)
-    target_patients = patients_of([*readers], patient_pattern)
-    _refuse_calibrated(networks.values(), fit_readers.values())
-    _refuse_calibrated(targets.values(), readers.values())
-    files = [out / f"{name}{_map_ending(reader)}" for name, reader in readers.items()]
-    run = {
-        **places_of(networks, labellers),
-        "apply_to": ",".join(map(str, targets.values())),
-        "structures": structures,
-        "sigmoid": sigmoid,
-        "ignore_index": ignore_index,
-        "region": fitted_on.name,
-        "calibrator": calibrator,
-    }
-    output = OutputFolder(out, run, overwrite=overwrite)
-    names = {file.name for file in files} | {f"{kind}.json" for kind in KINDS}
-    sources = (*networks.values(), *labellers.values(), *targets.values())
-    _check_out(output, sources, names)
-    shared = find_shared(_items(readers, target_patients), _items(fit_readers, patients))
-    if shared:
-        print(
-            f"{len(shared)} of the {len(readers)} predictions to scale belong to patients of the"
-            f" fit: {shared[0]}. Their evaluation will be too optimistic."
-        )
-    with output.claim(), ExitStack() as stack:
-        cases = SavedCases(labelled, classes, patients, workers=workers)
-        fitted, estimate = fit_saved(cases, fitted_on, calibrator)
-        unfinished = [stack.enter_context(writing(file)) for file in files]
-        apply = functools.partial(_calibrate_file, classes=classes, calibrator=fitted)
-        map_cases(apply, [*zip(readers.values(), unfinished, strict=True)], workers, "scale")
-        output.claim(names)
-        for kind in KINDS:
-            (out / f"{kind}.json").unlink(missing_ok=True)
-        stack.close()
-        write_estimate(estimate, out)  # where it is, all maps are of it
-    print(printable(out))
-
-
-def estimate_of(folder: Path, predictions: Iterable[Prediction]) -> Any:
+def estimate_of(folder: Path, readers: Iterable[Reader]) -> Any:
     """Return the estimate that `calibrate_predictions` wrote beside calibrated maps; None if there
     is none.
     """
@@ -121,29 +38,29 @@ def estimate_of(folder: Path, predictions: Iterable[Prediction]) -> Any:
             " by a temperature of each class, which this version does not know. Scale those before"
             " again."
         )
-    folders = {file.parent for prediction in predictions for file in prediction.files}
-    if folders == {folder} and any((folder / f"{kind}.json").exists() for kind in KINDS):
+    folders = {reader.file.parent for reader in readers}
+    if folders == {folder} and any((folder / name).exists() for name in ESTIMATES):
         return read_estimate(folder)
     return None
 
 
-def describe_estimate(folder: Path, estimate: Any) -> dict[str, Any] | None:
+def describe_estimate(estimate: Any) -> dict[str, Any] | None:
     """Return what an estimate beside calibrated maps says, for the summary of their evaluation;
     None without one.
     """
     if estimate is None:
         return None
-    content = json.loads((folder / f"{estimate.name}.json").read_bytes())
     return {
         "calibrator": estimate.name,
-        "region": content.get("region", "all"),
+        "region": getattr(estimate, "region", "all"),
         "patients": estimate.patients,
     }
 
 
-def _refuse_calibrated(folders: Iterable[Path], predictions: Iterable[Prediction]) -> None:
-    for number, folder in enumerate(folders):
-        estimate = estimate_of(folder, [each.members[number] for each in predictions])
+def refuse_calibrated(folders: Mapping[str, Path], predictions: Iterable[Prediction]) -> None:
+    """Raise `InputError` if the predictions in the folders of networks are calibrated."""
+    for name, folder in folders.items():
+        estimate = estimate_of(folder, [each.members[name] for each in predictions])
         if estimate is not None:
             raise InputError(
                 f"{folder} holds {estimate.name}.json: its predictions are calibrated already. Give"
@@ -151,7 +68,7 @@ def _refuse_calibrated(folders: Iterable[Path], predictions: Iterable[Prediction
             )
 
 
-def _check_out(folder: OutputFolder, sources: Sequence[Path], names: set[str]) -> None:
+def check_out(folder: OutputFolder, sources: Sequence[Path], names: set[str]) -> None:
     """Check that the output is apart from the sources, and keeps no maps of other predictions."""
     out = folder.path
     for source in sources:
@@ -166,16 +83,62 @@ def _check_out(folder: OutputFolder, sources: Sequence[Path], names: set[str]) -
         )
 
 
-def _map_ending(prediction: Prediction) -> str:
+def names_of_files(readers: Mapping[str, Prediction]) -> set[str]:
+    """Return the names of all files of a calibration of these predictions."""
+    return {*_names_of_maps(readers), *ESTIMATES}
+
+
+def _names_of_maps(readers: Mapping[str, Prediction]) -> list[str]:
     with_grid, without_grid = ENDINGS
-    return without_grid if prediction.header().affine is None else with_grid
-
-
-def _items(readers: Mapping[str, Prediction], patients: Mapping[str, str]) -> list[dict[str, Any]]:
     return [
-        {"case": name, "patient": patients[name], "image": reader.files[0]}
-        for name, reader in readers.items()
+        f"{name}{without_grid if prediction.first.header().affine is None else with_grid}"
+        for name, prediction in readers.items()
     ]
+
+
+def tell_shared(
+    readers: Mapping[str, Prediction],
+    patients: Mapping[str, str],
+    fit_readers: Mapping[str, Prediction],
+    fit_patients: Mapping[str, str],
+) -> None:
+    """Print how many of the predictions to scale belong to patients of the fit."""
+    shared = find_shared(_items(readers, patients), _items(fit_readers, fit_patients))
+    if shared:
+        print(
+            f"{len(shared)} of the {len(readers)} predictions to scale belong to patients of the"
+            f" fit: {shared[0]}. Their evaluation will be too optimistic."
+        )
+
+
+def _items(
+    predictions: Mapping[str, Prediction], patients: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    return [
+        {"case": name, "patient": patients[name], "image": prediction.file}
+        for name, prediction in predictions.items()
+    ]
+
+
+def write_maps(
+    readers: Mapping[str, Prediction],
+    classes: Classes,
+    calibrator: Calibrator,
+    output: OutputFolder,
+    workers: int | None,
+) -> None:
+    """Write the calibrated map of each prediction, all of them or none, in place of the files of an
+    earlier calibration.
+    """
+    with ExitStack() as stack:
+        files = [
+            stack.enter_context(writing(output.path / name)) for name in _names_of_maps(readers)
+        ]
+        apply = functools.partial(_calibrate_file, classes=classes, calibrator=calibrator)
+        map_cases(apply, [*zip(readers.values(), files, strict=True)], workers, "scale")
+        output.claim(names_of_files(readers))
+        for name in ESTIMATES:
+            (output.path / name).unlink(missing_ok=True)
 
 
 def _calibrate_file(
@@ -185,7 +148,7 @@ def _calibrate_file(
     logits = to_logits(read_prediction(prediction, classes), classes.sigmoid)
     calibrated = calibrator(logits[None])[0]
     p = calibrated.sigmoid() if classes.sigmoid else calibrated.softmax(0)
-    affine = prediction.header().affine
+    affine = prediction.first.header().affine
     if affine is None:
         np.savez_compressed(file, probabilities=p.permute(0, 3, 2, 1))
     else:

@@ -13,7 +13,7 @@ from nibabel.affines import voxel_sizes
 from nibabel.orientations import apply_orientation
 
 from calib_components.errors import InputError, reading
-from calib_components.metrics.measures import Case
+from calib_components.metrics.case import Case
 from calib_components.metrics.raters import RatedCase
 from calib_components.quality import PairwiseDice, ScanEstimates
 from calib_tools.parallel import map_cases
@@ -23,13 +23,13 @@ from calib_tools.predictions.classes import (
     combine_masks,
     label_classes,
 )
-from calib_tools.predictions.formats import Ensemble, Prediction, Reader, Stored
+from calib_tools.predictions.formats import Prediction, Reader, Stored
 from calib_tools.predictions.pairing import LabelledPrediction, find_turn
-from calib_workflows.cases import CUBIC_MM, Cases, LabelledCase, Result
-from calib_workflows.data.nifti import Grid, open_nifti, read_values, turn_onto
+from calib_workflows.cases import Cases, LabelledCase, Result
+from calib_workflows.data.nifti import Grid, open_nifti, read_values, turn_onto, voxel_volume
 from calib_workflows.inference.images import find_images
 
-FLOATING = 1e-30  # what a stored 0 of 32 bits or more is below
+FLOATING = 1e-30  # a stored 0 of 32 bits or more is below this
 
 
 @dataclass(eq=False)
@@ -89,11 +89,12 @@ class SavedCase(LabelledCase):
         return torch.from_numpy(np.where(label[0] == IGNORED, 0, label[0]))
 
     def members(self) -> dict[str, Case]:
-        if not isinstance(self.pair.prediction, Ensemble):
+        members = self.pair.prediction.members
+        if len(members) == 1:
             return {}
         return {
-            name: read_case(replace(self.pair, prediction=member), self.classes)
-            for name, member in self.pair.prediction.networks.items()
+            name: read_case(replace(self.pair, prediction=Prediction({name: member})), self.classes)
+            for name, member in members.items()
         }
 
 
@@ -135,7 +136,7 @@ def _use(
     is_cropped: bool,
 ) -> Result:
     pair, patient, image = item
-    with reading(pair.prediction.files[0], "a prediction that can be measured"):
+    with reading(pair.prediction.file, "a prediction that can be measured"):
         return function(SavedCase(pair, patient, classes, image, is_cropped))
 
 
@@ -170,7 +171,7 @@ def read_case(pair: LabelledPrediction, classes: Classes) -> Case:
             sigmoid=classes.sigmoid,
             ignore_index=IGNORED,
             spacing=tuple(map(float, voxel_sizes(grid.affine))),
-            voxel_volume=float(abs(np.linalg.det(grid.affine[:3, :3])) / CUBIC_MM),
+            voxel_volume=voxel_volume(grid.affine),
             lowest=stored.lowest,
             highest=stored.highest,
             pairwise_dsc=stored.pairwise_dsc,
@@ -181,7 +182,7 @@ def read_case(pair: LabelledPrediction, classes: Classes) -> Case:
 
 
 def _read_label(reader: Reader, classes: Classes, grid: Grid) -> np.ndarray:
-    label = label_classes(reader.label_codes(), classes, reader.files[0])
+    label = label_classes(reader.label_codes(), classes, reader.file)
     return _turned(label, find_turn(reader, grid))
 
 
@@ -191,21 +192,22 @@ def read_prediction(prediction: Prediction, classes: Classes, grid: Grid | None 
 
     Those of several networks are averaged, one after the other; label maps are votes.
     """
+    first = prediction.first
     if len(prediction.members) == 1:
-        return _read_member(prediction.members[0], classes, grid)
-    header = prediction.header()
+        return _read_member(first, classes, grid)
+    header = first.header()
     if grid is None and header.affine is not None:
-        grid = Grid(header.affine, header.shape, prediction.files[0])
+        grid = Grid(header.affine, header.shape, first.file)
     count, scan = len(prediction.members), ScanEstimates(classes.structures, classes.sigmoid)
     mean, limits, masks = np.empty(0), np.zeros(2), []
-    for number, member in enumerate(prediction.members):
+    for number, member in enumerate(prediction.members.values()):
         stored = _read_member(member, classes, grid)
         if member.is_label_map:
             stored = _votes(stored, count, classes)
         if number == 0:
             mean = np.zeros_like(stored.values)
         if mean.shape != stored.values.shape:
-            raise InputError(f"{member.files[0]}: its shape is not that of {prediction.files[0]}.")
+            raise InputError(f"{member.file}: its shape is not that of {first.file}.")
         mean += stored.values
         limits += stored.lowest, stored.highest
         masks.append(scan.masks(torch.from_numpy(stored.values)))
@@ -223,18 +225,19 @@ def _votes(stored: Stored, count: int, classes: Classes) -> Stored:
     """
     values = stored.values.astype(np.float32)
     if not classes.sigmoid:
-        values = np.moveaxis(np.eye(len(classes.codes), dtype=np.float32)[stored.values[0]], -1, 0)
+        one_hot = np.eye(len(classes.codes), dtype=np.float32)
+        values = np.moveaxis(one_hot[stored.values[0]], -1, 0)
     return Stored(values, 0.5 / count, 1 - 0.5 / count)
 
 
-def _read_member(prediction: Reader, classes: Classes, grid: Grid | None) -> Stored:
-    if prediction.is_label_map:
+def _read_member(reader: Reader, classes: Classes, grid: Grid | None) -> Stored:
+    if reader.is_label_map:
         every_code = replace(classes, ignore_code=None)
-        codes = prediction.label_codes()
-        stored = Stored(label_classes(codes, every_code, prediction.files[0]), 0.0, 1.0)
+        codes = reader.label_codes()
+        stored = Stored(label_classes(codes, every_code, reader.file), 0.0, 1.0)
     else:
-        stored = prediction.probabilities(classes.sigmoid, classes.skip)
-    turn = None if grid is None else find_turn(prediction, grid)
+        stored = reader.probabilities(classes.sigmoid, classes.skip)
+    turn = None if grid is None else find_turn(reader, grid)
     return stored._replace(values=_turned(stored.values, turn))
 
 

@@ -55,15 +55,15 @@ def classes_of(
     Raises:
         InputError: The predictions have different numbers of channels, or options do not fit them.
     """
-    first = predictions[0]
+    first = predictions[0].first
     channels = first.header().channels
-    for prediction in [each for several in predictions for each in several.members]:
-        if (number := prediction.header().channels) != channels:
+    for reader in [each for prediction in predictions for each in prediction.members.values()]:
+        if (number := reader.header().channels) != channels:
             raise InputError(
-                f"{prediction.files[0]} has {number} channels, {first.files[0]} has {channels}."
+                f"{reader.file} has {number} channels, {first.file} has {channels}."
                 " Predictions need the same number; label maps have 0."
             )
-    has_background = first.members[0].stem.endswith(PROBABILITY)
+    has_background = first.stem.endswith(PROBABILITY)
     return name_classes(channels, structures, sigmoid, ignore_index, has_background)
 
 
@@ -71,9 +71,9 @@ def check_probabilities(prediction: Prediction, purpose: str) -> None:
     """Raise `InputError` if a prediction is a label map; `purpose` is what probabilities are
     for.
     """
-    if all(member.is_label_map for member in prediction.members):
+    if all(member.is_label_map for member in prediction.members.values()):
         raise InputError(
-            f"{prediction.files[0]} is a label map. {purpose} needs probabilities: save those."
+            f"{prediction.file} is a label map. {purpose} needs probabilities: save those."
         )
 
 
@@ -82,10 +82,10 @@ def check_volume(prediction: Prediction, sigmoid: bool) -> None:
     the option says that one channel is a volume.
     """
     check_probabilities(prediction, "An estimate of quality")
-    header = prediction.header()
+    header = prediction.first.header()
     if header.channels == 1 and header.affine is None and not sigmoid:
         raise InputError(
-            f"{prediction.files[0]}: {header.shape} may be a volume of one structure or classes in"
+            f"{prediction.file}: {header.shape} may be a volume of one structure or classes in"
             " 2D. Pass --sigmoid for the first, save the second as (C, X, Y, 1)."
         )
 
@@ -218,6 +218,7 @@ def combine_masks(masks: np.ndarray, classes: Classes) -> np.ndarray:
     The map is uint8 `(*S)`: 0, or 1 plus the channel.
     """
     result = np.zeros(masks.shape[1:], np.uint8)
-    for channel in sorted(range(len(masks)), key=lambda channel: -len(classes.codes[channel])):
+    fewest_codes_last = sorted(range(len(masks)), key=lambda channel: -len(classes.codes[channel]))
+    for channel in fewest_codes_last:
         result[masks[channel]] = channel + 1
     return result

@@ -1,25 +1,15 @@
-"""Evaluation of saved predictions of any model, with labels or without them."""
+"""Evaluation of saved predictions of any model."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from calib_components.errors import InputError, check_choice, check_number
-from calib_tools.cli import patients_of
-from calib_tools.predictions.calibrate import describe_estimate, estimate_of
-from calib_tools.predictions.cases import SavedCases, find_case_images
-from calib_tools.predictions.classes import check_probabilities, check_volume, classes_of
-from calib_tools.predictions.pairing import (
-    find_members,
-    find_pairs,
-    named_patients,
-    places_of,
-    read_folders,
-)
-from calib_tools.predictions.quality import estimate_quality
+from calib_components.quality import Reference
+from calib_tools.predictions.cases import SavedCases
+from calib_tools.predictions.classes import Classes
 from calib_tools.report.quality import reference_of
 from calib_tools.report.report import PAGE, report_folders
 from calib_tools.report.validation import read_validation
@@ -31,91 +21,46 @@ from calib_workflows.pages.quality import TABLES
 REPORT = "report"  # folder of the page inside the output folder
 
 
-def evaluate_predictions(
-    predictions: Path | None = None,
-    labels: Path | None = None,
-    out: Path = Path("evaluation"),
-    *,
-    members: Sequence[Path] | None = None,
-    raters: Sequence[Path] | None = None,
-    pairs: Path | None = None,
-    structures: Sequence[str] | None = None,
-    sigmoid: bool = False,
-    ignore_index: int | None = None,
-    patient_pattern: str | None = None,
-    images: Path | None = None,
-    validation: Path | None = None,
-    review: str = "20%",
-    review_below: float | None = None,
-    objects: Sequence[str] = (),
-    object_p: float = 0.5,
-    overlap: float = 0.0,
-    workers: int | None = None,
-    overwrite: bool = False,
+def evaluate_cases(
+    cases: SavedCases,
+    output: OutputFolder,
+    about: Mapping[str, Any],
+    objects: Objects,
+    validation: Path | None,
 ) -> None:
-    """See `calib_tools.commands.evaluate_predictions`."""
-    check_number("--object_p", object_p, 1e-6, 1)
-    check_number("--overlap", overlap, 0, 1)
-    networks, labellers = read_folders(predictions, labels, members, raters, pairs)
-    if labellers:
-        labelled = find_pairs(networks, labellers, pairs)
-        readers = {pair.name: pair.prediction for pair in labelled}
-    else:
-        if objects:
-            raise InputError("--objects needs labels. Give their folder.")
-        labelled, readers = [], find_members(networks)
-        check_volume(next(iter(readers.values())), sigmoid)
-    (folder, *_) = networks.values()
-    calibration = None if members else estimate_of(folder, readers.values())
-    run = {
-        **places_of(networks, labellers),
-        "images": images,
-        "validation": validation,
-        "structures": structures,
-        "sigmoid": sigmoid,
-        "ignore_index": ignore_index,
-        "calibration": repr(calibration),
-        "objects": {"structures": [*objects], "threshold": object_p, "overlap": overlap},
-    }
-    classes = classes_of([*readers.values()], structures, sigmoid, ignore_index)
-    for name in objects:
-        check_choice("--objects", name, classes.structures)
-    patients = patients_of([*readers], patient_pattern) | named_patients(labelled)
-    case_images = {} if images is None else find_case_images(images, readers)
-    about: dict[str, Any] = {
-        "source": "predictions",
-        "sigmoid": classes.sigmoid,
-        "arguments": _arguments(run, patient_pattern, pairs),
-        "calibration": describe_estimate(folder, calibration),
-        "objects": run["objects"],
-    }
-    reference = None
-    if validation is not None:
-        check_probabilities(next(iter(readers.values())), "--validation")
-        fitted, _ = read_validation(
-            validation,
-            [*classes.structures],
-            about,
-            [{"case": case, "patient": patient} for case, patient in patients.items()],
-            patient_pattern,
-            by_name=not labellers,  # with labels, the report compares these
-        )
-        reference = reference_of(fitted, patient_pattern)
-    output = OutputFolder(out, run, overwrite=overwrite)
-    if not labellers:
-        estimate_quality(
-            readers, classes, case_images, output, reference, review, review_below, workers
-        )
-        return
-    cases = SavedCases(labelled, classes, patients, case_images, workers)
-    counted = Objects([*objects], object_p, overlap)
+    """Write the files of an evaluation and its page.
+
+    Args:
+        cases: The predictions and their labels.
+        output: Folder of the files.
+        about: Further entries of `summary.json`.
+        objects: Objects to count.
+        validation: Folder of an evaluation of other cases, for the page.
+    """
+    structures, names = [*cases.classes.structures], cases.classes.names
     with output.claim([*FILES, f"{REPORT}/{PAGE}", *TABLES]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing from")  # figures show a box for each
-        evaluate(cases, out, [*classes.structures], classes.names, about, counted)
-        report_folders(out, out=out / REPORT, validation=validation, overwrite=True)
+        evaluate(cases, output.path, structures, names, about, objects)
+        report_folders(output.path, out=output.path / REPORT, validation=validation, overwrite=True)
 
 
-def _arguments(
+def read_reference(
+    validation: Path,
+    classes: Classes,
+    about: Mapping[str, Any],
+    patients: Mapping[str, str],
+    patient_pattern: str | None,
+    by_name: bool,
+) -> Reference:
+    """Return the labelled scans of an evaluation of other cases, see `read_validation`."""
+    items = [{"case": case, "patient": patient} for case, patient in patients.items()]
+    fitted, _ = read_validation(
+        validation, [*classes.structures], about, items, patient_pattern, by_name=by_name
+    )
+    return reference_of(fitted, patient_pattern)
+
+
+def arguments_of(
     run: Mapping[str, Any], patient_pattern: str | None, pairs: Path | None
 ) -> dict[str, str]:
     """Return the arguments of an evaluation as texts by name, for its summary."""

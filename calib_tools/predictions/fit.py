@@ -17,12 +17,13 @@ from calib_tools.predictions.cases import SavedCase, SavedCases
 from calib_tools.predictions.classes import IGNORED, Classes
 from calib_tools.predictions.formats import SMALLEST
 from calib_workflows.cases import LabelledCase
-from calib_workflows.fit import compute_fit, fit_calibrator
+from calib_workflows.fit import compute_fit, describe_fit, fit_calibrator
 
 ROUNDING = 0.05  # most that the rounding of stored probabilities may change T by, relative
-ROUNDED = "rounded"  # the fit in which a stored 0 is half a step
-EXACT = "exact"  # that in which stored zeros are zeros, but for that of the label
-MISSED = "missed"  # that in which a stored 0 of the label is the smallest float32, too
+# Fits that differ in what a stored 0 is
+ROUNDED = "rounded"  # half a step
+EXACT = "exact"  # 0, but half a step of the label
+MISSED = "missed"  # 0, but the smallest float32 of the label
 IMPOSSIBLE = -1e4  # logit of a probability of 0, at all temperatures that are fitted
 LEAST = math.log(SMALLEST)  # logit of the smallest probability
 
@@ -54,12 +55,11 @@ def fit_saved(
     calibrator = KINDS[kind](region, IGNORED, classes.sigmoid)
     if classes.sigmoid or not compare:
         estimate, _ = compute_fit(cases, calibrator)
-        _print_estimate(estimate, region)
+        print(*describe_fit(estimate, region), *estimate.warnings(), sep="\n")
         return calibrator.with_state(calibrator.state()), estimate
     fit = fit_calibrator(cases, calibrator, classes.structures)
-    _print_estimate(fit.estimate, region)
-    if fit.estimate.patients > 1:
-        print(fit.compared.describe())
+    sentences = describe_fit(fit.estimate, region, fit.compared)
+    print(*sentences, *fit.estimate.warnings(), sep="\n")
     return fit.calibrator, fit.estimate
 
 
@@ -72,17 +72,6 @@ def _check_region(region: Region, classes: Classes) -> None:
         )
 
 
-def _print_estimate(estimate: Estimate, region: Region) -> None:
-    symbol = "T" if estimate.name == "temperature" else estimate.name
-    where = "all voxels" if region.kind == "all" else f"the voxels of region {region.name}"
-    print(f"{symbol} = {estimate.summary()}")
-    print(
-        f"NLL {estimate.nll_before:.4f} -> {estimate.nll_after:.4f} over {where}, which it is"
-        " fitted on"
-    )
-    print("\n".join([estimate.effect(region.by_prediction), *estimate.warnings()]))
-
-
 def _check_stored(cases: SavedCases, region: Region) -> None:
     """Refuse probabilities that are stored too coarsely, see `fit_saved`."""
     fits = {
@@ -93,7 +82,7 @@ def _check_stored(cases: SavedCases, region: Region) -> None:
         for name, part in of_case.items():
             fits[name].add(part)
     rounded, exact, missed = (fit.best() for fit in fits.values())
-    _check_rounding(rounded, exact, missed, cases.pairs[0].prediction.files[0])
+    _check_rounding(rounded, exact, missed, cases.pairs[0].prediction.file)
 
 
 def _check_rounding(rounded: float, exact: float, missed: float, file: Path) -> None:

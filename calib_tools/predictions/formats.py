@@ -15,27 +15,24 @@ an entry of `FORMATS`; predictions and labels are then read with it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from calib_components.errors import InputError, reading
-from calib_components.metrics.voxels import sum_to_1
-from calib_workflows.data.nifti import (
-    files_below,
-    open_nifti,
-    read_values,
-)
+from calib_components.probabilities import SUM_TOLERANCE
+from calib_workflows.data.files import files_below, split_name
+from calib_workflows.data.nifti import open_nifti, read_values
 from calib_workflows.data.transforms import whole
 
 ARRAY = "an array of numbers, as numpy saves it"
 SLACK = 1e-3  # beyond [0, 1], by rounding and interpolation
-SUM_SLACK = 1e-2  # of a sum of half-precision numbers
+FEWEST_SUMS = 16  # below which sums of 1 may be chance
 SMALLEST = float(np.finfo(np.float32).tiny)  # what a 0 of 32 bits can have been, for logarithms
 
 
@@ -66,10 +63,15 @@ class Stored(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Prediction(ABC):
-    """The prediction of a case, by one network or several."""
+class Reader(ABC):
+    """Reads the volume in a file. Each format is a subclass."""
 
-    files: tuple[Path, ...]
+    file: Path
+
+    @property
+    def stem(self) -> str:
+        """Name of the file, without the ending of its format."""
+        return split_name(self.file.name, (), FORMATS).case
 
     @property
     def grid_files(self) -> tuple[Path, ...]:
@@ -77,41 +79,17 @@ class Prediction(ABC):
         return ()
 
     @property
-    @abstractmethod
-    def members(self) -> tuple[Reader, ...]:
-        """The volumes that are averaged: one, or those of several networks."""
-
-    @property
-    @abstractmethod
     def is_label_map(self) -> bool:
         """Whether it holds classes in place of probabilities."""
+        return self.header().channels == 0
 
     @abstractmethod
     def header(self) -> Header:
         """Read what is known before the voxels are.
 
         Raises:
-            InputError: The files are damaged, or do not belong together.
+            InputError: The file is damaged, or does not belong to its grid.
         """
-
-
-@dataclass(frozen=True)
-class Reader(Prediction):
-    """Reads the volume in a file. Each format is a subclass."""
-
-    @property
-    def stem(self) -> str:
-        """Name of the file, without the ending of its format."""
-        name = self.files[0].name
-        return name[: len(name) - len(find_ending(self.files[0]) or "")]
-
-    @property
-    def members(self) -> tuple[Reader, ...]:
-        return (self,)
-
-    @property
-    def is_label_map(self) -> bool:
-        return self.header().channels == 0
 
     @abstractmethod
     def load(self) -> tuple[np.ndarray, np.dtype, float]:
@@ -134,11 +112,11 @@ class Reader(Prediction):
         step = scale if dtype.kind in "iu" else 0.0
         if dtype.kind not in "iuf" or step == 1:
             raise InputError(
-                f"{self.files[0]}: {dtype} values are no probabilities. Save floating-point"
+                f"{self.file}: {dtype} values are no probabilities. Save floating-point"
                 " numbers, or integers with a scale factor in the header of a NIfTI file."
             )
         values = np.array(values[skip:], np.float32, order="C")
-        _check(values, sigmoid, step, self.files[0])
+        _check(values, sigmoid, step, self.file)
         values.clip(0, 1, out=values)
         if not sigmoid:
             values /= values.sum(0)
@@ -156,12 +134,12 @@ class Reader(Prediction):
         """
         values, _, _ = self.load()
         if len(values) != 1:
-            raise InputError(f"{self.files[0]}: {len(values)} channels are no label map.")
+            raise InputError(f"{self.file}: {len(values)} channels are no label map.")
         values = whole(torch.from_numpy(np.array(values[0], np.float32))).numpy()
         with np.errstate(invalid="ignore"):
             codes = values.astype(np.int32)
         if (codes != values).any():
-            raise InputError(f"{self.files[0]}: label codes are not whole numbers.")
+            raise InputError(f"{self.file}: label codes are not whole numbers.")
         return codes
 
 
@@ -170,21 +148,21 @@ class Nifti(Reader):
     """A NIfTI file, the channels along the fourth axis."""
 
     def header(self) -> Header:
-        image = open_nifti(self.files[0])
+        image = open_nifti(self.file)
         if len(image.shape) not in (3, 4):
-            raise InputError(
-                f"{self.files[0]}: shape {image.shape} is that of no prediction or label."
-            )
+            raise InputError(f"{self.file}: shape {image.shape} is that of no prediction or label.")
         channels = (*image.shape, 1)[3]
-        is_whole = image.get_data_dtype().kind in "iu" and cast(Any, image.dataobj).slope == 1
+        stored: Any = image.dataobj
+        is_whole = stored.dtype.kind in "iu" and stored.slope == 1
         is_label_map = is_whole and channels == 1
         return Header(0 if is_label_map else channels, image.shape[:3], image.affine)
 
     def load(self) -> tuple[np.ndarray, np.dtype, float]:
-        image = open_nifti(self.files[0])
-        values = read_values(image, self.files[0])
+        image = open_nifti(self.file)
+        values = read_values(image, self.file)
         values = values[None] if values.ndim == 3 else np.moveaxis(values, 3, 0)
-        return values, image.get_data_dtype(), abs(float(cast(Any, image.dataobj).slope))
+        stored: Any = image.dataobj
+        return values, stored.dtype, abs(float(stored.slope))
 
 
 @dataclass(frozen=True)
@@ -194,20 +172,20 @@ class PlainArray(Reader):
     @property
     def grid_files(self) -> tuple[Path, ...]:
         """A NIfTI file of the same name."""
-        beside = [self.files[0].with_suffix(end) for end in (".nii", ".nii.gz")]
+        beside = [self.file.with_suffix(end) for end in (".nii", ".nii.gz")]
         return tuple(file for file in beside if file.is_file())
 
     def array_shape(self) -> tuple[int, ...]:
         """Return the shape of the array, `(C, X, Y, Z)`, from its header."""
-        shape = np.load(self.files[0], mmap_mode="r", allow_pickle=False).shape
+        shape = np.load(self.file, mmap_mode="r", allow_pickle=False).shape
         return (1, *shape) if len(shape) == 3 else shape
 
     def header(self) -> Header:
-        with reading(self.files[0], ARRAY):
+        with reading(self.file, ARRAY):
             shape = self.array_shape()
         if len(shape) != 4:
             raise InputError(
-                f"{self.files[0]}: an array of {len(shape)} axes is no prediction, channels first."
+                f"{self.file}: an array of {len(shape)} axes is no prediction, channels first."
             )
         affine = None
         for file in self.grid_files[:1]:
@@ -215,12 +193,12 @@ class PlainArray(Reader):
             affine = image.affine
             if image.shape[:3] != shape[1:]:
                 raise InputError(
-                    f"{self.files[0]}: shape {shape[1:]} is not {image.shape[:3]} of {file}."
+                    f"{self.file}: shape {shape[1:]} is not {image.shape[:3]} of {file}."
                 )
         return Header(shape[0], shape[1:], affine)
 
     def load(self) -> tuple[np.ndarray, np.dtype, float]:
-        with reading(self.files[0], ARRAY) as file:
+        with reading(self.file, ARRAY) as file:
             values = np.load(file, allow_pickle=False)
         return values.reshape(-1, *values.shape[-3:]), values.dtype, 1.0
 
@@ -230,37 +208,37 @@ class NnUNetArray(PlainArray):
     """Probabilities of nnU-Net, the spatial axes in reverse order."""
 
     def array_shape(self) -> tuple[int, ...]:
-        with np.load(self.files[0]) as archive, archive.zip.open("probabilities.npy") as array:
+        with np.load(self.file) as archive, archive.zip.open("probabilities.npy") as array:
             np.lib.format.read_magic(array)
             shape = np.lib.format.read_array_header_1_0(array)[0]
         return (*shape[:1], *shape[:0:-1])
 
     def load(self) -> tuple[np.ndarray, np.dtype, float]:
-        with reading(self.files[0], ARRAY) as file, np.load(file) as archive:
+        with reading(self.file, ARRAY) as file, np.load(file) as archive:
             values = archive["probabilities"].transpose(0, 3, 2, 1)
         return values, values.dtype, 1.0
 
 
 @dataclass(frozen=True)
-class Ensemble(Prediction):
-    """The predictions of several networks for one case. `files` are those of all."""
+class Prediction:
+    """The prediction of a case: the volume of each network by its name; of one, "" will do."""
 
-    networks: Mapping[str, Reader] = field(default_factory=dict)  # by name
-
-    @property
-    def grid_files(self) -> tuple[Path, ...]:
-        return tuple(file for each in self.members for file in each.grid_files)
+    members: Mapping[str, Reader]
 
     @property
-    def members(self) -> tuple[Reader, ...]:
-        return tuple(self.networks.values())
+    def first(self) -> Reader:
+        """The volume of the first network, or of the only one."""
+        return next(iter(self.members.values()))
+
+    @property
+    def file(self) -> Path:
+        """The file of the first network, for messages."""
+        return self.first.file
 
     @property
     def is_label_map(self) -> bool:
-        return False  # the shares of their votes are probabilities
-
-    def header(self) -> Header:
-        return self.members[0].header()
+        """Whether it holds classes; the shares of several votes are probabilities."""
+        return len(self.members) == 1 and self.first.is_label_map
 
 
 FORMATS: dict[str, type[Reader]] = {  # by the ending of their files
@@ -271,26 +249,41 @@ FORMATS: dict[str, type[Reader]] = {  # by the ending of their files
 }
 
 
-def find_ending(file: Path) -> str | None:
-    """Return the ending of a file, if it is that of a known format."""
-    return next((ending for ending in FORMATS if file.name.lower().endswith(ending)), None)
+class Volume(NamedTuple):
+    """A volume in a folder: the name of its case, the suffix of its file and its reader."""
+
+    case: str
+    suffix: str
+    reader: Reader
 
 
 def make_reader(file: Path) -> Reader:
     """Return the reader of a file."""
-    ending = find_ending(file)
-    if ending is None:
+    ending = split_name(file.name, (), FORMATS).ending.lower()
+    if not ending:
         raise InputError(f"{file}: unknown format. Known endings: {', '.join(FORMATS)}.")
-    return FORMATS[ending]((file,))
+    return FORMATS[ending](file)
 
 
-def list_readers(folder: Path) -> list[Reader]:
-    """List the volumes of known formats in a folder and its subfolders, without files that only say
+def find_volumes(folder: Path, suffixes: Collection[str]) -> list[Volume]:
+    """Find the volumes of known formats in a folder and its subfolders, without files that only say
     where the voxels of an array lie.
     """
-    readers = [make_reader(file) for file in sorted(files_below(folder)) if find_ending(file)]
-    grid_files = {file for reader in readers for file in reader.grid_files}
-    return [reader for reader in readers if reader.files[0] not in grid_files]
+    volumes = []
+    for file in sorted(files_below(folder)):
+        case, suffix, ending = split_name(file.name, suffixes, FORMATS)
+        if ending:
+            volumes.append(Volume(case, suffix.lower(), make_reader(file)))
+    grid_files = {file for volume in volumes for file in volume.reader.grid_files}
+    return [volume for volume in volumes if volume.reader.file not in grid_files]
+
+
+def _sum_to_1(values: np.ndarray, axis: int, slack: float) -> bool:
+    """Return whether values that differ along an axis sum to 1 along it, in 16 places or more."""
+    if values.shape[axis] < 2 or values.size < FEWEST_SUMS * values.shape[axis]:
+        return False
+    differ = values.max(axis) - values.min(axis) > 0.1
+    return bool((np.abs(values.sum(axis) - 1) <= slack).all() and differ.any())
 
 
 def _check(values: np.ndarray, sigmoid: bool, step: float, file: Path) -> None:
@@ -304,10 +297,10 @@ def _check(values: np.ndarray, sigmoid: bool, step: float, file: Path) -> None:
             f" {'sigmoid' if sigmoid else 'softmax'} to logits, divide percentages by 100, store"
             " label maps as integers."
         )
-    slacks = [min(SUM_SLACK + length * step, 0.5) for length in values.shape]
+    slacks = [min(SUM_TOLERANCE + length * step, 0.5) for length in values.shape]
     if sigmoid:
         for axis, slack in enumerate(slacks):
-            if sum_to_1(torch.from_numpy(values).movedim(axis, 0), 0, slack):
+            if _sum_to_1(values, axis, slack):
                 raise InputError(
                     f"{file}: values sum to 1 along {'CXYZ'[axis]}, as classes of a softmax do."
                     " Leave --sigmoid out; save classes in 2D as (C, X, Y, 1), as NIfTI (X, Y, 1,"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import operator
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +15,14 @@ from calib_components.errors import InputError, reading
 from calib_tools.predictions.classes import PROBABILITY
 from calib_tools.predictions.formats import (
     FORMATS,
-    Ensemble,
     Prediction,
     Reader,
-    list_readers,
+    Volume,
+    find_volumes,
     make_reader,
 )
-from calib_workflows.data.nifti import LABEL_SUFFIXES, Grid, turn_onto
+from calib_workflows.data.files import LABEL_SUFFIXES
+from calib_workflows.data.nifti import Grid, turn_onto
 from calib_workflows.parts import ALL, AVERAGE
 
 UNCERTAINTY = "_uncertainty"
@@ -41,23 +43,17 @@ class LabelledPrediction:
         """The first label, on whose voxels the case is measured."""
         return next(iter(self.labels.values()))
 
-    @property
-    def files(self) -> list[Path]:
-        """All files that are read."""
-        readers = (self.prediction, *self.labels.values())
-        return [file for each in readers for file in (*each.files, *each.grid_files)]
-
     def grid(self) -> Grid:
         """Return where the voxels of the label lie; if its files do not say it, those of the
         prediction do.
         """
-        label, prediction = self.label.header(), self.prediction.header()
+        label, prediction = self.label.header(), self.prediction.first.header()
         affine = prediction.affine if label.affine is None else label.affine
         if affine is None:
             raise InputError(
-                f"{self.label.files[0]}: no file says where its voxels lie. Save it as NIfTI."
+                f"{self.label.file}: no file says where its voxels lie. Save it as NIfTI."
             )
-        return Grid(affine, label.shape, self.label.files[0])
+        return Grid(affine, label.shape, self.label.file)
 
 
 def find_pairs(
@@ -123,7 +119,7 @@ def read_pairs(
             case, patient = row["case"], row.get("patient") or ""
             if case in pairs or Path(case).name != case:
                 raise InputError(f"{table}: {case!r} occurs twice, or is no file name.")
-            prediction = make_reader(predictions / row["prediction"])
+            prediction = Prediction({"": make_reader(predictions / row["prediction"])})
             label = make_reader(labels / row["label"])
             pairs[case] = LabelledPrediction(case, prediction, {rater: label}, patient)
     if not pairs:
@@ -141,17 +137,17 @@ def pair_by_name(
 ) -> list[LabelledPrediction]:
     """Pair predictions with the labels of the same case, each of which a rater may lack."""
     pairs = []
-    for name, reader in predictions.items():
+    for name, prediction in predictions.items():
         labels = {
             rater: labels[name] for rater, labels in labels_by_rater.items() if name in labels
         }
         if not labels:
             raise InputError(
-                f"{reader.files[0]}: no label for {name}. Give each prediction a label of the same"
+                f"{prediction.file}: no label for {name}. Give each prediction a label of the same"
                 " name, or list the pairs in a file for --pairs. Channels lie along the fourth axis"
                 " of one file."
             )
-        pairs.append(LabelledPrediction(name, reader, labels))
+        pairs.append(LabelledPrediction(name, prediction, labels))
     return pairs
 
 
@@ -228,21 +224,15 @@ def find_members(folders: Mapping[str, Path]) -> dict[str, Prediction]:
     cases.
     """
     found = {name: find_predictions(folder) for name, folder in folders.items()}
-    first, *others = found.values()
-    if not others:
-        return {**first}
+    cases = next(iter(found.values()))
     for name, readers in found.items():
-        if missing := sorted(first.keys() ^ readers.keys()):
+        if missing := sorted(cases.keys() ^ readers.keys()):
             raise InputError(
                 f"--members: {folders[name]} and {next(iter(folders.values()))} hold predictions of"
                 f" other cases, such as {missing[0]}. Members predict the same ones."
             )
     return {
-        case: Ensemble(
-            tuple(file for readers in found.values() for file in readers[case].files),
-            {name: readers[case] for name, readers in found.items()},
-        )
-        for case in first
+        case: Prediction({name: readers[case] for name, readers in found.items()}) for case in cases
     }
 
 
@@ -251,9 +241,9 @@ def find_predictions(folder: Path) -> dict[str, Reader]:
 
     Uncertainty maps are left out, and so are label maps beside probabilities of the same case.
     """
-    readers = [reader for reader in list_readers(folder) if not reader.stem.endswith(UNCERTAINTY)]
-    named = [(case_name(reader.stem), reader) for reader in readers]
-    return _one_for_each_case(_prefer_probabilities(named), folder)
+    found = find_volumes(folder, (PROBABILITY, UNCERTAINTY, *LABEL_SUFFIXES))
+    volumes = [volume for volume in found if volume.suffix != UNCERTAINTY]
+    return _one_for_each_case(_prefer_probabilities(volumes), folder)
 
 
 def find_labels(folder: Path) -> dict[str, Reader]:
@@ -261,72 +251,57 @@ def find_labels(folder: Path) -> dict[str, Reader]:
 
     If names end in `_gt`, `_seg` or `_label`, only these are labels: images may lie beside them.
     """
-    readers = list_readers(folder)
-    with_suffix = [reader for reader in readers if reader.stem.lower().endswith(LABEL_SUFFIXES)]
-    labels = [(case_name(reader.stem), reader) for reader in with_suffix or readers]
-    return _one_for_each_case(labels, folder)
-
-
-def case_name(stem: str) -> str:
-    """Return the name of a case from that of its prediction or label, without a known ending.
-
-    Examples:
-        >>> case_name("heart_gt"), case_name("heart_probability"), case_name("heart")
-        ('heart', 'heart', 'heart')
-    """
-    endings = (ending for ending in (PROBABILITY, *LABEL_SUFFIXES) if stem.lower().endswith(ending))
-    return stem[: len(stem) - len(next(endings, ""))]
+    volumes = find_volumes(folder, (PROBABILITY, *LABEL_SUFFIXES))
+    labels = [volume for volume in volumes if volume.suffix in LABEL_SUFFIXES]
+    return _one_for_each_case(labels or volumes, folder)
 
 
 def check_grids(pairs: Sequence[LabelledPrediction]) -> None:
     """Check by the headers that predictions have the voxels of their labels."""
     for pair in pairs:
-        for reader in (*pair.prediction.members, *pair.labels.values()):
+        for reader in (*pair.prediction.members.values(), *pair.labels.values()):
             find_turn(reader, pair.grid())
-    unknown = sum(pair.prediction.header().affine is None for pair in pairs)
+    unknown = sum(pair.prediction.first.header().affine is None for pair in pairs)
     if unknown:
         logging.getLogger(__name__).warning(
             "%s: no file says where the voxels of %d prediction(s) lie. Their axes may be flipped"
             " or swapped unnoticed.",
-            pairs[0].prediction.files[0].parent,
+            pairs[0].prediction.file.parent,
             unknown,
         )
 
 
-def find_turn(prediction: Prediction, grid: Grid) -> np.ndarray | None:
-    """Return how to turn the axes of a prediction to those of a grid, see
+def find_turn(reader: Reader, grid: Grid) -> np.ndarray | None:
+    """Return how to turn the axes of a volume to those of a grid, see
     `nibabel.orientations.apply_orientation`; None if they are the same.
 
-    Without an affine of the prediction, only shapes are compared.
+    Without an affine of the volume, only shapes are compared.
     """
-    header = prediction.header()
+    header = reader.header()
     if header.affine is not None:
-        return turn_onto(Grid(header.affine, header.shape, prediction.files[0]), grid)
+        return turn_onto(Grid(header.affine, header.shape, reader.file), grid)
     if header.shape != grid.shape:
         raise InputError(
-            f"{prediction.files[0]}: shape {header.shape} is not that of {grid.name}, {grid.shape}."
+            f"{reader.file}: shape {header.shape} is not that of {grid.name}, {grid.shape}."
             " Check the order of the axes."
         )
     return None
 
 
-def _prefer_probabilities(named_readers: Sequence[tuple[str, Reader]]) -> list[tuple[str, Reader]]:
+def _prefer_probabilities(volumes: Sequence[Volume]) -> list[Volume]:
     """Leave out label maps of cases that have probabilities, too."""
-    probabilities = [named for named in named_readers if named[1].header().channels > 0]
-    cases = {case for case, _ in probabilities}
-    label_maps = [named for named in named_readers if named[0] not in cases]
-    return [*probabilities, *label_maps]
+    probabilities = [volume for volume in volumes if not volume.reader.is_label_map]
+    cases = {volume.case for volume in probabilities}
+    return [*probabilities, *(volume for volume in volumes if volume.case not in cases)]
 
 
-def _one_for_each_case(
-    named_readers: Iterable[tuple[str, Reader]], folder: Path
-) -> dict[str, Reader]:
+def _one_for_each_case(volumes: Iterable[Volume], folder: Path) -> dict[str, Reader]:
     reader_by_case: dict[str, Reader] = {}
-    for case, reader in sorted(named_readers, key=lambda named: named[0]):
+    for case, _, reader in sorted(volumes, key=operator.attrgetter("case")):
         first = reader_by_case.setdefault(case, reader)
         if first is not reader:
             raise InputError(
-                f"Two files are called {case}: {first.files[0]} and {reader.files[0]}. Move one"
+                f"Two files are called {case}: {first.file} and {reader.file}. Move one"
                 " away, or list the pairs in a file for --pairs."
             )
     if not reader_by_case:

@@ -3,6 +3,6 @@
 A data set is one YAML file of facts and one function that lists its cases.
 """
 
-from calib_tools.prepare.prepare import prepare_data
+from calib_tools.commands import prepare_data
 
 __all__ = ["prepare_data"]

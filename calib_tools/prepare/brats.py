@@ -7,7 +7,7 @@ from pathlib import Path
 
 from calib_tools.prepare.case import SourceCase, nifti_file, nifti_files
 from calib_tools.prepare.facts import facts_of_dataset
-from calib_workflows.data.nifti import files_below
+from calib_workflows.data.files import files_below
 
 LAYOUT = "NAME_flair.nii.gz at any depth"
 

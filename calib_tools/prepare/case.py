@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +20,9 @@ from calib_components.errors import InputError
 from calib_tools.prepare.facts import volume_transforms
 from calib_workflows.data.cases import IMAGE, LABEL, SOURCE
 from calib_workflows.data.facts import Facts
-from calib_workflows.data.nifti import LABEL_SUFFIXES, Grid, open_nifti, read_values, turn_onto
+from calib_workflows.data.files import LABEL_SUFFIXES, find_cases, split_name
+from calib_workflows.data.nifti import Grid, open_nifti, read_values, turn_onto
 from calib_workflows.data.transforms import ClassIndicesd, check_image, file_name
-
-NIFTI = re.compile(r"(.+)\.nii(\.gz)?", re.IGNORECASE)
-LABEL_SUFFIX = re.compile(f"({'|'.join(LABEL_SUFFIXES)})$")
 
 
 @dataclass(frozen=True)
@@ -64,14 +61,8 @@ def nifti_files(folder: Path) -> dict[str, Path]:
     """Return the NIfTI files of a folder by their names without the ending; raise `InputError` if
     two share one.
     """
-    files: dict[str, Path] = {}
-    for file in sorted(folder.glob("[!.]*")):
-        match = NIFTI.fullmatch(file.name)
-        if match and files.setdefault(match[1], file) is not file:
-            raise InputError(
-                f"{file}: {files[match[1]].name} is there as well. Remove one of them."
-            )
-    return files
+    cases = find_cases(sorted(folder.glob("[!.]*")))
+    return {place.name: file for place, files in cases.items() for file in files.values()}
 
 
 def nifti_file(folder: Path, name: str) -> Path:
@@ -96,7 +87,10 @@ def find_pairs(
     }
     labels: dict[str, Path] = {}
     for name, file in nifti_files(label_folder).items():
-        labels.setdefault(name if name in images else LABEL_SUFFIX.sub("", name), file)
+        case = name if name in images else split_name(name, LABEL_SUFFIXES, ()).case
+        if case in labels:
+            raise InputError(f"{file}: {labels[case].name} is a label of {case}, too. Remove one.")
+        labels[case] = file
     return [
         SourceCase(
             name,

@@ -1,13 +1,10 @@
-"""The command that prepares a data set: several cases at a time, continued where an earlier run
-ended.
-"""
+"""The preparation of a data set: several cases at a time, continued where an earlier run ended."""
 
 from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,7 @@ import numpy as np
 import torch
 from tqdm.contrib.concurrent import thread_map
 
-from calib_components.errors import InputError, check_choice
+from calib_components.errors import InputError
 from calib_tools.cli import parse_structures, patients_of
 from calib_tools.parallel import count_workers
 from calib_tools.prepare import acdc, brats, flare, generic, hippocampus, msd
@@ -26,16 +23,16 @@ from calib_tools.prepare.case import (
     require_cases,
     transform_case,
 )
-from calib_tools.prepare.facts import facts_of_dataset, with_structures
+from calib_tools.prepare.facts import with_structures
 from calib_tools.prepare.split import SplitOptions, read_split, write_datalists
 from calib_workflows.data.cases import IMAGE, write_case
 from calib_workflows.data.facts import FACTS, MULTIPLES, Facts, facts_beside, write_facts
 from calib_workflows.data.nifti import open_nifti
 from calib_workflows.folders import OutputFolder
 
-# Those with a bundle
+# Data sets that have a bundle
 LIKE = {"acdc": acdc, "flare": flare, "brats": brats, "hippocampus": hippocampus}
-# Which they are like by default
+# Data sets of the user, and which one they are like by default
 OWN = {"generic": "acdc", "msd": "hippocampus", "nnunet": "hippocampus"}
 DATASETS = {**LIKE, "generic": generic, "msd": msd, "nnunet": msd}
 LARGEST_PATCH = 96  # voxels of a side, unless the data set has a patch of its own
@@ -53,58 +50,7 @@ RECIPE = (
 )
 
 
-def prepare_data(
-    dataset: str,
-    src: Path,
-    out: Path,
-    labels: Sequence[str] | None = None,
-    *,
-    structures: Sequence[str] | None = None,
-    like: str | None = None,
-    in_channels: int | None = None,
-    patient: str | None = None,
-    image_size: Sequence[int] | None = None,
-    slice_axis: int | None = None,
-    spacing: Sequence[float] | None = None,
-    fractions: Sequence[float] = (0.7, 0.1, 0.2),
-    split: Path | None = None,
-    folds: int | None = None,
-    seed: int = 0,
-    workers: int | None = None,
-    skip_bad: bool = False,
-) -> None:
-    """See `calib_tools.commands.prepare_data`."""
-    check_choice("dataset", dataset, DATASETS)
-    check_choice("like", like or "acdc", LIKE)
-    facts = facts_of_dataset(
-        like or OWN.get(dataset, dataset), src, image_size, slice_axis, spacing
-    )
-    if dataset in OWN:
-        facts = replace(facts, spacing=list(spacing) if spacing else None)  # else as acquired
-        facts = _with_own_classes(facts, dataset, src, labels, structures, in_channels)
-    elif any((labels, structures, like, in_channels)):
-        raise InputError(
-            f"{dataset}: labels, structures, like and in_channels are options of {', '.join(OWN)}."
-        )
-    cases, listed = _list_cases(dataset, src, patient, split)
-    split_options = SplitOptions(fractions, folds, seed, listed)
-    split_options.check(cases)
-    workers = count_workers(workers)
-    with _locked_output(facts, out):
-        names = [f"{index} {name}" for index, name in enumerate(facts.class_names)]
-        print("classes:", ", ".join(names))
-        sources = _prepare_cases(cases, facts, out, workers, skip_bad)
-        _print_notes(sources, facts.class_names, _unlisted(cases, out))
-        good = [case for case in cases if case.name in sources]
-        _write_lists_and_facts(good, facts, out, split_options, dataset in OWN)
-    if dataset in OWN and patient is None:
-        print(
-            "Each case counts as a patient of its own. If some are of the same patient, give"
-            " --patient (see --help)."
-        )
-
-
-def _with_own_classes(
+def with_own_classes(
     facts: Facts,
     dataset: str,
     src: Path,
@@ -129,7 +75,7 @@ def _with_own_classes(
     return with_structures(facts, parse_structures(structures or numbered, option), in_channels)
 
 
-def _list_cases(
+def list_cases(
     dataset: str, src: Path, patient: str | None, split: Path | None
 ) -> tuple[list[SourceCase], dict[str, str] | None]:
     """Return the cases, and the split of each if a file lists them: then the others are left
@@ -145,16 +91,43 @@ def _list_cases(
     return [case for case in cases if case.name in listed], listed
 
 
-@contextmanager
-def _locked_output(facts: Facts, out: Path) -> Iterator[None]:
-    """Take the lock of the output folder, which has the facts of the cases that it gets."""
+def prepare_cases(
+    cases: Sequence[SourceCase],
+    facts: Facts,
+    out: Path,
+    split: SplitOptions,
+    workers: int | None,
+    skip_bad: bool,
+    fit_patch: bool,
+) -> None:
+    """Write cases, their facts and the lists of the splits.
+
+    Args:
+        cases: Cases of the data set.
+        facts: Its facts.
+        out: Folder of the prepared cases, in which those of an earlier run with these facts stay.
+        split: How patients are split.
+        workers: Number of threads; None for one per core, at most 8.
+        skip_bad: Whether to leave bad cases out.
+        fit_patch: Whether patches of volumes are as large as the cases, up to 96 voxels.
+    """
+    split.check(cases)
+    workers = count_workers(workers)
     _check_output(Path(facts.source), out)
     with OutputFolder(out).claim():
         if any(out.glob(f"*/{IMAGE}")):
             _check_recipe(facts, out)
         else:
             write_facts(facts, out)
-        yield
+        names = [f"{index} {name}" for index, name in enumerate(facts.class_names)]
+        print("classes:", ", ".join(names))
+        sources = _write_cases(cases, facts, out, workers, skip_bad)
+        _print_notes(sources, facts.class_names)
+        good = [case for case in cases if case.name in sources]
+        listed = write_datalists(good, facts, out, split)
+        trained = listed["training"] or [item for items in listed.values() for item in items]
+        headers = [open_nifti(out / item["image"]).header for item in trained]
+        write_facts(_with_sizes(facts, headers, fit_patch), out)
 
 
 def _check_output(source: Path, out: Path) -> None:
@@ -181,7 +154,7 @@ def _check_recipe(facts: Facts, out: Path) -> None:
             )
 
 
-def _prepare_cases(
+def _write_cases(
     cases: Sequence[SourceCase],
     facts: Facts,
     out: Path,
@@ -224,15 +197,7 @@ def _prepare_cases(
     return good
 
 
-def _unlisted(cases: Sequence[SourceCase], out: Path) -> list[str]:
-    """Return the names of prepared cases that the data set has not any more."""
-    prepared = {file.parent.name for file in out.glob(f"*/{IMAGE}")}
-    return sorted(prepared - {case.name for case in cases})
-
-
-def _print_notes(
-    sources: Mapping[str, Mapping[str, Any]], class_names: Sequence[str], unlisted: Sequence[str]
-) -> None:
+def _print_notes(sources: Mapping[str, Mapping[str, Any]], class_names: Sequence[str]) -> None:
     """Print a line for each kind of what is odd in the prepared cases."""
     usual_axis = statistics.mode(source["slice_axis"] for source in sources.values())
     notes: dict[str, Callable[[Mapping[str, Any]], bool]] = {
@@ -245,12 +210,8 @@ def _print_notes(
             lambda source: bool(source["lost"])
         ),
     }
-    odd_cases = {
-        text: [name for name, source in sources.items() if is_odd(source)]
-        for text, is_odd in notes.items()
-    }
-    odd_cases["prepared, but not in the data set any more, and not listed"] = [*unlisted]
-    for text, names in odd_cases.items():
+    for text, is_odd in notes.items():
+        names = [name for name, source in sources.items() if is_odd(source)]
         if names:
             print(f"{len(names)} case(s), such as {names[0]}: {text}")
     present = set().union(*(source["classes"] for source in sources.values()))
@@ -259,15 +220,10 @@ def _print_notes(
         print(f"in no label of any case: {', '.join(absent)}")
 
 
-def _write_lists_and_facts(
-    cases: Sequence[SourceCase], facts: Facts, out: Path, split: SplitOptions, fit_patch: bool
-) -> None:
-    """List prepared cases by split, and record what follows for training: the size of pixels and,
-    if asked to fit it, of a patch.
+def _with_sizes(facts: Facts, headers: Sequence[Any], fit_patch: bool) -> Facts:
+    """Return facts with what follows from the headers of the training cases: the size of pixels
+    and, if asked to fit it, of a patch.
     """
-    listed = write_datalists(cases, facts, out, split)
-    names = [item["case"] for item in listed["training"]] or [case.name for case in cases]
-    headers = [open_nifti(out / name / IMAGE).header for name in names]
     if facts.spatial_dims == 3:
         if fit_patch:
             largest = np.max([header.get_data_shape()[:3] for header in headers], axis=0)
@@ -275,5 +231,4 @@ def _write_lists_and_facts(
             facts = replace(facts, crop_size=np.minimum(LARGEST_PATCH, patch).tolist())
         print(f"patches of {' x '.join(map(str, facts.crop_size))} voxels (crop_size)")
     sides = [float(side) for header in headers for side in header.get_zooms()[:2]]
-    pixel_size = [round(min(sides), 4), round(max(sides), 4)]
-    write_facts(replace(facts, pixel_size=pixel_size), out)
+    return replace(facts, pixel_size=[round(min(sides), 4), round(max(sides), 4)])

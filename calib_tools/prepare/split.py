@@ -28,6 +28,7 @@ from calib_workflows.data.facts import DATALIST, Facts
 from calib_workflows.data.overlap import find_shared
 
 FOLD = "datalist_fold{}.json"  # of cross-validation, numbered from 0
+SHORT = {"train": "training", "val": "validation", "test": "testing"}  # also read in a list
 Listed = dict[str, list[dict[str, str]]]  # the items of each split
 
 
@@ -61,14 +62,14 @@ def read_split(file: Path, cases: Sequence[SourceCase]) -> dict[str, str]:
 
     Args:
         file: CSV with a column `case` or `patient`, and `split`; or JSON with lists of such names
-            under `training`, `validation` and `testing`, which may be shortened, as to `val`.
+            under `training`, `validation` and `testing`; or `train`, `val` and `test`.
         cases: The cases of the data set.
 
     Raises:
         InputError: The file has another form, a name that no case or patient has, or a patient in
             two splits.
     """
-    with reading(file, "a list of cases with their splits"):
+    with reading(file, "a list of cases with their splits, in columns case or patient, and split"):
         names = _listed_names(file)
     known: dict[str, list[SourceCase]] = {}
     for case in cases:
@@ -109,12 +110,9 @@ def _listed_names(file: Path) -> list[tuple[str, str]]:
             skipinitialspace=True,
             encoding="utf-8-sig",  # Excel's has a mark
         )
-        if "split" not in table or not {"case", "patient"} & {*table}:
-            raise ValueError("it needs the columns case (or patient) and split")
-        names = table["case" if "case" in table else "patient"]
-        pairs = [*zip(names.str.strip(), table["split"].str.strip(), strict=True)]
-    whole = {split[:length]: split for split in SPLITS for length in range(2, len(split) + 1)}
-    return [(name, whole.get(split.lower(), split)) for name, split in pairs]
+        names = table["case" if "case" in table else "patient"].str.strip()
+        pairs = [*zip(names, table["split"].str.strip(), strict=True)]
+    return [(name, SHORT.get(split.lower(), split.lower())) for name, split in pairs]
 
 
 def split_patients(

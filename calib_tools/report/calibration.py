@@ -7,16 +7,15 @@ each other.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import product
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 
 from calib_tools.report.data import Context, Results
-from calib_tools.report.statistics import CalibrationGap, Estimate, holm, holm_levels
+from calib_tools.report.statistics import CalibrationGap, Estimate, correct_gaps
 from calib_workflows.pages.page import Section
 
 REGIONS = {"predicted": "predicted foreground", "all": "all voxels"}
@@ -65,8 +64,8 @@ class Judgement(NamedTuple):
     """
 
     gap: Estimate
-    confidence: float
-    accuracy: float
+    confidence: float = math.nan
+    accuracy: float = math.nan
     further_patients: int = 0
     pooled_ece: float = 0.0
 
@@ -94,15 +93,6 @@ class Judgement(NamedTuple):
         return VERDICTS[self.verdict].format(kind=self.kind)
 
 
-def patient_means(means: ArrayLike, patients: pd.Series) -> pd.DataFrame:
-    """Return mean confidence and accuracy of each patient, over the cases that have both.
-
-    `means` are those of the cases, `(2, cases)`.
-    """
-    cases = pd.DataFrame(np.transpose(means), patients.index, ["confidence", "accuracy"])
-    return cases.dropna().groupby(patients).mean()
-
-
 def judge_regions(results: Results, name: str) -> dict[str, Judgement]:
     """Return the judgement of each region that has a voxel: a network may predict no foreground.
 
@@ -112,34 +102,47 @@ def judge_regions(results: Results, name: str) -> dict[str, Judgement]:
     if not results.has("ece_predicted"):
         return judgements
     for region in REGIONS:
-        table = patient_means(results.case_means(name, region), results.patients)
-        if len(table):
-            gap = CalibrationGap(table["confidence"], table["accuracy"])
+        confidence, accuracy = results.confidence(name, region)
+        gap = CalibrationGap(confidence, accuracy, results.patients)
+        if gap.patients:
             judgements[region] = Judgement(
                 gap.estimate(),
-                confidence=table["confidence"].mean(),
-                accuracy=table["accuracy"].mean(),
+                gap.confidence,
+                gap.accuracy,
                 further_patients=gap.further_patients(MARGIN),
-                pooled_ece=results.pooled_bins(name, region).expected_error().item(),
+                pooled_ece=results.bins[name][region].pooled().expected_error().item(),
             )
     return judgements
 
 
+def judge_structures(results: Results) -> dict[tuple[str, str], Judgement]:
+    """Return the judgement of the voxels that are predicted as each structure, by name of the
+    evaluation and structure, Holm-corrected over all of them; none without probabilities.
+    """
+    gaps = {}
+    for name, structure in product(results.names, results.structures):
+        columns = [f"confidence_{structure}", f"accuracy_{structure}"]
+        if results.has(*columns):
+            confidence, accuracy = (results.cases[name][column] for column in columns)
+            gaps[name, structure] = CalibrationGap(confidence, accuracy, results.patients)
+    return {key: Judgement(gap) for key, gap in correct_gaps(gaps).items()}
+
+
 def summary_section(context: Context) -> Section:
     """Return how well each evaluation segments, how sure it is, and how often right."""
-    results = context.results
-    records: list[dict[str, Any]] = []
+    results, rows = context.results, []
     for name in results.names:
-        label = results.labels[name] if len(results.names) > 1 else results.count
-        line = {**results.keys(name), "label": label}
-        records.append({**results.record(name, "dsc"), **line})
+        rows.append(results.record(name, "dsc"))
         judgement = judge_regions(results, name).get("predicted")
         if judgement is not None:
-            records += [{**line, **cell} for cell in _in_percent(judgement)]
+            rows += [{**results.keys(name), **row} for row in _in_percent(judgement)]
     text = ABOUT_SUMMARY.format(patients=results.count)
-    if len(records) > len(results.names):
+    if len(rows) > len(results.names):
         text += ABOUT_SURE + "".join(_calibrations(results))
-    return Section("summary", "", text, records, folded=False)
+    table = pd.DataFrame(rows)
+    if len(results.names) == 1:
+        table["label"] = results.count
+    return Section("summary", "", text, table, folded=False)
 
 
 def _calibrations(results: Results) -> Iterator[str]:
@@ -151,15 +154,12 @@ def _calibrations(results: Results) -> Iterator[str]:
 
 
 def _in_percent(judgement: Judgement) -> list[dict[str, Any]]:
-    """Return the records of a judgement."""
+    """Return the rows of a judgement, in percent and percentage points."""
     mean, low, high = (100 * value for value in judgement.gap[:3])
     points = {"unit": "points", "signed": True}
-    shares = {"sure": 100 * judgement.confidence, "right": 100 * judgement.accuracy}
     return [
-        *(
-            {"measure": measure, "mean": share, "unit": "%", "text": f"{share:.1f}\u00a0%"}
-            for measure, share in shares.items()
-        ),
+        {"measure": "sure", "mean": 100 * judgement.confidence, "unit": "%"},
+        {"measure": "right", "mean": 100 * judgement.accuracy, "unit": "%"},
         {"measure": "too sure by", "mean": mean, "low": low, "high": high, **points},
         {"measure": "calibrated?", "text": judgement.text, "bold": True},
     ]
@@ -169,49 +169,24 @@ def structures_section(context: Context) -> Section:
     """Return DSC, volumes, confidence and accuracy of each structure, and whether each of them,
     and each region, is calibrated.
     """
-    results = context.results
-    records: list[dict[str, Any]] = []
-    for name, structure in product(results.names, results.structures):
-        for measure in (*SEGMENTATION, *VOLUMES):
-            if results.has(f"{measure}_{structure}"):
-                unit = {"unit": results.volume_unit} if measure in VOLUMES else {}
-                record = results.record(name, f"{measure}_{structure}")
-                records.append({**record, "structure": structure, "measure": measure, **unit})
-    text = ABOUT.format(hd95=results.unit, volumes=results.volume_unit)
+    results, measures = context.results, (*SEGMENTATION, *VOLUMES)
+    units = dict.fromkeys(VOLUMES, results.volume_unit)
+    rows = [
+        results.record(name, f"{measure}_{structure}")
+        | {"structure": structure, "measure": measure, "unit": units.get(measure)}
+        for name, structure, measure in product(results.names, results.structures, measures)
+        if results.has(f"{measure}_{structure}")
+    ]
     judgements = judge_structures(results)
     for name in results.names:
         for region, judgement in judge_regions(results, name).items():
             judgements[name, REGIONS[region]] = judgement
-    for (name, structure), judgement in judgements.items():
-        keys = {**results.keys(name), "label": results.labels[name], "structure": structure}
-        gap = {"measure": "gap", **judgement.gap._asdict(), "signed": True}
-        records += [
-            {**keys, **gap},
-            {**keys, "measure": "calibrated?", "text": judgement.text},
-        ]
+    for (name, place), judgement in judgements.items():
+        keys = {**results.keys(name), "structure": place}
+        rows.append({**keys, "measure": "gap", **judgement.gap._asdict()})
+        rows.append({**keys, "measure": "calibrated?", "text": judgement.text})
+    text = ABOUT.format(hd95=results.unit, volumes=results.volume_unit)
     if judgements:
         text += ABOUT_EXPECTED
     lines = ["structure"] if len(results.names) == 1 else ["label", "structure"]
-    return Section("structures", "Structures and regions", text, records, lines)
-
-
-def judge_structures(results: Results) -> dict[tuple[str, str], Judgement]:
-    """Return the judgement of the voxels that are predicted as each structure, by name of the
-    evaluation and structure, Holm-corrected over all of them; none without probabilities.
-    """
-    if not results.has(*(f"confidence_{structure}" for structure in results.structures)):
-        return {}
-    means, gaps = {}, {}
-    for name, structure in product(results.names, results.structures):
-        values = [
-            results.values(name, f"{each}_{structure}") for each in ("confidence", "accuracy")
-        ]
-        table = patient_means(values, results.patients)
-        means[name, structure] = table.mean()
-        gaps[name, structure] = CalibrationGap(table["confidence"], table["accuracy"])
-    p_values = [gap.p_value for gap in gaps.values()]
-    corrected = zip(gaps.items(), holm(p_values), holm_levels(p_values), strict=True)
-    return {
-        key: Judgement(gap.estimate(level)._replace(p_value=p_value), **means[key])
-        for (key, gap), p_value, level in corrected
-    }
+    return Section("structures", "Structures and regions", text, pd.DataFrame(rows), lines)

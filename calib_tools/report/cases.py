@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Mapping, Sequence
+from itertools import product
 
 import numpy as np
+import pandas as pd
 
 from calib_components.errors import printable
 from calib_tools.report.data import Context, Results
-from calib_tools.report.statistics import Array
 from calib_workflows.pages.numbers import heading
 from calib_workflows.pages.page import Picture, Section
 
@@ -26,50 +27,53 @@ def cases_section(context: Context) -> Section:
     Of one evaluation, they have its measures; of several, the DSC of each.
     """
     results = context.results
-    columns = [*_columns(results)]
-    order = np.argsort(columns[0][2], kind="stable")
-    has_patients = not (results.patients == results.patients.index).all()
-    records = []
-    for place in order.tolist():
-        line = {"case": printable(results.patients.index[place])}
-        if has_patients:
-            line["patient"] = printable(results.patients.iloc[place])
-        for title, measure, values in columns:
-            records.append({**line, "title": title, "measure": measure, "mean": values[place]})
-    lines = ["case", "patient"] if has_patients else ["case"]
+    order = np.argsort(results.values(results.names[0], "dsc"), kind="stable")
+    cases, patients = results.patients.index[order], results.patients.iloc[order]
+    names = pd.DataFrame({"case": [*map(printable, cases)]})
+    if not (patients == cases).all():
+        names["patient"] = [*map(printable, patients)]
+    table = pd.concat(
+        names.assign(title=title, measure=measure, mean=results.values(name, measure)[order])
+        for title, (name, measure) in _columns(results).items()
+    )
     pictures = _pictures(results, ["worst"]) if len(results.names) == 1 else []
-    title = "Which cases to look at"
     return Section(
-        "all_cases", title, ABOUT, records, lines, "title", pictures, folded=False, first=LOWEST
+        "all_cases",
+        "Which cases to look at",
+        ABOUT,
+        table,
+        [*names],
+        "title",
+        pictures,
+        folded=False,
+        first=LOWEST,
     )
 
 
-def pictures_section(context: Context) -> Section:
+def pictures_section(context: Context) -> Section | None:
     """Return the pictures of cases of each evaluation, where they were kept."""
     pictures = _pictures(context.results, ["worst", "median", "best"])
+    if not pictures:
+        return None
     return Section("pictures", "Pictures of cases", ABOUT_PICTURES, pictures=pictures)
 
 
-def _pictures(results: Results, kinds: Iterable[str]) -> list[Picture]:
-    pictures = []
-    for kind in kinds:
-        for name, folder in results.folders.items():
-            file = folder / "cases" / f"{kind}.png"
-            if file.exists():
-                title = f"{results.labels[name]}: {kind} case"
-                pictures.append(Picture(f"{kind}_{name}", title, file.read_bytes()))
-    return pictures
+def _pictures(results: Results, kinds: Sequence[str]) -> list[Picture]:
+    return [
+        picture._replace(name=f"{kind}_{name}", title=f"{results.labels[name]}: {kind} case")
+        for kind, name in product(kinds, results.folders)
+        for picture in results.pictures(name, kind)
+    ]
 
 
-def _columns(results: Results) -> Iterator[tuple[str, str, Array]]:
-    """Yield title, measure and values of each column."""
+def _columns(results: Results) -> Mapping[str, tuple[str, str]]:
+    """Return the evaluation and measure of each column, by its title."""
     if len(results.names) > 1:
-        for name, label in results.labels.items():
-            yield f"DSC {label} ↑", "dsc", results.values(name, "dsc")
-        return
+        return {f"DSC {label} ↑": (name, "dsc") for name, label in results.labels.items()}
     structures = results.structures if len(results.structures) > 1 else []
     measures = ["dsc", "expected_dsc", *(f"dsc_{each}" for each in structures)]
-    for measure in (*measures, "missed", "spurious"):
-        if results.has(measure):
-            title = heading(measure, results.structures)
-            yield title, measure, results.values(results.names[0], measure)
+    return {
+        heading(measure, results.structures): (results.names[0], measure)
+        for measure in (*measures, "missed", "spurious")
+        if results.has(measure)
+    }

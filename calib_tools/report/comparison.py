@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from calib_components.metrics.measures import report_columns
+from calib_components.metrics.case import report_columns
 from calib_tools.report.data import Context, Results
-from calib_tools.report.statistics import holm, mean_of_defined
+from calib_tools.report.statistics import holm
 from calib_workflows.figures import reliability_diagram
 from calib_workflows.pages.page import Picture, Section, to_png
 
@@ -60,34 +58,25 @@ def means_section(context: Context) -> Section | None:
     if results.has("ece_all"):
         text += ABOUT_REGIONS
     text += ABOUT_INTERVALS + ABOUT_COUNTS
-    records = [*mean_records(results), *count_records(results)]
-    return Section("means", "Means", text, records, ["measure"], "label")
+    return Section("means", "Means", text, tabulate_means(results), ["measure"], "label")
 
 
-def mean_records(results: Results) -> list[dict[str, Any]]:
+def tabulate_means(results: Results) -> pd.DataFrame:
     """Return the mean of each measure with its interval, and what an error would be if the
-    probabilities were true.
+    probabilities were true; and the numbers of missed and spurious structures.
     """
-    records = []
+    rows = []
     measures = [measure for measure in report_columns() if results.has(measure)]
     for measure, name in itertools.product(measures, results.names):
-        record = results.record(name, measure)
+        row = results.record(name, measure)
         if results.has(f"{measure}_if_true"):
-            if_true = results.values(name, f"{measure}_if_true")
-            record["if_true"] = float(mean_of_defined(if_true))
-        records.append(record)
-    return records
-
-
-def count_records(results: Results) -> list[dict[str, Any]]:
-    """Return the numbers of missed and spurious structures."""
-    records = []
-    for name in results.names:
-        sums = (np.nansum(results.values(name, kind)) for kind in ("missed", "spurious"))
-        text = " / ".join(f"{round(float(count), 1):g}" for count in sums)
-        keys = {**results.keys(name), "label": results.labels[name]}
-        records.append({**keys, "measure": "missed / spurious", "text": text})
-    return records
+            row["if_true"] = results.cases[name][f"{measure}_if_true"].mean()
+        rows.append(row)
+    for name, cases in results.cases.items():
+        missed, spurious = cases[["missed", "spurious"]].sum().round(1)
+        text = f"{missed:g} / {spurious:g}"
+        rows.append({**results.keys(name), "measure": "missed / spurious", "text": text})
+    return pd.DataFrame(rows)
 
 
 def compare(results: Results, reference: str) -> pd.DataFrame:
@@ -104,27 +93,27 @@ def differences(
     """
     if not pairs:
         return pd.DataFrame()
-    records = []
+    rows = []
     for (name, reference), measure in itertools.product(pairs, measures):
         label = f"{results.labels[name]} minus {results.labels[reference]}"
         keys = {**results.keys(name), "reference": reference, "label": label, "measure": measure}
-        difference = results.difference(name, reference, measure)
-        records.append({"name": name, **keys, **difference._asdict()})
-    table = pd.DataFrame(records)
+        rows.append({**keys, **results.difference(name, reference, measure)._asdict()})
+    table = pd.DataFrame(rows)
     return table.assign(p_value_holm=table.groupby("measure")["p_value"].transform(holm))
 
 
 def differences_section(context: Context) -> Section | None:
-    """Return the differences to the reference."""
-    return tabulate_differences(context.differences, ABOUT_DIFFERENCES + ABOUT_INTERVALS)
+    """Return the differences to the first evaluation."""
+    table = compare(context.results, context.results.names[0])
+    return tabulate_differences(table, ABOUT_DIFFERENCES + ABOUT_INTERVALS)
 
 
 def tabulate_differences(table: pd.DataFrame, text: str) -> Section | None:
     """Return a table of `differences` as a section; None if there are none."""
     if table.empty:
         return None
-    records = table.drop(columns="name").assign(signed=True).to_dict("records")
-    return Section("differences", "Differences", text, records, ["measure"], "label")
+    table = table.assign(signed=True)
+    return Section("differences", "Differences", text, table, ["measure"], "label")
 
 
 def reliability_section(context: Context) -> Section | None:
@@ -134,8 +123,10 @@ def reliability_section(context: Context) -> Section | None:
         return None
     pictures = []
     for name, label in results.labels.items():
-        bins = results.pooled_bins(name, "predicted")
+        bins = results.bins[name]["predicted"].pooled()
         if bins.count.any():  # something is predicted
             png = to_png(reliability_diagram({"predicted foreground": bins}))
             pictures.append(Picture(f"reliability_{name}", label, png))
+    if not pictures:
+        return None
     return Section("reliability", "Reliability", ABOUT_DIAGRAMS, pictures=pictures, folded=False)

@@ -9,20 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import pandas as pd
-
 from calib_components.errors import printable
+from calib_components.quality.ranking import BAD
 from calib_tools.report.calibration import Judgement, judge_regions
 from calib_tools.report.data import Context, Results
-from calib_tools.report.statistics import mean_of_defined
 from calib_workflows.pages.numbers import number
 from calib_workflows.pages.page import Answer
 
-LOW = 0.7  # a mean DSC below this is low
 MAX_FURTHER = 200  # patients
-ENOUGH = 16  # patients of a fit
-# A case is named whose DSC is as far below the median: this, and median absolute deviations
-WORSE, SPREADS = 0.2, 5
+FIT_PATIENTS = 16  # patients that a fit needs
+# A case is named whose DSC is below the median by both
+WORSE = 0.2
+DEVIATIONS = 5  # median absolute ones
 MAX_NAMED = 3  # cases
 UNDECIDED = "Whether it is calibrated is undecided."
 BENT = (
@@ -72,8 +70,7 @@ def conclude(context: Context) -> Answer:
         ]
         return Answer(sentences)
     (name,) = results.names
-    dsc = float(mean_of_defined(results.values(name, "dsc")))
-    summary = results.evaluations[name].summary
+    dsc, summary = results.cases[name]["dsc"].mean(), results.evaluations[name].summary
     return Answer(describe_one(results), next_step(summary, dsc, judge_regions(results, name)))
 
 
@@ -83,7 +80,7 @@ def describe_one(results: Results) -> list[str]:
     """
     (name,) = results.names
     sentences = [describe_calibration(results, name)]
-    if mean_of_defined(results.values(name, "dsc")) < LOW:
+    if results.cases[name]["dsc"].mean() < BAD:
         sentences.insert(0, DSC_IS_LOW)
     if worst := _worst_cases(results, name):
         sentences.append(LOOK_FIRST.format(cases=", ".join(worst)))
@@ -92,9 +89,10 @@ def describe_one(results: Results) -> list[str]:
 
 def _worst_cases(results: Results, name: str) -> list[str]:
     """Return the cases with a DSC far below the others, and their DSC."""
-    dsc = pd.Series(results.values(name, "dsc"), results.patients.index)
+    dsc = results.cases[name]["dsc"]
     below = dsc.median() - dsc
-    worst = dsc[below > max(WORSE, SPREADS * below.abs().median())].nsmallest(MAX_NAMED)
+    limit = max(WORSE, DEVIATIONS * below.abs().median())
+    worst = dsc[below > limit].nsmallest(MAX_NAMED)
     return [f"{printable(case)} (DSC {number(value, 'dsc')})" for case, value in worst.items()]
 
 
@@ -118,7 +116,7 @@ def next_step(summary: Mapping[str, Any], dsc: float, judgements: Mapping[str, J
         judgements: Whether each region is calibrated, see `judge_regions`.
     """
     predicted = judgements.get("predicted")
-    if dsc < LOW:
+    if dsc < BAD:
         return SEGMENT
     if predicted is None:
         return EVALUATE
@@ -135,4 +133,4 @@ def next_step(summary: Mapping[str, Any], dsc: float, judgements: Mapping[str, J
     if done["calibrator"] == "temperature" and done["region"] != "predicted":
         return FIT_AGAIN
     text = f"{done['calibrator']}, region {done['region']}"
-    return UNLIKE.format(count=ENOUGH, done=text, kind=predicted.kind)
+    return UNLIKE.format(count=FIT_PATIENTS, done=text, kind=predicted.kind)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -15,11 +14,16 @@ from calib_components.metrics import CalibrationBins
 from calib_tools.report.statistics import (
     Array,
     Estimate,
-    mean_of_defined,
     mean_with_interval,
     paired_difference,
 )
 from calib_workflows.evaluation_files import Evaluation
+from calib_workflows.pages.page import Picture
+
+# Columns that evaluations are compared by: missing a difficult structure must not be rewarded. The
+# DSC is 1 where there is nothing to find and nothing is found. A case with a missed or spurious
+# structure has no HD95
+COMPARED_AS = {"dsc": "compared_dsc", "hd95": "compared_hd95"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +34,7 @@ class Results:
         cases: Measures of each case: the columns of `cases.csv`, numbers of `missed` and `spurious`
             structures, and what `derive` adds. All have the index of `patients`: the cases that
             all evaluations have.
-        bins: Count, sum of confidences and number correct of each case and bin, `(3, cases, bins)`,
-            by region.
+        bins: Bins of each case, `(cases, bins)`, by region.
         patients: The patient of each case.
         labels: What the evaluations are called in tables and figures.
         structures: Names of the structures.
@@ -43,7 +46,7 @@ class Results:
     """
 
     cases: Mapping[str, pd.DataFrame]
-    bins: Mapping[str, Mapping[str, Array]]
+    bins: Mapping[str, Mapping[str, CalibrationBins]]
     patients: pd.Series
     labels: Mapping[str, str]
     structures: Sequence[str]
@@ -78,43 +81,33 @@ class Results:
         return mean_with_interval(self.values(name, measure), self.patients)
 
     def difference(self, name: str, reference: str, measure: str) -> Estimate:
-        """Return the mean difference of two evaluations on the same cases.
-
-        Missing a difficult structure must not be rewarded: a case with a missed or spurious
-        structure has no HD95. The DSC is 1 where there is nothing to find and nothing is found.
-        """
-        here, there = (self._comparable(each, measure) for each in (name, reference))
+        """Return the mean difference of two evaluations on the same cases, see `COMPARED_AS`."""
+        column = COMPARED_AS.get(measure, measure)
+        here, there = (self.values(each, column) for each in (name, reference))
         return paired_difference(here, there, self.patients)
 
-    def _comparable(self, name: str, measure: str) -> Array:
-        if measure == "dsc":
-            return self.values(name, "compared_dsc")
-        values = self.values(name, measure)
-        if measure == "hd95":
-            return np.where(self.values(name, "complete") == 1, values, np.nan)
-        return values
-
-    def case_means(self, name: str, region: str) -> Array:
+    def confidence(self, name: str, region: str) -> Array:
         """Return mean confidence and accuracy of each case, `(2, cases)`; NaN without a voxel in
         the region.
         """
-        count, *sums = self.bins[name][region].sum(2)
-        return np.array(sums) / np.where(count > 0, count, np.nan)
+        bins = self.bins[name][region]
+        sums = torch.stack([bins.confidence_sum, bins.num_correct]).sum(2)
+        return (sums / bins.count.sum(1)).numpy()
 
-    def pooled_bins(self, name: str, region: str) -> CalibrationBins:
-        """Return the bins of a region, of all cases together, `(1, bins)`."""
-        count, *sums = torch.from_numpy(np.nansum(self.bins[name][region], axis=1))[:, None]
-        return CalibrationBins(count.long(), *sums)
+    def pictures(self, name: str, *kinds: str) -> list[Picture]:
+        """Return those pictures of cases that the folder of an evaluation holds."""
+        files = [self.folders[name] / "cases" / f"{kind}.png" for kind in kinds]
+        return [Picture(file.stem, "", file.read_bytes()) for file in files if file.exists()]
 
     def keys(self, name: str) -> dict[str, Any]:
-        """Return the columns of CSV files that say which evaluation a record is of."""
-        return {"evaluation": name}
+        """Return the columns of tables that say which evaluation a row is of."""
+        return {"evaluation": name, "label": self.labels[name]}
 
     def record(self, name: str, measure: str) -> dict[str, Any]:
-        """Return the record of the mean of a measure, see `calib_workflows.pages.numbers`."""
+        """Return the row of the mean of a measure, see `calib_workflows.pages.numbers`."""
         estimate = self.mean(name, measure)._asdict()
         del estimate["p_value"]
-        return {**self.keys(name), "label": self.labels[name], "measure": measure, **estimate}
+        return {**self.keys(name), "measure": measure, **estimate}
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,17 +116,12 @@ class Context:
 
     Attributes:
         results: The evaluations.
-        reference: Name of the evaluation that the others are compared with.
-        differences: Those of the others to the reference, see
-            `calib_tools.report.comparison.differences`; empty for one evaluation.
         validation: An evaluation of validation cases, whose limits are checked, and on which the
             threshold of objects is chosen.
         object_threshold: For what that of objects is chosen, see `report_folders`.
     """
 
     results: Results
-    reference: str
-    differences: pd.DataFrame = field(default_factory=pd.DataFrame)
     validation: Evaluation | None = None
     object_threshold: str = "f1"
 
@@ -141,38 +129,31 @@ class Context:
 def derive(cases: pd.DataFrame, structures: Sequence[str]) -> pd.DataFrame:
     """Return cases with further columns, which follow from those of `cases.csv`.
 
-    `dsc` and `hd95` are means over structures. `compared_dsc` is 1 where there is nothing to find
-    and nothing is found; `complete` says that no structure is missed or spurious. With
-    probabilities: `expected_dsc`, the mean over the structures that have a DSC, too; `optimism`, by
-    which it is above the DSC; and, of each structure, `optimism` and
-    the errors of segmented and expected volume.
+    `dsc` and `hd95` are means over structures, and `compared_dsc` and `compared_hd95` are those of
+    `COMPARED_AS`. With probabilities: `expected_dsc`, the mean over the structures that have a DSC,
+    too; `optimism`, by which it is above the DSC; and the errors of segmented and expected volume
+    of each structure.
     """
 
-    def by_structure(measure: str) -> Array:
-        return cases[[f"{measure}_{name}" for name in structures]].to_numpy(float)
+    def of_structures(measure: str) -> pd.DataFrame:
+        columns = [f"{measure}_{name}" for name in structures]
+        return cases[columns].set_axis([*structures], axis=1)
 
-    dsc, hd95 = by_structure("dsc"), by_structure("hd95")
-    mean_dsc = mean_of_defined(dsc, axis=1)
+    dsc, hd95 = of_structures("dsc"), of_structures("hd95")
+    is_complete = (dsc.isna() == hd95.isna()).all(axis=1)
     derived = {
-        "dsc": mean_dsc,
-        "hd95": mean_of_defined(hd95, axis=1),
-        "compared_dsc": np.where(np.isnan(mean_dsc), 1, mean_dsc),
-        "complete": (np.isnan(dsc) == np.isnan(hd95)).all(axis=1).astype(float),
+        "dsc": dsc.mean(axis=1),
+        "hd95": hd95.mean(axis=1),
+        "compared_dsc": dsc.mean(axis=1).fillna(1),
+        "compared_hd95": hd95.mean(axis=1).where(is_complete),
     }
     if f"expected_volume_{structures[0]}" in cases:  # it has probabilities
-        expected_dsc = by_structure("expected_dsc")
-        segmented, expected, true = (
-            by_structure(f"{kind}_volume") for kind in ("segmented", "expected", "true")
-        )
-        optimism = expected_dsc - dsc
-        derived["optimism"] = mean_of_defined(optimism, axis=1)
-        defined = np.where(np.isnan(optimism), np.nan, expected_dsc)
-        derived["expected_dsc"] = mean_of_defined(defined, axis=1)
-        structure_measures = {
-            "optimism": optimism,
-            "segmented_volume_error": segmented - true,
-            "expected_volume_error": expected - true,
-        }
-        for measure, values in structure_measures.items():
-            derived |= {f"{measure}_{name}": values[:, i] for i, name in enumerate(structures)}
-    return pd.concat([cases, pd.DataFrame(derived, index=cases.index)], axis=1)
+        true = of_structures("true_volume")
+        # Of a structure whose probability is 0 everywhere, none is expected
+        expected_dsc = of_structures("expected_dsc").fillna(0).where(dsc.notna())
+        derived["optimism"] = (expected_dsc - dsc).mean(axis=1)
+        derived["expected_dsc"] = expected_dsc.mean(axis=1)
+        for volume in ("segmented_volume", "expected_volume"):
+            errors = (of_structures(volume) - true).add_prefix(f"{volume}_error_")
+            derived |= dict(errors.items())
+    return pd.concat([cases, pd.DataFrame(derived)], axis=1)

@@ -5,13 +5,11 @@ whether their confidence is calibrated.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from calib_components.errors import InputError
 from calib_components.metrics.objects import TRUE_OBJECT
@@ -22,10 +20,9 @@ from calib_workflows.figures.style import NAME, literal
 from calib_workflows.pages.page import Picture, Section, to_png
 
 GOALS = r"f1|false=\d+\.?\d*|recall=(0?\.\d+|1(\.0*)?)"
-PICTURES = [f"missed{number}.png" for number in range(1, MISSED + 1)]
+PICTURES = [f"missed{number}" for number in range(1, MISSED + 1)]
 VOLUMES = [0, *np.logspace(-3, 9, 13)]
 CONFIDENCES = np.linspace(0, 1, 11)
-RIGHT = "right, confidence in {}"
 ABOUT = (
     "A candidate is a connected region of probabilities of at least {threshold}; its confidence p"
     " is the largest one. It is right if it shares a voxel with a true object, and their IoU is at"
@@ -44,87 +41,61 @@ def objects_section(context: Context) -> Section | None:
     is calibrated; with validation cases, also from the confidence on that is the best there.
     """
     results = context.results
-    tested, chosen = results.evaluations[context.reference], ""
-    if len(results.names) > 1 or "objects" not in tested.parts:
+    tested, *others = results.evaluations.values()
+    if others or "objects" not in tested.parts:
         return None
-    options = tested.summary["objects"]
-    records = [
-        {"label": label, "measure": measure, "signed": "minus" in measure, **estimate._asdict()}
-        for structure in options["structures"]
-        for label, found in _lines(context, structure).items()
-        for measure, estimate in found.items()
-        if "confidence" not in measure or tested.regions  # label maps have none
-    ]
-    if _with_objects(context.validation):
-        chosen = CHOSEN.format(goal=context.object_threshold)
+    options, chosen, tables = tested.summary["objects"], "", {}
+    for structure in options["structures"]:
+        here = select(tested, structure)
+        lines = [("test", here, options["threshold"])]
+        if context.validation is not None:
+            there = select(context.validation, structure)
+            best = choose(froc(*there), context.object_threshold)
+            chosen = CHOSEN.format(goal=context.object_threshold)
+            if np.isfinite(best):
+                lines += [("validation", there, best), ("test", here, best)]
+        for cases, selected, threshold in lines:
+            label = f"{structure}, {cases}, p ≥ {threshold:.6g}"
+            tables[label] = measure_objects(*selected, threshold)
+    table = pd.concat(tables, names=["label", "measure"]).reset_index()
+    if not tested.regions:  # candidates of label maps have no confidence
+        table = table[~table["measure"].str.contains("confidence")]
+    table["signed"] = table["measure"].str.contains("minus")
+    pictures = results.pictures(results.names[0], *PICTURES)
+    if tested.regions:
+        title = "FROC, and how often candidates are right"
+        pictures.insert(0, Picture("froc", title, to_png(_draw_curves(tested))))
     return Section(
         "objects",
         "Which objects are found?",
         ABOUT.format(**options, unit=results.volume_unit, chosen=chosen),
-        records,
+        table,
         ["measure"],
         "label",
-        _pictures(tested, results.folders[context.reference] / "cases"),
+        pictures,
         folded=False,
     )
 
 
-def _with_objects(evaluation: Evaluation | None) -> Evaluation | None:
-    """Return an evaluation if it has objects."""
-    return evaluation if evaluation is not None and "objects" in evaluation.parts else None
-
-
-def _lines(context: Context, structure: str) -> dict[str, dict[str, Estimate]]:
-    """Return what was measured of a structure: at the threshold of candidates, and, of both cases,
-    from the confidence on that the validation cases choose.
-    """
-    tested = context.results.evaluations[context.reference]
-    here = select(tested, structure)
-    lines = [("test", here, tested.summary["objects"]["threshold"])]
-    if fitted := _with_objects(context.validation):
-        there = select(fitted, structure)
-        best = choose(froc(*there), context.object_threshold)
-        if np.isfinite(best):
-            lines += [("validation", there, best), ("test", here, best)]
-    return {
-        f"{structure}, {cases}, p ≥ {threshold:.6g}": measure_objects(*selected, threshold)
-        for cases, selected, threshold in lines
-    }
-
-
-def _pictures(tested: Evaluation, folder: Path) -> list[Picture]:
-    """Return the curves, of probabilities, and the largest misses."""
-    files = [folder / name for name in PICTURES]
-    missed = [Picture(file.stem, "", file.read_bytes()) for file in files if file.exists()]
-    if not tested.regions:
-        return missed
-    title = "FROC, and how often candidates are right"
-    return [Picture("froc", title, to_png(_draw_curves(tested))), *missed]
-
-
 def _draw_curves(tested: Evaluation) -> Figure:
-    """Draw FROC, and the reliability of candidates, of each structure."""
+    """Draw FROC, and the share of right candidates over their confidence, of each structure."""
     options, figure = tested.summary["objects"], Figure((8, 4), layout="constrained")
     curve, reliability = figure.subplots(1, 2)
+    reliability.plot([0, 1], [0, 1], "--", color="black")
     for structure in options["structures"]:
-        here = select(tested, structure)
-        _, recall, false, _ = froc(*here)
+        rows, patients = select(tested, structure)
+        _, recall, false, _ = froc(rows, patients)
         curve.plot(false, recall, ".-", label=literal(structure, NAME))
-        _draw_reliability(reliability, measure_objects(*here, options["threshold"]))
+        _, candidates = observe(rows, options["threshold"])
+        groups = in_intervals(candidates, "confidence", CONFIDENCES)
+        middles = [interval.mid for interval in groups]
+        shares = pd.DataFrame(map(mean_of, groups.values()), middles, Estimate._fields)
+        ends = shares["mean"] - shares["low"], shares["high"] - shares["mean"]
+        reliability.errorbar(shares.index, shares["mean"], ends, fmt="o-")
     curve.set(xlabel="False candidates a scan", ylabel="Recall", ylim=(0, 1))
     curve.legend()
+    reliability.set(xlabel="Confidence of candidates", ylabel="Share that is right", ylim=(0, 1))
     return figure
-
-
-def _draw_reliability(axes: Axes, found: Mapping[str, Estimate]) -> None:
-    """Draw the share of right candidates over their confidence, with intervals over patients."""
-    axes.plot([0, 1], [0, 1], "--", color="black")
-    middles = (CONFIDENCES[1:] + CONFIDENCES[:-1]) / 2
-    keys = [RIGHT.format(interval) for interval in pd.IntervalIndex.from_breaks(CONFIDENCES)]
-    shares = [found.get(key, Estimate(np.nan)) for key in keys]
-    ends = np.array([(share.low, share.mean, share.high) for share in shares]).T
-    axes.errorbar(middles, ends[1], np.abs(ends[::2] - ends[1]), fmt="o-")
-    axes.set(xlabel="Confidence of candidates", ylabel="Share that is right", ylim=(0, 1))
 
 
 def select(evaluation: Evaluation, structure: str) -> tuple[pd.DataFrame, pd.Series]:
@@ -170,27 +141,44 @@ def choose(curve: Array, goal: str) -> float:
     return threshold[recall >= min(float(value), recall[-1])][0]
 
 
-def measure_objects(
-    rows: pd.DataFrame, patients: pd.Series, threshold: float
-) -> dict[str, Estimate]:
-    """Return what candidates of at least some confidence find, with intervals over patients."""
-    kept, is_true = rows["confidence"] >= threshold, rows["kind"] == TRUE_OBJECT
-    recall, right = kept[is_true], rows["matched"][kept & ~is_true]
-    false = right[~right]
-    of_cases = rows["case"][false.index].value_counts().reindex(patients.index, fill_value=0)
-    values = {
-        "recall": recall,
-        "F1": pd.concat([recall, recall[recall], false]),  # an object that is found counts twice
-        "right": right,
-        "confidence minus right": rows["confidence"][right.index] - right,
+def observe(rows: pd.DataFrame, threshold: float) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the true objects, and the candidates of at least some confidence; their `value` is
+    whether they are found, or right.
+    """
+    is_true, is_kept = rows["kind"] == TRUE_OBJECT, rows["confidence"] >= threshold
+    true = rows[is_true].assign(value=is_kept)
+    candidates = rows[~is_true & is_kept]
+    return true, candidates.assign(value=candidates["matched"])
+
+
+def in_intervals(
+    observed: pd.DataFrame, column: str, ends: ArrayLike
+) -> dict[pd.Interval, pd.DataFrame]:
+    """Return the objects or candidates in each interval of a column that has some."""
+    return dict(iter(observed.groupby(pd.cut(observed[column], ends), observed=True)))
+
+
+def mean_of(observed: pd.DataFrame) -> Estimate:
+    """Return the mean value with its interval over patients."""
+    return mean_with_interval(observed["value"], observed["patient"])
+
+
+def measure_objects(rows: pd.DataFrame, patients: pd.Series, threshold: float) -> pd.DataFrame:
+    """Return what candidates of at least some confidence find, an estimate for each measure."""
+    true, candidates = observe(rows, threshold)
+    found, false = true[true["value"]], candidates[~candidates["value"]]
+    scans = false["case"].value_counts().reindex(patients.index, fill_value=0)
+    measures = {
+        "false candidates a scan": pd.DataFrame({"value": scans, "patient": patients}),
+        "recall": true,
+        "F1": pd.concat([true, found, false]),  # an object that is found counts twice
+        "right": candidates,
+        "confidence minus right": candidates.assign(
+            value=candidates["confidence"] - candidates["value"]
+        ),
     }
-    for title, part, column, edges in (
-        ("recall, volume in {}", recall, "volume", VOLUMES),
-        (RIGHT, right, "confidence", CONFIDENCES),
-    ):
-        for place, group in part.groupby(pd.cut(rows[column], edges), observed=True):
-            values[title.format(place)] = group
-    estimates = {"false candidates a scan": mean_with_interval(of_cases, patients)}
-    for measure, each in values.items():
-        estimates[measure] = mean_with_interval(each, rows["patient"][each.index])
-    return estimates
+    for interval, group in in_intervals(true, "volume", VOLUMES).items():
+        measures[f"recall, volume in {interval}"] = group
+    for interval, group in in_intervals(candidates, "confidence", CONFIDENCES).items():
+        measures[f"right, confidence in {interval}"] = group
+    return pd.DataFrame(map(mean_of, measures.values()), [*measures])

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 
 from calib_components.quality import ESTIMATES, Reference, mean_estimate
 from calib_components.quality.ranking import BAD, rank_scans
@@ -18,8 +16,8 @@ from calib_workflows.evaluation_files import Evaluation
 from calib_workflows.pages.numbers import to_cell
 from calib_workflows.pages.page import Section
 
-# Of the values of a `Ranking`
-TITLES = ("gap closed ↑", "ROC ↑", "found in 20 % ↑", "Spearman ↑", "AURC ↓")
+# The values of a `Ranking`
+TITLES = ["gap closed ↑", "ROC ↑", "found in 20 % ↑", "Spearman ↑", "AURC ↓"]
 ABOUT = (
     "Whether the probabilities alone order the scans as their DSC does. Gap closed: 1 for the order"
     " of the DSC, 0 for a random one. ROC: area under the ROC curve for a DSC below 0.7, as {bad}"
@@ -35,7 +33,7 @@ HELD = "{held} of {patients} ({low} to {high})"
 NOT_SHOWN = (
     "The expected DSC is not shown to order these scans: the interval of the gap closed holds 0. "
 )
-# Of a structure, what its limits are about
+# The limits of a structure are made of these
 LIMITED = ("expected_dsc", "dsc", "expected_volume", "true_volume")
 
 
@@ -51,15 +49,14 @@ def reference_of(evaluation: Evaluation, patient_pattern: str | None = None) -> 
     return Reference.from_scans(evaluation.structures, patients, np.stack(values, -1))
 
 
-def count_held(limits: ArrayLike, values: ArrayLike, patients: Sequence[str]) -> tuple[int, int]:
-    """Count the patients whose value lies within its limits, `(scans, 2)`, in all scans; scans
-    without either (NaN) are left out.
+def count_held(limits: pd.DataFrame, patients: Sequence[str]) -> tuple[int, int]:
+    """Count the patients whose values lie within the limits in all scans, see `find_limits`; scans
+    without value or limits (NaN) are left out.
 
     Returns:
         Their number, and the number of patients.
     """
-    table = pd.DataFrame(np.column_stack([limits, values]), columns=["low", "high", "value"])
-    table = table.assign(patient=[*patients]).dropna()
+    table = limits.assign(patient=[*patients]).dropna()
     is_held = table["value"].between(table["low"], table["high"])
     held = is_held.groupby(table["patient"]).all()
     return int(held.sum()), len(held)
@@ -67,70 +64,67 @@ def count_held(limits: ArrayLike, values: ArrayLike, patients: Sequence[str]) ->
 
 def quality_section(context: Context) -> Section | None:
     """Return how well estimates of one network order the scans."""
-    results, name = context.results, context.reference
+    results, name = context.results, context.results.names[0]
     if len(results.names) > 1 or not results.has("ece_all"):
         return None
     known = reference_of(context.validation or results.evaluations[name])
-    dsc = results.values(name, "dsc")
-    records: list[dict[str, Any]] = []
-    for title, values in _estimates(results, name, known).items():
-        records += _rank(results, title, values, dsc)
-    optimism = to_cell({**results.record(name, "optimism"), "p_value": np.nan})
+    dsc = results.cases[name]["dsc"]
+    rankings = {}
+    for title, estimates in _estimates(results, known).items():
+        ranking = pd.DataFrame(rank_scans(estimates, dsc, results.patients), TITLES)
+        rankings[title] = ranking.assign(cases=(estimates + dsc).count())
+    table = pd.concat(rankings, names=["score", "measure"]).reset_index()
+    table = table.rename(columns={0: "mean", 1: "low", 2: "high"})
+    optimism = to_cell(results.record(name, "optimism"))
     text = ABOUT.format(bad=(dsc < BAD).sum(), scans=len(dsc), optimism=optimism)
-    if records[0]["low"] <= 0:
+    if table["low"][0] <= 0:
         text += NOT_SHOWN
     title = "Does the expected DSC find the bad scans?"
-    return Section("quality", title, text, records, ["score"])
+    return Section("quality", title, text, table, ["score"])
 
 
-def _estimates(results: Results, name: str, known: Reference) -> dict[str, Array]:
+def _estimates(results: Results, known: Reference) -> dict[str, pd.Series]:
     """Return the estimates of each scan by title: means over structures, `(scans,)`."""
     measures = [(each.name, each.title, each.better) for each in ESTIMATES if each.better]
-    estimates = {}
+    estimates, (cases,) = {}, results.cases.values()
     for measure, title, better in (*measures, ("confidence", "mean confidence", "higher")):
         columns = [f"{measure}_{structure}" for structure in results.structures]
         if not results.has(*columns):
             continue
-        scores = results.cases[name][columns].set_axis(results.structures, axis=1)
+        scores = cases[columns].set_axis(results.structures, axis=1)
         if better == "lower":
             title, scores = f"1 - {title}", 1 - scores
-        scans = scores.to_dict("records")
-        estimates[title] = np.array([mean_estimate(scan, known.always) for scan in scans])
+        estimates[title] = scores.apply(mean_estimate, axis=1, always=known.always)
     return estimates
-
-
-def _rank(results: Results, score: str, estimates: ArrayLike, dsc: Array) -> list[dict[str, Any]]:
-    """Return the records of a score."""
-    ranking = rank_scans(estimates, dsc, results.patients)
-    cases = int((~np.isnan(estimates) & ~np.isnan(dsc)).sum())
-    return [
-        {"score": score, "measure": title, "mean": mean, "low": low, "high": high, "cases": cases}
-        for title, (mean, low, high) in zip(TITLES, ranking, strict=True)
-    ]
 
 
 def limits_section(context: Context) -> Section | None:
     """Return for how many patients the limits of validation cases hold, for each structure."""
-    results, name = context.results, context.reference
+    results, name = context.results, context.results.names[0]
     if context.validation is None or not results.has("ece_all"):
         return None
-    known = reference_of(context.validation)
-    records = [
-        record
-        for structure in results.structures
-        for record in _count_limits(results, name, structure, known)
-    ]
-    if not records:
+    known, rows = reference_of(context.validation), []
+    for structure in results.structures:
+        scans = {each: results.values(name, f"{each}_{structure}") for each in LIMITED}
+        for title, limits in find_limits(known, structure, scans).items():
+            held, count = count_held(limits, results.patients)
+            if count:
+                low, high = holding_patients(known.count_patients(structure), count)
+                numbers = {"held": held, "patients": count, "low": low, "high": high}
+                width = (limits["high"] - limits["low"]).median()
+                row = {"structure": structure, "limit": title, **numbers, "median_width": width}
+                rows.append({**row, "text": HELD.format(**numbers)})
+    if not rows:
         return None
-    records = [{**record, "text": HELD.format(**record)} for record in records]
-    text = ABOUT_LIMITS.format(note=known.note)
-    return Section("limits", "Do the limits hold?", text, records, ["structure"], "limit")
+    text, table = ABOUT_LIMITS.format(note=known.note), pd.DataFrame(rows)
+    return Section("limits", "Do the limits hold?", text, table, ["structure"], "limit")
 
 
 def find_limits(
     known: Reference, structure: str, scans: Mapping[str, Array]
-) -> dict[str, tuple[Array, Array]]:
-    """Return the limits of a structure, `(scans, 2)`, and what should lie within them, by title.
+) -> dict[str, pd.DataFrame]:
+    """Return the limits of a structure in each scan, `low` and `high`, and the `value` that should
+    lie within them, by title.
 
     Args:
         known: The validation scans.
@@ -139,26 +133,9 @@ def find_limits(
     """
     dsc = scans["dsc"]
     lowest = known.lower_bound(structure, scans["expected_dsc"])
-    ranges = np.column_stack(known.volume_range(structure, scans["expected_volume"]))
-    # A structure in neither prediction nor label has no range
-    volume = scans["true_volume"] + 0 * dsc
+    low, high = known.volume_range(structure, scans["expected_volume"])
+    volume = scans["true_volume"] + 0 * dsc  # NaN if it is in neither prediction nor label
     return {
-        "DSC at least": (np.column_stack([lowest, np.ones_like(dsc)]), dsc),
-        "volume in its range": (ranges, volume),
+        "DSC at least": pd.DataFrame({"low": lowest, "high": 1.0, "value": dsc}),
+        "volume in its range": pd.DataFrame({"low": low, "high": high, "value": volume}),
     }
-
-
-def _count_limits(
-    results: Results, name: str, structure: str, known: Reference
-) -> list[dict[str, Any]]:
-    """Return how many patients have their DSC and their volume within the limits."""
-    scans = {each: results.values(name, f"{each}_{structure}") for each in LIMITED}
-    records = []
-    for title, (limits, values) in find_limits(known, structure, scans).items():
-        held, count = count_held(limits, values, results.patients)
-        if count:
-            low, high = holding_patients(known.count_patients(structure), count)
-            record = {"structure": structure, "limit": title, "held": held, "patients": count}
-            width = np.nanmedian(np.diff(limits))
-            records.append({**record, "low": low, "high": high, "median_width": width})
-    return records

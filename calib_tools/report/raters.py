@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import replace
 
 from calib_tools.report.data import Context, Results
 from calib_tools.report.statistics import mean_with_interval
 from calib_workflows.pages.numbers import heading, to_cell
-from calib_workflows.pages.page import Picture, Section
+from calib_workflows.pages.page import Section
 from calib_workflows.parts import IN_RANGE, RATERS_DSC, TABLES
 
 SHOWN = ("dsc", "hd95", "ece_predicted", "nll_all")
@@ -35,55 +35,44 @@ def raters_section(context: Context) -> Section | None:
     """Return a line for each rater and structure, whether the network is within the raters, and a
     picture.
     """
-    records, lines = _records(context, "raters")
-    if not records:
+    results = context.results
+    section = _section(results, "raters", "Whom does it agree with?")
+    if section is None:
         return None
-    results, name = context.results, context.reference
-    within = " ".join(_judge(results, name, structure) for structure in results.structures)
-    file = results.folders[name] / "cases" / "raters.png"
-    pictures = [Picture("raters", "", file.read_bytes())] if file.exists() else []
-    title, text = "Whom does it agree with?", ABOUT_RATERS.format(within=within)
-    return Section("raters_means", title, text, records, lines, "title", pictures, folded=False)
+    within = " ".join(_judge(results, structure) for structure in results.structures)
+    text = ABOUT_RATERS.format(within=within)
+    pictures = results.pictures(results.names[0], "raters")
+    return replace(section, text=text, pictures=pictures, folded=False)
 
 
 def members_section(context: Context) -> Section | None:
     """Return a line for each network of an average, and structure."""
-    records, lines = _records(context, "members")
-    title = "Networks and their average"
-    if not records:
-        return None
-    return Section("members_means", title, ABOUT_MEMBERS, records, lines, "title")
+    return _section(context.results, "members", "Networks and their average", ABOUT_MEMBERS)
 
 
-def _judge(results: Results, name: str, structure: str) -> str:
-    """Return whether the network is within the raters, by the interval over patients."""
-    cases = results.cases[name]
-    difference = cases[f"dsc_{structure}"] - cases[f"{RATERS_DSC}_{structure}"]
-    found = mean_with_interval(difference, [*results.patients])
-    kind = "within" if found.has_interval else "unknown"
-    if found.low > 0:
-        kind = "above"
-    if found.high < 0:
-        kind = "below"
-    value = to_cell({"measure": "dsc", **found._asdict(), "p_value": math.nan, "signed": True})
-    return WITHIN.format(structure=structure, value=value, kind=KINDS[kind])
-
-
-def _records(context: Context, kind: str) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return the table of raters or members of the only evaluation of a report, and what names its
-    lines; empty without them.
+def _section(results: Results, kind: str, title: str, text: str = "") -> Section | None:
+    """Return the section of the raters or members of the only evaluation of a report, if it has
+    any.
     """
-    results = context.results
-    part = results.evaluations[context.reference].parts.get(kind)
-    if part is None or len(results.names) > 1:
-        return [], []
-    column, _ = TABLES[kind]
+    evaluation, *others = results.evaluations.values()
+    if others or kind not in evaluation.parts:
+        return None
+    part, (column, _) = evaluation.parts[kind], TABLES[kind]
     lines = [column, "structure"] if len(results.structures) > 1 else [column]
     titles = {name: heading(name, results.structures) for name in SHOWN} | OWN
-    records = [
-        {**{line: row[line] for line in lines}, "title": title, "measure": name, "mean": row[name]}
-        for row in part.to_dict("records")
-        for name, title in titles.items()
-        if name in part
-    ]
-    return records, lines
+    measures = [name for name in titles if name in part]
+    table = part.melt(lines, measures, "measure", "mean")
+    table["title"] = table["measure"].map(titles)
+    return Section(f"{kind}_means", title, text, table, lines, "title")
+
+
+def _judge(results: Results, structure: str) -> str:
+    """Return whether the network is within the raters, by the interval over patients."""
+    (cases,) = results.cases.values()
+    difference = cases[f"dsc_{structure}"] - cases[f"{RATERS_DSC}_{structure}"]
+    found = mean_with_interval(difference, [*results.patients])
+    kind = "unknown" if math.isnan(found.low) else "within"
+    if found.low > 0 or found.high < 0:
+        kind = "above" if found.low > 0 else "below"
+    value = to_cell({"measure": "dsc", **found._asdict(), "signed": True})
+    return WITHIN.format(structure=structure, value=value, kind=KINDS[kind])

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from pandas.core.groupby import DataFrameGroupBy
 
-from calib_components.errors import InputError, printable, reading
+from calib_components.errors import InputError, printable
+from calib_components.metrics import CalibrationBins
 from calib_tools.report.data import Results, derive
-from calib_tools.report.statistics import Array
 from calib_workflows.evaluation_files import Evaluation
 
+PER_CASE = "top_label_per_case"  # kind of bins
 TOLERANCE = 2e-6  # of volumes, relative
 MAX_NAMED = 6  # cases that a notice names
 LEFT_OUT = "{number} cases that not all have are left out, such as {names}."
@@ -34,32 +34,31 @@ def read_evaluations(folders: Sequence[Path]) -> Results:
     evaluations = {
         name: Evaluation.read(folder) for name, folder in zip(names, folders, strict=True)
     }
-    _check_comparable(evaluations, folders)
+    _check_comparable(evaluations)
     tables = {name: case_table(evaluation) for name, evaluation in evaluations.items()}
-    first, *_ = tables.values()
-    about = evaluations[names[0]].summary
-    cases = first.index[np.all([first.index.isin(t.index) for t in tables.values()], axis=0)]
+    together = pd.concat(tables.values())
+    counts = together.groupby(level="case", sort=False).size()
+    is_common = counts == len(tables)
+    cases, others = counts.index[is_common], counts.index[~is_common]
     if cases.empty:
         raise InputError(f"No case is in all of {', '.join(names)}: their names differ.")
-    notices, every = [], pd.concat(tables.values()).index
-    if len(others := every.unique().difference(cases)):
+    notices = []
+    if len(others):
         shown = ", ".join(map(printable, others[:MAX_NAMED]))
         notices.append(LEFT_OUT.format(number=len(others), names=shown))
-    tables = {name: table.loc[cases] for name, table in tables.items()}
-    volumes = pd.concat(tables.values()).filter(regex="^true_volume_")
-    check_volumes(volumes.groupby(level=0))
-    patients = _patients(tables)
+    check_volumes(together.filter(regex="^true_volume_"))
+    patients = _patients_of(together["patient"]).loc[cases]
     if (patients == patients.index).all():
         notices.append(CASES_ARE_PATIENTS)
-    structures = _structures(first)
+    first = evaluations[names[0]]
     return Results(
-        cases={name: derive(table, structures) for name, table in tables.items()},
-        bins={name: case_bins(evaluations[name], cases) for name in names},
+        cases={name: derive(table.loc[cases], first.structures) for name, table in tables.items()},
+        bins={name: case_bins(each, cases) for name, each in evaluations.items()},
         patients=patients,
         labels={name: name for name in names},
-        structures=structures,
-        unit=about["unit"],
-        volume_unit=about["volume_unit"],
+        structures=first.structures,
+        unit=first.summary["unit"],
+        volume_unit=first.summary["volume_unit"],
         notices=notices,
         folders=dict(zip(names, folders, strict=True)),
         evaluations=evaluations,
@@ -78,45 +77,44 @@ def case_table(evaluation: Evaluation) -> pd.DataFrame:
     return table.assign(**further)
 
 
-def case_bins(evaluation: Evaluation, cases: Sequence[str] | pd.Index) -> dict[str, Array]:
-    """Return the bins of some cases, `(3, cases, bins)`, of the regions that have them."""
-    bins, places = {}, pd.Index(evaluation.cases["case"]).get_indexer(cases)
-    for region, kinds in evaluation.regions.items():
-        if case_sums := kinds.get("top_label_per_case"):
-            sums = (case_sums.count, case_sums.confidence_sum, case_sums.num_correct)
-            bins[region] = np.stack([part.double().numpy()[places] for part in sums])
-    return bins
+def case_bins(
+    evaluation: Evaluation, cases: Sequence[str] | pd.Index
+) -> dict[str, CalibrationBins]:
+    """Return the bins of some cases, `(cases, bins)`, of the regions that have them."""
+    places = pd.Index(evaluation.cases["case"]).get_indexer(cases)
+    return {
+        region: CalibrationBins(*(sums[places] for sums in vars(kinds[PER_CASE]).values()))
+        for region, kinds in evaluation.regions.items()
+        if PER_CASE in kinds
+    }
 
 
-def common_properties(folder: Path, evaluation: Evaluation) -> dict[str, str]:
-    """Return what evaluations must have in common to be compared; empty if it does not matter."""
+def describe_measures(evaluation: Evaluation) -> dict[str, str]:
+    """Return the units of an evaluation, and its kind of probabilities, "" for label maps."""
     summary, channels = evaluation.summary, ""
-    with reading(folder / "summary.json", "the summary of an evaluation"):
-        units = {name: summary[name] for name in ("unit", "volume_unit")}
-        if evaluation.regions:
-            kind = "{} sigmoid(s)" if summary.get("sigmoid") else "a softmax over {} classes"
-            channels = kind.format(summary["channels"])
-    structures = ", ".join(sorted(_structures(evaluation.cases)))
-    return {**units, "channels": channels, "structures": structures}
-
-
-def _structures(columns: Iterable[str]) -> list[str]:
-    return [name.removeprefix("dsc_") for name in columns if name.startswith("dsc_")]
+    if evaluation.regions:
+        kind = "{} sigmoid(s)" if summary.get("sigmoid") else "a softmax over {} classes"
+        channels = kind.format(summary["channels"])
+    units = {name: summary[name] for name in ("unit", "volume_unit")}
+    return {**units, "channels": channels}
 
 
 def name_folders(folders: Sequence[Path]) -> list[str]:
-    """Return what tells the folders apart: the last parts of their paths, as few as suffice."""
-    parts = [folder.resolve().parts for folder in folders]
-    for count in range(1, max(map(len, parts)) + 1):
-        labels = [printable("/".join(folder_parts[-count:])) for folder_parts in parts]
-        if len({*labels}) == len(labels):
-            return labels
-    raise InputError(f"A folder is given twice: {', '.join(map(str, folders))}.")
+    """Return the paths of the folders below the folder that they have in common."""
+    paths = [folder.resolve() for folder in folders]
+    common = os.path.commonpath([path.parent for path in paths])
+    names = [printable(path.relative_to(common).as_posix()) for path in paths]
+    if len({*names}) < len(names):
+        raise InputError(f"A folder is given twice: {', '.join(map(str, folders))}.")
+    return names
 
 
-def _check_comparable(evaluations: Mapping[str, Evaluation], folders: Sequence[Path]) -> None:
+def _check_comparable(evaluations: Mapping[str, Evaluation]) -> None:
     """Raise `InputError` if evaluations differ in what they must have in common."""
-    properties = [*map(common_properties, folders, evaluations.values())]
+    properties = [
+        {**describe_measures(each), "structures": ", ".join(sorted(each.structures))}
+        for each in evaluations.values()
+    ]
     for key in properties[0]:
         values = dict.fromkeys(each[key] for each in properties if each[key])
         if len(values) > 1:
@@ -126,20 +124,26 @@ def _check_comparable(evaluations: Mapping[str, Evaluation], folders: Sequence[P
             )
 
 
-def _patients(tables: Mapping[str, pd.DataFrame]) -> pd.Series:
-    """Return the patient of each case; an evaluation in which a case is its own does not know."""
-    recorded = pd.DataFrame({name: table["patient"] for name, table in tables.items()})
-    cases = recorded.index.to_series()
-    known = recorded.where(recorded.ne(cases, axis=0))
-    differing = known.nunique(axis=1) > 1
+def _patients_of(recorded: pd.Series) -> pd.Series:
+    """Return the patient of each case from what evaluations recorded, by case; where a case is its
+    own patient, an evaluation does not know.
+    """
+    cases = recorded.index.unique()
+    known = recorded[recorded != recorded.index].groupby(level="case")
+    differing = known.nunique() > 1
     if differing.any():
-        name = printable(differing.idxmax())
-        raise InputError(f"Case {name} is of different patients in {', '.join(tables)}.")
-    return known.bfill(axis=1).iloc[:, 0].fillna(cases).rename("patient")
+        raise InputError(
+            f"Case {printable(differing.idxmax())} is of different patients in these evaluations."
+        )
+    return known.first().reindex(cases).fillna(cases.to_series()).rename("patient")
 
 
-def check_volumes(by_case: DataFrameGroupBy) -> None:
-    """Raise `InputError` unless the true volumes of a case are the same in all evaluations."""
+def check_volumes(volumes: pd.DataFrame) -> None:
+    """Raise `InputError` unless the true volumes of a case are the same in all evaluations.
+
+    `volumes` has the name of a case in its index, and one row for each evaluation of it.
+    """
+    by_case = volumes.groupby(level="case")
     largest = by_case.max()
     differs = ((largest - by_case.min()) > TOLERANCE * largest).any(axis=1)
     if differs.any():

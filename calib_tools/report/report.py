@@ -6,11 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from calib_components.errors import InputError, writing
-from calib_tools.report import is_comparison
 from calib_tools.report.calibration import structures_section, summary_section
 from calib_tools.report.cases import cases_section, pictures_section
 from calib_tools.report.comparison import (
-    compare,
     differences_section,
     means_section,
     reliability_section,
@@ -58,11 +56,6 @@ def report_folders(
     """See `calib_tools.commands.report_folders`."""
     if not folders:
         raise InputError("No folder is given. Give evaluation folders.")
-    if compared := [*filter(is_comparison, folders)]:
-        raise InputError(
-            f"{compared[0]} is a comparison of losses. Its report needs a clone of the repository:"
-            f" python scripts/report.py {compared[0]}"
-        )
     if validation is not None and len(folders) > 1:
         raise InputError("--validation needs one evaluation folder.")
     results = read_evaluations(folders)
@@ -74,7 +67,7 @@ def report_folders(
             validation, tested.structures, tested.summary, tested.items()
         )
         notices += same_names
-    context = Context(results, names[0], compare(results, names[0]), chosen_on, object_threshold)
+    context = Context(results, chosen_on, object_threshold)
     title = f"Is it calibrated? {names[0]}"
     if len(names) > 1:
         title = f"{len(names)} evaluations compared"
@@ -105,11 +98,11 @@ def write_report(
     Raises:
         InputError: See `OutputFolder.claim`.
     """
-    sections = [section for section in sections if section.records or section.pictures]
-    pictures = [picture for section in sections for picture in section.pictures]
-    files = {f"{each.name.replace('/', '_')}.png": each.png for each in pictures}
+    files = {}
     for section in sections:
-        if section.records:
+        for picture in section.pictures:
+            files[f"{picture.name.replace('/', '_')}.png"] = picture.png
+        if len(section.table):
             files[f"{section.name}.csv"] = section.as_csv().encode()
     files[PAGE] = render_page(title, answer, sections, notes).encode()
     with out.claim(files):

@@ -11,8 +11,8 @@ Undefined values are NaN. Means leave them out. `patients` are the patient of ea
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -22,18 +22,20 @@ from scipy import stats
 from calib_components.quality.ranking import MIN_PATIENTS
 
 Array = NDArray[np.float64]
+Key = TypeVar("Key", bound=Hashable)
 
 RESAMPLES = 9_999
 SEED = 0  # a report has the same numbers each time it is made
 LEVEL = 0.95
-ENOUGH = 20  # patients, to say whether a network is calibrated
-# Of `CalibrationGap`: they limit the false alarms of simulations, see the tests of `judge`
-PARTS, SPREAD = 5, 0.05
+ENOUGH_PATIENTS = 20  # to say whether a network is calibrated
+# These two limit how often `CalibrationGap` accuses a calibrated network, in simulations
+PARTS = 5  # of a patient's voxels, each right or wrong as a whole
+SPREAD = 0.05  # a standard deviation that is smaller is no evidence
 
 
 class Estimate(NamedTuple):
-    """A mean or another statistic, its 95 % interval, and of a difference the p-value and the
-    number of cases.
+    """A mean, its 95 % interval, and of a difference the p-value and the number of cases; NaN where
+    there are too few patients.
     """
 
     mean: float
@@ -42,41 +44,27 @@ class Estimate(NamedTuple):
     p_value: float = np.nan
     cases: int = 0
 
-    @property
-    def has_interval(self) -> bool:
-        """Whether there were enough patients for an interval."""
-        return not np.isnan(self.low)
 
-
-def mean_of_defined(values: ArrayLike, axis: int = 0) -> Array:
-    """Return the mean along an axis without NaN; NaN where no value is defined."""
-    return np.ma.filled(np.ma.masked_invalid(np.asarray(values, float)).mean(axis), np.nan)
-
-
-def sums_of_patients(values: ArrayLike, patients: ArrayLike) -> Array:
-    """Return the sums over the cases of each patient, `(patients, ...)` of `(cases, ...)`; patients
-    in their order.
+def _sums_of_patients(values: ArrayLike, patients: Sequence[str]) -> pd.DataFrame:
+    """Return the `sum` and `count` of the defined values of each patient who has one, `(patients,
+    2)`; patients are in the order of their names.
     """
-    names, index = np.unique(np.asarray(patients), return_inverse=True)
-    values = np.asarray(values, float)
-    sums = np.zeros((len(names), *values.shape[1:]))
-    np.add.at(sums, index, values)
-    return sums
+    cases = pd.Series(np.asarray(values, float), np.asarray(patients))
+    sums = cases.groupby(level=0).agg(["sum", "count"])
+    return sums[sums["count"] > 0]
 
 
 def mean_with_interval(values: ArrayLike, patients: Sequence[str]) -> Estimate:
     """Return the mean of `(cases,)` and its 95 % interval; undefined cases (NaN) are left out."""
-    values = np.asarray(values, float)
-    defined = ~np.isnan(values)
-    cases, names = int(defined.sum()), np.asarray(patients)[defined]
-    if cases == 0:
+    by_patient = _sums_of_patients(values, patients)
+    if by_patient.empty:
         return Estimate(np.nan)
-    mean = float(values[defined].mean())
-    if len({*names}) < MIN_PATIENTS:
-        return Estimate(mean, cases=cases)
-    sums, counts = (sums_of_patients(each, names) for each in (values[defined], np.ones(cases)))
+    total, cases = by_patient.sum()
+    estimate = Estimate(total / cases, cases=int(cases))
+    if len(by_patient) < MIN_PATIENTS:
+        return estimate
     interval = stats.bootstrap(
-        (sums, counts),
+        by_patient.to_numpy().T,
         lambda sums, counts, axis=-1: sums.sum(axis) / counts.sum(axis),
         n_resamples=RESAMPLES,
         paired=True,
@@ -85,7 +73,7 @@ def mean_with_interval(values: ArrayLike, patients: Sequence[str]) -> Estimate:
         method="percentile",
         rng=np.random.default_rng(SEED),
     ).confidence_interval
-    return Estimate(mean, float(interval.low), float(interval.high), cases=cases)
+    return estimate._replace(low=float(interval.low), high=float(interval.high))
 
 
 def paired_difference(values: ArrayLike, reference: ArrayLike, patients: Sequence[str]) -> Estimate:
@@ -110,9 +98,7 @@ def sign_flip_p_value(values: ArrayLike, patients: Sequence[str]) -> float:
 
     Source: Fisher, "The Design of Experiments", 1935.
     """
-    values = np.asarray(values, float)
-    defined = ~np.isnan(values)
-    sums = sums_of_patients(values[defined], np.asarray(patients)[defined])
+    sums = _sums_of_patients(values, patients)["sum"].to_numpy()
     if len(sums) < MIN_PATIENTS:
         return np.nan
     result = stats.permutation_test(
@@ -139,27 +125,35 @@ class CalibrationGap:
     few patients, a smaller `SPREAD` is no evidence. One patient has neither.
 
     Args:
-        confidence: Mean confidence of each patient, `(patients,)`.
-        accuracy: Their accuracy, `(patients,)`.
+        confidence: Mean confidence of each case, `(cases,)`.
+        accuracy: Their accuracy, `(cases,)`.
+        patients: The patient of each case.
+
+    Attributes:
+        confidence: Mean over patients.
+        accuracy: Mean over patients.
+        mean: Their difference.
+        spread: Standard deviation of the differences of patients; NaN for one.
+        patients: Number of patients who have a case with both.
     """
 
-    def __init__(self, confidence: ArrayLike, accuracy: ArrayLike) -> None:
-        confidence = np.asarray(confidence, float).clip(0, 1)
-        gaps = (confidence - np.asarray(accuracy, float)).round(9)  # equal up to rounding is equal
-        self.mean, self.patients = float(mean_of_defined(gaps)), len(gaps)
+    def __init__(self, confidence: ArrayLike, accuracy: ArrayLike, patients: Sequence[str]) -> None:
+        cases = pd.DataFrame(np.transpose([confidence, accuracy]), np.asarray(patients))
+        means = cases.dropna().groupby(level=0).mean().clip(0, 1)
+        gaps = (means[0] - means[1]).round(9)  # equal up to rounding is equal
+        self.patients = len(means)
+        self.confidence, self.accuracy = means.mean().tolist()
+        self.mean, self.spread = float(gaps.mean()), float(gaps.std())
         if self.patients < 2:
             return
-        shape = (RESAMPLES, self.patients)
-        drawn = np.random.default_rng(SEED).binomial(PARTS, confidence, shape) / PARTS
-        self.spread = gaps.std(ddof=1)
-        self._scale, self._drawn_t = self._scale_of(gaps), self._t(confidence - drawn)
+        p, shape = means[0].to_numpy(), (RESAMPLES, self.patients)
+        drawn = p - np.random.default_rng(SEED).binomial(PARTS, p, shape) / PARTS
+        self._scale = self._scale_of(self.spread)
+        self._drawn_t = drawn.mean(1) / self._scale_of(drawn.std(1, ddof=1))
 
-    def _scale_of(self, gaps: Array) -> Array:
-        errors = gaps.std(-1, ddof=1) / self.patients**0.5
-        return np.maximum(errors, 1e-9) + SPREAD / self.patients**2
-
-    def _t(self, gaps: Array) -> Array:
-        return gaps.mean(-1) / self._scale_of(gaps)
+    def _scale_of(self, spread: Any) -> Any:
+        """Return the standard error of a mean from the standard deviation of the patients."""
+        return np.maximum(spread / self.patients**0.5, 1e-9) + SPREAD / self.patients**2
 
     @property
     def p_value(self) -> float:
@@ -167,8 +161,9 @@ class CalibrationGap:
         if self.patients < 2:
             return math.nan
         t = self.mean / self._scale
-        drawn = 2 * min((self._drawn_t >= t).mean(), (self._drawn_t <= t).mean())
-        return float(min(1, max(2 * stats.t.sf(abs(t), self.patients - 1), drawn)))
+        student = stats.t.sf(abs(t), self.patients - 1)
+        drawn = min((self._drawn_t >= t).mean(), (self._drawn_t <= t).mean())
+        return float(min(1, 2 * max(student, drawn)))
 
     def estimate(self, level: float = LEVEL) -> Estimate:
         """Return the mean, its interval of a level, and the p-value."""
@@ -186,10 +181,22 @@ class CalibrationGap:
         spread: with them, it is what docs/patients.md asks for.
         """
         if self.patients < MIN_PATIENTS:
-            return ENOUGH - self.patients
+            return ENOUGH_PATIENTS - self.patients
         wanted = max(abs(self.mean), margin - abs(self.mean))
         needed = (stats.norm.ppf((1 + LEVEL) / 2) * self.spread / wanted) ** 2
         return max(2, math.ceil(needed) - self.patients)
+
+
+def correct_gaps(gaps: Mapping[Key, CalibrationGap]) -> dict[Key, Estimate]:
+    """Return the estimates of gaps that are tested together, Holm-corrected: an interval leaves out
+    0 where the p-value is below 0.05.
+    """
+    p_values = [gap.p_value for gap in gaps.values()]
+    corrected = zip(gaps.items(), holm(p_values), _holm_levels(p_values), strict=True)
+    return {
+        key: gap.estimate(level)._replace(p_value=p_value)
+        for (key, gap), p_value, level in corrected
+    }
 
 
 def holm(p_values: ArrayLike) -> Array:
@@ -198,21 +205,19 @@ def holm(p_values: ArrayLike) -> Array:
     """
     given = pd.Series(p_values, dtype=float).reset_index(drop=True)
     made = given.dropna().sort_values()
-    return (
-        (made * np.arange(len(made), 0, -1)).cummax().clip(upper=1).reindex(given.index).to_numpy()
-    )
+    factors = np.arange(len(made), 0, -1)
+    adjusted = (made * factors).cummax().clip(upper=1)
+    return adjusted.reindex(given.index).to_numpy()
 
 
-def holm_levels(p_values: ArrayLike) -> list[float]:
-    """Return the levels of intervals of tests that are made together, which leave out 0 where
-    Holm's adjusted p-value is below 0.05.
-    """
-    order, count = np.argsort(p_values), len(np.asarray(p_values))
-    levels, is_rejected = np.full(count, LEVEL), True
-    alpha = 0.0
-    for rank, index in enumerate(order):
-        if is_rejected:
-            alpha = (1 - LEVEL) / (count - rank)
-            is_rejected = np.asarray(p_values)[index] < alpha
-        levels[index] = 1 - alpha
-    return levels.tolist()
+def _holm_levels(p_values: Sequence[float]) -> Array:
+    """Return the level of the interval of each of some tests that are made together."""
+    count = len(p_values)
+    order = np.argsort(p_values)
+    alphas = (1 - LEVEL) / np.arange(count, 0, -1)
+    is_rejected = np.asarray(p_values)[order] < alphas
+    if not is_rejected.all():  # the steps end at the first test that is not rejected
+        alphas = alphas.clip(max=alphas[is_rejected.argmin()])
+    levels = np.empty(count)
+    levels[order] = 1 - alphas
+    return levels

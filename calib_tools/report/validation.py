@@ -10,6 +10,11 @@ from calib_components.errors import InputError
 from calib_workflows.data.overlap import Items, find_shared
 from calib_workflows.evaluation_files import Evaluation
 
+SAME_NAMES = (
+    "{number} of the cases have names of the validation folder, too. If they are the same, limits"
+    " and thresholds are of them."
+)
+
 
 def read_validation(
     folder: Path,
@@ -49,35 +54,23 @@ def read_validation(
                 f"--validation: {folder} has the {name} {there[name] or 'none'}, not {value}."
                 " Evaluate the validation cases as those under test."
             )
-    return fitted, check_apart(cases, fitted.items(patient_pattern), folder, by_name)
-
-
-def _compared(summary: Mapping[str, Any], structures: Sequence[str]) -> dict[str, str]:
-    """Return what evaluations of validation and test cases have in common, as texts."""
-    done = summary.get("calibration") or {"calibrator": "none"}
-    calibration = [str(done[key]) for key in ("calibrator", "region", "patients") if key in done]
-    codes = summary.get("arguments", {}).get("structures")
-    objects = summary.get("objects", {})
-    return {
-        "structures": codes or ", ".join(structures),
-        "sigmoid": str(bool(summary.get("sigmoid"))),
-        "calibration": " ".join(calibration),
-        "objects": str(objects) if objects.get("structures") else "",
-    }
-
-
-def check_apart(cases: Items, others: Items, folder: Path, by_name: bool = False) -> list[str]:
-    """Refuse an evaluation of cases under test; return a notice where only their names are the
-    same, or refuse them `by_name`, too.
-    """
-    shared = find_shared(cases, others)
+    shared = find_shared(cases, fitted.items(patient_pattern))
     if certain := [pair for pair in shared if by_name or not pair.is_only_name]:
         raise InputError(
             f"--validation: {folder} has {len(certain)} of the cases or patients under test:"
             f" {certain[0]}. Give an evaluation of other patients, with other names."
         )
-    about = (
-        "of the cases have names of the validation folder, too. If they are the same, limits and"
-        " thresholds are of them."
-    )
-    return [f"{len(shared)} {about}"] if shared else []
+    return fitted, [SAME_NAMES.format(number=len(shared))] if shared else []
+
+
+def _compared(summary: Mapping[str, Any], structures: Sequence[str]) -> dict[str, str]:
+    """Return what evaluations of validation and test cases have in common, as texts."""
+    done = summary.get("calibration") or {"calibrator": "none"}
+    codes = summary.get("arguments", {}).get("structures")
+    objects = summary.get("objects", {})
+    return {
+        "structures": codes or ", ".join(structures),
+        "sigmoid": str(bool(summary.get("sigmoid"))),
+        "calibration": " ".join(map(str, done.values())),
+        "objects": str(objects) if objects.get("structures") else "",
+    }

@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from nibabel import Nifti1Image
 from numpy.typing import ArrayLike
 
 from calib_components.errors import InputError, check_choice, reading, writing_folder
-from calib_workflows.data.nifti import check_same_grid, open_nifti
+from calib_workflows.data.nifti import channels_last, open_nifti, open_together
 from calib_workflows.data.overlap import find_shared
 from calib_workflows.data.transforms import check_finite, check_labels
 
@@ -48,7 +49,7 @@ def write_case(
     image: torch.Tensor,
     label: torch.Tensor,
     affine: ArrayLike,
-    source: Mapping[str, Any] | None = None,
+    source: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Write a prepared case. The folder appears when it is complete, and replaces a case of that
     name.
@@ -74,16 +75,13 @@ def write_case(
             (IMAGE, image, np.int16),
             (LABEL, label.to(torch.uint8), np.uint8),
         ):
-            channel_last = volume[0].numpy() if len(volume) == 1 else volume.movedim(0, -1).numpy()
-            nifti = Nifti1Image(channel_last, np.asarray(affine))
+            nifti = Nifti1Image(channels_last(volume), np.asarray(affine))
             nifti.header.set_xyzt_units("mm")
             nifti.set_data_dtype(dtype)
             nifti.to_filename(unfinished / name)
             content.update((unfinished / name).read_bytes())
-        if source is not None:
-            (unfinished / SOURCE).write_text(
-                json.dumps({**source, CONTENT: content.hexdigest()}, indent=1)
-            )
+        record = {**source, CONTENT: content.hexdigest()}
+        (unfinished / SOURCE).write_text(json.dumps(record, indent=1))
 
 
 def read_datalist(
@@ -131,13 +129,17 @@ def read_datalist(
     for item in listed[split]:
         if names.count(item["case"]) > 1:
             raise InputError(f"{file}: case {item['case']} occurs twice for {split}.")
-        image = open_nifti(item["image"]).shape
-        _check_size(item["image"], image, image_size)
-        if (*image, 1)[3] != in_channels:
+        image = item["image"]
+        shape = open_together([image, item["label"]])[0].shape
+        if len(shape) < 3 or (*shape, 1)[3] != in_channels:
             raise InputError(
-                f"{item['image']}: shape {image} is not that of {in_channels} channel(s)."
+                f"{image}: shape {shape} is not that of a volume of {in_channels} channel(s)."
             )
-        check_same_grid(item["label"], item["image"])
+        if image_size is not None and [*shape[:2]] != [*image_size]:
+            raise InputError(
+                f"{image}: shape {shape} is not that of slices of the image_size"
+                f" {[*image_size]}, which must be the size that the cases were prepared at."
+            )
     return listed[split]
 
 
@@ -151,10 +153,6 @@ def read_lists(file: Path, folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def _with_paths(item: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    for key in ("case", "patient"):
-        name = item.get(key, "")
-        if type(name) not in (str, int) or (key == "case" and name == ""):
-            raise ValueError(f"{key} must be a name, got {name!r}")
     patient = str(item.get("patient") or item["case"]).strip()
     return {
         **item,
@@ -177,16 +175,6 @@ def _check_apart(listed: Mapping[str, Items], split: str, file: Path, refuse_tra
         if refuse_trained and other == "training":
             raise InputError(f"{message} Leave them out of one of the two.")
         logging.getLogger(__name__).warning("%s", message)
-
-
-def _check_size(file: str, shape: Sequence[int], image_size: Sequence[int] | None) -> None:
-    if len(shape) < 3:
-        raise InputError(f"{file}: shape {tuple(shape)} is not that of a volume.")
-    if image_size is not None and tuple(shape[:2]) != tuple(image_size):
-        raise InputError(
-            f"{file}: shape {tuple(shape)} is not that of slices of the image_size"
-            f" {list(image_size)}, which must be the size that the cases were prepared at."
-        )
 
 
 def load_sample(path: str | os.PathLike, index: int | None = None) -> torch.Tensor:
@@ -264,30 +252,27 @@ class SliceDataset(CacheDataset):
     Args:
         data: As in `CaseDataset`.
         prepare: As in `CaseDataset`.
-        image_size: Number of rows and columns of every slice; None if each case has its own.
         transform: Applied to an item when it is requested.
         cache: MiB of items that are kept in memory. Forked workers share them; others read all from
             the files.
         spatial_dims: 2 for items that are slices, 3 for whole volumes.
 
     Raises:
-        InputError: There is no case, or one has slices of another size; see also `CaseDataset`.
+        InputError: There is no case; see also `CaseDataset`.
     """
 
     def __init__(
         self,
         data: Items,
         prepare: Prepare,
-        image_size: Sequence[int] | None,
         transform: Callable | None = None,
         cache: float = 0,
         spatial_dims: int = 2,
     ) -> None:
         samples: list[dict[str, Any]] = []
         for case in _prepared(data, prepare):
-            shape = open_nifti(case["image"]).shape
-            _check_size(case["image"], shape, image_size)
-            indices = range(shape[2]) if spatial_dims == 2 else [None]
+            slices = range(open_nifti(case["image"]).shape[2])
+            indices = slices if spatial_dims == 2 else [None]
             samples.extend({**case, "slice": index} for index in indices)
         if not samples:
             raise InputError("train::dataset: there is no case to train on.")
@@ -323,17 +308,18 @@ class SliceDataset(CacheDataset):
 
 
 def _prepared(data: Items, prepare: Prepare) -> list[Mapping[str, Any]]:
-    """Return the items with raw cases replaced by prepared ones."""
-    items = list(data)
-    raw = [index for index, item in enumerate(items) if "case" not in item]
-    if not raw:
-        return items
+    """Return the items of prepared cases: the given ones, or those of raw cases once prepared."""
+    if all("case" in item for item in data):
+        return [*data]
     folder = Path(tempfile.mkdtemp(prefix="cases-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    logging.getLogger(__name__).info("Preparing %d cases in %s.", len(raw), folder)
-    for index in raw:
-        check_same_grid(items[index]["label"], ensure_tuple(items[index]["image"])[0])
-        case, volumes = folder / str(index), prepare(items[index])
-        write_case(case, volumes["image"], volumes["label"], volumes["image"].affine)
-        items[index] = {"case": str(case), "image": str(case / IMAGE), "label": str(case / LABEL)}
+    logging.getLogger(__name__).info("Preparing %d cases in %s.", len(data), folder)
+    items: list[Mapping[str, Any]] = []
+    for number, item in enumerate(data):
+        open_together([*ensure_tuple(item["image"]), item["label"]])
+        case, volumes = folder / str(number), prepare(item)
+        image, label = volumes["image"], volumes["label"]
+        write_case(case, image, label, image.affine)
+        files = {"image": str(case / IMAGE), "label": str(case / LABEL)}
+        items.append({"case": str(case), **files})
     return items

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,17 +21,23 @@ from nibabel import Nifti1Image
 from nibabel.affines import from_matvec
 
 from calib_components.errors import InputError, reading
+from calib_workflows.data.files import NIFTI
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
 log = logging.getLogger(__name__)
-SUFFIX, NIFTI = ".dcm", (".nii", ".nii.gz")
+SUFFIX = ".dcm"
 DIRECTORY = "DICOMDIR"
 SEGMENTATIONS = ("SEG", "RTSTRUCT", "RTDOSE")  # modalities that are no images
 NAMED_BY = ("PatientID", "StudyDate", "SeriesNumber")
 LONGEST = 100  # characters of a name
 PLACED_BY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns")
+# Of the headers of a folder, whose others would take 100 kB a slice
+KEPT = [
+    *(*NAMED_BY, *PLACED_BY, "SeriesInstanceUID", "Modality", "SamplesPerPixel"),
+    *("NumberOfFrames", "SpacingBetweenSlices", "SliceThickness"),
+]
 # What DICOM SEG copies of its images, and they may lack
 COPIED = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime"),
@@ -55,48 +61,53 @@ def series_of(file: str | os.PathLike) -> list[Path]:
     """Return the files of the series of a DICOM file that lie in its folder; none if it is no
     image, such as a report.
     """
-    file = Path(file)
+    return [*_headers_beside(Path(file))]
+
+
+def _headers_beside(file: Path) -> dict[Path, Dataset]:
+    """Return the headers of the series of a file, see `series_of`."""
     series = _series_in(file.parent, file.parent.stat().st_mtime_ns)
-    return next((files for files in series.values() if file in files), [])
+    return next((headers for headers in series.values() if file in headers), {})
 
 
 @functools.lru_cache(maxsize=16)
-def _series_in(folder: Path, changed: int) -> dict[str, list[Path]]:
-    """Return the files of each series in a folder, which may have `changed` since."""
-    placed: dict[str, list[Path]] = defaultdict(list)
-    others: dict[str, list[Path]] = defaultdict(list)
+def _series_in(folder: Path, changed: int) -> dict[str, dict[Path, Dataset]]:
+    """Return the headers of each series in a folder, which may have `changed` since."""
+    placed: dict[str, dict[Path, Dataset]] = defaultdict(dict)
+    others: dict[str, Path] = {}
     for file in sorted(folder.iterdir()):
         if file.name.startswith(".") or file.name == DIRECTORY or not is_dicom(file):
             continue
-        header = _header(file)
+        header = _read(file, stop_before_pixels=True, specific_tags=KEPT)
         if "SeriesInstanceUID" not in header:
             raise InputError(f"{file} is no whole DICOM file. Export it again, or remove it.")
-        group = placed if _is_image(header) else others
-        group[str(header.SeriesInstanceUID)].append(file)
+        series = str(header.SeriesInstanceUID)
+        if _is_image(header):
+            placed[series][file] = header
+        else:
+            others[series] = file
+            log.warning("%s is no 3D image, as DICOM, and is skipped", file)
     for series in placed.keys() & others.keys():
         raise InputError(
-            f"{others[series][0]}: a slice of a series has no place or values. Export it again."
+            f"{others[series]}: a slice of a series has no place or values. Export it again."
         )
-    left_out = [file for files in others.values() for file in files]
-    if left_out:
-        log.warning(
-            "%d DICOM file(s) that are no 3D images are skipped, such as %s",
-            len(left_out),
-            left_out[0],
-        )
-    return dict(placed)
+    return placed
 
 
 def _is_image(header: Dataset) -> bool:
     """Return whether a file holds grey values whose places are known."""
-    is_placed = _is_multi_frame([header]) or all(name in header for name in PLACED_BY)
+    is_placed = _has_frames(header) or all(name in header for name in PLACED_BY)
     is_grey = header.get("SamplesPerPixel") == 1
     return is_placed and is_grey and header.get("Modality") not in SEGMENTATIONS
 
 
+def _has_frames(header: Dataset) -> bool:
+    return int(header.get("NumberOfFrames") or 1) > 1
+
+
 def series_name(file: str | os.PathLike) -> str:
     """Return the name of the image that a series is."""
-    header = _header(Path(file))
+    header = _read(Path(file), stop_before_pixels=True)
     words = [str(header.get(name) or "") for name in NAMED_BY]
     name = re.sub(r"[^\w.-]+", "-", "_".join(filter(None, words))).strip(".-_")
     return name[:LONGEST] or Path(file).stem
@@ -110,13 +121,11 @@ def open_series(file: str | os.PathLike) -> Nifti1Image:
         InputError: pydicom or highdicom is missing, the file is no image, or its slices do not make
             a volume: some are missing, lie at one place or beside it, or differ in direction.
     """
-    files = series_of(file)
-    if not files:
+    headers = _headers_beside(Path(file))
+    if not headers:
         raise InputError(f"{file}: no DICOM image, such as CT or MR.")
-    files, affine, shape = _in_order(files)
-    image = Nifti1Image(_Voxels(files, shape), TO_RAS @ affine)
-    image.header.set_xyzt_units("mm")
-    return image
+    files, affine, shape = _in_order(headers)
+    return Nifti1Image(_Voxels(files, shape), TO_RAS @ affine)
 
 
 class _Voxels:
@@ -132,18 +141,15 @@ class _Voxels:
         from pydicom.pixels import apply_modality_lut
 
         with reading(self.files[0], "a DICOM series that can be decoded"):
-            if len(self.files) == 1 and _is_multi_frame([_header(self.files[0])]):
+            if len(self.files) < self.shape[2]:  # one file of all frames
                 image = highdicom.imread(self.files[0])
                 volume = image.get_volume(dtype=np.float32, apply_presentation_lut=False)
                 return volume.array.transpose(2, 1, 0)
             values = np.empty(self.shape, np.float32)
             for index, file in enumerate(self.files):
-                header = _header(file, stop_before_pixels=False)
-                values[..., index] = apply_modality_lut(header.pixel_array, header).T
+                slice_ = _read(file)
+                values[..., index] = apply_modality_lut(slice_.pixel_array, slice_).T
             return values
-
-    def __getitem__(self, place: Any) -> np.ndarray:
-        return np.asarray(self)[place]
 
 
 def write_segmentation(
@@ -164,8 +170,8 @@ def write_segmentation(
     import calib_components
 
     logging.getLogger("highdicom").setLevel(logging.WARNING)
-    files, affine, _ = _in_order(series_of(image))
-    headers, frame = [_header(each) for each in files], highdicom.UID()
+    files, affine, _ = _in_order(_headers_beside(Path(image)))
+    headers, frame = [_read(each, stop_before_pixels=True) for each in files], highdicom.UID()
     for header in headers:
         header.setdefault("FrameOfReferenceUID", frame)
         for name in COPIED:
@@ -210,37 +216,43 @@ def write_segmentation(
     ).save_as(file)
 
 
-def _header(file: Path, stop_before_pixels: bool = True) -> Dataset:
+def _read(file: Path, **options: Any) -> Dataset:
+    """Read a file, with the options of pydicom."""
     try:
         import highdicom  # noqa: F401
         from pydicom import dcmread
     except ImportError as error:
         raise InputError(f"{file} is DICOM. Install highdicom: pip install highdicom.") from error
     with reading(file, "a DICOM file"):
-        return dcmread(file, stop_before_pixels=stop_before_pixels, force=True)
+        return dcmread(file, force=True, **options)
 
 
-def _is_multi_frame(headers: Sequence[Dataset]) -> bool:
-    return len(headers) == 1 and int(headers[0].get("NumberOfFrames") or 1) > 1
-
-
-def _in_order(files: Sequence[Path]) -> tuple[list[Path], np.ndarray, tuple[int, ...]]:
+def _in_order(
+    series: Mapping[Path, Dataset],
+) -> tuple[list[Path], np.ndarray, tuple[int, ...]]:
     """Return the files of a series from the first slice to the last, and the affine, in DICOM's
     axes, and shape of its voxels `(X, Y, Z)`.
     """
     import highdicom
 
-    headers = [_header(file) for file in files]
+    files, headers = [*series], [*series.values()]
     title = f"{files[0].parent}: series {series_name(files[0])}"
-    if _is_multi_frame(headers):
+    if len(files) == 1 and _has_frames(headers[0]):
         with reading(files[0], "a DICOM image"):
             image = highdicom.imread(files[0], lazy_frame_retrieval=True)
             geometry = image.get_volume_geometry(allow_duplicate_positions=False)
         if geometry is None:
             raise InputError(f"{title}: its frames make no volume. Convert it with dcm2niix.")
-        return [*files], geometry.affine[:, [2, 1, 0, 3]], geometry.spatial_shape[::-1]
+        return files, geometry.affine[:, [2, 1, 0, 3]], geometry.spatial_shape[::-1]
     with reading(files[0], "a DICOM series"):
-        grids = np.array([_grid_of_slice(header) for header in headers], float)
+        # What all slices of a volume have in common: directions, sizes of pixels, shape
+        grids = np.array(
+            [
+                [*header.ImageOrientationPatient, *header.PixelSpacing, header.Rows, header.Columns]
+                for header in headers
+            ],
+            float,
+        )
         positions = np.array([header.ImagePositionPatient for header in headers], float)
         normal = np.cross(*grids[0, :6].reshape(2, 3))
     offsets = positions @ normal
@@ -256,12 +268,6 @@ def _in_order(files: Sequence[Path]) -> tuple[list[Path], np.ndarray, tuple[int,
     return [files[index] for index in order], from_matvec(turn * sizes, expected[0]), shape
 
 
-def _grid_of_slice(header: Dataset) -> list[Any]:
-    """Return what all slices of a volume have in common: directions, sizes of pixels, shape."""
-    sizes = [*header.PixelSpacing, header.Rows, header.Columns]
-    return [*header.ImageOrientationPatient, *sizes]
-
-
 def _spacing(header: Dataset, offsets: np.ndarray) -> float:
     """Return the distance of slices; a single one has the thickness that its header states."""
     if len(offsets) > 1:
@@ -273,7 +279,7 @@ def _flaw(grids: np.ndarray, offsets: np.ndarray, errors: np.ndarray) -> str:
     """Say why slices make no volume; nothing if they do.
 
     Args:
-        grids: What `_grid_of_slice` returned, `(slices, 10)`.
+        grids: Directions, sizes of pixels and shape of each slice, `(slices, 10)`.
         offsets: Places along the normal, sorted, in mm.
         errors: How far each slice lies from its place in an even stack, in mm.
     """

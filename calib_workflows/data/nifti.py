@@ -1,21 +1,20 @@
-"""NIfTI files: finding and opening them with checks of their headers, and where their voxels
-lie.
-"""
+"""NIfTI files: opening them with checks of their headers, and where their voxels lie."""
 
 from __future__ import annotations
 
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import nibabel
 import numpy as np
+import torch
 from monai.data import NibabelReader
 from monai.utils import ensure_tuple
-from nibabel.affines import from_matvec, voxel_sizes
+from nibabel.affines import apply_affine, from_matvec, voxel_sizes
 from nibabel.arrayproxy import is_proxy
 from nibabel.openers import ImageOpener
 from nibabel.orientations import inv_ornt_aff, io_orientation
@@ -25,32 +24,13 @@ from nibabel.volumeutils import apply_read_scaling, array_from_file
 from calib_components.errors import InputError, reading
 from calib_workflows.data.dicom import is_dicom, open_series
 
-LABEL_SUFFIXES = ("_gt", "_seg", "_label")  # of the name of an image, for its label
 SAME_GRID = 0.1  # of the smallest side of a voxel; rounding of headers moves voxels by far less
 SLAB = 16  # slices that are converted at once
+SINGULAR = 1e6  # condition number of an affine; that of the thinnest voxels is below 1e3
 CHUNK = 2**24  # bytes of a file that are read past at once
 PHASE = re.compile(r"(.+)_phase(\d+)(\.nii(?:\.gz)?)", re.IGNORECASE | re.DOTALL)
+CUBIC_MM = 1000  # in a millilitre
 UNITS = {1: "metres", 3: "micrometres"}  # codes of NIfTI; 2 is millimetres, and so is 0, unknown
-
-
-def files_below(folder: str | os.PathLike) -> Iterator[Path]:
-    """List the files in a folder and its subfolders, sorted in each, without hidden ones.
-
-    Links to folders are followed once. A broken link counts as a file. A folder that cannot be read
-    is an `InputError`.
-    """
-
-    def refuse(error: OSError) -> None:
-        raise InputError(f"{error.filename}: cannot read the folder: {error.strerror}.")
-
-    seen = set()
-    for place, subfolders, names in os.walk(str(folder), onerror=refuse, followlinks=True):
-        if (real := os.path.realpath(place)) in seen:
-            subfolders.clear()
-            continue
-        seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        yield from (Path(place, name) for name in sorted(names) if not name.startswith("."))
 
 
 def stored_in(file: str | os.PathLike) -> tuple[Path, int | None]:
@@ -79,35 +59,33 @@ def open_nifti(file: str | os.PathLike) -> SpatialImage:
         check_affine(series.affine, file)
         return series
     with reading(file):
-        image = cast(SpatialImage, nibabel.load(place))
+        image: Any = nibabel.load(place)
         dtype, affine, size = image.get_data_dtype(), image.affine, os.path.getsize(place)
     if dtype.kind not in "iuf":
         raise InputError(
             f"{file}: values are of type {dtype}. Convert them to one real number per voxel."
         )
-    code = int(cast(Any, image.header)["xyzt_units"]) % 8  # the other bits are the unit of time
+    code = int(image.header["xyzt_units"]) % 8  # the other bits are the unit of time
     if code in UNITS:
         raise InputError(
             f"{file}: the header states lengths in {UNITS[code]}. Convert the affine to"
             " millimetres, or correct xyzt_units."
         )
     check_affine(affine, file)
-    demanded = cast(Any, image.dataobj).offset + dtype.itemsize * int(
-        np.prod(image.shape, dtype=np.int64)
-    )
+    demanded = image.dataobj.offset + dtype.itemsize * math.prod(image.shape)
     # The end of a compressed file is found when it is read
     if size < demanded and str(file).lower().endswith(".nii"):
         raise InputError(f"{file}: file is truncated, {size} of {demanded} bytes. Copy it again.")
     if len(image.shape) > 4:  # such as (X, Y, Z, 1, C), with an axis of time
         shape = (*image.shape[:3], *(length for length in image.shape[3:] if length > 1))
         with reading(file):
-            image = type(image)(cast(Any, image.dataobj).reshape(shape), affine, image.header)
+            image = type(image)(image.dataobj.reshape(shape), affine, image.header)
     return image if phase is None else _take_phase(image, phase, file)
 
 
-def _take_phase(image: SpatialImage, phase: int, file: str | os.PathLike) -> SpatialImage:
+def _take_phase(image: Any, phase: int, file: str | os.PathLike) -> SpatialImage:
     """Return the 3D image of a phase, whose voxels lie together in the file and are read alone."""
-    proxy, shape = cast(Any, image.dataobj), image.shape[:3]
+    proxy, shape = image.dataobj, image.shape[:3]
     with reading(file, f"phase {phase} of an image of shape {image.shape}"):
         _, _, _, phases = image.shape
         if phase >= phases:
@@ -121,13 +99,15 @@ def check_affine(affine: np.ndarray, file: str | os.PathLike) -> None:
     """Raise an `InputError` that names the file unless an affine `(4, 4)` is finite and
     invertible.
     """
-    if not np.isfinite(affine).all():
-        raise InputError(
-            f"{file}: affine has values that are not finite: {affine[:3].round(3).tolist()}."
-        )
-    lengths = np.linalg.norm(affine[:3, :3], axis=0)
-    if lengths.min() == 0 or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-3:
-        raise InputError(f"{file}: affine is singular: {affine[:3].round(3).tolist()}.")
+    is_finite = np.isfinite(affine).all()
+    if not is_finite or np.linalg.cond(affine[:3, :3]) > SINGULAR:
+        rows = affine[:3].round(3).tolist()
+        raise InputError(f"{file}: affine is {'singular' if is_finite else 'not finite'}: {rows}.")
+
+
+def voxel_volume(affine: np.ndarray) -> float:
+    """Return the volume of a voxel in ml, from the affine `(4, 4)` to millimetres."""
+    return float(abs(np.linalg.det(affine[:3, :3])) / CUBIC_MM)
 
 
 def grid_distance(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
@@ -137,9 +117,10 @@ def grid_distance(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -
     This is the largest distance between corresponding corners in millimetres. Distances up to a
     tenth of the smallest side of a voxel of the other count as 0, since headers are rounded.
     """
-    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(shape[:3]) - 1)
-    difference = affine - other
-    distance = np.linalg.norm(corners @ difference[:3, :3].T + difference[:3, 3], axis=1).max()
+    last = np.array(shape[:3]) - 1
+    corners = np.array([*np.ndindex(2, 2, 2)]) * last
+    apart = apply_affine(affine - other, corners)
+    distance = np.linalg.norm(apart, axis=1).max()
     return 0.0 if distance <= SAME_GRID * voxel_sizes(other).min() else float(distance)
 
 
@@ -162,15 +143,17 @@ class Grid(NamedTuple):
     name: object
 
 
-def check_same_grid(file: str | os.PathLike, other: str | os.PathLike) -> None:
-    """Raise `InputError` if the header of a NIfTI file has another shape or affine than that of
-    `other`.
+def open_together(files: Sequence[str | os.PathLike]) -> list[SpatialImage]:
+    """Open files, see `open_nifti`, whose voxels must be those of the first one, or raise an
+    `InputError` that names one of other shape or affine.
     """
-    grid, target = (
-        Grid(image.affine, image.shape[:3], name)
-        for image, name in ((open_nifti(file), file), (open_nifti(other), other))
+    images = [open_nifti(file) for file in files]
+    first, *others = (
+        Grid(image.affine, image.shape[:3], file) for image, file in zip(images, files, strict=True)
     )
-    _check_grids(grid, target)
+    for grid in others:
+        _check_grids(grid, first)
+    return images
 
 
 def turn_onto(grid: Grid, target: Grid) -> np.ndarray | None:
@@ -204,8 +187,8 @@ def _check_grids(grid: Grid, target: Grid) -> None:
 def read_values(
     image: SpatialImage, file: str | os.PathLike, nan_to_num: bool = False
 ) -> np.ndarray:
-    """Read the voxels of a file, opened by `open_nifti`, as float32, C-ordered, and on request NaN
-    as 0.
+    """Read the voxels of a file of three axes or more, opened by `open_nifti`, as float32,
+    C-ordered, and on request NaN as 0.
 
     Values beyond the range of float32 become infinite. Slabs are converted one at a time, since
     nibabel makes float64 of integers with a scale factor.
@@ -214,7 +197,7 @@ def read_values(
         InputError: The file is truncated, or the checksum of gzip is wrong, which nibabel does not
             verify.
     """
-    proxy = cast(Any, image.dataobj)
+    proxy: Any = image.dataobj
     if not is_proxy(proxy):  # DICOM
         return np.ascontiguousarray(proxy, np.float32)
     with reading(file), ImageOpener(proxy.file_like) as opened:
@@ -223,14 +206,19 @@ def read_values(
             while opened.read(CHUNK):  # the checksum is at the end
                 pass
     values = np.empty(stored.shape, np.float32)
-    axis = min(2, stored.ndim - 1)
     with np.errstate(over="ignore"):
-        for start in range(0, stored.shape[axis], SLAB):
-            slab = (*[slice(None)] * axis, slice(start, start + SLAB))
-            values[slab] = apply_read_scaling(stored[slab], proxy.slope, proxy.inter)
+        for start in range(0, stored.shape[2], SLAB):
+            slab = values[:, :, start : start + SLAB]
+            part = stored[:, :, start : start + SLAB]
+            slab[...] = apply_read_scaling(part, proxy.slope, proxy.inter)
             if nan_to_num:
-                values[slab][np.isnan(values[slab])] = 0
+                slab[np.isnan(slab)] = 0
     return values
+
+
+def channels_last(volume: torch.Tensor) -> np.ndarray:
+    """Return a volume `(C, *S)` as a NIfTI file has it: `(*S, C)`, or `(*S)` of one channel."""
+    return volume[0].numpy() if len(volume) == 1 else volume.movedim(0, -1).numpy()
 
 
 class NiftiReader(NibabelReader):
@@ -238,7 +226,7 @@ class NiftiReader(NibabelReader):
     `read_values`.
 
     The affine is that of nibabel. MONAI's reader takes the affine of the qform even where the
-    header marks it as unset. Files of several channels must lie on one grid, see `check_same_grid`.
+    header marks it as unset. Files of several channels must lie on one grid, see `open_together`.
     """
 
     def __init__(self, nan_to_num: bool = False) -> None:
@@ -254,10 +242,8 @@ class NiftiReader(NibabelReader):
         """Open a file, or those of the channels of an image, whose affine is that of the first
         one.
         """
-        self.filenames = [data] if isinstance(data, str | Path) else list(data)
-        images = [open_nifti(file) for file in self.filenames]
-        for file in self.filenames[1:]:
-            check_same_grid(file, self.filenames[0])
+        self.filenames = [*ensure_tuple(data)]
+        images = open_together(self.filenames)
         self._affine = images[0].affine
         return images if len(images) > 1 else images[0]
 

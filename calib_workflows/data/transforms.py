@@ -13,14 +13,13 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.data.utils import affine_to_spacing
 from monai.transforms import (
     Compose,
     LoadImaged,
     MapLabelValue,
     MapTransform,
     Orientation,
-    Spacing,
+    Spacingd,
 )
 from monai.utils import ensure_tuple
 from nibabel.orientations import aff2axcodes
@@ -70,12 +69,12 @@ class SlicesLastd(MapTransform):
     """Move the axis along which the slices of a volume lie to the last position.
 
     The other two axes keep their order, and nothing is flipped, so that a volume gives the same
-    array wherever its file has the slices. The affine of a `MetaTensor` follows, its record has an
-    `Orientation`, and its metadata the `slice_axis`. Without an affine, the spacing counts as
-    equal.
+    array wherever its file has the slices. The affine follows, MONAI's record has an `Orientation`,
+    and the metadata the `slice_axis`.
 
     Args:
-        keys: Volumes `(C, H, W, D)` on one grid. The first one decides on the axis.
+        keys: Volumes `(C, H, W, D)` on one grid, each a `MetaTensor`. The first one decides on the
+            axis.
         slice_axis: The axis, 0 to 2; None to find it with `slice_axis`.
         allow_missing_keys: Skip keys that the item lacks.
     """
@@ -96,20 +95,19 @@ class SlicesLastd(MapTransform):
         item = dict(data)
         axis = self.slice_axis
         for key in self.key_iterator(item):
-            affine = item[key].affine if isinstance(item[key], MetaTensor) else np.eye(4)
+            affine = np.asarray(item[key].affine)
             if axis is None:
-                axis = _find_axis(affine, item[key])
-            codes = aff2axcodes(np.asarray(affine))
+                axis = _find_axis(item[key])
+            codes = aff2axcodes(affine)
             order = [*codes[:axis], *codes[axis + 1 :], codes[axis]]
             item[key] = Orientation("".join(order), labels=None)(item[key]).contiguous()
-            if isinstance(item[key], MetaTensor):
-                item[key].meta["slice_axis"] = axis
+            item[key].meta["slice_axis"] = axis
         return item
 
 
-def _find_axis(affine: Any, volume: torch.Tensor) -> int:
+def _find_axis(volume: MetaTensor) -> int:
     shape = tuple(volume.shape[1:])
-    axis = slice_axis(affine_to_spacing(affine, dtype=float).tolist(), shape)
+    axis = slice_axis(volume.pixdim.tolist(), shape)
     if shape[axis] > min(shape):
         text = (
             "%s: slices are taken along axis %d of the file, which has the largest spacing, though"
@@ -301,8 +299,8 @@ class InSlabsd(EachVolumed):
         return volume
 
 
-class ResampledVolumesd(MapTransform):
-    """Resample volumes to a size of voxels, as MONAI's `Spacingd`, which fails on further entries
+class ResampledVolumesd(Spacingd):
+    """Resample volumes to a size of voxels by MONAI's `Spacingd`, which fails on further entries
     such as `image_path`.
 
     Args:
@@ -319,15 +317,11 @@ class ResampledVolumesd(MapTransform):
         mode: Sequence[str],
         allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        modes = zip(self.keys, mode, strict=True)
-        self.resample = {key: Spacing(spacing, mode=mode_of_key) for key, mode_of_key in modes}
+        super().__init__(keys, spacing, mode=mode, allow_missing_keys=allow_missing_keys)
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        item = dict(data)
-        for key in self.key_iterator(item):
-            item[key] = self.resample[key](item[key])
-        return item
+    def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> Any:
+        volumes = {key: data[key] for key in self.keys if key in data}
+        return {**data, **super().__call__(volumes, lazy)}
 
 
 def has_other_pixels(sizes: Sequence[float], trained_on: Sequence[float]) -> bool:
@@ -347,31 +341,20 @@ class CheckVolumed(EachVolumed):
         keys: Volumes `(C, H, W, D)` on the network's grid.
         pixel_size: Smallest and largest in-plane size of a pixel of the training images on this
             grid, in millimetres; None if it is not known.
-        in_channels: Number of channels that the network takes; None for any.
 
     Raises:
-        InputError: When called: the volume has other channels, or see `check_image`.
+        InputError: When called: see `check_image`.
     """
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        pixel_size: Sequence[float] | None = None,
-        in_channels: int | None = None,
-    ) -> None:
+    def __init__(self, keys: KeysCollection, pixel_size: Sequence[float] | None = None) -> None:
         super().__init__(keys)
-        self.pixel_size, self.in_channels = pixel_size, in_channels
+        self.pixel_size = pixel_size
 
-    def change(self, volume: torch.Tensor) -> torch.Tensor:
+    def change(self, volume: MetaTensor) -> MetaTensor:  # type: ignore[override]
         image = check_image(volume)
-        if self.in_channels not in (None, len(image)):
-            raise InputError(
-                f"{file_name(image)} has {len(image)} channels, the network takes"
-                f" {self.in_channels}."
-            )
-        if self.pixel_size is not None and isinstance(image, MetaTensor):
-            sizes = affine_to_spacing(image.affine, dtype=np.float64)[:2]
-            if has_other_pixels((float(sizes.min()), float(sizes.max())), self.pixel_size):
+        if self.pixel_size is not None:
+            sizes = volume.pixdim[:2].tolist()
+            if has_other_pixels(sorted(sizes), self.pixel_size):
                 logging.getLogger(__name__).warning(
                     "%s: pixels of %.3g x %.3g mm on the network's grid, which was trained on"
                     " %.3g to %.3g mm. Do not rely on the result.",

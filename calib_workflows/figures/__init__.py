@@ -5,7 +5,6 @@ Every function returns a `matplotlib.figure.Figure` without a window: save it wi
 `figure.savefig(path)`.
 """
 
-from calib_workflows.figures.overlay import raters_overlay, uncertainty_overlay
 from calib_workflows.figures.reliability import reliability_diagram
 
-__all__ = ["raters_overlay", "reliability_diagram", "uncertainty_overlay"]
+__all__ = ["reliability_diagram"]

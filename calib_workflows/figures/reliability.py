@@ -44,9 +44,6 @@ def reliability_diagram(
         if_true: Bins if the probabilities were true, in the form of `bins`, such as the
             `bins_if_true` of a metric. By title, those of some panels are enough.
 
-    Raises:
-        ValueError: Names are not one for each class, or `if_true` does not match `bins`.
-
     Examples:
         >>> import torch
         >>> from calib_workflows.figures import reliability_diagram
@@ -58,13 +55,6 @@ def reliability_diagram(
     """
     panels = _bins_of_panels(bins, class_names)
     expected = {} if if_true is None else _bins_of_panels(if_true, class_names)
-    for title, panel in expected.items():
-        if title not in panels or panel.count.shape != panels[title].count.shape:
-            raise ValueError(
-                f"if_true must have panels and numbers of bins of bins, {title!r} has not."
-            )
-    if not panels:
-        raise ValueError("bins must have at least one panel.")
     is_classwise = isinstance(bins, CalibrationBins) and bins.count.ndim == 3
     columns, rows = min(len(panels), ABREAST), math.ceil(len(panels) / ABREAST)
     size = (3 * columns + 0.6, 4.2 * rows + 0.4)
@@ -99,13 +89,7 @@ def _bins_of_panels(
     if bins.count.ndim == 2:
         return {"Predicted class": bins.pooled()}
     panels = bins.pooled().per_class()
-    titles = (
-        [f"Class {k}" for k in range(len(panels))] if class_names is None else list(class_names)
-    )
-    if len(set(titles)) != len(panels) or len(titles) != len(panels):
-        raise ValueError(
-            f"class_names must have {len(panels)} names, one per class of the bins, got {titles}."
-        )
+    titles = class_names or [f"Class {k}" for k in range(len(panels))]
     return dict(zip(titles, panels, strict=True))
 
 
@@ -116,7 +100,8 @@ def _draw_panel(
     title: str,
     if_true: CalibrationBins | None,
 ) -> None:
-    share = (bins.count[0].double() / bins.count.sum().clamp(min=1)).cpu().numpy()
+    total = bins.count.sum().clamp(min=1)
+    share = (bins.count[0].double() / total).cpu().numpy()
     shown, width = np.flatnonzero(share > SMALLEST_SHARE), 1 / len(share)
 
     def of_shown(values: torch.Tensor) -> NDArray[np.float64]:

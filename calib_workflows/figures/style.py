@@ -1,15 +1,12 @@
-"""What figures share: names and colours."""
+"""Names in figures."""
 
 from __future__ import annotations
 
 import textwrap
 
 from calib_components.errors import printable
-from calib_workflows.pages.slices import COLORS
 
-# Characters that fit into a line: of a figure's title, of a panel's, in a legend.
-TITLE, PANEL_TITLE, NAME = 75, 26, 40
-PALETTE = ("999999", *COLORS)
+PANEL_TITLE, NAME = 26, 40  # characters that fit into a line: of a panel's title, in a legend
 
 
 def literal(text: str, width: int, lines: int = 1) -> str:
@@ -22,8 +19,3 @@ def literal(text: str, width: int, lines: int = 1) -> str:
     literal = "\n".join(wrapped).replace("$", r"\$")  # no mathematics
     # Which would keep a name out of a legend
     return f" {literal}" if literal.startswith("_") else literal
-
-
-def class_color(k: int) -> str:
-    """Return grey for the background, then a colour suited to colour-blind readers."""
-    return f"#{PALETTE[k % len(PALETTE)]}"

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import operator
 import os
 import re
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,18 +24,12 @@ from monai.utils import ensure_tuple
 
 from calib_components.errors import InputError, check_choice, check_writable, printable
 from calib_workflows.data.dicom import is_dicom, series_name, series_of
-from calib_workflows.data.nifti import (
-    LABEL_SUFFIXES,
-    check_same_grid,
-    files_below,
-    open_nifti,
-    stored_in,
-)
+from calib_workflows.data.files import LABEL_SUFFIXES, files_below, find_cases, split_name
+from calib_workflows.data.nifti import open_nifti, open_together, stored_in
 from calib_workflows.folders import OutputFolder
 from calib_workflows.pages.quality import FOLDER, TABLES, choose, write_table
 
 log = logging.getLogger(__name__)
-NIFTI = re.compile(r"(.+)(\.nii(?:\.gz)?)", re.IGNORECASE | re.DOTALL)
 # Endings of the files of each map
 MAPS = {"label": "seg", "uncertainty": "uncertainty", "probability": "probability"}
 # Maps of a DICOM series, which are DICOM SEG
@@ -69,70 +64,52 @@ def find_images(path: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> l
     """
     path = Path(path)
     if path.is_dir():
-        return _group(sorted(files_below(path)), file_suffixes)
+        files = [file for file in files_below(path) if not _is_label(file, file_suffixes)]
+        images = [_image_of_series(file) for file in files if _is_series(file)]
+        return sorted([*images, *_images(files, file_suffixes)], key=operator.attrgetter("files"))
     if is_dicom(path):
-        return [Image(series_name(file), (file,)) for file in series_of(path)[:1]]
-    beside = sorted(path.parent.glob("*"))
-    images = _group([path, *beside], file_suffixes, named=path)
-    return [image for image in images if path in image.files]
+        return [_image_of_series(file) for file in series_of(path)[:1]]
+    if path.is_file() and split_name(path.name, file_suffixes).suffix:
+        beside = _images(sorted(path.parent.iterdir()), file_suffixes)
+        return [image for image in beside if path in image.files]
+    return _images([path], ())
 
 
-def _group(
-    files: Sequence[Path], file_suffixes: Sequence[str], named: Path | None = None
-) -> list[Image]:
-    """Return the images among files; one that the user `named` may be called like a label."""
-    parts: dict[Path, dict[str, Path]] = defaultdict(dict)  # the files of each image, by suffix
-    for file in files:
-        name, suffix, _ = _split(file, file_suffixes)
-        is_label = not suffix and name.lower().endswith(NOT_IMAGES)
-        if not (_is_series(file) or (_is_nifti(file) and not (is_label and file != named))):
-            continue
-        place = file.with_name(name) if suffix else file
-        if parts[place].get(suffix, file) != file:  # the same name with another ending
-            place = file
-        parts[place][suffix] = file
-    return [_image(files_by_suffix, file_suffixes) for files_by_suffix in parts.values()]
+def _images(files: Iterable[Path], file_suffixes: Sequence[str]) -> list[Image]:
+    """Return the images that NIfTI files hold."""
+    images = []
+    for place, by_suffix in find_cases(files, file_suffixes).items():
+        if whole := by_suffix.pop("", None):
+            images.append(Image(place.name, (whole,)))
+        if by_suffix:  # a file that is missing is named later
+            channels = [
+                by_suffix.get(suffix.lower(), Path(f"{place}{suffix}.nii.gz"))
+                for suffix in file_suffixes
+            ]
+            images.append(Image(place.name, tuple(channels)))
+    return images
 
 
-def _image(files_by_suffix: Mapping[str, Path], file_suffixes: Sequence[str]) -> Image:
-    first = next(iter(files_by_suffix.values()))
-    name, suffix, ending = _split(first, file_suffixes)
-    if not suffix:
-        return Image(name, (first,))
-    files = [
-        files_by_suffix.get(part.lower(), first.with_name(f"{name}{part}{ending}"))
-        for part in file_suffixes
-    ]
-    return Image(name, tuple(files))
-
-
-def _is_nifti(file: Path) -> bool:
-    return (file.is_file() or file.is_symlink()) and NIFTI.fullmatch(file.name) is not None
+def _is_label(file: Path, file_suffixes: Sequence[str] = ()) -> bool:
+    """Return whether a NIfTI file is called like a label or a map."""
+    name = split_name(file.name, {*NOT_IMAGES, *file_suffixes})
+    return name.ending != "" and name.suffix.lower() in NOT_IMAGES
 
 
 def _is_series(file: Path) -> bool:
-    """Whether a file is the first one of a DICOM series."""
+    """Return whether a file is the first one of a DICOM series."""
     return is_dicom(file) and series_of(file)[:1] == [file]
 
 
-def _split(file: str | os.PathLike, file_suffixes: Sequence[str]) -> tuple[str, str, str]:
-    """Split the name of a file into that of its image, its suffix in small letters, if it has one,
-    and its ending.
-    """
-    if is_dicom(file):
-        return series_name(file), "", ""
-    match = NIFTI.fullmatch(Path(file).name)
-    stem, ending = match.groups() if match else (Path(file).name, "")
-    longest_first = sorted(map(str.lower, file_suffixes), key=len, reverse=True)
-    for suffix in longest_first:
-        if stem.lower().endswith(suffix) and stem.lower() != suffix:
-            return stem[: -len(suffix)], suffix, ending
-    return stem, "", ending
+def _image_of_series(file: Path) -> Image:
+    return Image(series_name(file), (file,))
 
 
 def result_name(file: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> str:
     """Return the name that the results of an image get, from one of its files."""
-    return _split(file, file_suffixes)[0]
+    if is_dicom(file):
+        return series_name(file)
+    return split_name(Path(file).name, file_suffixes).case
 
 
 def run_stamp(weights: str | os.PathLike, **options: Any) -> dict[str, Any]:
@@ -215,15 +192,11 @@ class ImageFolder:
             if not (is_continued and self._is_finished(image))
         ]
 
-    def check(self, items: Sequence[Mapping[str, Any]] | None = None) -> None:
+    def check(self) -> None:
         """Check, from the headers alone, that every image can be segmented and that no file is
         replaced.
 
         Files of the folder that are left out as labels or maps are counted in a warning.
-
-        Args:
-            items: Items of a dataset, with a path `image` or those of the channels, in place of the
-                folder's images.
 
         Raises:
             InputError: There is no image, a file is missing, cannot be read or has an unsuitable
@@ -234,17 +207,13 @@ class ImageFolder:
         choose([], self.review, self.review_below)
         self._warn_of_labels()
         every = self.find()
-        if items:
-            files = [tuple(map(Path, ensure_tuple(item["image"]))) for item in items]
-            images = [Image(result_name(each[0], self.file_suffixes), each) for each in files]
-        else:
-            images = shard_of(every, self.shard)
+        images = shard_of(every, self.shard)
         if not images:
             raise InputError(
                 "dataset_dir is or holds no .nii or .nii.gz image, and no DICOM series of one:"
                 f" {self.path}."
             )
-        _check_names(images)
+        _check_names(every)
         phases = sum(stored_in(image.files[0])[1] is not None for image in images)
         if phases:
             log.info("%d images are phases, along the fourth axis of a file", phases)
@@ -261,8 +230,8 @@ class ImageFolder:
         return [phase for image in images for phase in _phases(image)]
 
     def _warn_of_labels(self) -> None:
-        below = filter(_is_nifti, files_below(self.path)) if self.path.is_dir() else ()
-        labels = [file for file in below if result_name(file).lower().endswith(NOT_IMAGES)]
+        below = files_below(self.path) if self.path.is_dir() else ()
+        labels = [*filter(_is_label, below)]
         if labels:
             log.warning(
                 "%s: %d file(s) called like labels or maps are skipped, such as %s. Rename those"
@@ -281,18 +250,16 @@ class ImageFolder:
                 raise InputError(
                     f"{file} does not exist. Each channel of {image.name} needs a file."
                 )
-            shape = open_nifti(file).shape
+        for file, opened in zip(image.files, open_together(image.files), strict=True):
+            shape = opened.shape
             if len(shape) not in (3, 4) or (*shape, 1)[3] != channels:
                 raise InputError(
                     f"{file}: shape {shape} is not that of a 3D image with {channels} channel(s)."
                 )
-        for file in image.files[1:]:
-            check_same_grid(file, image.files[0])
 
     def _check_results(self, images: Sequence[Image], every: Sequence[Image]) -> None:
         """Refuse to replace maps unasked, and results of another run."""
-        both = (*images, *every)
-        self.names = {*TABLES, *(name for image in both for name in self._results(image))}
+        self.names = {*TABLES, *(name for image in every for name in self._results(image))}
         self.output.check(self.names)
         maps = [self.output_dir / name for image in images for name in self._results(image)[1:]]
         existing = [file for file in maps if file.exists()]
@@ -340,7 +307,7 @@ def _phases(image: Image) -> list[Image]:
     if len(shape) != 4 or shape[3] == 1:
         return [image]
     digits = max(2, len(str(shape[3] - 1)))
-    stem, _, ending = _split(file, ())
+    stem, _, ending = split_name(file.name)
     names = [f"{stem}_phase{number:0{digits}}" for number in range(shape[3])]
     return [Image(name, (file.with_name(f"{name}{ending}"),)) for name in names]
 

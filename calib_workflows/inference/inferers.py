@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -41,9 +42,8 @@ class Bfloat16Inferer(SimpleInferer):
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
-        if not self.enabled:  # MONAI's own mixed precision stays as it is
-            return super().__call__(inputs, network, *args, **kwargs)
-        with torch.autocast(inputs.device.type, torch.bfloat16):
+        bfloat16 = torch.autocast(inputs.device.type, torch.bfloat16)
+        with bfloat16 if self.enabled else nullcontext():  # else MONAI's own stays as it is
             return super().__call__(inputs, network, *args, **kwargs)
 
 
@@ -96,9 +96,9 @@ class SlicesInferer(Inferer):
                 cut(crop, slab[..., None])[..., 0] = part
                 release(logits)
             crops.append(crop)
-            agreements.append(pairs)
-        meta = {} if crops[0] is None else {CROP: torch.tensor(crops)}
-        return _described(logits.permute(0, 2, 3, 4, 1), meta, agreements if compared else [])
+            agreements.append([*pairs.compute().values()])
+        known: dict[str, Sequence[Any]] = {CROP: crops, AGREEMENT: agreements}
+        return _described(logits.permute(0, 2, 3, 4, 1), known)
 
     def locate(self, volume: torch.Tensor, network: Network) -> Crop | None:
         """Return where the network looks in the slices of `(C, H, W, D)`; None for all of them."""
@@ -115,8 +115,6 @@ class SlicesInferer(Inferer):
             yield start, self._infer(slices, network, pairs)
 
     def _infer(self, slices: torch.Tensor, network: Network, pairs: PairwiseDice) -> torch.Tensor:
-        if not (self.average or members_of(network)):
-            return network(slices)
         views: Any = [([], 0)]
         if self.average:
             is_square = slices.shape[2] == slices.shape[3]
@@ -205,13 +203,9 @@ def run_members(
     return mean if calibrator is None else calibrator(mean), torch.stack(labels)
 
 
-def _described(
-    logits: torch.Tensor, meta: dict[str, Any], agreements: Sequence[PairwiseDice]
-) -> torch.Tensor:
-    """Return logits of a batch with metadata, and the agreement of each case, if there is any."""
-    if agreements:
-        values = [[*pairs.compute().values()] for pairs in agreements]
-        meta[AGREEMENT] = torch.tensor(values)
+def _described(logits: torch.Tensor, known: Mapping[str, Sequence[Any]]) -> torch.Tensor:
+    """Return logits of a batch with what is known of its cases, if there is any, as metadata."""
+    meta = {key: torch.tensor(values) for key, values in known.items() if values[0]}
     if not meta:
         return logits
     described = MetaTensor(logits, meta=meta)
@@ -270,9 +264,10 @@ class PatchesInferer(SlidingWindowInferer):
         logits, labels = run_members(network, run)
         agreements = []
         for case in labels.unbind(1):
-            agreements.append(PairwiseDice(self.structures))
-            agreements[-1].update(case)
-        return _described(logits, {}, agreements if self.structures else [])
+            pairs = PairwiseDice(self.structures)
+            pairs.update(case)
+            agreements.append([*pairs.compute().values()])
+        return _described(logits, {AGREEMENT: agreements})
 
     def _infer(self, patches: torch.Tensor, network: Network) -> torch.Tensor:
         if not self.average:

@@ -26,14 +26,14 @@ from calib_components.posthoc import find_reference
 from calib_components.quality import Reference, ScanEstimates
 from calib_components.quality.estimates import require_probabilities
 from calib_workflows.data.dicom import is_dicom, series_name, write_segmentation
+from calib_workflows.data.nifti import channels_last
 from calib_workflows.data.transforms import file_name
 from calib_workflows.inference.crops import crop_of
 from calib_workflows.inference.grid import ImageGrid
 from calib_workflows.inference.images import DICOM_MAPS, MAPS, result_name
 from calib_workflows.inference.inferers import agreement_of
 from calib_workflows.inference.scratch import release, scratch
-from calib_workflows.pages.quality import CENTER, describe_scan, write_record
-from calib_workflows.pages.slices import draw_slice
+from calib_workflows.pages.quality import CENTER, describe_scan, draw_scan, write_record
 
 QUALITY = "quality"  # key of an item
 TYPES = {8: torch.uint8, 16: torch.uint16, 32: torch.float32}  # of maps, by their bits
@@ -97,7 +97,8 @@ class PredictionMapsd(MapTransform):
         self.structures, self.network = structures, network
         fits_a_byte = min(label_codes) >= 0 and max(label_codes) <= 255
         self.codes = torch.tensor(label_codes, dtype=torch.uint8 if fits_a_byte else torch.int32)
-        self.dtype, self.largest = TYPES[bits], 1 if bits == 32 else 2**bits - 1
+        self.dtype = TYPES[bits]
+        self.largest = 1 if self.dtype.is_floating_point else torch.iinfo(self.dtype).max
         self.show_uncertainty = show_uncertainty
         self._stored = torch.empty(0)
         self._reference = Reference.from_tensor(self._stored, [*structures])
@@ -118,10 +119,10 @@ class PredictionMapsd(MapTransform):
             for name in self.save:
                 slope = 1.0 if name == "label" else 1 / self.largest
                 item[MAPS.get(name, name)] = _with_grid(maps[name], image, grid, slope)
+            shown = maps["label"]
             if self.show_uncertainty:
-                item[key] = _with_grid(maps["uncertainty"].float() / self.largest, image, grid)
-            else:
-                item[key] = _with_grid(maps["label"], image, grid)
+                shown = maps["uncertainty"].float() / self.largest
+            item[key] = _with_grid(shown, image, grid)
         return item
 
     def _describe(
@@ -138,8 +139,7 @@ class PredictionMapsd(MapTransform):
             name = series_name(file_name(image))
         grey = grid.slab(image.as_tensor(), index, index + 1)[0, 0]
         p = _probabilities(logits, grid, index, index + 1)[:, 0].cpu()
-        masks = torch.stack(scan.masks(p))
-        picture = draw_slice(grey, masks, scan.uncertainty(p), grid.affine)
+        picture = draw_scan(scan, p, grey, grid.affine)
         stored = torch.empty(0) if self.network is None else find_reference(self.network)
         if not torch.equal(stored, self._stored):  # what follows from it is computed once
             self._stored = stored
@@ -160,9 +160,10 @@ class PredictionMapsd(MapTransform):
         """Return the maps `(C, X, Y, Z)`, stored with X first as in a file, and measure the scan in
         that file.
         """
-        maps = self._empty_maps(grid)
-        depth = grid.shape[2]
-        slices = max(1, SLAB // (len(logits) * grid.shape[0] * grid.shape[1]))
+        maps: dict[str, torch.Tensor] = {}
+        names = {"label", *self.save} | ({"uncertainty"} if self.show_uncertainty else set())
+        width, height, depth = grid.shape
+        slices = max(1, SLAB // (len(logits) * width * height))
         for start in range(0, depth, slices):
             stop = min(start + slices, depth)
             p = _probabilities(logits, grid, start, stop)
@@ -171,46 +172,38 @@ class PredictionMapsd(MapTransform):
                     f"{file}: some logits of the network are NaN or infinite. Try --amp false."
                 )
             scan.update(p)
-            for name, values in maps.items():
-                values[:, start:stop] = self._values(name, p)
+            for name in names:
+                values = self._values(name, p)
+                if name not in maps:
+                    maps[name] = scratch((len(values), depth, height, width), values.dtype)
+                maps[name][:, start:stop] = values
             for values in (*maps.values(), logits):
                 release(values)
         return {name: values.permute(0, 3, 2, 1) for name, values in maps.items()}
-
-    def _empty_maps(self, grid: ImageGrid) -> dict[str, torch.Tensor]:
-        """Return the maps to fill, `(C, Z, Y, X)`."""
-        shape = tuple(reversed(grid.shape))
-        maps = {"label": scratch((1, *shape), self.codes.dtype)}
-        if "uncertainty" in self.save or self.show_uncertainty:
-            maps["uncertainty"] = scratch((1, *shape), self.dtype)
-        for name, dtype in {"dicom": torch.bool, "dicom_probability": torch.uint8}.items():
-            if name in self.save:
-                maps[name] = scratch((len(self.structures), *shape), dtype)
-        if "probability" in self.save:
-            maps["probability"] = scratch((1 + len(self.structures), *shape), self.dtype)
-        return maps
 
     def _values(self, name: str, p: torch.Tensor) -> torch.Tensor:
         """Return the values of a map, `(C, Z, Y, X)`, from the probabilities `(N, Z, Y, X)`."""
         if name == "label":
             return self.codes[p.max(0, keepdim=True).indices]  # faster than argmax
         if name == "uncertainty":
-            return self._rounded(normalized_entropy(p))
+            return rounded(normalized_entropy(p), self.dtype)
         if name == "dicom":
             predicted = p.argmax(0)
             classes = self.structures.values()
             return torch.stack([torch.isin(predicted, torch.tensor(each)) for each in classes])
+        structures = [[0], *self.structures.values()]
+        sums = torch.stack([p[list(classes)].sum(0) for classes in structures])
         if name == "dicom_probability":
-            sums = [p[list(classes)].sum(0) for classes in self.structures.values()]
-            return (torch.stack(sums).clamp(0, 1) * 255).round_().to(torch.uint8)
-        structures = ([0], *self.structures.values())
-        return self._rounded(torch.stack([p[list(classes)].sum(0) for classes in structures]))
+            return rounded(sums[1:], torch.uint8)
+        return rounded(sums, self.dtype)
 
-    def _rounded(self, values: torch.Tensor) -> torch.Tensor:
-        values = values.clamp(0, 1)
-        if self.dtype.is_floating_point:
-            return values
-        return (values * self.largest).round_().int().to(self.dtype)
+
+def rounded(shares: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return values from 0 to 1 in a type; 1 is the largest number of an integer type."""
+    shares = shares.clamp(0, 1)
+    if dtype.is_floating_point:
+        return shares
+    return (shares * torch.iinfo(dtype).max).round_().int().to(dtype)
 
 
 def _probabilities(logits: torch.Tensor, grid: ImageGrid, start: int, stop: int) -> torch.Tensor:
@@ -299,8 +292,7 @@ def write_map(
     becomes float32.
     """
     values = volume.cpu().float() if volume.is_floating_point() else volume.cpu()
-    array = values[0].numpy() if len(values) == 1 else values.movedim(0, -1).numpy()
-    header = Nifti1Image(array, affine).header
+    header = Nifti1Image(channels_last(values), affine).header
     header.set_sform(affine, code=1)
     header.set_qform(affine, code=1)
     header.set_xyzt_units("mm")

@@ -1,8 +1,7 @@
 """Numbers of a page as text.
 
-A record is a dictionary that names what was measured, its `measure`, and has its `mean` and, if
-they are defined, the ends of its interval, `low` and `high`, and its `p_value`. Sections hold
-records.
+A record is a row of the table of a section. It names what was measured, its `measure`, and has its
+`mean` and, if they are defined, the ends of its interval, `low` and `high`, and its `p_value`.
 """
 
 from __future__ import annotations
@@ -11,7 +10,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from calib_components.metrics.measures import find_column
+import pandas as pd
+
+from calib_components.metrics.case import find_column
 
 Record = Mapping[str, Any]
 
@@ -21,14 +22,14 @@ NONE = "n/a"  # in place of a number
 MAX_DIGITS = 5
 VOLUME_UNITS = ("ml", "voxels")
 # Others have 3
-DIGITS = {"mean": 2, "ml": 2, "voxels": 0, "points": 0, "missed": 0, "spurious": 0}
-TITLES = {  # of what is no column of cases.csv
+DIGITS = {"mean": 2, "ml": 2, "voxels": 0, "%": 1, "points": 0, "missed": 0, "spurious": 0}
+# Measures that are no columns of cases.csv, by their titles; their numbers have a sign
+DIFFERENCES = {
     "gap": "confidence minus accuracy",
     "optimism": "expected minus true DSC",
     "segmented_volume_error": "segmented minus true volume",
     "expected_volume_error": "expected minus true volume",
 }
-SIGNED = (*TITLES,)  # differences
 
 
 class Cell(NamedTuple):
@@ -51,15 +52,9 @@ def heading(measure: str, structures: Sequence[str] = (), arrow: bool = True) ->
     """
     column = find_column(measure, structures)
     if column is None:
-        return TITLES.get(measure, measure.replace("_", " "))
+        return DIFFERENCES.get(measure, measure.replace("_", " "))
     text = f"{column.measure.title} {column.place}".strip()
     return f"{text} {ARROWS[column.measure.better]}".strip() if arrow else text
-
-
-def higher_is_better(measure: str) -> bool:
-    """Return whether higher values of a measure are better."""
-    column = find_column(measure, [])
-    return column is not None and column.measure.better == "higher"
 
 
 def number(value: float, measure: str, signed: bool = False) -> str:
@@ -72,7 +67,7 @@ def number(value: float, measure: str, signed: bool = False) -> str:
         return NONE
     digits = _digits(value, measure)
     if not signed:
-        return f"{value:.{digits}f}"
+        return f"{value:.{digits}f}" + ("\u00a0%" if measure == "%" else "")
     digits += measure not in VOLUME_UNITS
     return f"{round(value, digits) + 0.0:+.{digits}f}"  # + 0.0: no -0.000
 
@@ -85,20 +80,6 @@ def _digits(value: float, measure: str) -> int:
     if column.measure.regions and 0 < abs(value) < 0.5 * 10**-digits:
         return min(MAX_DIGITS, -math.floor(math.log10(abs(value))))  # a small error is not 0
     return digits
-
-
-def interval(low: float, high: float, measure: str, signed: bool = False) -> list[str]:
-    """Return an interval as a note; none if it is not defined."""
-    if math.isnan(low):
-        return []
-    return [f"[{number(low, measure, signed)}, {number(high, measure, signed)}]"]
-
-
-def p_text(p_value: float) -> list[str]:
-    """Return a p-value as a note; none if no test was made."""
-    if math.isnan(p_value):
-        return []
-    return ["p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"]
 
 
 def is_significant(record: Record) -> bool:
@@ -114,16 +95,23 @@ def _p_value(record: Record) -> float:
 
 
 def to_cell(record: Record) -> Cell:
-    """Return the cell of a record: its `text`, or its number, and as notes its interval, p-value
-    and others. A `unit` has other digits than the measure.
+    """Return the cell of a record: its `text`, or its number, and as notes its interval, p-value,
+    `note` and value `if_true`, as far as they are defined. A `unit` has other digits than the
+    measure.
     """
-    if "text" in record:
-        return Cell(record["text"], record.get("notes", ()), record.get("bold", False))
-    measure = record["measure"]
-    unit, signed = record.get("unit", measure), record.get("signed", measure in SIGNED)
-    if_true = record.get("if_true", math.nan)
-    ends = record.get("low", math.nan), record.get("high", math.nan)
-    notes = [*interval(*ends, unit, signed), *p_text(_p_value(record)), *record.get("notes", ())]
-    if not math.isnan(if_true):
-        notes.append(f"{number(if_true, unit)} if true")
-    return Cell(number(record["mean"], unit, signed), notes, is_significant(record))
+    given = {name: value for name, value in record.items() if pd.notna(value)}
+    further = [given["note"]] if "note" in given else []
+    if "text" in given:
+        return Cell(given["text"], further, given.get("bold", False))
+    measure, notes = given["measure"], []
+    unit, signed = given.get("unit", measure), given.get("signed", measure in DIFFERENCES)
+    if "low" in given:
+        low, high = (number(given[end], unit, signed) for end in ("low", "high"))
+        notes.append(f"[{low}, {high}]")
+    p_value = _p_value(given)
+    if not math.isnan(p_value):
+        notes.append("p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}")
+    notes += further
+    if "if_true" in given:
+        notes.append(f"{number(given['if_true'], unit)} if true")
+    return Cell(number(given.get("mean", math.nan), unit, signed), notes, is_significant(given))

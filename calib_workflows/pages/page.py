@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import base64
-import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import jinja2
+import pandas as pd
 
 from calib_workflows.pages.numbers import Cell, Record, heading, to_cell
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SHOWN = {"notes", "bold", "signed", "color"}  # entries of a record that no CSV file has
+SHOWN = ["note", "bold", "signed", "color"]  # columns of a table that no CSV file has
 NOTHING = Cell("")
 EMPTY = ""  # heading of a column that names lines
 
@@ -47,9 +47,9 @@ class Section:
         name: Name of its CSV file, and of its place on the page.
         title: Its title.
         text: What to know of the table.
-        records: The table, a record for each number, see `calib_workflows.pages.numbers`.
-        lines: Entries of a record that name its line.
-        column: Entry of a record that names its column.
+        table: The tidy table. Each row is one number, see `calib_workflows.pages.numbers`.
+        lines: Columns of the table that name the line of a number on the page.
+        column: Column of the table that names the column of a number on the page.
         pictures: Its pictures.
         folded: Whether it is shown when clicked alone.
         first: Number of lines that are not folded; None for all.
@@ -59,7 +59,7 @@ class Section:
     name: str
     title: str
     text: str = ""
-    records: Sequence[Record] = ()
+    table: pd.DataFrame = field(default_factory=pd.DataFrame)
     lines: Sequence[str] = ("label",)
     column: str = "measure"
     pictures: Sequence[Picture] = ()
@@ -67,15 +67,18 @@ class Section:
     first: int | None = None
     kind: str = ""
 
-    def table(self) -> tuple[list[str], list[list[Cell]]]:
-        """Return the headings and the lines of the table, in the order of their first records."""
+    def grid(self) -> tuple[list[str], list[list[Cell]]]:
+        """Return the headings and the lines of the page, in the order of their first numbers."""
         lines: dict[tuple[Cell, ...], dict[str, Cell]] = {}
         heads: dict[str, None] = {}
-        for record in self.records:
+        for record in self.table.to_dict("records"):
             column, color = _shown(record, self.column), record.get("color", "")
             key = tuple(Cell(_shown(record, name), color=color) for name in self.lines)
             heads[column] = None
-            lines.setdefault(key, {})[column] = to_cell(record)
+            cells = lines.setdefault(key, {})
+            if column in cells:
+                raise ValueError(f"{self.name}: {key[0]} has two numbers for {column}")
+            cells[column] = to_cell(record)
         names = [EMPTY if name == "label" else name for name in self.lines]
         rows = [
             [*key, *(cells.get(column, NOTHING) for column in heads)]
@@ -85,22 +88,16 @@ class Section:
 
     def as_text(self) -> str:
         """Return the table for a terminal."""
-        heads, rows = self.table()
+        heads, rows = self.grid()
         texts = [heads, *([str(cell) for cell in row] for row in rows)]
         widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
         lines = ("  ".join(map(str.rjust, line, widths)) for line in texts)
         return "\n".join(line.rstrip() for line in lines)
 
     def as_csv(self) -> str:
-        """Return the records as a CSV file."""
-        names = dict.fromkeys(name for record in self.records for name in record)
-        text = io.StringIO()
-        table = csv.DictWriter(
-            text, [name for name in names if name not in SHOWN], extrasaction="ignore"
-        )
-        table.writeheader()
-        table.writerows(self.records)
-        return text.getvalue().replace("\r\n", "\n")
+        """Return the table as a CSV file."""
+        table = self.table.drop(columns=SHOWN, errors="ignore")
+        return table.to_csv(index=False, lineterminator="\n")
 
 
 def _shown(record: Record, entry: str) -> str:

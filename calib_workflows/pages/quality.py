@@ -19,34 +19,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import pandas as pd
+import torch
+from numpy.typing import ArrayLike, NDArray
 
 from calib_components.errors import InputError, check_number, make_folder, reading, writing
 from calib_components.quality.estimates import (
     ESTIMATES,
-    QualityEstimate,
+    QualityColumn,
+    ScanEstimates,
     StructureEstimate,
     StructureScan,
 )
-from calib_components.quality.reference import MIN_PATIENTS, Reference, mean_estimate
+from calib_components.quality.reference import LIMIT_PATIENTS, Reference, mean_estimate
+from calib_workflows.data.nifti import voxel_volume
 from calib_workflows.pages.page import Answer, Picture, Section, render_page
-from calib_workflows.pages.slices import COLORS
+from calib_workflows.pages.slices import COLORS, Panel, draw_slice
 
 FOLDER = "quality"
 TABLES = TABLE, PAGE = "quality.csv", "quality.html"
-CUBIC_MM = 1000  # in a millilitre
-ENTRIES = {
-    "scan",
-    "estimate",
-    "reasons",
-    "rows",
-    "place",
-    "is_unlike",
-    "evidence",
-    "note",
-    "picture",
-}
-BELOW_ALL = "lower than all {scans} validation scans"
 UNLIKE = (
     "These images are unlike those of the training: {number} of {total} have a lower estimate than"
     " all validation scans. Do not rely on the values and limits."
@@ -82,27 +73,29 @@ def describe_scan(
         reference: The validation scans in the weights, if there are any.
         affine: From voxels to mm. Without one, or with the identity, the spacing is lost, and there
             are no volumes.
-        picture: A PNG, see `draw_slice`.
+        picture: A PNG, see `draw_scan`.
         agreement: Mean DSC over pairs of segmentations of each structure, see `PairwiseDice`.
     """
     pairwise = agreement or {}
+    voxel_ml = math.nan
+    if affine is not None and not np.array_equal(affine, np.eye(4)):
+        voxel_ml = voxel_volume(affine)
     rows = [
         _structure_row(
             StructureScan(
-                structure,
-                estimate,
-                reference,
-                _voxel_ml(affine),
-                pairwise.get(structure, math.nan),
+                structure, estimate, reference, voxel_ml, pairwise.get(structure, math.nan)
             )
         )
         for structure, estimate in estimates.items()
     ]
     expected_dsc = {structure: found.expected_dsc for structure, found in estimates.items()}
     mean = mean_estimate(expected_dsc, reference.always)
-    place = _place(mean, reference)
-    is_below_all = place == BELOW_ALL.format(scans=len(reference.values))
-    is_unlike = is_below_all and reference.patients >= MIN_PATIENTS
+    higher, scans = reference.place(mean)
+    place, is_unlike = "", False
+    if scans and not math.isnan(mean):
+        number = "all" if higher == scans else f"{higher} of"
+        place = f"lower than {number} {scans} validation scans"
+        is_unlike = higher == scans and reference.patients >= LIMIT_PATIENTS
     reasons = _reasons(estimates, mean, reference)
     if is_unlike:
         reasons.append(f"its estimate is {place}")
@@ -117,6 +110,23 @@ def describe_scan(
         "note": reference.note,
         "picture": base64.b64encode(picture).decode(),
     }
+
+
+def draw_scan(
+    scan: ScanEstimates, probabilities: torch.Tensor, grey: ArrayLike | None, affine: NDArray
+) -> bytes:
+    """Draw a slice of a scan as a PNG: its image with contours of the prediction, and beside it the
+    uncertainty.
+
+    Args:
+        scan: Estimates of the scan.
+        probabilities: `(N, Y, X)`, of the slice.
+        grey: Grey values `(Y, X)`; None draws on black.
+        affine: `(4, 4)`, see `draw_slice`.
+    """
+    masks = [mask.numpy() for mask in scan.masks(probabilities)]
+    uncertainty = scan.uncertainty(probabilities)
+    return draw_slice([Panel(grey, masks), Panel(uncertainty, is_share=True)], affine)
 
 
 def _structure_row(scan: StructureScan) -> dict[str, Any]:
@@ -147,23 +157,6 @@ def _reasons(
     ]
 
 
-def _place(mean: float, reference: Reference) -> str:
-    """Say how many validation scans have a higher estimate."""
-    higher, scans = reference.place(mean)
-    if scans == 0 or math.isnan(mean):
-        return ""
-    if higher == scans:
-        return BELOW_ALL.format(scans=scans)
-    return f"lower than {higher} of {scans} validation scans"
-
-
-def _voxel_ml(affine: NDArray | None) -> float:
-    """Return the volume of a voxel in ml; NaN if the spacing is lost."""
-    if affine is None or np.array_equal(affine, np.eye(4)):
-        return math.nan
-    return float(abs(np.linalg.det(np.asarray(affine)[:3, :3])) / CUBIC_MM)
-
-
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
@@ -173,14 +166,6 @@ def write_record(record: Mapping[str, Any], output_dir: str | os.PathLike) -> No
     make_folder(Path(output_dir) / FOLDER)
     with writing(Path(output_dir) / FOLDER / f"{record['scan']}.json") as unfinished:
         unfinished.write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
-
-
-def _parse(text: str) -> dict[str, Any]:
-    """Return what `write_record` wrote, or raise an error if an entry is missing."""
-    record = json.loads(text)
-    if missing := ENTRIES - record.keys():
-        raise ValueError(f"{min(missing)} is missing")
-    return record
 
 
 def choose(
@@ -233,7 +218,7 @@ def write_table(
     for file in sorted((folder / FOLDER).glob("[!.]*.json")):
         if scans is None or file.stem in scans:
             with reading(file, "the estimates of a scan"):
-                records.append(_parse(file.read_text(encoding="utf-8")))
+                records.append(json.loads(file.read_text(encoding="utf-8")))
     chosen = choose(records, review, review_below)
     contents = {TABLE: _table(chosen), PAGE: quality_page(chosen)}
     for name, content in contents.items():
@@ -247,11 +232,12 @@ def write_table(
 def quality_page(chosen: Sequence[Mapping[str, Any]]) -> str:
     """Return the page of what `choose` returned."""
     listed = [record for record in chosen if record["review"] == "yes"]
+    defined = defined_estimates(chosen)
     notes = sorted({record["note"] for record in chosen})
     return render_page(
         f"{len(listed)} of {len(chosen)} segmentations to check",
         Answer([*caveats(chosen), ORDER]),
-        [_card(record, defined_estimates(chosen)) for record in chosen],
+        [_card(record, defined) for record in chosen],
         [*notes, ABOUT],
         {record["scan"]: record["scan"] for record in listed},
     )
@@ -270,28 +256,30 @@ def _card(record: Mapping[str, Any], defined: set[str]) -> Section:
         for number, row in enumerate(record["rows"])
         for estimate in shown
     ]
-    reasons, text = "; ".join(record["reasons"]), "No structure."
-    if record["estimate"] is not None:
-        text = f"Expected DSC {record['estimate']:.2f}"
-        if record["place"] and record["place"] not in reasons:
-            text += f", {record['place']}"
-        text += "."
-    if reasons:
-        text += f" Check: {reasons}."
-    png = base64.b64decode(record["picture"])
+    name, png = record["scan"], base64.b64decode(record["picture"])
     return Section(
-        record["scan"],
-        record["scan"],
-        text,
-        records,
+        name,
+        name,
+        _summary(record),
+        pd.DataFrame(records),
         ["structure"],
-        pictures=[Picture(record["scan"], "", png)] if png else [],
+        pictures=[Picture(name, "", png)] if png else [],
         folded=False,
         kind="card check" if record["review"] == "yes" else "card",
     )
 
 
-def _text(row: Mapping[str, Any], estimate: QualityEstimate) -> str:
+def _summary(record: Mapping[str, Any]) -> str:
+    """Say what is expected of a scan, and why a person should look at it."""
+    text, reasons = "No structure.", "; ".join(record["reasons"])
+    if record["estimate"] is not None:
+        place = record["place"]
+        beside = f", {place}" if place and place not in reasons else ""
+        text = f"Expected DSC {record['estimate']:.2f}{beside}."
+    return f"{text} Check: {reasons}." if reasons else text
+
+
+def _text(row: Mapping[str, Any], estimate: QualityColumn) -> str:
     """Return an estimate of a structure as text, with its limits if it has any."""
     values = [row.get(name) for name in (estimate.name, *estimate.limits)]
     if values[0] is None:

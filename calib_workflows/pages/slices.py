@@ -3,61 +3,101 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import binary_dilation, binary_erosion
 
-SIDE = 256  # pixels of the longer side of each picture
+from calib_components.errors import printable
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SIDE = 256  # pixels of the longer side of each panel
+LARGE = 480  # that of pictures with text
 GREYS = 64  # levels; more make files larger, not clearer
 GREY_RANGE = (0.5, 99.5)  # percentiles of an image that are black and white
 # Of Okabe and Ito. Protan and deutan readers tell the first ones apart best
 COLORS = ("e69f00", "56b4e9", "009e73", "0072b2", "d55e00", "cc79a7", "f0e442")
-CONTOUR = 3  # pixels
+CONTOUR, THIN = 3, 2  # pixels: widths of contours; thin ones let others be seen
+LINE, FONT = 30, 20  # pixels: heights of a line and of its letters
+# Of square pixels, whose first axis points to the right and whose second one points down
+AS_STORED = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+class Panel(NamedTuple):
+    """A slice as it is drawn beside others.
+
+    Attributes:
+        values: Grey values `(Y, X)`; or shares from 0, black, to 1, white. None is black.
+        masks: Structures that get a contour, `(structures, Y, X)`, each in a colour of its own.
+        is_share: Whether the values are shares.
+        title: Its title.
+    """
+
+    values: ArrayLike | None
+    masks: Sequence[NDArray] | NDArray = ()
+    is_share: bool = False
+    title: str = ""
 
 
 def draw_slice(
-    image: ArrayLike | None, masks: ArrayLike, uncertainty: ArrayLike, affine: np.ndarray
+    panels: Sequence[Panel],
+    affine: NDArray = AS_STORED,
+    title: str = "",
+    names: Mapping[int, str] = MappingProxyType({}),
+    side: int = SIDE,
+    contour: int = CONTOUR,
 ) -> bytes:
-    """Draw a slice with the contours of its structures, and beside it its uncertainty, as a PNG.
+    """Draw a slice, once in each panel, as a PNG.
 
     Args:
-        image: Grey values `(Y, X)`; None draws on black.
-        masks: Where the structures are predicted, `(structures, Y, X)`.
-        uncertainty: From 0, black, to 1, white; `(Y, X)`.
+        panels: What is drawn, from left to right.
         affine: That of the scan, `(4, 4)`, whose first two axes are X and Y. It gives pixels their
             shape, and turns the patient's right side or front to the left, the front or head to the
             top.
+        title: Lines above the picture and the titles of its panels; none without it.
+        names: Names of structures by their index, for a legend of a picture with a title.
+        side: Pixels of the longer side of a panel.
+        contour: Pixels that a contour is wide.
     """
     from PIL import Image  # comes with matplotlib, which metrics do not need
 
-    grey = np.zeros(np.shape(uncertainty)) if image is None else np.nan_to_num(np.asarray(image))
-    drawn = [grey, np.asarray(uncertainty, float), *np.asarray(masks, float)]
-    layers = _on_paper(np.stack(drawn), affine[:3, 1::-1])
-    low, high = np.percentile(layers[0], GREY_RANGE)
-    pixels = ((layers[0] - low) / max(high - low, 1e-12)).clip(0, 1) * (GREYS - 1)
-    for mask in layers[2:] > 0:
-        pixels[binary_dilation(mask) & ~mask] = 0  # seen on white, too
-    for number, mask in enumerate(layers[2:] > 0):
-        inside = binary_erosion(mask, iterations=CONTOUR)
-        pixels[mask & ~inside] = GREYS + number % len(COLORS)
-    heat = GREYS + len(COLORS) + layers[1].clip(0, 1) * (GREYS - 1)
-    picture = Image.fromarray(np.hstack([pixels, heat]).astype(np.uint8))
-    content, ramp = io.BytesIO(), np.linspace(0, 255, GREYS)[:, None]
+    layers = []
+    for panel in panels:
+        values = panel.values
+        if values is None:
+            values = np.zeros(np.shape(panel.masks)[1:])
+        layers += [np.nan_to_num(np.asarray(values, float)), *np.asarray(panel.masks, float)]
+    axes = affine[:3, 1::-1]  # the steps of rows, then those of columns
+    on_paper = iter(_on_paper(np.stack(layers), axes, side))
+    painted = []
+    for panel in panels:
+        values, masks = next(on_paper), [next(on_paper) > 0 for _ in panel.masks]
+        painted.append(_paint(values, masks, panel.is_share, contour))
+    picture = Image.fromarray(np.hstack(painted).astype(np.uint8))
+    ramp = np.linspace(0, 255, GREYS)[:, None]
     greys = ramp.repeat(3, 1).astype(np.uint8).tobytes()
     # Black, red, yellow, white
     hot = (3 * ramp - [0, 255, 510]).clip(0, 255).astype(np.uint8).tobytes()
     picture.putpalette(greys + bytes.fromhex("".join(COLORS)) + hot)
+    if title:
+        picture = _with_text(picture, title, [panel.title for panel in panels], names)
+    content = io.BytesIO()
     picture.save(content, "PNG")
     return content.getvalue()
 
 
-def _on_paper(layers: np.ndarray, axes: np.ndarray) -> np.ndarray:
+def _on_paper(layers: NDArray, axes: NDArray, side: int) -> NDArray:
     """Return layers `(layers, Y, X)` without margins, turned and enlarged as readers expect.
 
     Args:
-        layers: The image and the masks.
+        layers: The images and the masks.
         axes: Steps along a row and a column in mm, `(3, 2)`.
+        side: Pixels of the longer side.
     """
     for axis in (1, 2):
         filled = np.ptp(layers, axis=3 - axis).any(0).nonzero()[0]
@@ -67,7 +107,108 @@ def _on_paper(layers: np.ndarray, axes: np.ndarray) -> np.ndarray:
     turned = [axis for axis in (0, 1) if axes[np.abs(axes[:, axis]).argmax(), axis] > 0]
     layers = np.flip(layers, tuple(1 + axis for axis in turned))
     sizes = np.linalg.norm(axes, axis=0) * layers.shape[1:]
-    for axis, length in enumerate(np.maximum(1, sizes * SIDE / sizes.max()).astype(int), start=1):
+    lengths = np.maximum(1, sizes * side / sizes.max()).astype(int)
+    for axis, length in enumerate(lengths, start=1):
         places = (np.arange(length) + 0.5) * layers.shape[axis] / length
         layers = layers.take(places.astype(int), axis)
     return layers
+
+
+def _paint(values: NDArray, masks: Sequence[NDArray], is_share: bool, contour: int) -> NDArray:
+    """Return the places in the palette of the pixels of a panel."""
+    if is_share:
+        pixels = GREYS + len(COLORS) + values.clip(0, 1) * (GREYS - 1)
+    else:
+        low, high = np.percentile(values, GREY_RANGE)
+        pixels = ((values - low) / max(high - low, 1e-12)).clip(0, 1) * (GREYS - 1)
+    for mask in masks:
+        pixels[binary_dilation(mask) & ~mask] = 0  # seen on white, too
+    for number, mask in enumerate(masks):
+        inside = binary_erosion(mask, iterations=contour)
+        pixels[mask & ~inside] = GREYS + number % len(COLORS)
+    return pixels
+
+
+def _with_text(
+    picture: Image, title: str, titles: Sequence[str], names: Mapping[int, str]
+) -> Image:
+    """Return a picture with its title and those of its panels above, and below it the names of
+    structures in their colours.
+    """
+    from PIL import Image, ImageDraw
+
+    top = LINE * (title.count("\n") + 2)
+    bottom = top + picture.height
+    page = Image.new("RGB", (picture.width, bottom + LINE * len(names)))
+    page.paste(picture, (0, top))
+    width = picture.width // len(titles)
+    texts = [(0, row * LINE, line, "white") for row, line in enumerate(title.split("\n"))]
+    texts += [(place * width, top - LINE, text, "white") for place, text in enumerate(titles)]
+    for row, (number, name) in enumerate(names.items()):
+        texts.append((0, bottom + row * LINE, name, f"#{COLORS[number % len(COLORS)]}"))
+    draw = ImageDraw.Draw(page)
+    for x, y, text, color in texts:
+        draw.text((x, y), printable(text), color, font_size=FONT)
+    return page
+
+
+def draw_prediction(
+    image: ArrayLike | None,
+    label: ArrayLike,
+    prediction: ArrayLike,
+    uncertainty: ArrayLike | None,
+    class_names: Sequence[str],
+    title: str,
+) -> bytes:
+    """Draw a slice with contours of the ground truth, with contours of the prediction, and its
+    uncertainty, as a PNG.
+
+    Args:
+        image: Grey values `(X, Y)`; None draws on black.
+        label: Class index of the ground truth, `(X, Y)`; 0 is background.
+        prediction: Predicted class index, `(X, Y)`.
+        uncertainty: From 0, certain, to 1, `(X, Y)`; None leaves out its panel.
+        class_names: Names of the classes, background first.
+        title: Title of the picture, of one or more lines.
+    """
+    grey = _rows_first(image)
+    structures = np.arange(1, len(class_names))[:, None, None]
+    panels = [
+        Panel(grey, _rows_first(classes) == structures, title=name)
+        for name, classes in (("ground truth", label), ("prediction", prediction))
+    ]
+    names = {
+        index: name
+        for index, name in enumerate(class_names[1:])
+        if any(panel.masks[index].any() for panel in panels)
+    }
+    if uncertainty is not None:
+        panels.append(Panel(_rows_first(uncertainty), is_share=True, title="uncertainty"))
+    return draw_slice(panels, title=title, names=names, side=LARGE)
+
+
+def draw_raters(
+    image: ArrayLike | None,
+    masks: Mapping[str, ArrayLike],
+    probability: ArrayLike | None,
+    title: str,
+) -> bytes:
+    """Draw a slice with the contours of several raters, over the image and over the probability
+    that the network gives the structures, as a PNG.
+
+    Args:
+        image: Grey values `(X, Y)`; None draws on black.
+        masks: Where each rater sees a structure, `(X, Y)`, by name.
+        probability: `(X, Y)`, from 0 to 1; None leaves out its panel.
+        title: Title of the picture.
+    """
+    contours = [_rows_first(mask) for mask in masks.values()]
+    panels = [Panel(_rows_first(image), contours, title="raters")]
+    if probability is not None:
+        panels.append(Panel(_rows_first(probability), contours, True, "probability"))
+    return draw_slice(panels, title=title, names=dict(enumerate(masks)), side=LARGE, contour=THIN)
+
+
+def _rows_first(values: ArrayLike | None) -> Any:
+    """Return `(Y, X)` of `(X, Y)`."""
+    return None if values is None else np.asarray(values).T

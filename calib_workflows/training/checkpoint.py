@@ -103,19 +103,19 @@ class TrainingCheckpoint:
         }
         self.datalist = Path(datalist)
         self.dataset_dir = Path(dataset_dir or self.datalist.parent)
-        # Those of the bundle's run, from its start on
+        # These are known from the start of the bundle's run on
         self.facts: Facts | None = None
         self.settings: dict[str, Any] = {}
 
     def attach(self, engine: Trainer) -> None:
         """Save after each epoch of the trainer, and resume when it starts."""
         engine.add_event_handler(Events.STARTED, self._start)
-        # After whatever has loaded weights
+        # At that time, other handlers have loaded weights
         engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
         engine.add_event_handler(Events.COMPLETED, self.output.release)
 
     def _start(self, engine: Trainer) -> None:
-        config = self._config_of_training()
+        config = config_of_run()
         if idist.get_rank() == 0:
             self.output.claim()
             if config is not None:  # another training may have ended since the run's check
@@ -137,17 +137,6 @@ class TrainingCheckpoint:
         if engine.has_event_handler(self._save, Events.EPOCH_COMPLETED):
             engine.remove_event_handler(self._save, Events.EPOCH_COMPLETED)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
-
-    def _config_of_training(self) -> ConfigParser | None:
-        """Return the configuration of the bundle's run that trains into this folder, if one does.
-
-        The process may have run another bundle before.
-        """
-        config = config_of_run()
-        if config is None:
-            return None
-        folder = config.get_parsed_content("ckpt_dir", default="")
-        return config if Path(str(folder)) == self.best_path.parent else None
 
     def _describe_run(self, config: ConfigParser | None) -> None:
         """Record the facts and the settings of the bundle's run, if this is a part of one."""
@@ -174,7 +163,7 @@ class TrainingCheckpoint:
             )
         if differing := changes(checkpoint["settings"], self.settings):
             raise InputError(
-                f"{self.last_path} is of a run with other settings: {', '.join(differing)}. Set"
+                f"{self.last_path} is of a run with other settings: {'; '.join(differing)}. Set"
                 " them back, or start from the beginning with --resume false --overwrite true."
             )
         has_schedule = checkpoint["max_epochs"] == engine.state.max_epochs

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from calib_components.metrics.measures import Case, measure_case
+from calib_components.metrics.case import Case, measure_case
 from scripts.benchmarks import published
 from scripts.benchmarks.timing import peak_resident_mib, print_ratios, set_up
 

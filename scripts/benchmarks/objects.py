@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from calib_components.metrics.measures import Case
+from calib_components.metrics.case import Case
 from calib_components.metrics.objects import FoundObject, find_objects
 from scripts.benchmarks.timing import peak_resident_mib, set_up
 

@@ -1,11 +1,14 @@
-"""The commands of the scripts, see `calib_tools.commands`."""
+"""The signatures and docstrings of the commands of the scripts, which are their options and help.
+
+A command imports the function that it calls, so that help needs no PyTorch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-from calib_tools.commands import call
+from typing import Any
 
 
 def new_bundle(
@@ -170,3 +173,8 @@ def objects(
         threads: CPU threads for PyTorch.
     """
     call("scripts.benchmarks.objects", "objects", locals())
+
+
+def call(module: str, name: str, given: Mapping[str, Any]) -> None:
+    """Call the function of a command with what was given to it."""
+    getattr(importlib.import_module(module), name)(**given)

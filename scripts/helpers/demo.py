@@ -205,7 +205,7 @@ def draw(results: Results, out: Path) -> None:
     for axes, name, title in zip(
         panels, (BEFORE, AFTER), ("before", "after a temperature"), strict=True
     ):
-        draw_reliability(axes, results.pooled_bins(name, "predicted"), title)
+        draw_reliability(axes, results.bins[name]["predicted"].pooled(), title)
         axes.tick_params(labelleft=axes is panels[0])
     about = (
         "colours: front and back hippocampus\ndotted: the expert's borders\nred bars: too sure,"

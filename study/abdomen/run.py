@@ -28,7 +28,7 @@ from monai.inferers import SliceInferer
 from calib_components.errors import writing
 from calib_tools.bundle_command import bundle_command
 from calib_tools.prepare.split import divide
-from calib_tools.report.readers import common_properties
+from calib_tools.report.readers import describe_measures
 from calib_workflows.data.cases import SPLITS, load_sample, read_lists
 from calib_workflows.evaluation_files import Evaluation
 from calib_workflows.weights import load_weights, read_weights, save
@@ -128,8 +128,7 @@ def measure(network: Network, data: Path, work: Path) -> Comparison:
             tables[name].append(part)
     write_history(work, work)
     cells = network.keys | read_history(work) | {"torch": torch.__version__}
-    about: dict[str, Any] = {**common_properties(place, evaluation)}
-    del about["structures"]
+    about: dict[str, Any] = {**describe_measures(evaluation)}
     names = {loss: LABELS[loss] for loss in dict.fromkeys(each.loss for each in planned())}
     about |= {"class_names": list(evaluation.class_names), "labels": names, "split": "testing"}
     about |= {"folds": FOLDS, "missing": []}
@@ -168,7 +167,7 @@ def logit_magnitudes(network: Network, data: Path, weights: Path) -> pd.DataFram
 
 def save_in_half(weights: Path, file: Path) -> None:
     """Write weights in half precision."""
-    _, state = read_weights(weights)
+    state = read_weights(weights)
     save({k: v.half() if v.is_floating_point() else v for k, v in state.items()}, file)
 
 

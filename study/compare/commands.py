@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from calib_tools.commands import call
-
 
 def compare_losses(
     bundle: Path,
@@ -56,7 +54,24 @@ def compare_losses(
             separated by commas: every network is evaluated on their testing splits, too. Cells that
             are finished get those that they lack.
     """
-    call("study.compare.run", "compare_losses", locals())
+    from study.compare import run
+
+    run.compare_losses(
+        bundle,
+        dataset_dir,
+        out,
+        losses,
+        seeds,
+        work,
+        workers,
+        devices,
+        executor,
+        slurm,
+        datalist,
+        folds,
+        evaluate_on,
+        **overrides,
+    )
 
 
 def report_comparison(
@@ -81,4 +96,14 @@ def report_comparison(
         InputError: A file is missing or broken, results cannot be compared, the reference is
             unknown, or `out` holds another report or cannot be written.
     """
-    call("study.compare.report", "report_comparison", locals())
+    from study.compare import report
+
+    report.report_comparison(folder, out, reference, compact, overwrite)
+
+
+def is_comparison(folder: Path) -> bool:
+    """Return whether a folder has the results of a comparison of losses: cells, or their compact
+    form.
+    """
+    names = ("plan.json", "comparison.json", "*/seed*/settings.json")
+    return not (folder / "cases.csv").exists() and any([*folder.glob(name)] for name in names)

@@ -19,10 +19,10 @@ import torch
 
 from calib_components.errors import InputError, printable
 from calib_components.metrics import CalibrationBins
-from calib_tools.report.data import Results, derive
+from calib_tools.report.data import COMPARED_AS, Results, derive
 from calib_tools.report.readers import check_volumes
-from calib_tools.report.statistics import Array, Estimate, mean_of_defined
-from study.compare.statistics import mean_with_interval, paired_difference
+from calib_tools.report.statistics import Array, Estimate
+from study.compare.statistics import mean_of_defined, mean_with_interval, paired_difference
 
 WITHOUT, WITH = "without", "with"  # a temperature
 SUMS = ("count", "confidence", "correct")
@@ -129,16 +129,12 @@ class Comparison:
         return by_seed.reindex(columns=self.patients[row.test_set].index).to_numpy(float)
 
     def comparable(self, row: Row, measure: str) -> Array:
-        """As `values`, for differences and ranks, which must not reward missing a structure.
-
-        A case with a missed or spurious structure in any seed has no HD95. The DSC is 1 where there
-        is nothing to find and nothing is found.
+        """As `values`, for differences and ranks, see `COMPARED_AS`. A case with a missed or
+        spurious structure in any seed has no HD95.
         """
-        if measure == "dsc":
-            return self.values(row, "compared_dsc")
-        values = self.values(row, measure)
+        values = self.values(row, COMPARED_AS.get(measure, measure))
         if measure == "hd95":
-            return np.where((self.values(row, "complete") == 1).all(0), values, np.nan)
+            return np.where(np.isnan(values).any(0), np.nan, values)
         return values
 
     def case_bins(self, row: Row, region: str) -> Array:
@@ -157,8 +153,7 @@ class Comparison:
         """
         chosen = slice(None) if seed is None else [seed]
         sums = np.nansum(self.case_bins(row, region)[:, chosen], axis=(1, 2))
-        count, *others = torch.from_numpy(sums)[:, None]
-        return CalibrationBins(count.long(), *others)
+        return CalibrationBins(*torch.from_numpy(sums)[:, None])
 
     def on(self, test_set: str, rows: Sequence[Row] | None = None) -> OneTestSet:
         """Return a test set for the sections of a report; by default, with all its rows."""
@@ -177,10 +172,11 @@ class Comparison:
             rows=by_name,
         )
 
-    def _sums(self, row: Row) -> dict[str, Array]:
-        """Return the bins of each region, summed over seeds, `(3, cases, bins)`."""
+    def _sums(self, row: Row) -> dict[str, CalibrationBins]:
+        """Return the bins of each region, summed over seeds, `(cases, bins)`."""
         regions = [region for each, region in self.bin_groups if each == row]
-        return {region: np.nansum(self.case_bins(row, region), axis=1) for region in regions}
+        sums = {region: np.nansum(self.case_bins(row, region), axis=1) for region in regions}
+        return {region: CalibrationBins(*torch.from_numpy(each)) for region, each in sums.items()}
 
     def _means(self, row: Row) -> pd.DataFrame:
         """Return the means over the seeds of each case."""
@@ -210,14 +206,14 @@ class OneTestSet(Results):
         is_same = row.method == base.method
         return paired_difference(here, there, self.patients, same_seeds=is_same)
 
-    def case_means(self, name: str, region: str) -> Array:
+    def confidence(self, name: str, region: str) -> Array:
         """Return mean confidence and accuracy of each case, means over seeds, `(2, cases)`."""
         count, *sums = self.comparison.case_bins(self.rows[name], region).sum(3)
         return mean_of_defined(sums / np.where(count > 0, count, np.nan), axis=1)
 
     def keys(self, name: str) -> dict[str, Any]:
-        """Return the columns of CSV files that say what a record is of."""
-        return self.rows[name]._asdict()
+        """Return the columns of tables that say what a row is of."""
+        return {**self.rows[name]._asdict(), "label": self.labels[name]}
 
 
 def check_same_cases(comparison: Comparison) -> None:
@@ -232,4 +228,4 @@ def check_same_cases(comparison: Comparison) -> None:
                 f"{test_set or 'cases.csv'}: case {name} is not in all evaluations, or twice in"
                 " one."
             )
-        check_volumes(table.groupby("case")[volumes])
+        check_volumes(table.set_index("case")[volumes])

@@ -9,10 +9,12 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
-from calib_tools.report.statistics import Array, mean_of_defined
-from calib_workflows.pages.numbers import heading, higher_is_better
+from calib_components.metrics.case import find_column
+from calib_tools.report.statistics import Array
+from calib_workflows.pages.numbers import heading
 from calib_workflows.pages.page import Section
 from study.compare.data import Comparison, Row
+from study.compare.statistics import mean_of_defined
 
 RANKED = ("dsc", "hd95", "ece", "cece")  # what the paper reports and ranks by
 TRUSTED = ("dsc", "hd95", "nll_all", "nll_predicted", "ece_predicted", "ece_all")
@@ -66,6 +68,12 @@ def costs_of(comparison: Comparison, rows: Sequence[Row], measures: Sequence[str
     return np.stack(costs, axis=2)
 
 
+def higher_is_better(measure: str) -> bool:
+    """Return whether higher values of a measure are better."""
+    column = find_column(measure, [])
+    return column is not None and column.measure.better == "higher"
+
+
 def ranks_sections(comparison: Comparison) -> list[Section]:
     """Return the rankings of two or more methods, over the test sets where all have results."""
     sections = [_rank(comparison, name, *ranking) for name, ranking in RANKINGS.items()]
@@ -96,12 +104,9 @@ def _costs_by_set(
 
 def _tabulate(name: str, title: str, measures: Sequence[str], ranks: pd.DataFrame) -> Section:
     names = ", ".join(heading(measure, arrow=False) for measure in measures)
-    records = [
-        {"label": label, "kind": kind, "mean": rank, "text": f"{round(rank, 2):g}"}
-        for label, of_method in ranks.iterrows()
-        for kind, rank in of_method.items()
-    ]
-    return Section(f"ranks_{name}", title, f"By {names}. {ABOUT}", records, column="kind")
+    table = ranks.reset_index().melt("label", var_name="kind", value_name="mean")
+    table["text"] = table["mean"].map(lambda rank: f"{round(rank, 2):g}")
+    return Section(f"ranks_{name}", title, f"By {names}. {ABOUT}", table, column="kind")
 
 
 def rank_methods(

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from calib_components.errors import InputError, reading
-from calib_tools.report.readers import case_bins, case_table, common_properties
+from calib_tools.report.readers import case_bins, case_table, describe_measures
 from calib_workflows.calibrate import read_estimate
 from calib_workflows.evaluation_files import Evaluation
 from study.compare.cells import CellSettings, Run, name_run, read_plan, read_settings
@@ -86,9 +86,8 @@ def _read_cell(cell: Path, settings: CellSettings, tables: Tables) -> None:
         tables.cases.append(cases)
         tables.bins.append(bins)
         if place == cell:
-            common = common_properties(place, evaluation)
-            del common["structures"]
-            tables.about = {**common, "class_names": list(evaluation.class_names)}
+            measures = describe_measures(evaluation)
+            tables.about = {**measures, "class_names": list(evaluation.class_names)}
     tables.cells.append(keys | read_history(cell) | settings.made_with)
     if settings.calibration:
         fit = read_estimate(cell / "temperature").to_dict()
@@ -99,10 +98,10 @@ def _read_cell(cell: Path, settings: CellSettings, tables: Tables) -> None:
 def tables_of(evaluation: Evaluation, keys: Mapping[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the cases and bins of an evaluation, in the columns of a comparison, after `keys`."""
     cases, bins = case_table(evaluation), []
-    for region, sums in case_bins(evaluation, cases.index).items():
+    for region, of_cases in case_bins(evaluation, cases.index).items():
         wide = {
-            f"{name}_{i + 1}": part[:, i]
-            for name, part in zip(SUMS, sums, strict=True)
+            f"{name}_{i + 1}": part[:, i].double()
+            for name, part in zip(SUMS, vars(of_cases).values(), strict=True)
             for i in range(part.shape[1])
         }
         bins.append(pd.DataFrame({"case": cases.index, "region": region, **wide}))

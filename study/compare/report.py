@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from calib_components.errors import check_choice
+from calib_components.quality.ranking import BAD
 from calib_tools.report.calibration import structures_section, summary_section
 from calib_tools.report.cases import cases_section, pictures_section
 from calib_tools.report.comparison import (
@@ -22,21 +23,19 @@ from calib_tools.report.comparison import (
     ABOUT_REGIONS,
     COMPARED,
     compare,
-    count_records,
     differences,
-    mean_records,
     reliability_section,
     tabulate_differences,
+    tabulate_means,
 )
-from calib_tools.report.conclusion import LOW, describe_one
+from calib_tools.report.conclusion import describe_one
 from calib_tools.report.data import Context
 from calib_tools.report.report import size_notices, write_report
-from calib_tools.report.statistics import MIN_PATIENTS, mean_of_defined
+from calib_tools.report.statistics import MIN_PATIENTS
 from calib_workflows.folders import OutputFolder
 from calib_workflows.pages.numbers import (
     Record,
     heading,
-    higher_is_better,
     is_significant,
     number,
 )
@@ -44,8 +43,9 @@ from calib_workflows.pages.page import Answer, Section
 from study.compare.compact import write_compact
 from study.compare.data import WITH, WITHOUT, Comparison, OneTestSet, Row
 from study.compare.published import PUBLISHED, dataset_of
-from study.compare.ranks import ranks_sections
+from study.compare.ranks import higher_is_better, ranks_sections
 from study.compare.readers import read_cells
+from study.compare.statistics import mean_of_defined
 
 REFERENCE = "nacl"
 TITLE = "Losses compared: {}"
@@ -107,10 +107,10 @@ def report_comparison(
 
 def make_sections(comparison: Comparison, reference: str) -> Iterator[Section]:
     """Yield the sections of the page in their order."""
-    plain = Context(comparison.on("", comparison.rows("", [WITHOUT])), reference)
+    plain = Context(comparison.on("", comparison.rows("", [WITHOUT])))
     whole = {test_set: comparison.on(test_set) for test_set in comparison.test_sets}
     sections: list[Section | None] = [
-        make(Context(whole[""], reference)) for make in (summary_section, reliability_section)
+        make(Context(whole[""])) for make in (summary_section, reliability_section)
     ]
     sections += [make(plain) for make in SECTIONS]
     for test_set, results in whole.items():
@@ -133,20 +133,21 @@ def _rename(section: Section | None, test_set: str) -> Section | None:
 
 def means_section(comparison: Comparison, results: OneTestSet, test_set: str) -> Section:
     """Return the means on a test set, with the spread over seeds and the numbers of the paper."""
-    records = mean_records(results)
-    for record in records:
+    rows = tabulate_means(results).to_dict("records")
+    for record in rows:
+        if not comparison.has(record["measure"]):  # numbers of structures
+            continue
         row = Row(record["method"], record["temperature"], record["test_set"])
         values = comparison.values(row, record["measure"])
         record["seeds"] = len(values)
         record["sd_seeds"] = float(pd.Series(mean_of_defined(values, axis=1)).std())
         record["published"] = published = find_published(comparison, row, record["measure"])
         if published is not None:
-            record["notes"] = [f"paper {number(published, record['measure'])}"]
+            record["note"] = f"paper {number(published, record['measure'])}"
     caption = ABOUT_MEANS.format(patients=results.count)
     if not test_set:
         caption += about_comparison(comparison)
-    records += count_records(results)
-    return Section("means", "Means", caption, records, ["measure"], "label")
+    return Section("means", "Means", caption, pd.DataFrame(rows), ["measure"], "label")
 
 
 def about_comparison(comparison: Comparison) -> str:
@@ -220,8 +221,8 @@ def describe_differences(results: OneTestSet, reference: str) -> list[str]:
     table = table[table["measure"].isin(DECIDING)]
     change = table.apply(_change, axis=1)
     is_loss = (table["measure"] == "dsc") & ((change < 0) | (table["mean"] < -LOSS))
-    behind = [*_segment_badly(results), *table["name"][is_loss]]
-    better = table[(change > 0) & ~table["name"].isin(behind)]
+    behind = [*_segment_badly(results), *table["method"][is_loss]]
+    better = table[(change > 0) & ~table["method"].isin(behind)]
     sentences = []
     for kind, differing in (("Better", better), ("Worse", table[change < 0])):
         if len(differing):
@@ -235,7 +236,7 @@ def describe_differences(results: OneTestSet, reference: str) -> list[str]:
 
 def _segment_badly(results: OneTestSet) -> list[str]:
     """Return the methods with a low mean DSC."""
-    return [name for name in results.names if mean_of_defined(results.values(name, "dsc")) < LOW]
+    return [name for name, cases in results.cases.items() if cases["dsc"].mean() < BAD]
 
 
 def _change(record: Record) -> int:
@@ -250,8 +251,8 @@ def _change(record: Record) -> int:
 def _listed(results: OneTestSet, table: pd.DataFrame) -> str:
     """Return methods and the measures in which they differ, as text."""
     headings = table["measure"].map(lambda measure: heading(measure, arrow=False))
-    by_name = headings.groupby(table["name"], sort=False).agg(", ".join)
-    return "; ".join(f"{results.labels[name]} ({names})" for name, names in by_name.items())
+    by_method = headings.groupby(table["method"], sort=False).agg(", ".join)
+    return "; ".join(f"{results.labels[name]} ({names})" for name, names in by_method.items())
 
 
 def next_step(comparison: Comparison, results: OneTestSet) -> str:

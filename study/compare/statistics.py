@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
@@ -17,9 +18,12 @@ from calib_tools.report.statistics import (
     MIN_PATIENTS,
     Array,
     Estimate,
-    mean_of_defined,
-    sums_of_patients,
 )
+
+
+def mean_of_defined(values: ArrayLike, axis: int = 0) -> Array:
+    """Return the mean along an axis without NaN; NaN where no value is defined."""
+    return np.ma.filled(np.ma.masked_invalid(np.asarray(values, float)).mean(axis), np.nan)
 
 
 def mean_with_interval(values: ArrayLike, patients: Sequence[str]) -> Estimate:
@@ -69,7 +73,7 @@ def _estimate(tables: Sequence[Array], differences: Array, patients: Sequence[st
         filled = np.where(np.isnan(table), mean_of_defined(table), table)[:, defined]
         # Linearised contributions of patients to the ratio of sums: those with more cases weigh
         # more.
-        sums = sums_of_patients(filled.T - filled.mean(), names).T
+        sums = pd.DataFrame(filled.T - filled.mean()).groupby(names).sum().to_numpy().T
         by_patient.append(filled.mean() + sums * sums.shape[1] / cases)
     return Estimate(mean, *seeds_and_patients(mean, by_patient), cases)
 

@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from calib_components.metrics.measures import measure_case
+from calib_components.metrics.case import measure_case
 from calib_components.metrics.raters import RatedCase
 from calib_components.posthoc import TemperatureScaling
 from calib_tools.predictions.cases import read_case, to_logits
@@ -73,7 +73,7 @@ def measure(case: RatedCase, structure: str) -> Iterator[dict[str, Any]]:
     rows = {**of_raters, "all": {**measure_case(case), **everyone}}
     for rater, row in rows.items():
         one = case if rater == "all" else case.raters[rater]
-        bins = one.measured["predicted"].bins["top_label"]
+        bins = one.region_measures["predicted"].bins["top_label"]
         sums = (bins.count.sum(), bins.confidence_sum.sum(), bins.num_correct.sum())
         names = ("predicted_voxels", "confidence", "correct")
         shown = {name: row.get(f"{name}_{structure}", row.get(name)) for name in COLUMNS}

@@ -14,14 +14,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for a clone that
 
 from calib_components.errors import writing
 from calib_tools.cli import run
-from calib_workflows.figures.style import class_color
+from calib_workflows.pages.slices import COLORS
 from study.tables.fill_tables import ROOT, TITLES, label_of, mean
 
 LOSSES = ("ce_dice", "cross_entropy", "entropy_penalty", "svls", "nacl_softmax", "mbls", "nacl")
 ROWS = [name + end for name in LOSSES for end in ("", "+T")]
 MEASURES = {"nll_all": "NLL, all voxels", "nll_predicted": "NLL, predicted foreground"}
 PLACES = ("acdc", "bssfp", "lge")
-BLUE = class_color(4)
+BLUE = f"#{COLORS[3]}"
 
 
 def draw_panel(axes: Axes, measure: str, place: str) -> None:

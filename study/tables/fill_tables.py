@@ -38,7 +38,7 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for a clone that is not installed
 
 from calib_components.errors import InputError
-from calib_components.metrics.measures import find_column
+from calib_components.metrics.case import find_column
 from calib_components.quality.ranking import order
 from calib_tools import cli
 from calib_tools.report.statistics import Estimate, holm

@@ -21,8 +21,7 @@ from calib_tools.report.data import derive
 from calib_tools.report.quality import LIMITED, count_held, find_limits
 from calib_tools.report.statistics import (
     CalibrationGap,
-    holm,
-    holm_levels,
+    correct_gaps,
     mean_with_interval,
     paired_difference,
 )
@@ -118,14 +117,14 @@ def try_limits(
     width, by their title.
     """
     limits = find_limits(known, structure, scans)
-    (bounds, _), (ranges, _) = limits.values()
+    bounds, ranges = limits.values()
     widths = (
-        scans["expected_dsc"] - bounds[:, 0],
-        np.diff(ranges)[:, 0] / scans["expected_volume"],
+        scans["expected_dsc"] - bounds["low"],
+        (ranges["high"] - ranges["low"]) / scans["expected_volume"],
     )
     return {
-        title: (*count_held(*pair, patients), float(np.nanmedian(width)))
-        for (title, pair), width in zip(limits.items(), widths, strict=True)
+        title: (*count_held(table, patients), float(width.median()))
+        for (title, table), width in zip(limits.items(), widths, strict=True)
     }
 
 
@@ -157,14 +156,15 @@ def gaps_table(bundle: str, network: str = "nacl") -> str:
     structures = read_reference(bundle).structures
     columns = {}
     for title, scans in scans_of(bundle, network).items():
-        gaps = [_gap(scans, structure) for structure in structures]
-        p_values = [gap.p_value for gap in gaps]
-        corrected = zip(gaps, holm_levels(p_values), holm(p_values), strict=True)
-        estimates = [gap.estimate(level)._replace(p_value=p) for gap, level, p in corrected]
+        gaps = {
+            structure: CalibrationGap(
+                scans[f"confidence_{structure}"], scans[f"accuracy_{structure}"], scans["patient"]
+            )
+            for structure in structures
+        }
         columns[title] = [
-            f"{mean:+.3f} [{low:+.3f}, {high:+.3f}] {Judgement(estimate, 0, 0).text}"
-            for estimate in estimates
-            for mean, low, high, *_ in [estimate]
+            f"{gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}] {Judgement(gap).text}"
+            for gap in correct_gaps(gaps).values()
         ]
     return _text(pd.DataFrame(columns, [*structures]))
 
@@ -177,7 +177,8 @@ def numbers_table() -> str:
             for measure, name in MEASURES.items():
                 mean = mean_with_interval(scans[measure], [*scans["patient"]])
                 rows.setdefault(f"{title}: {name}", []).append(text(mean, digits=3))
-            gap = CalibrationGap(*_predicted(scans)).estimate()
+            confidence, accuracy = _predicted(scans)
+            gap = CalibrationGap(confidence, accuracy, confidence.index).estimate()
             cell = text([100 * each for each in gap[:3]], "+", 1)
             rows.setdefault(f"{title}: too sure by, points", []).append(cell)
     return markdown(rows, [*HEART.values()])
@@ -238,9 +239,3 @@ def _text(table: pd.DataFrame) -> str:
     """Return a table of texts as Markdown."""
     rows = dict(zip(table.index, table.to_numpy().tolist(), strict=True))
     return markdown(rows, [*table.columns])
-
-
-def _gap(scans: pd.DataFrame, structure: str) -> CalibrationGap:
-    columns = [f"confidence_{structure}", f"accuracy_{structure}"]
-    means = scans[columns].dropna().groupby(scans["patient"]).mean()
-    return CalibrationGap(means[columns[0]], means[columns[1]])

@@ -9,11 +9,7 @@ import pytest
 
 from tests.conftest import (  # noqa: F401
     leaves_no_log_handlers,
-    one_thread,
     operators_stay_alive,
-    phantoms,
-    prepared,
-    trained,
     warns_again,
     without_mlflow_in_processes,
 )

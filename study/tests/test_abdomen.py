@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from study.abdomen.run import Network, add_to_results, fold_list, is_finished, planned, write_folds
+from study.abdomen.run import Network, add_to_results, fold_list, is_finished, write_folds
 from study.compare.compact import read_compact
 from study.compare.data import Comparison
 
@@ -39,12 +39,6 @@ def test_each_patient_is_tested_once_and_one_other_chooses_the_epoch(tmp_path: P
         assert len(lists["validation"]) == 1
         tested += [item["patient"] for item in lists["testing"]]
     assert sorted(tested) == sorted(item["patient"] for item in items)
-
-
-def test_the_order_is_that_of_the_protocol() -> None:
-    networks = [*planned()]
-    assert [network.regime for network in networks] == ["ours"] * 3 + ["authors"] * 21
-    assert [network.fold for network in networks[3:]] == [0] * 7 + [1] * 7 + [2] * 7
 
 
 def test_rows_of_a_network_are_added_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

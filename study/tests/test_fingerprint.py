@@ -6,27 +6,19 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 from monai.bundle import ConfigParser
 
-from study.compare.fingerprint import (
-    BY_NAME,
-    EVALUATION,
-    TRAINING,
-    differing,
-    fingerprint,
-)
-from tests.helpers import ACDC, BUNDLES, HIPPOCAMPUS
+from study.compare.fingerprint import EVALUATION, TRAINING, differing, fingerprint
+from tests.helpers import ACDC
 
 
-def parse(*files: str, bundle: Path = ACDC) -> ConfigParser:
+def parse(*files: str) -> ConfigParser:
     parser = ConfigParser()
-    parser.read_config([str(bundle / "configs" / file) for file in files])
+    parser.read_config([str(ACDC / "configs" / file) for file in files])
     return parser
 
 
@@ -36,24 +28,15 @@ def changed(parser: ConfigParser, name: str, value: Any) -> dict[str, Any]:
     return other.get()
 
 
-@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
-def test_is_plain_data_with_references_to_its_own_ids_alone(bundle: Path) -> None:
-    config = parse("train.yaml", bundle=bundle).get()
+def test_is_plain_data_that_the_seed_changes_in_one_place() -> None:
+    config = parse("train.yaml").get()
     before = copy.deepcopy(config)
     training = fingerprint(config)
     assert config == before
     assert training.keys() == TRAINING.keys()
     assert json.loads(json.dumps(training)) == training
-    references = set(re.findall(r'"@([^"]+)"', json.dumps(training)))
-    assert {"network", "optimizer", "loss", "train::dataset", "train::dataloader"} <= references
-    assert references <= {*training, *BY_NAME}
-    lr, fused = training["optimizer"]["lr"], training["optimizer"]["fused"]
-    assert (lr, fused, training["lr_scheduler"]["milestones"]) == (0.001, True, [50])
-    layout = "$torch.channels_last_3d" if bundle == HIPPOCAMPUS else "$torch.channels_last"
-    assert training["network"] == {
-        "$@network_def.to(@device, memory_format=@memory_format)": {"memory_format": layout}
-    }
-    assert fingerprint({**config, "seed": 1}) == {**training, "seed": 1}  # seeds differ in it alone
+    assert (training["optimizer"]["lr"], training["lr_scheduler"]["milestones"]) == (0.001, [50])
+    assert fingerprint({**config, "seed": 1}) == {**training, "seed": 1}
 
 
 TRANSFORMS = "train::preprocessing::transforms::2::transforms::0"
@@ -151,20 +134,6 @@ def test_does_not_show_what_leaves_the_numbers_alone(
     change(parser)
     assert fingerprint(parser.get()) == before
     assert fingerprint(parser.get(), EVALUATION) == evaluation_before
-
-
-def test_expressions_without_a_plain_value_are_shown_as_they_are_with_what_they_refer_to() -> None:
-    loss = {
-        "_target_": "Loss",
-        "weight": "$torch.ones(@batch_size)",
-        "dtype": "$torch.half",
-        "at": "user@host",
-    }
-    config = {"image_size": "$[1,", "crop_size": "$@nothing[0]", "loss": loss, "batch_size": 3}
-    assert fingerprint(config) == {
-        **config,
-        "loss": {**loss, "weight": {loss["weight"]: {"batch_size": 3}}},
-    }
 
 
 def test_differences_are_the_plain_settings_that_others_follow_from() -> None:

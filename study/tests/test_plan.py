@@ -16,13 +16,14 @@ import yaml
 
 from calib_components.errors import InputError
 from calib_workflows.data.cases import read_lists
-from study.compare.cells import CellSettings, add_to_plan, read_settings
+from study.compare.cells import add_to_plan
 from study.compare.plan import PlannedCell, Protocol
 from study.compare.settings import PRESETS, Setting, choose_settings
 from study.tests.conftest import write_list
 from tests.helpers import ACDC, save
 
 NACL_MAX = next(setting for setting in PRESETS["table3"] if setting.name == "nacl_max")
+STEPS = ["train", "evaluate", "calibrate", "evaluate_temperature"]
 
 
 def plan(
@@ -52,13 +53,8 @@ def options_of(cell: PlannedCell, step: str) -> dict[str, Any]:
 class TestCommands:
     def test_are_plain_runs_of_the_bundle(self, data: Path) -> None:
         cell = plan(data, max_epochs=2, image_size=[64, 64], split="testing")
-        assert [step.name for step in cell.steps] == [
-            "train",
-            "evaluate",
-            "calibrate",
-            "evaluate_temperature",
-        ]
-        train, evaluate, calibrate, scaled = (options_of(cell, step.name) for step in cell.steps)
+        assert [step.name for step in cell.steps] == STEPS
+        train, evaluate, calibrate, scaled = (options_of(cell, name) for name in STEPS)
         configs = ACDC / "configs"
         assert train["config_file"] == [
             str(configs / "train.yaml"),
@@ -125,12 +121,7 @@ class TestCommands:
 
     def test_each_fold_fits_its_own_temperature(self, data: Path) -> None:
         cell = plan(data, fold=1)
-        assert [step.name for step in cell.steps] == [
-            "train",
-            "evaluate",
-            "calibrate",
-            "evaluate_temperature",
-        ]
+        assert [step.name for step in cell.steps] == STEPS
         for step in ("train", "calibrate"):
             assert options_of(cell, step)["datalist"] == str(data / "datalist_fold1.json")
         assert cell.settings.patients == {"a_1": "a"}
@@ -198,19 +189,12 @@ class TestRefusals:
 
 
 class TestSettings:
-    def test_overrides_are_recorded_if_no_fingerprint_shows_them(self, data: Path) -> None:
-        without_effect = {"num_workers": 3, "cache": 0, "datalist": str(data / "datalist.json")}
-        shown = {"max_epochs": 2, "any_orientation": False}
-        other = {"train::handlers": []}
-        assert plan(data, **without_effect, **shown, **other).settings.overrides == other
-
     @pytest.mark.parametrize(
         ("change", "differing"),
         [
-            ({}, []),
             ({"seed": 1}, []),
             ({"setting": PRESETS["table1"][0]}, []),
-            ({"num_workers": 7}, []),
+            ({"num_workers": 7, "cache": 0}, []),
             ({"max_epochs": 3}, ["max_epochs"]),
             ({"split": "validation"}, ["split", "datalist"]),
             ({"setting": replace(NACL_MAX, overrides={"loss::prior": "min"})}, ["loss"]),
@@ -296,21 +280,3 @@ class TestChooseSettings:
         with pytest.raises(InputError, match=r"nacl_l2\.yaml"):
             choose_settings(["nacl_l2"], bundle)
         assert choose_settings(["nacl"], bundle)  # no concern of it
-
-
-def test_settings_of_0_2_0_are_read(tmp_path: Path) -> None:
-    content = {
-        "method": "nacl",
-        "label": "NACL",
-        "seed": 0,
-        "bundle": "b",
-        "datalist": "d",
-        "patients": {},
-        "training": {},
-        "evaluation": {},
-        "overrides": {},
-        "commands": [],
-        "made_with": {"torch": "2"},
-    }
-    (tmp_path / "settings.json").write_text(json.dumps(content))
-    assert read_settings(tmp_path) == CellSettings(**content)

@@ -21,17 +21,15 @@ from study.compare.settings import TABLE1
 from study.compare.statistics import mean_with_interval
 from study.heart.hand import read_scans
 from study.heart.tables import read_heart
-from study.tables.draw_results import draw_results
 from study.tables.fill_tables import fill
 from study.tables.shipped import WEIGHTS, scans_of
-from tests.helpers import ACDC, BRATS, HIPPOCAMPUS, ROOT, SHARED, run_bundle
+from tests.helpers import ACDC, BRATS, FLARE, HIPPOCAMPUS, ROOT, SHARED, run_bundle
 
 DATA, RESULTS = SHARED / "data" / "acdc", ROOT / "study" / "results"
 FOLDERS = sorted(
     file.parent.relative_to(RESULTS).as_posix() for file in RESULTS.rglob("comparison.json")
 )
 SHIPPED_3D = ("hippocampus", "nacl_0.03", 0)
-FLARE = ROOT / "bundles/flare_ct_nacl_segmentation"
 TEST_SETS = ("", "bssfp", "lge")
 
 
@@ -86,11 +84,6 @@ def test_comparison_is_complete() -> None:
 def test_tables_of_the_pages_are_those_of_the_cases(capsys: pytest.CaptureFixture[str]) -> None:
     fill(check=True)
     assert capsys.readouterr().out == ""
-
-
-def test_picture_is_that_of_the_cases(tmp_path: Path) -> None:
-    draw_results(tmp_path / "results.png")
-    assert (tmp_path / "results.png").stat().st_size > 50_000
 
 
 def test_ece_of_cases_is_that_of_their_bins() -> None:

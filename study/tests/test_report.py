@@ -41,8 +41,8 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_differences_are_corrected_over_methods(tmp_path: Path) -> None:
     found = read_cells(write_comparison(tmp_path, temperature=0.8))
     table = compare_rows(found, found.on(""), "ce_dice", "")
-    is_plain = (table["name"] == "nacl") & (table["reference"] == "ce_dice")
-    family = table[is_plain].set_index("measure")
+    plain = table[(table["temperature"] == "without") & (table["reference"] == "ce_dice")]
+    family = plain[plain["method"] == "nacl"].set_index("measure")
     for alone in ("dsc", "ece", "nll_all"):
         assert family.loc[alone, "p_value_holm"] == family.loc[alone, "p_value"]
     itself = table[table["method"] == table["reference"]]
@@ -57,13 +57,13 @@ def test_differences_are_corrected_over_methods(tmp_path: Path) -> None:
 def test_means_have_published_values_and_the_spread_over_seeds(tmp_path: Path) -> None:
     found = read_cells(write_comparison(tmp_path))
     section = means_section(found, found.on(""), "")
-    table = pd.DataFrame(section.records).set_index(["method", "measure"])
+    table = section.table.set_index(["method", "measure"])
     values = found.values(Row("ce_dice"), "ece_all")
     record = table.loc[("ce_dice", "ece_all")]
     expected = mean_with_interval(values, found.patients[""])[:3]
     assert tuple(record[["mean", "low", "high"]]) == expected
     assert record["sd_seeds"] == pytest.approx(values.mean(1).std(ddof=1))
-    heads, lines = section.table()
+    heads, lines = section.grid()
     (cell,) = (line[heads.index("CE+DSC")] for line in lines if line[0].text == "ECE foreground ↓")
     assert [*cell.notes][-2:] == ["paper 0.137", "0.100 if true"]
 
@@ -153,7 +153,6 @@ def test_report_without_the_reference_says_so(tmp_path: Path) -> None:
     ("folder", "options", "keyword"),
     [
         ("runs", {"reference": "ncl"}, "--reference"),
-        ("runs", {"out": Path("runs")}, "runs holds files to read"),
         ("empty", {}, "no finished cell"),
     ],
 )

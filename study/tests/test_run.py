@@ -110,21 +110,30 @@ def test_results_are_small_files_and_the_rest_is_apart(
     assert "4 of 4 cells are finished, 0 failed" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("given", "last", "title"),
+    [
+        ({"seeds": [0, 1]}, "seed1", "nacl, seed 1"),
+        ({"folds": 2}, "seed0_fold1", "nacl, seed 0, fold 1"),
+    ],
+)
 def test_finished_cells_are_skipped_and_a_failed_one_runs_again(
-    data: Path, bundle: Bundle, capsys: Any
+    given: dict[str, Any], last: str, title: str, data: Path, bundle: Bundle, capsys: Any
 ) -> None:
-    bundle.failing = "seed1 evaluate_temperature"
+    bundle.failing = f"{last} evaluate_temperature"
     with pytest.raises(SystemExit) as caught:
-        compare(data, "nacl", seeds=[0, 1])
+        compare(data, "nacl", **given)
     assert caught.value.code == 1
-    assert "nacl, seed 1: evaluate_temperature failed: killed" in capsys.readouterr().out
-    assert not (data.parent / "out" / "nacl" / "seed1").exists()
+    shown = capsys.readouterr().out
+    assert f"{title}: evaluate_temperature failed: killed" in shown
+    assert "1 of 2 cells are finished, 1 failed" in shown
+    assert not (data.parent / "out" / "nacl" / last).exists()
     bundle.failing, bundle.ran = "", []
-    compare(data, "nacl", seeds=[0, 1])
+    compare(data, "nacl", **given)
     assert bundle.ran == [
-        f"seed1 {name}" for name in ("train", "evaluate", "calibrate", "evaluate_temperature")
+        f"{last} {name}" for name in ("train", "evaluate", "calibrate", "evaluate_temperature")
     ]
-    assert "nacl, seed 0: finished before" in capsys.readouterr().out
+    assert "finished before" in capsys.readouterr().out
 
 
 def test_other_settings_are_refused_before_anything_runs(data: Path, bundle: Bundle) -> None:
@@ -159,23 +168,6 @@ def test_test_set_given_later_is_evaluated_without_training(
     compare(data, "nacl")  # without it, and it stays
     assert bundle.ran == []
     assert read_settings(cell) == settings
-
-
-def test_folds_are_finished_one_by_one(data: Path, bundle: Bundle, capsys: Any) -> None:
-    bundle.failing = "fold1 train"
-    with pytest.raises(SystemExit):
-        compare(data, "nacl", folds=2)
-    out = data.parent / "out"
-    settings = read_settings(out / "nacl" / "seed0_fold0")
-    assert settings.calibration == {"split": "validation", "region": "all", "crop_center": None}
-    assert "1 of 2 cells are finished, 1 failed" in capsys.readouterr().out
-    entries = json.loads((out / "plan.json").read_text())
-    assert [(entry["fold"], len(entry["commands"])) for entry in entries] == [(0, 4), (1, 4)]
-    bundle.failing, bundle.ran = "", []
-    compare(data, "nacl", folds=2)
-    assert bundle.ran == [
-        f"seed0_fold1 {name}" for name in ("train", "evaluate", "calibrate", "evaluate_temperature")
-    ]
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,9 @@ from calib_tools.report.statistics import Estimate
 from study.compare.published import PUBLISHED
 from study.compare.ranks import case_ranks, means_over_common_cases, ranks_of
 from study.compare.statistics import mean_with_interval, paired_difference, seeds_and_patients
+from tests.calib_tools.report.made_up import patients_of
 
 NAN = np.nan
-
-
-def patients_of(cases: int, each: int = 1) -> list[str]:
-    return [f"p{i // each:02d}" for i in range(cases)]
 
 
 def mean(values: np.ndarray) -> Estimate:
@@ -45,7 +42,7 @@ def test_cases_of_a_patient_count_as_one() -> None:
     found = mean_with_interval(uneven, [*patients_of(12), *patients_of(3)])
     assert found.mean == pytest.approx(uneven.mean())
     assert found.low < found.mean < found.high
-    assert not mean_with_interval(values, patients_of(12, 3)).has_interval  # four patients
+    assert np.isnan(mean_with_interval(values, patients_of(12, 3)).low)  # four patients
 
 
 def oracle(tables: list[np.ndarray]) -> tuple[float, float]:
@@ -100,7 +97,7 @@ def test_seeds_are_paired_and_one_without_a_value_takes_the_mean_of_the_others()
     assert mean(runs)[:3] == pytest.approx(mean(filled)[:3])
 
 
-@pytest.mark.parametrize("effects", [(1, 0.1, 0.5), (0.3, 1, 0.5), (0.2, 1, 0), (0.5, 2, 1)])
+@pytest.mark.parametrize("effects", [(1, 0.1, 0.5), (0.3, 1, 0.5), (0.2, 1, 0)])
 def test_coverage_of_the_t_interval_over_new_trainings_and_patients(
     effects: tuple[float, float, float],
 ) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -15,7 +13,7 @@ from calib_components.posthoc import ClassBias
 from calib_components.posthoc.network import calibrator_in
 from calib_workflows.calibrate import read_estimate
 from calib_workflows.evaluation_files import Evaluation
-from tests.helpers import ACDC, BUNDLES, make_prepared, make_weights, run_bundle, snapshot
+from tests.helpers import ACDC, BRATS, make_prepared, make_weights, run_bundle, snapshot
 
 
 def test_evaluation_has_the_nll_of_the_fit(trained: Path, prepared: Path, tmp_path: Path) -> None:
@@ -50,7 +48,7 @@ def test_evaluation_has_the_nll_of_the_fit(trained: Path, prepared: Path, tmp_pa
 
 
 def test_an_ensemble_is_calibrated_as_one_and_its_members_are_compared(
-    phantoms: Path, trained: Path, prepared: Path, tmp_path: Path
+    trained: Path, prepared: Path, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
     weights = torch.load(trained / "model.pt", weights_only=True)
@@ -82,15 +80,6 @@ def test_an_ensemble_is_calibrated_as_one_and_its_members_are_compared(
     nll = np.average(found.cases["nll_all"], weights=count)
     assert nll == pytest.approx(estimate.nll_after, rel=1e-5)
     assert found.cases["pairwise_dsc_LV"].between(0.01, 0.999).all()
-    run_bundle(
-        ACDC,
-        "inference.yaml",
-        dataset_dir=str(next(phantoms.rglob("*frame01.nii.gz"))),
-        load_path=str(file),
-        output_dir=str(tmp_path / "maps"),
-    )
-    table = pd.read_csv(tmp_path / "maps" / "quality.csv")
-    assert table["pairwise_dsc"].between(0.01, 0.999).all()
 
 
 def test_another_calibrator_is_named_in_the_configuration(
@@ -110,24 +99,12 @@ def test_another_calibrator_is_named_in_the_configuration(
     assert (estimate.name, estimate.patients) == ("bias", 2)
     weights = torch.load(folder / "model.pt", weights_only=True)
     assert "temperature" not in weights
-    carried = calibrator_in(weights)
-    assert type(carried) is ClassBias
-    scale, shift = carried.state().values()
-    found = [1 / scale.item(), *shift[1:].tolist()]
-    assert found == pytest.approx([*estimate.parameters.values()], rel=1e-5)
-    report = json.loads((tmp_path / "fit" / "bias.json").read_text())["left_out"]
-    assert {row["calibrator"] for row in report} == {"none", "temperature", "bias"}
+    assert type(calibrator_in(weights)) is ClassBias
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "bundle", [bundle for bundle in BUNDLES if bundle != ACDC], ids=lambda path: path.name
-)
-def test_every_bundle_calibrates_on_the_split_and_region_that_are_named(
-    bundle: Path, tmp_path: Path
-) -> None:
-    make_prepared(bundle, tmp_path / "data")
-    make_weights(bundle, tmp_path / "models")
+def test_a_bundle_calibrates_on_the_split_and_region_that_are_named(tmp_path: Path) -> None:
+    make_prepared(BRATS, tmp_path / "data")
+    make_weights(BRATS, tmp_path / "models")
     places = {"dataset_dir": str(tmp_path / "data"), "ckpt_dir": str(tmp_path / "models")}
     options = {
         "split": "testing",
@@ -136,7 +113,7 @@ def test_every_bundle_calibrates_on_the_split_and_region_that_are_named(
     }
     before = snapshot(tmp_path / "models")
     run_bundle(
-        bundle,
+        BRATS,
         "train.yaml",
         "calibrate.yaml",
         output_dir=str(tmp_path / "eval"),

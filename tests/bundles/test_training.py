@@ -92,7 +92,7 @@ def test_resuming_with_other_settings_is_refused(
     }
     line = refusal(ACDC, "train.yaml", resume=True, any_orientation=False, **places)
     assert line.startswith(
-        f"{folder}/last.ckpt is of a run with other settings: any_orientation (true, now false),"
+        f"{folder}/last.ckpt is of a run with other settings: any_orientation True, not False;"
     )
     assert snapshot(folder) == before
     places["output_dir"] = str(tmp_path / "none")

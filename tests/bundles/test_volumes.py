@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 import torch
 
-from calib_components.quality import Reference
 from calib_tools.prepare import prepare_data
 from calib_workflows.calibrate import read_estimate
 from calib_workflows.data.facts import facts_beside
@@ -95,11 +94,6 @@ def test_from_raw_images_to_maps(task: Path, tmp_path: Path) -> None:
         found.cases["case"], found.cases["expected_dsc_anterior"], strict=True
     ):
         assert table.loc[(case, "anterior"), "expected_dsc"] == pytest.approx(expected, rel=1e-4)
-    weights = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
-    reference = Reference.from_tensor(weights["reference"], ["anterior", "posterior"])
-    np.testing.assert_allclose(
-        np.sort(reference.values[:, 0, 2]), np.sort(found.cases["dsc_anterior"]), rtol=1e-6
-    )
     for case, nll in zip(found.cases["case"], found.cases["nll_all"], strict=True):
         own = nib.load(task / "labelsTr" / f"{case}.nii.gz")
         probability, seg = (
@@ -141,13 +135,10 @@ NETWORKS: dict[str, Any] = {
         "filters": [4, 8, 16],
     },
     "SegResNet": {"init_filters": 8, "blocks_down": [1, 1], "blocks_up": [1]},
-    "UNet": {"channels": [4, 8], "strides": [2]},
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "bundle"), [("DynUNet", FLARE), ("SegResNet", BRATS), ("UNet", FLARE)], ids=str
-)
+@pytest.mark.parametrize(("name", "bundle"), [("DynUNet", FLARE), ("SegResNet", BRATS)], ids=str)
 def test_3d_networks_in_bundles_of_slices(name: str, bundle: Path, tmp_path: Path) -> None:
     make_prepared(bundle, tmp_path / "data")
     options = {

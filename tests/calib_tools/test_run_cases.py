@@ -13,6 +13,7 @@ import pytest
 
 from calib_components.errors import InputError
 from calib_tools import jobs, run_cases
+from calib_tools.commands import run_cases as segment
 from tests.helpers import ACDC, copy_with_weights, make_images
 
 
@@ -41,7 +42,7 @@ def test_images_are_shared_among_no_more_shares_than_there_are(
     (file,) = images.iterdir()
     file.with_name("other.nii.gz").write_bytes(file.read_bytes())
     with pytest.raises(SystemExit) as caught:
-        run_cases.run_cases(
+        segment(
             "infer",
             bundle,
             dataset_dir=images,
@@ -91,5 +92,5 @@ def test_wrong_arguments_are_refused_before_anything_runs(
         "output_dir": tmp_path / "out",
     }
     with pytest.raises(InputError, match=word):
-        run_cases.run_cases(**{**options, **given})
+        segment(**{**options, **given})
     assert commands == []

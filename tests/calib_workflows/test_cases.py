@@ -27,8 +27,8 @@ from tests.calib_workflows.made_up import NAMES, STRUCTURES, Replay, examples
 ITEMS = examples(8, first=2)  # two of each of three patients
 
 
-def of_networks(*shares: list[dict[str, Any]]) -> NetworkCases:
-    return NetworkCases([Replay(items) for items in shares], STRUCTURES)  # type: ignore[misc]
+def of_network(items: list[dict[str, Any]]) -> NetworkCases:
+    return NetworkCases(Replay(items), STRUCTURES)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def assert_same_fit(found: Fit, expected: Fit, rtol: float) -> None:
 
 @pytest.mark.parametrize("kind", [TemperatureScaling, ClassBias])
 def test_saved_cases_give_the_fit_of_the_network(kind: type[Calibrator], saved: SavedCases) -> None:
-    expected = fit_calibrator(of_networks(ITEMS), kind(), STRUCTURES)
+    expected = fit_calibrator(of_network(ITEMS), kind(), STRUCTURES)
     assert_same_fit(fit_calibrator(saved, kind(), STRUCTURES), expected, rtol=1e-4)
     assert expected.estimate.patients == 3
     assert len(expected.reference.values) == len(ITEMS)
@@ -68,22 +68,13 @@ def test_saved_cases_give_the_fit_of_the_network(kind: type[Calibrator], saved: 
 def test_saved_cases_give_the_evaluation_of_the_network(saved: SavedCases, tmp_path: Path) -> None:
     sized = [{**item, "label": MetaTensor(item["label"], torch.tensor(AFFINE))} for item in ITEMS]
     tables = []
-    for name, cases in {"network": of_networks(sized), "saved": saved}.items():
+    for name, cases in {"network": of_network(sized), "saved": saved}.items():
         (tmp_path / name).mkdir()
         evaluate(cases, tmp_path / name, [*STRUCTURES], NAMES, {})
         found = Evaluation.read(tmp_path / name)
         assert (found.summary["unit"], found.summary["volume_unit"]) == ("mm", "ml")
         tables.append(found.cases)
     pd.testing.assert_frame_equal(*tables, rtol=1e-5)
-
-
-def test_networks_of_folds_are_fitted_by_the_patients_of_all() -> None:
-    whole, folds = (
-        fit_calibrator(cases, TemperatureScaling(), STRUCTURES)
-        for cases in (of_networks(ITEMS), of_networks(ITEMS[4:], ITEMS[:3], ITEMS[3:4]))
-    )
-    assert folds.estimate == whole.estimate
-    assert_same_fit(folds, whole, rtol=1e-12)
 
 
 def test_what_the_network_did_not_see_does_not_count_in_a_fit() -> None:
@@ -98,7 +89,7 @@ def test_what_the_network_did_not_see_does_not_count_in_a_fit() -> None:
         cropped = MetaTensor(logits, meta={CROP: torch.tensor(crop)})
         whole.append({**item, "label": label, "pred": cropped})
     found, expected = (
-        fit_calibrator(of_networks(items), TemperatureScaling(), STRUCTURES)
+        fit_calibrator(of_network(items), TemperatureScaling(), STRUCTURES)
         for items in (whole, seen)
     )
     assert found.estimate == expected.estimate
@@ -109,10 +100,10 @@ def test_cases_of_several_processes_are_in_their_order(monkeypatch: pytest.Monke
     """The first of two processes has each second case."""
     names = [item["case"] for item in ITEMS[:5]]
     monkeypatch.setattr("calib_workflows.cases.gathered", lambda own: [own, names[1::2]])
-    assert of_networks(ITEMS[0:5:2]).map(lambda case: case.name) == names
+    assert of_network(ITEMS[0:5:2]).map(lambda case: case.name) == names
 
 
 def test_a_fit_with_the_background_as_the_last_channel_is_refused() -> None:
     moved = [{**item, "pred": item["pred"].roll(-1, 0)} for item in ITEMS]
     with pytest.raises(InputError, match="case2: the background seems to be the last channel"):
-        fit_calibrator(of_networks(moved), TemperatureScaling(), STRUCTURES)
+        fit_calibrator(of_network(moved), TemperatureScaling(), STRUCTURES)

@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from monai.data import MetaTensor
 
 from calib_components.errors import InputError, printable
-from calib_components.metrics import measures as measures_module
-from calib_components.metrics.measures import (
+from calib_components.metrics import case as case_module
+from calib_components.metrics.case import (
     MEASURES,
     Case,
     Measure,
@@ -30,6 +30,7 @@ from calib_components.metrics.measures import (
     report_columns,
 )
 from calib_components.posthoc import TemperatureScaled
+from calib_workflows import evaluate as evaluate_module
 from calib_workflows import evaluation_files, figures
 from calib_workflows.cases import NetworkCases
 from calib_workflows.data.overlap import find_shared
@@ -59,14 +60,17 @@ def evaluate(folder: Path, items: Sequence[dict[str, Any]], **about: Any) -> Non
 @pytest.fixture(autouse=True)
 def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
     """What the pictures are drawn from; they are left empty to save time."""
-    seen: dict[str, list[Any]] = {"reliability_diagram": [], "uncertainty_overlay": []}
-    for name, calls in seen.items():
+    seen: dict[str, list[Any]] = {"reliability_diagram": [], "draw_prediction": []}
+    for module, name, picture in (
+        (figures, "reliability_diagram", Figure(figsize=(1, 1), dpi=30)),
+        (evaluate_module, "draw_prediction", b""),
+    ):
 
-        def draw(*args: Any, calls: list[Any] = calls, **options: Any) -> Figure:
-            calls.append((args, options))
-            return Figure(figsize=(1, 1), dpi=30)
+        def draw(*args: Any, name: str = name, picture: Any = picture, **options: Any) -> Any:
+            seen[name].append((args, options))
+            return picture
 
-        monkeypatch.setattr(figures, name, draw)
+        monkeypatch.setattr(module, name, draw)
     return seen
 
 
@@ -113,9 +117,9 @@ def test_table_of_measures() -> None:
 def test_a_new_measure_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is in the columns of an evaluation and in the tables of reports."""
     volume = Measure(
-        "made_up", "made up", "lower", "", lambda case: {"all": case.voxel_volume}, ("all",)
+        "made_up", "made up", lambda case: {"all": case.voxel_volume}, "lower", ("all",)
     )
-    monkeypatch.setattr(measures_module, "MEASURES", (*MEASURES, volume))
+    monkeypatch.setattr(case_module, "MEASURES", (*MEASURES, volume))
     item = example(0)
     case = Case(item["label"], STRUCTURES, item["pred"].softmax(0), item["pred"].argmax(0))
     assert measure_case(case)["made_up_all"] == 1
@@ -286,18 +290,6 @@ def test_file_that_no_evaluation_wrote_is_not_replaced(
     assert (tmp_path / "out" / "temperature.json").exists()
 
 
-def test_evaluation_of_other_weights_is_replaced_if_asked_alone(
-    run: Callable[..., None], tmp_path: Path
-) -> None:
-    run()
-    before = snapshot(tmp_path)
-    run()
-    with pytest.raises(InputError, match="is of a run with weights 1, not 2"):
-        run(weights=2)
-    assert snapshot(tmp_path) == before
-    run(weights=2, overwrite=True)
-
-
 def test_distances_and_volumes_have_units_where_labels_have_metadata(tmp_path: Path) -> None:
     affine = torch.diag(torch.tensor([2.0, 2, 2, 1]))
     sized = [{**item, "label": MetaTensor(item["label"], affine)} for item in examples(CASES)]
@@ -316,7 +308,7 @@ def test_no_name_of_a_case_loses_the_evaluation(
     names = ["NA", "x$_$y, not UTF-8 \udcff\r\n\tb", "\u5fc3" * 60]  # three pictures are drawn
     evaluate(tmp_path, [{**example(i), "case": name} for i, name in enumerate(names)])
     assert read(tmp_path).cases["case"].tolist() == names
-    titles = {options["title"].split("\n")[0] for _, options in drawn["uncertainty_overlay"]}
+    titles = {options["title"].split("\n")[0] for _, options in drawn["draw_prediction"]}
     assert titles == {printable(name) for name in names}
 
 
@@ -351,7 +343,6 @@ def test_failure_mixes_no_evaluations(
     ("name", "content", "message"),
     [
         ("cases.csv", "case,dsc_core\na,1\nb,0.", "cut off"),
-        ("cases.csv", "case;dsc_core\na;1\n", "not separated by commas"),
         ("summary.json", "{", "property name"),
         ("summary.json", '{"cases": 3}', "of an earlier release.* Evaluate the cases again"),
         ("summary.json", '{"schema_version": 99}', "of a later release"),
@@ -440,7 +431,7 @@ def test_slices_that_are_drawn(
     assert sorted(path.stem for path in (tmp_path / "cases").iterdir()) == names
     found = read(tmp_path).cases
     dsc = (found["dsc_core"] + found["dsc_whole"]) / 2
-    for _, options in drawn["uncertainty_overlay"]:
+    for _, options in drawn["draw_prediction"]:
         case = int(options["title"][4])
         item = example(case)
         p, predicted = item["pred"].softmax(0), item["pred"].argmax(0)

@@ -194,7 +194,7 @@ def infer(folder: Path, weights: int, **options: Any) -> list[str]:
     stamp, out = {"weights": weights}, folder / "out"
     images = ImageFolder(folder / f"in{weights}", 1, [], out, "label", stamp=stamp, **options)
     items = images.items()
-    images.check(items)
+    images.check()
 
     def write(_: Engine, item: dict[str, list[str]]) -> None:
         name = Path(item["image"][0]).stem

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -111,13 +109,10 @@ def test_torchscript_truncated_files_and_each_in_place_of_the_other(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "wrap", [lambda weights: weights, lambda weights: OrderedDict(model=weights, epoch=3)]
-)
-@pytest.mark.parametrize(
     "before", [{}, {"temperature": torch.tensor(0.5), "reference": torch.ones(1, 1, 5)}]
 )
 def test_calibrator_is_replaced_with_its_reference_and_nothing_else(
-    before: dict[str, torch.Tensor], wrap: Callable[[Any], Any], tmp_path: Path
+    before: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     """Also not the versions of modules, which PyTorch keeps in an attribute of the state dict."""
     half, fitted = (
@@ -126,24 +121,23 @@ def test_calibrator_is_replaced_with_its_reference_and_nothing_else(
     )
     half.update(before)
     file = tmp_path / "model.pt"
-    torch.save(wrap(half), file)
+    torch.save(half, file)
     fitted.set_state({"temperature": 0.7})
     once = bytes(with_calibrator(file, fitted))
     file.write_bytes(once)
     written = torch.load(file, weights_only=True)
     half.pop("reference", None)  # of another calibrator
     torch.testing.assert_close(
-        written, wrap({**half, "temperature": torch.tensor(0.7)}), rtol=0, atol=0
+        dict(written), {**half, "temperature": torch.tensor(0.7)}, rtol=0, atol=0
     )
-    assert written.get("model", written)._metadata["1"] == {"version": 2}
+    assert written._metadata["1"] == {"version": 2}
     assert with_calibrator(file, fitted) == once
 
 
 class TestFactsOfTheData:
     def load(self, folder: Path, data: Facts | None, **trained_on: Any) -> None:
         trained, other, engine = network(), network(), Engine(lambda *_: None)
-        # As CheckpointSaver writes them
-        torch.save({"model": trained.state_dict(), "epoch": 3}, folder / "model.pt")
+        torch.save(trained.state_dict(), folder / "model.pt")
         if trained_on:
             write_facts(replace(DATA, **trained_on), folder)
         WeightsCheckpointLoader(folder / "model.pt", other, data).attach(engine)
@@ -250,10 +244,7 @@ def test_weights_of_an_ensemble_are_joined_if_they_belong_together(tmp_path: Pat
     )
     networks = [UNet(**UNET).eval() for _ in files]
     weights: list[Any] = [each.state_dict() for each in networks]
-    weights[1], weights[2] = (
-        {"model": weights[1]},
-        weights[2] | {"temperature": torch.tensor(2.0), "reference": torch.ones(1, 1, 5)},
-    )
+    weights[2] |= {"temperature": torch.tensor(2.0), "reference": torch.ones(1, 1, 5)}
     for file, content in zip(files, weights, strict=True):
         file.parent.mkdir()
         torch.save(content, file)

@@ -41,7 +41,6 @@ from tests.calib_tools.predictions.made_up import (
 from tests.helpers import (
     ACDC,
     BUNDLES,
-    HIPPOCAMPUS,
     ROOT,
     inference_config,
     run_bundle,
@@ -51,7 +50,7 @@ from tests.helpers import (
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
-BUNDLE_PAGES = ("README.md", "commands.md")
+ACDC_PAGE, ACDC_COMMANDS = (ACDC / "docs" / name for name in ("README.md", "commands.md"))
 # Of a command that may go on in the next line
 TRAINING = r"monai\.bundle run(?=(?:\\\n|[^\n])*?train\.yaml)"
 SMALL = {  # options that are added after a command
@@ -239,6 +238,11 @@ def test_commands_for_own_data(repository: Path, places: dict[str, Path]) -> Non
         report = (repository / "runs" / "own" / "report" / "index.html").read_text()
         assert "<h1>Losses compared: liver, tumour</h1>" in report
         assert "paper" not in report
+    (general,) = blocks(ROOT / "docs/comparison.md", "bash")
+    names = {"acdc_mri": "flare_ct", "PREPARED": "own/data", "runs/losses": "runs/own"}
+    for name, own in names.items():
+        general = general.replace(name, own)
+    assert general.replace("\\\n  ", "") == compare  # the page on comparisons has the same commands
 
     shutil.rmtree(repository / "own")
     task = shutil.copytree(places["TASK04"], repository / "task")
@@ -304,32 +308,12 @@ def test_commands_for_own_predictions(repository: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_thread")
 def test_commands_for_many_cases(repository: Path, places: dict[str, Path]) -> None:
-    """Shares give the files of one run."""
     images = places["ACDC"] / "training" / "patient001"
     run(blocks(ROOT / "docs/segment.md", "bash"), repository, {"IMAGES": images})
-    one_run = repository / "maps_of_one_run"
-    run_bundle(ACDC, "inference.yaml", dataset_dir=str(images), output_dir=str(one_run))
-    assert "quality.csv" in (found := snapshot(repository / "maps"))
-    assert {name: found[name] for name in snapshot(one_run)} == snapshot(one_run)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not (ROOT / "study").is_dir(), reason="the comparison is part of the study")
-def test_commands_of_the_comparison(
-    repository: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run_bundle = r"monai\.bundle run"
-    # Of the prepared cases
-    monkeypatch.setitem(SMALL, run_bundle, SMALL[run_bundle].replace("[32,32]", "[64,64]"))
-    losses = "--losses ce_dice,cross_entropy,nacl\n"
-    (table,) = blocks(ROOT / "docs/comparison.md", "bash")
-    assert losses in table
-    one_loss = table.replace(losses, "--losses nacl --image_size [64,64]\n")
-    alone = one_loss.replace(" --reference ce_dice", "")
-    run([alone], repository, {"PREPARED": prepared})
-    assert (repository / "runs" / "losses" / "report" / "index.html").is_file()
+    table = pd.read_csv(repository / "maps" / "quality.csv")
+    names = {file.name.removesuffix(".nii.gz") for file in images.glob("*_frame??.nii.gz")}
+    assert {*table["scan"]} == names
 
 
 @pytest.mark.slow
@@ -375,55 +359,33 @@ def test_commands_of_packaging(repository: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("bundle", "images", "case"),
-    [
-        (ACDC, "ACDC/training/patient001", "patient001_frame01"),
-        (HIPPOCAMPUS, "TASK04/imagesTr", "hippocampus_003"),
-    ],
-    ids=["acdc", "hippocampus"],
-)
 def test_commands_of_a_bundle(
-    bundle: Path,
-    images: str,
-    case: str,
-    repository: Path,
-    places: dict[str, Path],
-    monkeypatch: pytest.MonkeyPatch,
+    repository: Path, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, page, commands = (
-        repository / "bundles" / bundle.name,
-        *(bundle / "docs" / name for name in BUNDLE_PAGES),
-    )
+    folder = repository / "bundles" / ACDC.name
     for weights in (folder / "models").glob("*.pt"):  # of crops of another size
         weights.unlink()
-    name, *below = images.split("/")
-    places["IMAGES"] = places[name].joinpath(*below)
-    data, infer = (blocks(page, "bash", [section]) for section in ("Data", "Inference"))
-    small = SMALL_3D if bundle == HIPPOCAMPUS else SMALL
-    run(
-        [*data, *blocks(commands, "bash", ["Train", "Calibrate", "Evaluate"]), *infer],
-        folder,
-        places,
-        small,
-    )
+    places["IMAGES"] = places["ACDC"] / "training" / "patient001"
+    data, infer = (blocks(ACDC_PAGE, "bash", [section]) for section in ("Data", "Inference"))
+    training = blocks(ACDC_COMMANDS, "bash", ["Train", "Calibrate", "Evaluate"])
+    run([*data, *training, *infer], folder, places)
     assert (folder / "models" / "model.pt").is_file()
     assert (folder / "eval" / "summary.json").is_file()
-    assert {f"{case}_{kind}.nii.gz" for kind in ("seg", "probability", "uncertainty")} <= maps(
-        folder / "predictions"
-    ).keys()
-    (code,) = blocks(commands, "python")
+    names = {f"patient001_frame01_{kind}.nii.gz" for kind in ("seg", "probability", "uncertainty")}
+    assert names <= maps(folder / "predictions").keys()
+    (code,) = blocks(ACDC_COMMANDS, "python")
     monkeypatch.chdir(folder)
     exec(code.replace("IMAGES", str(places["IMAGES"])).replace('"predictions"', '"again"'), {})
-    assert (folder / "predictions" / f"{case}_uncertainty.nii.gz").is_file()
     assert snapshot(folder / "again") == snapshot(folder / "predictions")
 
 
 def test_pages_of_the_bundles_give_the_same_commands() -> None:
     """So that those of ACDC stand for all."""
-    pages = [bundle / "docs" / "README.md" for bundle in BUNDLES]
-    for page in pages:
-        assert blocks(page, "bash", ["Inference"]) == blocks(pages[0], "bash", ["Inference"])
+    commands = ACDC_COMMANDS.read_bytes()
+    for docs in (bundle / "docs" for bundle in BUNDLES):
+        assert (docs / "commands.md").read_bytes() == commands
+        page = docs / "README.md"
+        assert blocks(page, "bash", ["Inference"]) == blocks(ACDC_PAGE, "bash", ["Inference"])
         (command,) = blocks(page, "bash", ["Data"])
         assert command.startswith("python ../../scripts/")  # scripts/ in a package
 
@@ -442,12 +404,9 @@ def test_two_processes_and_exports_give_what_one_process_does(
     """Of five test cases, which two processes cannot share equally, and one validation case, which
     both validate.
     """
-    folder, page, commands = (
-        repository / "bundles" / ACDC.name,
-        *(ACDC / "docs" / name for name in BUNDLE_PAGES),
-    )
+    folder = repository / "bundles" / ACDC.name
     places["IMAGES"] = places["ACDC"] / "training" / "patient001"
-    run(blocks(page, "bash", ["Data"]), folder, places)
+    run(blocks(ACDC_PAGE, "bash", ["Data"]), folder, places)
     datalist = json.loads((folder / "data" / "datalist.json").read_text())
     datalist |= {"validation": datalist["validation"][:1], "testing": datalist["testing"][:5]}
     (folder / "data" / "datalist.json").write_text(json.dumps(datalist))
@@ -455,7 +414,7 @@ def test_two_processes_and_exports_give_what_one_process_does(
     def alone(*configs: str, **options: Any) -> None:
         run_bundle(folder, *configs, image_size=[32, 32], output_dir=str(folder / "one"), **options)
 
-    printed = run(blocks(commands, "bash", ["Several GPUs"]), folder, places)
+    printed = run(blocks(ACDC_COMMANDS, "bash", ["Several GPUs"]), folder, places)
     assert printed.count("Epoch 1 of 1: ") == 1  # by one of the processes
     assert printed.count("Wrote the evaluation of 5 cases") == 1
     assert torch.load(folder / "models" / "last.ckpt", weights_only=True)["best_metric_epoch"] == 1
@@ -465,18 +424,10 @@ def test_two_processes_and_exports_give_what_one_process_does(
         for name in ("eval", "one")
     ]
     pd.testing.assert_frame_equal(*cases, check_exact=True)
-    summaries = [
-        json.loads((folder / name / "summary.json").read_text()) for name in ("eval", "one")
-    ]
-    numbers = [
-        pd.json_normalize({**summary, "arguments": 0}).drop(columns=["missed", "spurious"])
-        for summary in summaries
-    ]
-    pd.testing.assert_frame_equal(*numbers, rtol=1e-12)
 
     weights = torch.load(folder / "models" / "model.pt", weights_only=True)
     torch.save({**weights, "temperature": torch.tensor(0.5)}, folder / "models" / "model.pt")
-    run(blocks(commands, "bash", ["Export"]), folder, places)
+    run(blocks(ACDC_COMMANDS, "bash", ["Export"]), folder, places)
     alone("inference.yaml", dataset_dir=str(places["IMAGES"]))
     # Without a GPU, MONAI warns and goes on with PyTorch.
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -16,9 +16,8 @@ PAGES = [
     ROOT / "demo" / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted(ROOT.glob("bundles/*/docs/*.md")),
+    *sorted(ROOT.glob("study/**/*.md")),
 ]
-
-
 STUDY = ROOT / "study"  # absent from a copy of the product alone
 
 

@@ -285,8 +285,6 @@ def test_a_request_to_the_zoo_has_the_files_of_the_archive(bundle: Path, tmp_pat
         package_bundle(bundle, zoo=tmp_path / "zoo", overwrite=overwrite)
         assert snapshot(models / ACDC.name) == snapshot(unpacked)
         (models / ACDC.name / "docs" / "old.md").touch()
-    with pytest.raises(InputError, match="--overwrite"):
-        package_bundle(bundle, zoo=tmp_path / "zoo")
     assert (tmp_path / "zoo" / "ci" / "unit_tests" / f"test_{ACDC.name}.py").is_file()
 
 

@@ -46,7 +46,7 @@ NAN = torch.where(X.max() == X, math.nan, X)
         (X, Y - 1, "target: class indices must be from 0 to 3, got values from -1 to 1"),
         (X, Y + 0.5, "whole numbers"),
         (X, Y.float().masked_fill(Y == 1, math.nan), "whole numbers"),
-        (X, X, "must not be negative"),
+        (X, X, "target: probabilities .* from 0 to 1"),
         (X, X.sigmoid(), "sum to 1"),
         (NAN, Y, "input: logits must be finite"),
         (torch.where(X.max() == X, math.inf, X), Y, "input: logits must be finite"),
@@ -143,21 +143,7 @@ def test_compiled_equals_eager(name: str) -> None:
     compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(value_and_gradient(compiled, X, Y), value_and_gradient(loss, X, Y))
     if name == "nacl_mean":
-        with pytest.raises(ValueError, match="class indices must be from 0 to 3"):
+        with pytest.raises(RuntimeError, match="class indices must be from 0 to 3"):
             compiled(X, Y + 2)
-        with pytest.raises(ValueError, match="logits must be finite"):
+        with pytest.raises(RuntimeError, match="logits must be finite"):
             compiled(NAN, Y)
-
-
-@pytest.mark.slow
-def test_compiled_with_inductor() -> None:
-    """An assertion that fails in a parallel loop of compiled code would end the process."""
-    logits, target = (part.repeat(2, 1, 20, 20) for part in example(SHAPES[0]))
-    torch._dynamo.reset()
-    compiled = torch.compile(NACLLoss(), fullgraph=True)
-    torch.testing.assert_close(
-        value_and_gradient(compiled, logits, target),
-        value_and_gradient(NACLLoss(), logits, target),
-    )
-    with pytest.raises(ValueError, match="class indices must be from 0 to 3"):
-        compiled(logits, target + 2)

@@ -273,15 +273,6 @@ def test_l1_ace_is_that_of_the_metric(shape: tuple[int, ...], dtype: torch.dtype
     torch.testing.assert_close(value, bins.average_error().mean().to(dtype))
 
 
-def test_a_probability_on_an_edge_is_in_the_bin_below() -> None:
-    """Class 0, which alone is present, has 1/2, 3/4 and 3/4: gaps of 1/2 and 1/4, or of 1/3 if they
-    shared a bin.
-    """
-    logits = torch.tensor([[1 / 2, 3 / 4, 3 / 4], [1 / 2, 1 / 4, 1 / 4]]).log()[None, :, None]
-    value = L1ACELoss(num_bins=2)(logits, torch.zeros(1, 1, 1, 3))
-    assert value.item() == pytest.approx((1 / 2 + 1 / 4) / 2 / 2)
-
-
 def test_defaults_are_those_of_the_papers() -> None:
     table = {
         NACLLoss: ["mean", 3, 2.0, "l1", "logits", 0.1, "replicate", None],

@@ -24,7 +24,7 @@ from calib_components.metrics import (
     calibration_bins,
     voxels,
 )
-from calib_components.metrics.measuring import measure_regions
+from calib_components.metrics.region_measures import measure_regions
 from tests.calib_components.metrics import by_definition
 from tests.helpers import SHARED
 

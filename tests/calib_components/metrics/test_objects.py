@@ -11,9 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calib_components.errors import InputError
-from calib_components.metrics import ObjectMetric, find_objects
-from calib_components.metrics.measures import Case
+from calib_components.metrics import find_objects
+from calib_components.metrics.case import Case
 from calib_components.metrics.objects import CANDIDATE, TRUE_OBJECT
 from tests.helpers import SHARED
 
@@ -56,12 +55,6 @@ def middle(part: set[tuple[int, ...]]) -> str:
     return " ".join(str((min(axis) + max(axis)) // 2) for axis in zip(*part, strict=True))
 
 
-def f1(rows: list[tuple]) -> float:
-    found = sum(row[3] for row in rows if row[0] == TRUE_OBJECT)
-    wrong = sum(not row[3] for row in rows)
-    return 2 * found / (2 * found + wrong) if found + wrong else np.nan
-
-
 @given(
     st.integers(0, 2**32 - 1),
     st.sampled_from([(30,), (7, 9), (5, 4, 6)]),
@@ -87,16 +80,9 @@ def test_objects_are_those_of_sets_of_voxels(
         case = Case(y, {"a": [0]}, each, None, True, IGNORED, voxel_volume=0.25)
         found = find_objects(case, "a", threshold, overlap)
         assert sorted(found) == sorted((kind, n / 4, *rest) for kind, n, *rest in rows)
-    metric = ObjectMetric({"a": [0]}, IGNORED, threshold=threshold, overlap=overlap)
-    metric(*maps)
-    assert metric.aggregate("none").flatten().tolist() == pytest.approx(
-        [f1(rows) for rows in expected], nan_ok=True
-    )
-    together = f1([row for rows in expected for row in rows])
-    assert metric.aggregate().item() == pytest.approx(together, nan_ok=True)
 
 
-def test_structures_of_a_softmax_of_label_maps_and_of_logits() -> None:
+def test_structures_of_a_softmax_and_of_label_maps() -> None:
     p = torch.tensor([[0.1, 0.8, 0.9, 0.3], [0.3, 0.1, 0.1, 0.4], [0.6, 0.1, 0.0, 0.3]])
     label = torch.tensor([[2, 0, 0, 1]])
     structures = {"both": [1, 2], "a": [1]}
@@ -114,13 +100,6 @@ def test_structures_of_a_softmax_of_label_maps_and_of_logits() -> None:
         (CANDIDATE, 1.0, 1.0, True, "3"),
         (TRUE_OBJECT, 1.0, 1.0, True, "3"),
     ]
-    metric = ObjectMetric(structures)
-    one_hot = torch.eye(3)[label[0]].T
-    metric(p[None], label[None])
-    metric([p], [one_hot])
-    assert metric.aggregate("mean_batch").tolist() == [1, 0]
-    with pytest.raises(InputError, match="Apply softmax"):
-        metric(p[None].log(), label[None])
 
 
 @pytest.mark.skipif(not LESIONS.is_dir(), reason="no real lesions beside this checkout")

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from calib_components.errors import InputError
 from calib_components.metrics import CalibrationMetric, Region
-from calib_components.metrics.measures import Case, measure_case
-from calib_components.metrics.measuring import Measured, measure_regions
+from calib_components.metrics.case import Case, measure_case
 from calib_components.metrics.raters import RatedCase
+from calib_components.metrics.region_measures import RegionMeasures, measure_regions
 from calib_components.posthoc import ClassBias, TemperatureScaling, VectorScaling
 
 REGIONS = [*map(Region, ("all", "predicted", "foreground")), Region.parse([2])]
@@ -55,11 +55,11 @@ def test_sums_of_soft_labels_are_means_over_the_raters(
     case = RatedCase.of(
         {str(i): Case(y[0], {}, p[0], sigmoid=sigmoid) for i, y in enumerate(labels)}
     )
-    for region, measured in case.measured.items():
-        check_mean(measured, [each.measured[region] for each in case.raters.values()])
+    for region, measured in case.region_measures.items():
+        check_mean(measured, [each.region_measures[region] for each in case.raters.values()])
 
 
-def check_mean(whole: Measured, parts: list[Measured]) -> None:
+def check_mean(whole: RegionMeasures, parts: list[RegionMeasures]) -> None:
     counts = np.array([part.count.item() for part in parts])
     assert whole.count.item() == pytest.approx(counts.mean())
     for name, score in whole.scores.items():  # the mean of the voxels of all raters

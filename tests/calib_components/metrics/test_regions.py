@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from calib_components.errors import InputError
 from calib_components.metrics import Region, calibration_bins, distances, voxels
 from calib_components.metrics.distances import near_mask
-from calib_components.metrics.measuring import Measured, measure_regions
+from calib_components.metrics.region_measures import RegionMeasures, measure_regions
 from calib_components.metrics.voxels import check_tensors, read_voxels
 from tests.calib_components.metrics import by_definition
 
@@ -55,7 +55,7 @@ def draw_labels(p: torch.Tensor, seed: int) -> torch.Tensor:
 
 def measured(
     p: torch.Tensor, y: torch.Tensor, regions: Sequence[Any], **options: Any
-) -> dict[Any, Measured]:
+) -> dict[Any, RegionMeasures]:
     """All measures of regions, in one pass."""
     kinds = ["top_label", "classwise", "if_true", "nll", "brier"]
     names = {Region.parse(region): region for region in regions}
@@ -63,7 +63,7 @@ def measured(
     return {names[region]: each for region, each in found.items()}
 
 
-def values_of(found: Measured) -> dict[str, float]:
+def values_of(found: RegionMeasures) -> dict[str, float]:
     values = {
         "ece": found.bins["top_label"].expected_error(),
         "cece": found.bins["classwise"].expected_error(),
@@ -71,7 +71,7 @@ def values_of(found: Measured) -> dict[str, float]:
     return {name: value.item() for name, value in {**values, **found.scores}.items()}
 
 
-def values_if_true(found: Measured) -> dict[str, float]:
+def values_if_true(found: RegionMeasures) -> dict[str, float]:
     names = {"ece": "top_label_if_true", "cece": "classwise_if_true"}
     return {name: found.bins[kind].expected_error().item() for name, kind in names.items()}
 
@@ -104,20 +104,28 @@ def test_parse_and_name(value: Any, region: Region, name: str) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["everywhere", 1.5, [], [1.0], -1, None, "near(-1)", "foreground(2)", "structure", Region],
+    [
+        "everywhere",
+        "band",
+        1.5,
+        [],
+        [1.0],
+        -1,
+        None,
+        "near(-1)",
+        "foreground(2)",
+        "structure",
+        Region,
+    ],
 )
 def test_what_is_no_region(value: Any) -> None:
     with pytest.raises(InputError, match="region"):
         Region.parse(value)
 
 
-def test_regions_of_version_04_are_refused() -> None:
-    for value in ("plausible(0.1)", "predicted_band", "band", "union"):
-        with pytest.raises(InputError, match=r"is of version 0\.4\. Take 'predicted'"):
-            Region.parse(value)
-
-
 def test_unsuitable_spacing_and_classes() -> None:
+    with pytest.raises(InputError, match="'all' takes no spacing"):
+        Region("all", spacing=(1, 1))
     p, y = blobs((8, 9)), draw_labels(blobs((8, 9)), 0)
     for spacing in ((1, 0), (1, float("nan")), (1, 1, 1)):
         with pytest.raises(InputError, match="spacing"):

@@ -103,6 +103,26 @@ def test_the_simplest_that_is_not_worse_is_chosen() -> None:
         assert left_out.describe().endswith(f": {expected}")
 
 
+def test_a_scan_that_is_ignored_as_a_whole_does_not_choose() -> None:
+    cases = made_cases(20, factor=2.0)
+    fit = fitted(TemperatureScaling, cases, ignore_index=IGNORED)
+    left_out = LeftOut([fit], STRUCTURES, IGNORED)
+    name, logits, label = cases[0]
+    for case in (*cases, (f"{name} again", logits, torch.full_like(label, IGNORED))):
+        add(left_out, case)
+    assert left_out.choice() == "temperature"
+
+
+def test_a_patient_without_a_voxel_in_the_region_is_not_left_out() -> None:
+    """The fit is to the other patients already."""
+    cases = made_cases(3)
+    cases[1][2][:] = 0
+    fit = fitted(TemperatureScaling, cases, region="foreground")
+    assert fit.left_out().keys() == {"patient0", "patient2"}
+    cases[2][2][:] = 0
+    assert fitted(TemperatureScaling, cases, region="foreground").left_out() == {}
+
+
 @pytest.mark.parametrize("factor", [0.01, 1.5, 40.0])
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 def test_what_an_estimate_says_is_what_is_applied(kind: type[Calibrator], factor: float) -> None:

@@ -139,6 +139,7 @@ class Shift(Calibrator):
     """What a further calibrator has to have, for all that reads weights to take it."""
 
     name = "shift"
+    collect = count_voxels = solve = solve_without = None  # type: ignore[assignment]  # no fit
 
     def __init__(self, *options: Any) -> None:
         super().__init__(*options)

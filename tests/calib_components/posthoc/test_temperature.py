@@ -237,14 +237,6 @@ def test_leave_one_out_equals_fits_without_them() -> None:
         assert left_out[name] == pytest.approx(fit(logits[kept], y[kept]).temperature, rel=1e-9)
 
 
-def test_more_voxels_of_the_same_patients_do_not_narrow_the_interval() -> None:
-    logits, y = draw((8, 3, 10, 10))
-    names = list("abcdefgh")
-    once = fit(logits, y, names)
-    often = fit(logits.repeat(5, 1, 1, 1), y.repeat(5, 1, 1, 1), names * 5)
-    assert_same(replace(often, voxels=once.voxels), once)
-
-
 def test_interval_equals_that_of_all_possible_resamples() -> None:
     temperatures_of_patients = np.exp(np.random.default_rng(2).normal(0.5, 0.5, 4))
     pairs = [

@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from calib_components.errors import InputError
 from calib_components.posthoc import ClassBias, TemperatureScaling, VectorEstimate, VectorScaling
+from calib_components.posthoc.vector import BiasEstimate
 from tests.calib_components.posthoc.made_up import draw, voxels
 
 KINDS = [VectorScaling, ClassBias]
@@ -164,6 +165,15 @@ def test_patients_that_are_left_out_are_as_in_refits(
         torch.testing.assert_close(left_out[name].state(), refit.state(), atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_class_that_one_patient_alone_has_is_no_one_elses(kind: type[VectorScaling]) -> None:
+    logits, y = draw((4, 4, 20, 16), **TRUE)
+    y[1:][y[1:] == 2] = 0
+    calibrator, _ = fit(kind, logits, y, [*"abcd"])
+    with pytest.raises(InputError, match="class 2 but in patients that are left out together"):
+        calibrator.left_out()
+
+
 def dsc(logits: torch.Tensor, y: torch.Tensor) -> float:
     found, true = logits.argmax(1) > 0, y[:, 0] > 0
     return float(2 * (found & true).sum() / (found.sum() + true.sum()))
@@ -197,6 +207,8 @@ def test_warnings() -> None:
     turned, number = few.warnings()
     assert turned.startswith("The scale of class 2 is negative")
     assert number.startswith("7 patients, fewer than 8, for 4 parameters")
+    (turned,) = BiasEstimate({"temperature": -1.0}, 0.3, 0.2, 0.001, 7, 100).warnings()
+    assert turned.startswith("The temperature is negative")
     assert not VectorEstimate(parameters, 0.3, 0.2, 0.001, 8, 100).warnings()
     assert "scale of class 1 1.20, scale of class 2 -0.10" in few.summary()
 

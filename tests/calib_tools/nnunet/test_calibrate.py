@@ -18,7 +18,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from calib_components.errors import InputError
 from calib_components.posthoc import TemperatureScaling
-from calib_tools.nnunet.calibrate import calibrate_model
+from calib_tools.commands import calibrate_model
 from calib_tools.nnunet.checkpoint import NUMBERS, read_checkpoint, scale_checkpoint
 from calib_workflows.calibrate import read_estimate
 from tests.calib_tools.nnunet.made_up import (

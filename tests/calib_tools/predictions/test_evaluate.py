@@ -192,18 +192,6 @@ def test_files_of_other_names_are_paired_by_a_table(
         evaluate_predictions(predictions, out=tmp_path / "new", pairs=table)
 
 
-def test_results_of_other_options_are_replaced_if_asked(
-    predictions: Path, labels: Path, tmp_path: Path
-) -> None:
-    run(predictions, labels, tmp_path / "out")
-    other = {"structures": ["a=2", "both=1+2"]}
-    with pytest.raises(InputError, match="is of a run with structures"):
-        run(predictions, labels, tmp_path / "out", **other)
-    found = run(predictions, labels, tmp_path / "out", overwrite=True, **other)[1]
-    for name, values in run(predictions, labels, tmp_path / "fresh", **other)[1].items():
-        np.testing.assert_array_equal(found[name], values)
-
-
 @pytest.mark.parametrize("channels", [2, 3])
 def test_background_as_the_last_channel_is_refused_and_a_bad_network_is_not(
     channels: int, tmp_path: Path
@@ -232,34 +220,16 @@ def test_background_as_the_last_channel_is_refused_and_a_bad_network_is_not(
         run(*folders, tmp_path / "bad", **options)
 
 
-def test_images_of_pictures_are_called_like_a_case_or_its_first_channel(tmp_path: Path) -> None:
-    for name in ("a", "b_0000"):
-        save_nifti(tmp_path / f"{name}.nii.gz", label_of(0))
-    # Maps of b_0000, too
-    assert {"a", "b", "b_0000"} <= find_case_images(tmp_path, ["a", "b", "b_0000"]).keys()
-
-
 def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
-    for name in ("one/a", "two/a", "two/b"):
+    for name in ("one/a", "two/a", "two/b", "c_0000"):
         save_nifti(tmp_path / f"{name}.nii.gz", label_of(0))
+    assert find_case_images(tmp_path, ["c"]) == {"c": tmp_path / "c_0000.nii.gz"}
     assert find_case_images(tmp_path, ["b"]) == {"b": tmp_path / "two" / "b.nii.gz"}
     with pytest.raises(InputError, match=r"one.a\.nii\.gz and .*two.a\.nii\.gz may both be"):
         find_case_images(tmp_path, ["a", "b"])
     save_nifti(tmp_path / "two" / "b_0000.nii.gz", label_of(0))
     with pytest.raises(InputError, match="may both be the image of b"):
         find_case_images(tmp_path, ["b"])
-
-
-def test_structure_that_is_one_voxel_thick(tmp_path: Path) -> None:
-    label = np.zeros(SHAPE, np.uint8)
-    label[3] = 1
-    p = np.where(label, 0.8, 0.1)
-    save_nifti(tmp_path / "labels" / "a.nii.gz", label)
-    save_channels_last(tmp_path / "predictions" / "a.nii.gz", np.stack([1 - p, p]))
-    _, columns = run(
-        tmp_path / "predictions", tmp_path / "labels", tmp_path / "out", structures=["layer=1"]
-    )
-    assert columns["dsc_layer"] == [1]
 
 
 def test_quality_without_labels_is_that_of_numpy(
@@ -346,9 +316,6 @@ def test_an_evaluation_of_the_same_or_other_predictions_is_no_validation(
     if not with_labels:
         with pytest.raises(InputError, match=r"seen has 3 of .*p1_ed.* other names"):
             evaluate_predictions(predictions, None, tmp_path / "out", **options)
-        save_channels_last(tmp_path / "copy" / "x.nii.gz", softmax_of(1))
-        with pytest.raises(InputError, match=r"x\.nii\.gz is one of the predictions there"):
-            evaluate_predictions(tmp_path / "copy", None, tmp_path / "out", **options)
     for name in NAMES:
         save_channels_last(predictions / f"{name}.nii.gz", softmax_of(7)[1:])
     with pytest.raises(InputError, match="seen has the sigmoid False, not True"):

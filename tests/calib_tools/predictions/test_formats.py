@@ -33,15 +33,15 @@ TINY = float(np.finfo(np.float32).tiny)
 def array(folder: Path, values: np.ndarray) -> PlainArray:
     folder.mkdir(exist_ok=True)
     np.save(folder / "case.npy", values)
-    return PlainArray((folder / "case.npy",))
+    return PlainArray(folder / "case.npy")
 
 
 def nnunet(folder: Path, p: np.ndarray, *arguments: Any, **options: Any) -> NnUNetArray:
-    return NnUNetArray((save_nnunet(folder, "case", p, *arguments, **options),))
+    return NnUNetArray(save_nnunet(folder, "case", p, *arguments, **options))
 
 
 def nifti(file: Path) -> Nifti:
-    return Nifti((file,))
+    return Nifti(file)
 
 
 def test_every_format_gives_the_same_probabilities(tmp_path: Path) -> None:
@@ -145,8 +145,8 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
     cut = save_channels_last(tmp_path / "cut.nii", P)
     cut.write_bytes(cut.read_bytes()[:-50])
     for prediction, expected in (
-        (NnUNetArray((tmp_path / "other.npz",)), "other.npz.*probabilities"),
-        (NnUNetArray((tmp_path / "text.npz",)), "text.npz"),
+        (NnUNetArray(tmp_path / "other.npz"), "other.npz.*probabilities"),
+        (NnUNetArray(tmp_path / "text.npz"), "text.npz"),
         (nifti(save_nifti(tmp_path / "5d.nii", P[:, None])), "5d.nii"),
         (nifti(cut), "cut.nii"),
     ):

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from calib_components.errors import InputError
-from calib_components.metrics.measures import Case
+from calib_components.metrics.case import Case
 from calib_tools.predictions import formats
 from calib_tools.predictions.cases import read_case
 from calib_tools.predictions.classes import IGNORED, classes_of
 from calib_tools.predictions.formats import Header, Reader
-from calib_tools.predictions.pairing import case_name, find_pairs, find_predictions
+from calib_tools.predictions.pairing import find_pairs, find_predictions
 from tests.calib_tools.predictions.made_up import (
     AFFINE,
     SHAPE,
@@ -71,8 +71,6 @@ def test_a_folder_of_our_inference_and_one_of_images_and_labels(
     save_nifti(tmp_path / "labels" / "patient" / "case.nii.gz", P[0])  # the image
     save_nifti(tmp_path / "labels" / ".hidden" / "other_gt.nii.gz", LABEL)
     check_softmax(read_one(tmp_path))
-    names = [case_name(f"a_{ending}") for ending in ("gt", "Seg", "label", "b")]
-    assert names == ["a", "a", "a", "a_b"]
 
 
 class TextReader(Reader):
@@ -82,7 +80,7 @@ class TextReader(Reader):
         return Header(1, SHAPE, AFFINE)
 
     def load(self) -> tuple[np.ndarray, np.dtype, float]:
-        values = np.loadtxt(self.files[0], dtype=np.float32).reshape(1, *SHAPE)
+        values = np.loadtxt(self.file, dtype=np.float32).reshape(1, *SHAPE)
         return values, values.dtype, 1.0
 
 
@@ -152,14 +150,6 @@ def test_a_file_for_each_channel_is_refused(
         save_nifti(predictions / f"case_{index}.nii.gz", channel)
     with pytest.raises(InputError, match="Channels lie along the fourth axis of one file"):
         find_pairs({"": predictions}, {"": labels})
-
-
-def test_names_may_end_in_a_number(predictions: Path, tmp_path: Path) -> None:
-    for index in range(2):
-        save_nifti(predictions / f"patient_{index}.nii.gz", P[index])
-        save_nifti(tmp_path / "labels" / f"patient_{index}.nii.gz", LABEL)
-    names = [case.name for case in find_pairs({"": predictions}, {"": tmp_path / "labels"})]
-    assert names == ["patient_0", "patient_1"]
 
 
 def test_sigmoid_regions_also_after_the_background(predictions: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from nibabel.affines import from_matvec
 from nibabel.eulerangles import euler2mat
 
 from calib_components.errors import InputError
-from calib_tools.prepare.case import (
+from calib_tools.prepare.case import (, find_pairs
     SourceCase,
     load_case,
     read_volume,
@@ -148,3 +148,12 @@ def test_channels_of_several_files(case: SourceCase, tmp_path: Path) -> None:
         loaded["image"], np.stack([values + number for number in range(4)])
     )
     assert loaded["label"].unique().tolist() == [0, 1, 2, 3]
+
+
+def test_two_labels_of_an_image_are_refused(tmp_path: Path) -> None:
+    for name in ("images/a", "labels/a_gt", "labels/a_seg"):
+        file = tmp_path / f"{name}.nii.gz"
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    with pytest.raises(InputError, match=r"a_seg.nii.gz: a_gt.nii.gz is a label of a, too"):
+        find_pairs(tmp_path / "images", tmp_path / "labels")

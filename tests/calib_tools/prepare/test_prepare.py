@@ -15,7 +15,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import yaml
-from filelock import FileLock
 
 from calib_components.errors import InputError
 from calib_workflows.runs import fingerprint_of_cases
@@ -65,15 +64,6 @@ class TestAgain:
         assert {name for name in changed if "nii" in name} == {"patient001_frame09/label.nii"}
         assert fingerprint_of_cases(out / "datalist.json", out) not in (None, first)
 
-    def test_cases_that_the_source_lost_are_named(
-        self, src: Path, out: Path, prepare: Prepare
-    ) -> None:
-        prepare(fractions=(0, 0, 1))
-        shutil.rmtree(src / "training" / "patient002")
-        note = "2 case(s), such as patient002_frame01: prepared, but not in the data set any more"
-        assert note in prepare(fractions=(0, 0, 1))
-        assert listed(out) == ["patient001_frame01", "patient001_frame09"]
-
     @pytest.mark.parametrize(
         ("options", "message"),
         [
@@ -103,15 +93,6 @@ class TestAgain:
 
 
 class TestOutput:
-    def test_another_run_is_refused(self, out: Path, prepare: Prepare) -> None:
-        (out / ".run").mkdir(parents=True)
-        with (
-            FileLock(out / ".run" / ".1_of_1.lock"),
-            pytest.raises(InputError, match="out: another run writes to this folder"),
-        ):
-            prepare()
-        prepare()
-
     @pytest.mark.parametrize("where", ["src", ".", "link/out"])
     def test_folder_of_the_data_set(
         self, where: str, src: Path, tmp_path: Path, prepare: Prepare

@@ -86,6 +86,8 @@ class TestReadSplit:
         shown = prepare(make_acdc(tmp_path / "src", patients=3), split=file)
         assert "training 1 (2 cases), validation 0 (0 cases), testing 1 (2 cases)" in shown
         assert len([*out.glob("patient*")]) == 4
+        with pytest.raises(InputError, match="take the place of fractions"):
+            prepare(split=file, fractions=(0.5, 0, 0.5))
 
 
 class TestFolds:

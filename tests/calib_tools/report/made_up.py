@@ -23,6 +23,11 @@ def cases_of(patients: int, first: int = 0) -> dict[str, str]:
     return {f"p{i:02d}_{j}": f"p{i:02d}" for i in range(first, first + patients) for j in (1, 2)}
 
 
+def patients_of(cases: int, each: int = 1) -> list[str]:
+    """The patient of each of some cases, of which each patient has as many."""
+    return [f"p{i // each:02d}" for i in range(cases)]
+
+
 def write_evaluation(
     folder: Path,
     patient_of: Mapping[str, str] | None = None,

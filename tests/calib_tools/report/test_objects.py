@@ -74,41 +74,30 @@ def test_reliability_and_recall_by_volume_are_those_of_loops(seed: int) -> None:
     rows, threshold = made_up(seed, patients), 0.6
     found = measure_objects(rows, pd.Series(patients), threshold)
     expected = by_loops(rows, len(patients), threshold)
-    assert found["F1"].mean == pytest.approx(expected["f1"])
-    assert found["recall"].mean == pytest.approx(expected["recall"])
-    assert found["recall"].low <= expected["recall"] <= found["recall"].high
-    assert found["false candidates a scan"].mean == pytest.approx(expected["false"])
-    groups: dict[str, list[bool]] = {}
-    for row in rows.itertuples():
-        if row.kind == TRUE_OBJECT:
-            decade = 10.0 ** np.ceil(np.log10(row.volume))
-            name = f"recall, volume in ({decade / 10:g}, {decade:g}]"
-            groups.setdefault(name, []).append(row.confidence >= threshold)
-        elif row.confidence >= threshold:
-            tenth = np.ceil(round(10 * row.confidence, 6)) / 10
-            name = f"right, confidence in ({tenth - 0.1:.1f}, {tenth:.1f}]"
-            groups.setdefault(name, []).append(row.matched)
-    for name, values in groups.items():
-        if "in (0.0001" not in name and "e-" not in name:
-            assert named(found, name) == pytest.approx(np.mean(values)), name
-
-
-def named(found: dict, name: str) -> float:
-    """The mean of an interval, however its ends are written."""
-    title, _, place = name.partition(" in ")
-    ends = tuple(map(float, place.strip("(]").split(",")))
-    for each, estimate in found.items():
-        start, _, other = each.partition(" in ")
-        if start == title and tuple(map(float, other.strip("(]").split(","))) == ends:
-            return estimate.mean
-    raise KeyError(name)
+    means = found["mean"]
+    assert means["F1"] == pytest.approx(expected["f1"])
+    assert means["recall"] == pytest.approx(expected["recall"])
+    assert found["low"]["recall"] <= expected["recall"] <= found["high"]["recall"]
+    assert means["false candidates a scan"] == pytest.approx(expected["false"])
+    is_true = rows["kind"] == TRUE_OBJECT
+    is_kept = rows["confidence"] >= threshold
+    for name, mean in means.items():
+        title, is_group, ends = name.partition(" in ")
+        if is_group:
+            low, high = map(float, ends.strip("(]").split(","))
+            column = rows[title.split(", ")[1]]
+            chosen = (low < column) & (column <= high)
+            recall = is_kept[is_true & chosen].mean()
+            right = rows["matched"][~is_true & is_kept & chosen].mean()
+            assert mean == pytest.approx(recall if "recall" in title else right), name
 
 
 def test_section_has_the_threshold_of_validation_cases(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(objects, "to_png", lambda figure: PNG)
-    counted = {"structures": ["lesion"], "threshold": 0.5, "overlap": 0.0}
+    figures = []
+    monkeypatch.setattr(objects, "to_png", lambda figure: figures.append(figure) or PNG)
+    counted = {"structures": ["lesion", "none"], "threshold": 0.5, "overlap": 0.0}
     tables = {}
     for name, first in (("test", 0), ("val", 30)):
         patients = cases_of(8, first)
@@ -126,6 +115,8 @@ def test_section_has_the_threshold_of_validation_cases(
         assert line["false candidates a scan"] == pytest.approx(expected["false"])
         assert line["recall"] == pytest.approx(expected["recall"])
     assert "lesion, test, p ≥ 0.5" in records
+    _, curve, *_ = figures[0].axes[1].lines
+    assert curve.get_xdata().tolist() == pytest.approx([0.45, 0.65, 0.75, 0.85, 0.95])
     page = (tmp_path / "out/index.html").read_text()
     assert "Which objects are found?" in page
     assert "best for false=0.4" in page

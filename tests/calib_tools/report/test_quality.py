@@ -57,9 +57,12 @@ def test_intervals_are_over_patients_and_undefined_values_stay_out() -> None:
 
 
 def test_limits_have_to_hold_in_all_scans_of_a_patient() -> None:
-    limits = [[0.5, 1], [0.5, 1], [0.5, 1], [np.nan, 1], [0, 0.5]]
-    found = count_held(limits, [0.6, 0.4, 0.5, 0.1, 0.6], ["a", "a", "b", "c", "d"])
-    assert found == (1, 3)
+    limits = {
+        "low": [0.5, 0.5, 0.5, np.nan, 0],
+        "high": [1, 1, 1, 1, 0.5],
+        "value": [0.6, 0.4, 0.5, 0.1, 0.6],
+    }
+    assert count_held(pd.DataFrame(limits), ["a", "a", "b", "c", "d"]) == (1, 3)
 
 
 def test_sections_rank_the_cases_and_count_the_limits_of_validation_patients(
@@ -72,23 +75,20 @@ def test_sections_rank_the_cases_and_count_the_limits_of_validation_patients(
     tested = write_evaluation(tmp_path / "test", changed=changed)
     fitted = write_evaluation(tmp_path / "val", cases_of(12, first=30), seed=1)
     validation = Evaluation.read(fitted)
-    context = Context(read_evaluations([tested]), "test", validation=validation)
+    context = Context(read_evaluations([tested]), validation)
     section = quality_section(context)
     assert section is not None
     cases, known = (pd.read_csv(folder / "cases.csv") for folder in (tested, fitted))
     dsc, expected = (cases[[f"{m}_{s}" for s in STRUCTURES]] for m in ("dsc", "expected_dsc"))
     found = rank_scans(expected.mean(axis=1), dsc.mean(axis=1), [*cases_of(8).values()])
-    gaps = {each["score"]: each for each in section.records if each["measure"] == "gap closed ↑"}
-    record = gaps["expected DSC"]
+    is_gap = section.table["measure"] == "gap closed ↑"
+    gaps = section.table[is_gap].set_index("score")
+    record = gaps.loc["expected DSC"]
     assert (record["mean"], record["low"]) == tuple(found.gap_closed[:2])
     entropy = 1 - cases[[f"mean_entropy_{s}" for s in STRUCTURES]].mean(axis=1)
     by_entropy = rank_scans(entropy, dsc.mean(axis=1), [*cases_of(8).values()]).gap_closed[0]
-    assert gaps["1 - mean entropy"]["mean"] == pytest.approx(by_entropy)
-    assert {each["score"] for each in section.records} == {
-        "expected DSC",
-        "mean confidence",
-        "1 - mean entropy",
-    }
+    assert gaps["mean"]["1 - mean entropy"] == pytest.approx(by_entropy)
+    assert {*gaps.index} == {"expected DSC", "mean confidence", "1 - mean entropy"}
     assert f"{(dsc.mean(axis=1) < 0.7).sum()} of 16 scans" in section.text
     assert ("not shown" in section.text) == (found.gap_closed[1] <= 0)
     residuals = (known["expected_dsc_MYO"] - known["dsc_MYO"]) / (1 - known["expected_dsc_MYO"])
@@ -98,7 +98,7 @@ def test_sections_rank_the_cases_and_count_the_limits_of_validation_patients(
     assert limits is not None
     held = holds.to_numpy().reshape(8, 2).all(1).sum()
     low, high = holding_patients(12, 8)
-    records = {(each["structure"], each["limit"]): each["text"] for each in limits.records}
+    records = limits.table.set_index(["structure", "limit"])["text"]
     assert records["MYO", "DSC at least"] == f"{held} of 8 ({low} to {high})"
     assert records["MYO", "volume in its range"].endswith(f" of 8 ({low} to {high})")
     assert "12 validation patients" in limits.text

@@ -24,7 +24,16 @@ def test_evaluations_keep_common_cases_and_columns(tmp_path: Path) -> None:
     assert found.notices[0].startswith(
         "2 cases that not all have are left out, such as p07_1, p07_2"
     )
-    assert found.bins["b/eval"]["all"].shape == (3, 14, 15)
+    assert found.bins["b/eval"]["all"].count.shape == (14, 15)
+
+
+def test_a_structure_that_is_missed_altogether_has_an_expected_dsc_of_0(tmp_path: Path) -> None:
+    changed = {"dsc_RV": 0.0, "expected_dsc_RV": np.nan}
+    for measure in ("dsc", "expected_dsc"):
+        changed |= {f"{measure}_MYO": 0.6, f"{measure}_LV": 0.9}
+    found = read_evaluations([write_evaluation(tmp_path / "a", changed=changed)])
+    for measure, value in (("dsc", 0.5), ("expected_dsc", 0.5), ("optimism", 0.0)):
+        assert found.values("a", measure).tolist() == pytest.approx([value] * 16)
 
 
 def test_cases_are_paired_by_name_whatever_their_order(tmp_path: Path) -> None:

@@ -26,13 +26,14 @@ from calib_tools.report.statistics import (
     holm,
     mean_with_interval,
 )
-from calib_tools.report.validation import check_apart
+from calib_tools.report.validation import read_validation
 from calib_workflows.evaluation_files import Evaluation
 from calib_workflows.pages.page import Answer, Section
 from tests.calib_tools.report.made_up import (
     PNG,
     STRUCTURES,
     cases_of,
+    patients_of,
     write_evaluation,
 )
 
@@ -91,7 +92,7 @@ ABOUT_ONE: dict[str, tuple[dict[str, Any], str, str]] = {
 def answer_about(*folders: Path) -> Answer:
     """The answer about one or several evaluations."""
     found = read_evaluations(folders)
-    return conclude(Context(found, found.names[0]))
+    return conclude(Context(found))
 
 
 @pytest.mark.parametrize("name", ABOUT_ONE)
@@ -110,8 +111,8 @@ def test_answer_about_one_network(name: str, tmp_path: Path) -> None:
 def test_one_temperature_cannot_calibrate_two_opposite_regions() -> None:
     """Where structures are predicted, it is calibrated; the background is not."""
     judgements = {
-        "predicted": Judgement(Estimate(0, -0.01, 0.01), 0.9, 0.9),
-        "all": Judgement(Estimate(-0.05, -0.06, -0.04), 0.9, 0.95),
+        "predicted": Judgement(Estimate(0, -0.01, 0.01)),
+        "all": Judgement(Estimate(-0.05, -0.06, -0.04)),
     }
     nothing = next_step({}, 0.9, judgements)
     assert nothing.startswith("Nothing on images like these")
@@ -139,7 +140,7 @@ def test_the_answer_follows_from_the_interval(
     low: float, high: float, ece: float, text: str, is_bent: bool
 ) -> None:
     gap = Estimate((low + high) / 2, low, high)
-    judgement = Judgement(gap, 0.9, 0.9, pooled_ece=ece)
+    judgement = Judgement(gap, pooled_ece=ece)
     assert (judgement.text, judgement.is_bent) == (text, is_bent)
 
 
@@ -178,8 +179,9 @@ def test_answers_about_simulated_networks(
     rng, runs = np.random.default_rng(patients), 150
 
     def share(gap: float, *answers: str) -> float:
-        gaps = [CalibrationGap(*simulated(rng, patients, gap)) for _ in range(runs)]
-        found = [Judgement(gap.estimate(), 0, 0).verdict for gap in gaps]
+        names = patients_of(patients)
+        gaps = [CalibrationGap(*simulated(rng, patients, gap), names) for _ in range(runs)]
+        found = [Judgement(gap.estimate()).verdict for gap in gaps]
         return sum(answer in answers for answer in found)
 
     assert share(0, "shown") <= stats.binom.ppf(0.99, runs, 0.06)
@@ -189,21 +191,11 @@ def test_answers_about_simulated_networks(
         assert share(0.1, "calibrated", "slight") == 0
 
 
-def test_each_of_several_networks_has_a_sentence_and_none_an_advice(tmp_path: Path) -> None:
-    gaps = {"first": 0.1, "second": 0.004}
-    answer = answer_about(
-        *(write_evaluation(tmp_path / name, gap=gap) for name, gap in gaps.items())
-    )
-    calibrated = "It is calibrated within 0.02, slightly overconfident."
-    assert answer.sentences == ["first: It is overconfident.", f"second: {calibrated}"]
-    assert answer.advice == ""
-
-
 def test_structures_have_their_gaps_and_errors_of_volumes(tmp_path: Path) -> None:
     changed = {"confidence_RV": 0.9, "accuracy_RV": 0.8, "accuracy_MYO": 0.9}
     found = read_evaluations([write_evaluation(tmp_path, changed=changed)])
-    section = structures_section(Context(found, tmp_path.name))
-    records = pd.DataFrame(section.records).set_index(["structure", "measure"])
+    section = structures_section(Context(found))
+    records = section.table.set_index(["structure", "measure"])
     assert records["mean"]["RV", "gap"] == pytest.approx(0.1)
     errors = records["mean"]["RV"][["segmented_volume_error", "expected_volume_error"]]
     assert errors.tolist() == [-1, 2]
@@ -256,9 +248,9 @@ def test_validation_cases_are_not_those_under_test(tmp_path: Path) -> None:
         write_evaluation(tmp_path / "test"),
         write_evaluation(tmp_path / "val", {"p07_3": "p07_3"}),
     )
-    items = [Evaluation.read(tested).items(), Evaluation.read(others).items(r"p\d+")]
+    test = Evaluation.read(tested)
     with pytest.raises(InputError, match=r"--validation: .*val has 2 of .*p07_1 and p07_3"):
-        check_apart(*items, tmp_path / "val")
+        read_validation(others, test.structures, test.summary, test.items(), r"p\d+")
     with pytest.raises(InputError, match="--validation"):
         report_folders(tested, out=tmp_path / "out", validation=tested)
     report_folders(
@@ -271,12 +263,14 @@ def test_validation_cases_are_not_those_under_test(tmp_path: Path) -> None:
 
 
 def test_report_of_several_evaluations(tmp_path: Path) -> None:
-    gaps = {"b": 0.02, "a": 0.1, "c": 0.1}
+    gaps = {"b": 0.004, "a": 0.1, "c": 0.1}
     folders = [write_evaluation(tmp_path / name, gap=gap) for name, gap in gaps.items()]
     report_folders(*folders, out=tmp_path / "out")
     page = (tmp_path / "out/index.html").read_text()
     assert "<h1>3 evaluations compared</h1>" in page
     assert "<p>a: It is overconfident.</p>" in page
+    assert "<p>b: It is calibrated within 0.02, slightly overconfident.</p>" in page
+    assert "What next" not in titles_of(page)
     assert page.count("<img") == page.count('alt="') == 3  # diagrams that are not folded
     labels = write_evaluation(tmp_path / "labels", with_probabilities=False)
     report_folders(labels, folders[0], out=tmp_path / "out", overwrite=True)
@@ -291,7 +285,7 @@ def test_differences_are_corrected_over_evaluations(tmp_path: Path) -> None:
         [write_evaluation(tmp_path / name, seed=seed) for seed, name in enumerate(names)]
     )
     table = compare(found, "a").set_index("measure")
-    assert {*table["name"]} == {"b", "c"}
+    assert {*table["evaluation"]} == {"b", "c"}
     assert {"dsc", "hd95", "nll_all", "nll_near", "ece_all"} <= {*table.index}
     for measure in ("dsc", "nll_all", "nll_near"):
         together = table.loc[[measure]]
@@ -306,9 +300,9 @@ def test_significant_differences_are_bold(tmp_path: Path) -> None:
         for name, gap in (("a", 0.1), ("b", 0.02))
     ]
     found = read_evaluations(folders)
-    section = differences_section(Context(found, "a", compare(found, "a")))
+    section = differences_section(Context(found))
     assert section is not None
-    heads, rows = section.table()
+    heads, rows = section.grid()
     assert heads[1] == "b minus a"
     cells = {str(measure): cell for measure, cell in rows}
     assert cells["NLL all ↓"].bold
@@ -318,12 +312,12 @@ def test_significant_differences_are_bold(tmp_path: Path) -> None:
 
 def test_means_have_intervals_and_the_values_if_true(tmp_path: Path) -> None:
     found = read_evaluations([write_evaluation(tmp_path / "a", missed=[{"case": "p01_2"}])])
-    section = means_section(Context(found, "a"))
+    section = means_section(Context(found))
     assert section is not None
-    records = pd.DataFrame(section.records).set_index("measure")
+    records = section.table.set_index("measure")
     expected = mean_with_interval(found.values("a", "ece_all"), found.patients)[:3]
     assert tuple(records.loc["ece_all", ["mean", "low", "high"]]) == expected
-    cells = {str(measure): cell for measure, cell in section.table()[1]}
+    cells = {str(measure): cell for measure, cell in section.grid()[1]}
     assert "DSC ↑" in cells
     assert cells["missed / spurious"].text == "1 / 0"
     assert cells["ECE foreground ↓"].notes[-1] == "0.100 if true"
@@ -334,7 +328,7 @@ def test_a_section_of_the_list_is_on_the_page(
 ) -> None:
     def made_up(context: Context) -> Section:
         count = {"label": "all", "measure": "scans", "mean": len(context.results.patients)}
-        return Section("made_up", "Made up", "About it.", [count])
+        return Section("made_up", "Made up", "About it.", pd.DataFrame([count]))
 
     monkeypatch.setattr(report, "SECTIONS", (*report.SECTIONS, made_up, lambda context: None))
     report_folders(write_evaluation(tmp_path / "a"), out=tmp_path / "out")
@@ -349,8 +343,6 @@ def test_a_section_of_the_list_is_on_the_page(
         (["eval"], {"out": Path("eval")}, "eval holds files to read"),
         (["eval"], {"validation": Path("labels")}, "labels is of label maps"),
         (["eval", "eval2"], {"validation": Path("eval")}, "--validation"),
-        (["eval", "runs"], {}, r"summary\.json"),
-        (["eval", "compared"], {}, "needs a clone"),
         (["eval", "eval"], {}, "twice"),
     ],
 )
@@ -364,8 +356,6 @@ def test_options_and_folders_that_do_not_fit_are_refused(
     monkeypatch.chdir(tmp_path)
     for name in ("eval", "eval2", "labels"):
         write_evaluation(Path(name), with_probabilities=name != "labels")
-    Path("compared").mkdir()
-    Path("compared/comparison.json").touch()
     with pytest.raises(InputError, match=keyword):
         report_folders(*map(Path, folders), **options)
     assert not Path("report").exists()

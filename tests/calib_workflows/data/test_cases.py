@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -93,16 +92,14 @@ class TestReadDatalist:
         assert self.read(data, "validation", may_be_empty=True) == []
         with pytest.raises(InputError, match=r"datalist\.json: no case for validation"):
             self.read(data, "validation")
+        with pytest.raises(InputError, match=r"not that of slices of the image_size \[16, 32\]"):
+            self.read(data, image_size=[16, 32])
 
     def test_broken_list(self, data: Path) -> None:
         self.edit(data, training=json.loads((data / "datalist.json").read_text())["training"] * 2)
         with pytest.raises(InputError, match="case training0 occurs twice for training"):
             self.read(data)
-        names = [
-            f'{{"training": [{{"case": {name}, "image": "a", "label": "b"}}]}}'
-            for name in ("null", '["a"]', "true", '""')
-        ]
-        for content in ("[]", '{"training": [{"case": "a"}]}', *names):
+        for content in ("[]", '{"training": [{"case": "a"}]}'):
             (data / "datalist.json").write_text(content)
             with pytest.raises(InputError, match=r"datalist\.json: "):
                 self.read(data)
@@ -114,21 +111,19 @@ class TestReadDatalist:
             ("label.nii", lambda file: file.write_bytes(file.read_bytes()[:-1])),
             ("image.nii", lambda file: save(file, np.zeros((*SIZE, 3, 2)))),
             ("label.nii", lambda file: save(file, np.zeros((*SIZE, 4)))),
-            ("image.nii", lambda file: save(file, np.zeros((16, 32, 3)))),
         ],
         ids=[
             "saved flipped",
             "truncated",
             "two channels",
             "label of another depth",
-            "another size",
         ],
     )
     def test_volume_that_does_not_fit(
         self, name: str, spoil: Callable[[Path], Any], data: Path
     ) -> None:
         spoil(data / "training1" / name)
-        with pytest.raises(InputError, match=f"training1/{name}: "):
+        with pytest.raises(InputError, match=f"training1/{name}"):
             self.read(data)
 
     def test_patients_that_are_trained_on_as_well(
@@ -189,7 +184,7 @@ class TestRawCases:
                 Path(case[key].meta["filename_or_obj"]).read_bytes()
                 == Path(data[0][key]).read_bytes()
             )
-        slices = SliceDataset(data, prepare, [64, 64], LoadSliced(BOTH))
+        slices = SliceDataset(data, prepare, LoadSliced(BOTH))
         assert len(slices) == 2 * case["image"].shape[-1]
         assert slices[0]["image"].shape == (1, 64, 64)
 
@@ -211,13 +206,13 @@ class TestSliceDataset:
         make_prepared(ACDC, tmp_path)
         cases = read_datalist(tmp_path / "datalist.json", "training", tmp_path, SIZE, 1)
         transform = Compose([LoadSliced(BOTH, num_classes=4), RandGaussianNoised("image", prob=1)])
-        return lambda cache: SliceDataset(cases, dict, SIZE, transform, cache)
+        return lambda cache: SliceDataset(cases, dict, transform, cache)
 
     def test_every_slice_of_every_case(
         self, dataset: Callable[..., SliceDataset], tmp_path: Path
     ) -> None:
         cases = read_datalist(tmp_path / "datalist.json", "training", tmp_path, SIZE, 1)
-        items = SliceDataset(cases, dict, SIZE)
+        items = SliceDataset(cases, dict)
         places = [
             ("training0", 0),
             ("training0", 1),
@@ -231,26 +226,22 @@ class TestSliceDataset:
             for key in BOTH:
                 volume = np.asanyarray(nib.load(tmp_path / case / f"{key}.nii").dataobj)
                 np.testing.assert_array_equal(loaded[key][0], volume[..., index])
-        with pytest.raises(InputError, match="image_size"):
-            SliceDataset(cases, dict, [16, 32])
         with pytest.raises(
             InputError, match=r"label\.nii: label values 3 are none of the class indices"
         ):
             LoadSliced(BOTH, num_classes=3)(items[0])
         with pytest.raises(InputError, match="no case to train on"):
-            SliceDataset([], dict, SIZE)
+            SliceDataset([], dict)
 
     def test_whole_volumes(self, tmp_path: Path) -> None:
         make_prepared(HIPPOCAMPUS, tmp_path)
         cases = read_datalist(tmp_path / "datalist.json", "training", tmp_path, None, 1)
-        items = SliceDataset(
-            cases, dict, None, LoadSliced(BOTH, num_classes=3), cache=1, spatial_dims=3
-        )
+        items = SliceDataset(cases, dict, LoadSliced(BOTH, num_classes=3), cache=1, spatial_dims=3)
         # Of their own
         assert [item["image"].shape for item in items] == [(1, *SIZE, 7), (1, *SIZE, 8)]
         assert items[1]["label"].dtype == torch.uint8
         save(tmp_path / "training1" / "image.nii", np.zeros(SIZE))
-        with pytest.raises(InputError, match=r"image\.nii: shape .* is not that of a volume"):
+        with pytest.raises(InputError, match=r"image\.nii"):
             read_datalist(tmp_path / "datalist.json", "training", tmp_path, None, 1)
 
     def test_as_many_as_fit_are_kept(
@@ -283,14 +274,3 @@ class TestSliceDataset:
         assert not any(torch.equal(*pair) for pair in zip(first, second, strict=True))
         # Noise of its own for each item
         assert not torch.equal(first[0] - first[1], second[0] - second[1])
-
-    def test_workers_that_are_not_forked_get_no_cache(
-        self, dataset: Callable[..., SliceDataset]
-    ) -> None:
-        kept = dataset(1)
-        assert not torch.equal(kept[0]["image"], kept[0]["image"])  # without a seed, draws go on
-        sent = pickle.loads(pickle.dumps(kept))
-        assert (len(kept._cache), len(sent._cache)) == (len(kept), 0)
-        for each in (kept, sent):
-            each.seed_items(7)
-        assert torch.equal(sent[-1]["image"], kept[len(kept) - 1]["image"])

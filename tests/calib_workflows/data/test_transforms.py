@@ -12,7 +12,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, Lambdad, ScaleIntensityRange
 
-from calib_components.errors import InputError, error_line
+from calib_components.errors import InputError
 from calib_workflows.data.transforms import (
     CheckHounsfieldd,
     CheckVolumed,
@@ -25,7 +25,7 @@ from calib_workflows.data.transforms import (
     check_labels,
     slice_axis,
 )
-from tests.helpers import SHARED, save
+from tests.helpers import save
 
 
 @pytest.mark.parametrize(
@@ -191,23 +191,17 @@ def body(shape: tuple[int, int, int] = (40, 40, 24)) -> np.ndarray:
 GOOD: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "as it is": lambda v: v,
     "clipped to the window": lambda v: v.clip(-125, 275),
-    "clipped to another window": lambda v: v.clip(-160, 240),
     "padded": lambda v: np.pad(v, 6, constant_values=-3024),
     "metal": lambda v: np.where(np.indices(v.shape).sum(0) < 9, 30000, v),
     "without air": lambda v: v[12:],
-    "small": lambda v: v[17:23, :4, :2],
     "outside set to 0": lambda v: np.where(v < -500, 0, v),
     "outside set to air, no fat": lambda v: np.where(v < 0, -1024, v.clip(0, 90)),
 }
 BAD: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "without intercept": lambda v: (v + 1024).clip(0, 4095),
-    "without intercept, padded": lambda v: np.pad((v + 1024).clip(0), 6, constant_values=-2000),
     "intercept twice": lambda v: v - 1024,
-    "intercept twice, clipped to the window": lambda v: (v - 1024).clip(-125, 275),
     "without intercept, clipped to the window": lambda v: (v + 1024).clip(-125, 275),
-    "wrapped": lambda v: v.round() % 65536,
     "8 bits": lambda v: ((v.clip(-160, 240) + 160) / 400 * 255).round(),
-    "times 10, no air": lambda v: v[12:] * 10,
     "MR": lambda v: np.random.default_rng(1).rayleigh(300, v.shape) - 5,
 }
 
@@ -226,16 +220,6 @@ def test_values_that_are_no_hounsfield_units(change: Callable[[np.ndarray], np.n
         InputError, match=r"^scan\.nii\.gz: .* not Hounsfield units .*--ignore_intensity true"
     ):
         CheckHounsfieldd("image")({"image": scan})
-
-
-@pytest.mark.skipif(not SHARED.is_dir(), reason="no real images beside this checkout")
-def test_hounsfield_units_of_real_scans() -> None:
-    check = Compose([LoadVolumed("image"), CheckHounsfieldd("image")])
-    for file in (SHARED / "data" / "flare" / "TrainingImg").iterdir():
-        check({"image": str(file)})
-    with pytest.raises(RuntimeError) as error:
-        check({"image": str(SHARED / "data" / "chaos" / "images" / "chaos01.nii.gz")})
-    assert "Hounsfield" in str(error_line(error.value))
 
 
 def test_slabs_equal_the_transform_of_the_whole_volume() -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
-import pytest
 import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from calib_components.metrics import CalibrationBins
-from calib_workflows.figures import reliability_diagram, uncertainty_overlay
+from calib_workflows.figures import reliability_diagram
 
 # Class 0: 10 voxels at 0.6, 7 of them correct; 30 at 0.9, 15 of them correct. Class 1: 10 voxels at
 # 0.25, none correct.
@@ -34,10 +31,6 @@ def bars(axes: Axes) -> list[tuple[float, ...]]:
     """Left edge, bottom and height of every visible bar."""
     found = [(bar.get_x(), bar.get_y(), bar.get_height()) for bar in axes.patches]
     return [tuple(round(value, 9) for value in bar) for bar in found if bar[2] > 1e-9]
-
-
-def legend(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def assert_legible(*figures: Figure) -> None:
@@ -89,55 +82,8 @@ def test_accuracy_if_true_is_marked() -> None:
     assert bars(reliability_diagram(empty).axes[0]) == []
 
 
-def test_overlay_draws_each_map_where_it_is() -> None:
-    shape = (20, 30)
-    label, prediction = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
-    label[2:5, 20:26], prediction[5:9, 6:12] = 1, 2
-    image, uncertainty = (
-        np.random.default_rng(0).normal(size=shape),
-        np.linspace(0, 1, 600).reshape(shape),
-    )
-    image[0, 0] = np.nan
-    figure = uncertainty_overlay(
-        image, label, prediction, uncertainty, ["background", "first", "second"], "a case"
-    )
-    panels = figure.axes[:3]
-    np.testing.assert_array_equal(panels[0].images[0].get_array()[1:], image.T[1:])
-    assert panels[0].images[0].get_array()[0, 0] == np.nanmin(image)
-    np.testing.assert_array_equal(panels[2].images[1].get_array(), uncertainty.T)
-    for axes, x, y in ((panels[0], (1.5, 4.5), (19.5, 25.5)), (panels[1], (4.5, 8.5), (5.5, 11.5))):
-        ends = axes.collections[0].get_datalim(axes.transData)
-        np.testing.assert_allclose([ends.x0, ends.x1, ends.y0, ends.y1], [*x, *y])
-    assert legend(figure) == ["first", "second"]
-    colour = figure.legends[0].get_patches()[1].get_facecolor()
-    assert to_rgba(panels[1].collections[0].get_edgecolor()[0]) == colour
-    line = uncertainty_overlay(None, np.ones((1, 512), int), np.ones((1, 512), int), None, NAMES)
-    assert [len(axes.collections) for axes in line.axes] == [0, 0]
-    assert line.get_figheight() < 30
-
-
 def test_names_are_drawn_literally_and_nothing_overlaps() -> None:
-    label = np.arange(8).repeat(8).reshape(8, 8)
     assert_legible(
         reliability_diagram(TOP_LABEL),
         reliability_diagram(dict.fromkeys(HOSTILE, TOP_LABEL)),
-        uncertainty_overlay(label, label, label, label / 8, ["background", *HOSTILE], "a$_$b\n_c"),
     )
-
-
-@pytest.mark.parametrize(
-    ("draw", "keyword"),
-    [
-        (lambda: reliability_diagram(TOP_LABEL, if_true=BINS), "if_true"),
-        (lambda: reliability_diagram({"a": TOP_LABEL}, if_true={"b": IF_TRUE}), "if_true"),
-        (lambda: reliability_diagram(BINS, ["a", "a"]), "class_names"),
-        (
-            lambda: uncertainty_overlay(None, np.full((8, 8), 2), np.zeros((8, 8)), None, NAMES),
-            "class_names",
-        ),
-        (lambda: reliability_diagram({}), "at least one panel"),
-    ],
-)
-def test_what_cannot_be_drawn(draw: object, keyword: str) -> None:
-    with pytest.raises(ValueError, match=keyword):
-        draw()  # type: ignore[operator]

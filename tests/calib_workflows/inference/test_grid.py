@@ -62,13 +62,6 @@ def test_slabs_are_those_of_monai(bundle: Path, affine: str, tmp_path: Path) -> 
         )
 
 
-def test_only_the_slices_that_a_slab_needs_are_used(tmp_path: Path) -> None:
-    _, image = preprocessed(ACDC, "mirrored", tmp_path)
-    volume = torch.full((2, *image.shape[1:]), torch.nan)
-    volume[..., 3:5] = 0
-    assert ImageGrid(image).slab(volume, 3, 5).isfinite().all()
-
-
 @pytest.mark.parametrize(
     ("order", "seen"),
     [(1, (slice(10, 30), slice(7, 23))), (-1, (slice(7, 33), slice(5, 25)))],

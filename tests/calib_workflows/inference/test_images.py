@@ -111,7 +111,7 @@ def test_images_called_like_labels_are_counted_and_can_be_named(
     for name in ("a", "b_seg", "c_GT", "d_probability"):
         save(tmp_path / f"in/{name}.nii.gz")
     folder = images_of(tmp_path)
-    folder.check(folder.items())
+    folder.check()
     assert len(folder.items()) == 1
     assert ["in: 3 file(s) called like labels" in message for message in caplog.messages] == [True]
     named = images_of(tmp_path, path=tmp_path / "in/b_seg.nii.gz")
@@ -135,7 +135,7 @@ def test_files_of_an_image_share_a_grid(tmp_path: Path) -> None:
     [
         ("a.nii", (4, 4), "shape"),
         ("a.nii", (4, 4, 3, 2, 2), "shape"),
-        ("x_t1.nii", (4, 4, 3), r"x_t2\.nii does not exist"),
+        ("x_t1.nii", (4, 4, 3), r"x_t2\.nii\.gz does not exist"),
         ("b/a.nii", (4, 4, 3), "2 images are called a"),
     ],
 )
@@ -163,7 +163,7 @@ def test_unsuitable_folders_are_named(tmp_path: Path) -> None:
         images_of(tmp_path).check()
     (tmp_path / "in" / "IM1").unlink()
     with pytest.raises(InputError, match=r"missing\.nii does not exist"):
-        images_of(tmp_path).check([{"image": str(tmp_path / "missing.nii")}])
+        images_of(tmp_path, path=tmp_path / "missing.nii").check()
 
 
 def test_maps_replace_no_images_and_no_earlier_maps(tmp_path: Path) -> None:

@@ -189,16 +189,6 @@ class TestCrops:
         with pytest.raises(InputError, match="crop_center: this network sees no crop of slices"):
             volume_inferer(batch_size=2, crop_center=(0.5, 0.5), **options)
 
-    @pytest.mark.parametrize("turn", TURNS)
-    def test_averaged_over_orientations_the_prediction_turns(
-        self, turn: Callable[[torch.Tensor], torch.Tensor]
-    ) -> None:
-        volume = torch.rand(1, 2, 64, 64, 4, dtype=torch.float64)
-        inferer = volume_inferer((16, 16), 3, average=True, image_size=(64, 64))
-        torch.testing.assert_close(
-            inferer(turn(volume), NETWORK).as_tensor(), turn(inferer(volume, NETWORK).as_tensor())
-        )
-
 
 def bright_volume(volume: torch.Tensor) -> torch.Tensor:
     return SlicesInferer(4)(volume, bright)

@@ -173,14 +173,6 @@ def test_the_quality_is_that_of_the_probabilities(
         np.testing.assert_allclose(row[3:8], expected, rtol=1e-6, atol=1e-6)
 
 
-def test_there_are_no_volumes_if_the_spacing_is_lost() -> None:
-    given = item()
-    given["image"].meta["original_affine"] = np.eye(4)
-    found = PredictionMapsd("pred", STRUCTURES, [0, 1, 4])(given)["quality"]
-    assert found["rows"][0]["expected_dsc"] > 0
-    assert found["rows"][0]["expected_volume_ml"] is None
-
-
 def test_codes_that_a_byte_cannot_hold() -> None:
     labels = PredictionMapsd("pred", STRUCTURES, [0, -1, 300], save="label")(item())["seg"]
     assert labels.unique().tolist() == [-1, 0, 300]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from pathlib import Path
 
@@ -25,10 +24,6 @@ def test_values_stay_when_their_memory_goes(
     view = tensor.permute(2, 0, 1)[3:]
     release(view)
     assert torch.equal(tensor, expected)
-    assert len(module._files) == 1
-    del tensor, view
-    gc.collect()
-    assert not module._files
 
 
 def resident() -> int:

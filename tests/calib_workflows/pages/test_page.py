@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from calib_tools.report.report import write_report
 from calib_workflows.folders import OutputFolder
@@ -19,11 +20,13 @@ from tests.calib_tools.report.made_up import PNG
 from tests.helpers import ROOT, files
 
 HOSTILE = "a|b <script>x</script> \"'& [link](http://x)"
-RECORDS = [
-    {"label": "a", "measure": "dsc", "mean": 0.8, "low": 0.7, "high": 0.9},
-    {"label": "a", "measure": "ece_all", "mean": 0.0123},
-    {"label": "b", "measure": "ece_all", "mean": np.nan, "notes": ["1 case"]},
-]
+TABLE = pd.DataFrame(
+    [
+        {"label": "a", "measure": "dsc", "mean": 0.8, "low": 0.7, "high": 0.9},
+        {"label": "a", "measure": "ece_all", "mean": 0.0123},
+        {"label": "b", "measure": "ece_all", "mean": np.nan, "note": "1 case"},
+    ]
+)
 
 
 def test_text_of_numbers() -> None:
@@ -54,9 +57,9 @@ def test_a_difference_is_bold_if_it_is_significant() -> None:
     assert not to_cell({**record, "p_value": 0.01, "p_value_holm": 0.06}).bold
 
 
-def test_table_text_and_csv_of_a_section_follow_from_its_records() -> None:
-    section = Section("cases", "Cases", records=RECORDS)
-    assert section.table() == (
+def test_page_text_and_csv_of_a_section_follow_from_its_table() -> None:
+    section = Section("cases", "Cases", table=TABLE)
+    assert section.grid() == (
         ["", "DSC ↑", "ECE all ↓"],
         [
             [Cell("a"), Cell("0.800", ["[0.700, 0.900]"]), Cell("0.012", [])],
@@ -72,21 +75,22 @@ def test_table_text_and_csv_of_a_section_follow_from_its_records() -> None:
         "label,measure,mean,low,high",
         "a,dsc,0.8,0.7,0.9",
         "a,ece_all,0.0123,,",
-        "b,ece_all,nan,,",
+        "b,ece_all,,,",
     ]
-    turned = Section("cases", "Cases", records=RECORDS, lines=("measure",), column="label")
-    heads, rows = turned.table()
+    turned = Section("cases", "Cases", table=TABLE, lines=("measure",), column="label")
+    heads, rows = turned.grid()
     assert heads == ["measure", "a", "b"]
     assert [row[0].text for row in rows] == ["DSC ↑", "ECE all ↓"]
 
 
 def test_page_holds_its_sections_and_no_markup_of_names() -> None:
-    record = {"label": HOSTILE, "measure": HOSTILE, "text": HOSTILE, "notes": [HOSTILE]}
+    record = {"label": HOSTILE, "measure": HOSTILE, "text": HOSTILE, "note": HOSTILE}
+    hostile = pd.DataFrame([record])
     pictures = [Picture(HOSTILE, HOSTILE, PNG)]
     sections = [
-        Section("shown", "Shown", HOSTILE, [*RECORDS, record], folded=False, first=1),
-        Section("all_cases", HOSTILE, HOSTILE, [record], pictures=pictures),
-        Section(HOSTILE, HOSTILE, HOSTILE, [record], folded=False, kind="card"),
+        Section("shown", "Shown", HOSTILE, pd.concat([TABLE, hostile]), folded=False, first=1),
+        Section("all_cases", HOSTILE, HOSTILE, hostile, pictures=pictures),
+        Section(HOSTILE, HOSTILE, HOSTILE, hostile, folded=False, kind="card"),
     ]
     links = {HOSTILE: HOSTILE}
     page = render_page(HOSTILE, Answer([HOSTILE], HOSTILE), sections, [HOSTILE], links)
@@ -133,9 +137,9 @@ def test_report_replaces_an_earlier_one_but_no_other_files(tmp_path: Path) -> No
         write_report("Title", Answer([]), [], [section], OutputFolder(tmp_path))
 
     pictures = [Picture("a picture", "Title", PNG)]
-    write(Section("all_cases", "", records=RECORDS, pictures=pictures))
+    write(Section("all_cases", "", table=TABLE, pictures=pictures))
     assert (tmp_path / "a picture.png").read_bytes() == PNG
     (tmp_path / "mine.csv").touch()
     assert files(tmp_path) == {"a picture.png", "index.html", "mine.csv", "all_cases.csv"}
-    write(Section("other", "", records=RECORDS))
+    write(Section("other", "", table=TABLE))
     assert files(tmp_path) == {"index.html", "other.csv", "mine.csv"}

@@ -130,11 +130,11 @@ def test_resuming_with_other_cases_is_an_error(tmp_path: Path) -> None:
         source.write_text(f'{{"content": "1", "files": {files}}}')
         before = train(out, stop_after=epoch, resume=True, **places)
     source.write_text('{"content": "2"}')
-    with pytest.raises(InputError, match=r"last.ckpt .*other settings: cases \("):
+    with pytest.raises(InputError, match=r"last.ckpt .*other settings: cases "):
         train(out, resume=True, **places)
     source.write_text('{"content": "1"}')
     datalist.write_text(listed + " ")
-    with pytest.raises(InputError, match=r"last.ckpt .*other settings: data \("):
+    with pytest.raises(InputError, match=r"last.ckpt .*other settings: data "):
         train(out, resume=True, **places)
     assert torch.load(out / "last.ckpt", weights_only=True) == before
 
@@ -173,21 +173,6 @@ def test_training_stops_without_a_better_epoch(tmp_path: Path) -> None:
     ]
     assert epochs == [3, 3, 5, 9]
     assert train(tmp_path / "unvalidated", max_epochs=3, patience=1)["epoch"] == 3
-
-
-def test_a_broken_checkpoint_is_named(tmp_path: Path) -> None:
-    train(tmp_path, stop_after=1)
-    file = tmp_path / "last.ckpt"
-    whole = file.read_bytes()
-    for content, reason in (
-        (whole[:300], "PytorchStreamReader failed"),
-        (b"code", "Weights only load failed"),
-    ):
-        file.write_bytes(content)
-        with pytest.raises(
-            InputError, match=rf"last.ckpt: cannot read a checkpoint of a training: {reason}"
-        ):
-            train(tmp_path, resume=True)
 
 
 def test_training_of_another_release_is_not_continued(tmp_path: Path) -> None:
@@ -246,11 +231,3 @@ def test_weights_are_never_beside_the_state_of_another_training(
     with pytest.raises(ZeroDivisionError):
         train(tmp_path, max_epochs=1)
     assert sorted(file.name for file in tmp_path.glob("[!.]*")) == ["model.pt"]
-
-
-def test_another_run_of_the_process_is_not_this_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = ConfigParser({"ckpt_dir": str(tmp_path / "other"), "seed": 1})
-    monkeypatch.setattr("calib_workflows.training.checkpoint.config_of_run", lambda: config)
-    assert "seed" not in str(train(tmp_path / "out")["settings"])

@@ -1,14 +1,40 @@
-"""The ceiling of NACL's confidence that is drawn."""
+"""The pictures of pages are drawn, and show the numbers of the cases."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from calib_components.losses import NACLLoss
 from study.tables.draw_penalty_weight import ceiling, draw_penalty_weight
+from study.tables.draw_regions import draw_regions
+from study.tables.draw_results import ROWS, draw_panel, draw_results
+from study.tables.fill_tables import mean
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [draw_penalty_weight, draw_results, pytest.param(draw_regions, marks=pytest.mark.slow)],
+)
+def test_picture_is_drawn(draw: Callable[[Path], None], tmp_path: Path) -> None:
+    draw(tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 20_000
+
+
+def test_panel_of_means_has_a_line_and_a_mark_for_each_row() -> None:
+    axes = Figure().subplots()
+    draw_panel(axes, "nll_all", "lge")
+    lines, marks = axes.lines[::2], axes.lines[1::2]
+    assert len(lines) == len(marks) == len(ROWS)
+    value, low, high, *_ = mean("nacl+T", "lge", "nll_all")
+    row = ROWS.index("nacl+T")
+    assert [*lines[row].get_xdata()] == [low, high]
+    assert (*marks[row].get_xdata(), *marks[row].get_ydata()) == (value, row)
+    assert [mark.get_markerfacecolor() == "white" for mark in marks[:2]] == [False, True]
 
 
 def losses(logits: torch.Tensor, weight: float) -> torch.Tensor:
@@ -29,8 +55,3 @@ def test_ceiling_is_where_the_loss_is_smallest(weight: float, num_classes: int) 
     logits[:, 0] = torch.linspace(0, 12, 1200)
     best = logits[losses(logits, weight).argmin()]
     assert best.softmax(0)[0].item() == pytest.approx(ceiling(weight, num_classes), abs=2e-3)
-
-
-def test_picture_is_drawn(tmp_path: Path) -> None:
-    draw_penalty_weight(out=tmp_path / "picture.png")
-    assert (tmp_path / "picture.png").stat().st_size > 30_000

@@ -1,5 +1,5 @@
-"""The table of measures of an evaluation. Columns of `cases.csv`, entries of `summary.json` and
-headings follow it.
+"""A case, and the table of what an evaluation measures of it. Columns of `cases.csv`, entries of
+`summary.json` and headings follow the table.
 
 A new measure is one entry of `MEASURES`.
 """
@@ -10,32 +10,40 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-from calib_components.metrics.measuring import Measured, measure_regions
+from calib_components.metrics.region_measures import (
+    CLASSWISE,
+    IF_TRUE,
+    TOP_LABEL,
+    RegionMeasures,
+    RegionSums,
+)
 from calib_components.metrics.regions import Region
 from calib_components.metrics.segmentation import dice, hausdorff_distance_95, structure_masks
-from calib_components.metrics.volumes import StructureMeasures, measure_structures
+from calib_components.metrics.volumes import StructureMeasures, StructureSums
+from calib_components.metrics.voxels import check_tensors, read_voxels
 from calib_components.quality.estimates import (
     ESTIMATES,
-    QualityEstimate,
+    QualityColumn,
     StructureEstimate,
     StructureScan,
 )
 from calib_components.quality.reference import Reference
 
 PAPER_REGION = "foreground"  # columns without a region in their names, such as `ece`, are of it
-IF_TRUE = "_if_true"  # follows the region in the name of a column
 MEASURED = {  # what is measured in each region
-    PAPER_REGION: ("top_label", "classwise", "if_true"),
-    "all": ("top_label", "classwise", "nll"),
-    "predicted": ("top_label", "nll"),
+    PAPER_REGION: (TOP_LABEL, CLASSWISE, "if_true"),
+    "all": (TOP_LABEL, CLASSWISE, "nll"),
+    "predicted": (TOP_LABEL, "nll"),
     "near": ("nll",),
 }
 
 Values = Mapping[str, float]  # by region or structure; of the whole case by ""
+# From masks of prediction and label, `(1, structures, *S)`, to values `(1, structures)`
+MaskFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(eq=False)
@@ -47,7 +55,7 @@ class Case:
         structures: Class indices by name, such as `{"heart": [1, 2]}`; for sigmoids, the channel of
             each.
         probabilities: `(N, *S)`; None for a label map.
-        prediction: Predicted class index, `(*S)`; not needed for sigmoids.
+        prediction: Predicted class index, `(*S)`; default: the most probable class.
         sigmoid: Whether each channel is a binary problem of its own.
         ignore_index: Value of the label of voxels to leave out.
         spacing: Size of a voxel along each axis, for HD95; None measures in voxels.
@@ -69,24 +77,20 @@ class Case:
     highest: float = 1.0
     pairwise_dsc: Mapping[str, float] = field(default_factory=dict)
 
-    def call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """Call a function of probabilities `(1, N, *S)` and label."""
-        assert self.probabilities is not None
-        batch = {"y_pred": self.probabilities[None], "y": self.label[None]}
-        return function(
-            *arguments, **batch, ignore_index=self.ignore_index, sigmoid=self.sigmoid, **options
-        )
+    def __post_init__(self) -> None:
+        if self.prediction is None and self.probabilities is not None and not self.sigmoid:
+            self.prediction = self.probabilities.argmax(0)
 
     def labels(self) -> list[torch.Tensor]:
         """Return the label of each rater."""
         return [self.label]
 
-    def measure_masks(self, function: Callable[[Case], Values]) -> Values:
-        """Return the values of a function of its masks."""
-        return function(self)
+    def of_masks(self, function: MaskFunction) -> Values:
+        """Return the values of a function of the masks of prediction and label, by structure."""
+        return self.by_structure(function(*self.masks))
 
     def by_structure(self, values: torch.Tensor) -> Values:
-        """Values `(1, structures)` by the name of the structure."""
+        """Return values `(1, structures)` by the name of the structure."""
         return dict(zip(self.structures, values[0].tolist(), strict=True))
 
     @property
@@ -106,32 +110,41 @@ class Case:
         else:
             assert self.prediction is not None
             predicted = structure_masks(self.prediction[None], classes)
-            true = structure_masks(self.label, classes)
+            true = structure_masks(self.label.where(self.counted, 0), classes)
         return (predicted & self.counted)[None], (true & self.counted)[None]
 
-    @cached_property
-    def measured(self) -> dict[str, Measured]:
+    @property
+    def region_measures(self) -> dict[str, RegionMeasures]:
         """Bins and scores of each region, by name; distances are in mm where the spacing is
         known.
         """
-        spacing = None if self.spacing is None else tuple(self.spacing)
-        regions = {
-            name: Region(name, spacing=spacing if name == "near" else None) for name in MEASURED
-        }
-        measured = self.call(
-            measure_regions,
-            measures={regions[name]: kinds for name, kinds in MEASURED.items()},
-            lowest=self.lowest,
-            highest=self.highest,
-        )
-        return {name: measured[region] for name, region in regions.items()}
+        return self._measures[0]
 
-    @cached_property
+    @property
     def structure_measures(self) -> StructureMeasures:
         """Volumes, expected DSC, confidence and accuracy of the structures."""
-        return self.call(
-            measure_structures, structures=self.structures, voxel_volume=self.voxel_volume
+        return self._measures[1]
+
+    @cached_property
+    def _measures(self) -> tuple[dict[str, RegionMeasures], StructureMeasures]:
+        """Measures of regions and of structures, from one pass over the voxels."""
+        assert self.probabilities is not None
+        y_pred, y = check_tensors(self.probabilities[None], self.label[None], self.sigmoid)
+        spacing = None if self.spacing is None else tuple(self.spacing)
+        chosen = {
+            Region(name, spacing=spacing if name == "near" else None): kinds
+            for name, kinds in MEASURED.items()
+        }
+        regions = RegionSums(
+            chosen, y_pred, sigmoid=self.sigmoid, lowest=self.lowest, highest=self.highest
         )
+        structures = StructureSums(self.structures, y_pred, self.sigmoid, self.voxel_volume)
+        for voxels in read_voxels(y_pred, y, sigmoid=self.sigmoid, ignore_index=self.ignore_index):
+            regions.add(voxels)
+            structures.add(voxels)
+        found = regions.measures()
+        by_name = {region.kind: found[region] for region in chosen}
+        return by_name, structures.measures()
 
     @cached_property
     def structure_scans(self) -> dict[str, StructureScan]:
@@ -153,12 +166,10 @@ class Measure:
     Attributes:
         name: Name of its column, without a region or structure.
         title: Heading of its column in tables.
-        better: "lower", "higher", or "" if neither is.
-        unit: Entry of `summary.json` that has its unit, "unit" or "volume_unit"; "" without one.
         function: Gives the values of a case by region or structure.
+        better: "lower", "higher", or "" if neither is.
         regions: The regions that it has a column of; without any, it has one of each structure.
-        bins: Kind of bins that it is the error of, or score; bins of all cases together have an
-            error, too.
+        bins: Kind of bins that it is the error of; those of all cases together have an error, too.
         masks: Whether a label map has it.
         digits: Number of decimals in reports.
         in_report: Whether the table of means of reports shows it.
@@ -166,9 +177,8 @@ class Measure:
 
     name: str
     title: str
-    better: str
-    unit: str
     function: Callable[[Case], Values]
+    better: str = ""
     regions: tuple[str, ...] = ()
     bins: str = ""
     masks: bool = False
@@ -179,8 +189,6 @@ class Measure:
         """Return the name of its column of a region or structure."""
         if not place or (self.regions and place == PAPER_REGION):
             return self.name
-        if self.name.endswith(IF_TRUE):
-            return f"{self.name.removesuffix(IF_TRUE)}_{place}{IF_TRUE}"
         return f"{self.name}_{place}"
 
 
@@ -191,85 +199,87 @@ class Column(NamedTuple):
     place: str
 
 
-def _region_values(kind: str, case: Case) -> Values:
-    """Errors of bins, or scores, of the regions that have them; NaN where there is no voxel."""
+def _error(kind: str, case: Case) -> Values:
+    """Errors of a kind of bins, of the regions that have them; NaN where there is no voxel."""
     values = {}
-    for region, measured in case.measured.items():
+    for region, measured in case.region_measures.items():
         if kind in measured.bins:
             error = measured.bins[kind].expected_error()
             values[region] = error.where(measured.count > 0, math.nan).item()
-        elif kind in measured.scores:
-            values[region] = measured.scores[kind].item()
     return values
 
 
-def _structure_values(field: str, case: Case) -> Values:
+def _nll(case: Case) -> Values:
+    measured = case.region_measures.items()
+    return {name: each.scores["nll"].item() for name, each in measured if "nll" in each.scores}
+
+
+def _of_structures(field: str, case: Case) -> Values:
     return case.by_structure(getattr(case.structure_measures, field))
 
 
-def _estimate_values(estimate: QualityEstimate, case: Case) -> Values:
-    values = {name: estimate.function(scan) for name, scan in case.structure_scans.items()}
-    if estimate.optional and all(map(math.isnan, values.values())):
+def _estimate(column: QualityColumn, case: Case) -> Values:
+    values = {name: column.function(scan) for name, scan in case.structure_scans.items()}
+    if column.optional and all(map(math.isnan, values.values())):
         return {}
     return values
 
 
-def _of_regions(
-    name: str, title: str, kind: str, *regions: str, better: str = "lower", in_report: bool = True
-) -> Measure:
-    """Return the measure that is the error of a kind of bins, or a score."""
-    function = partial(_region_values, kind)
-    return Measure(name, title, better, "", function, regions, bins=kind, in_report=in_report)
-
-
-def _of_structure(name: str, title: str, field: str, unit: str = "volume_unit") -> Measure:
-    function = partial(_structure_values, field)
-    return Measure(name, title, "", unit, function, in_report=False)
-
-
-def _estimate(entry: QualityEstimate) -> Measure:
-    function = partial(_estimate_values, entry)
-    return Measure(entry.name, entry.title, entry.better, "", function, in_report=False)
+def _hd95(case: Case) -> Values:
+    return case.of_masks(partial(hausdorff_distance_95, spacing=case.spacing))
 
 
 MEASURES = (
+    Measure("dsc", "DSC", lambda case: case.of_masks(dice), "higher", masks=True),
+    Measure("hd95", "HD95", _hd95, "lower", masks=True, digits=2),
     Measure(
-        "dsc",
-        "DSC",
-        "higher",
-        "",
-        lambda case: case.by_structure(dice(*case.masks)),
-        masks=True,
-    ),
-    Measure(
-        "hd95",
-        "HD95",
+        "ece",
+        "ECE",
+        partial(_error, TOP_LABEL),
         "lower",
-        "unit",
-        lambda case: case.by_structure(hausdorff_distance_95(*case.masks, case.spacing)),
-        masks=True,
-        digits=2,
+        regions=(PAPER_REGION, "all", "predicted"),
+        bins=TOP_LABEL,
     ),
-    _of_regions("ece", "ECE", "top_label", PAPER_REGION, "all", "predicted"),
-    _of_regions("cece", "CECE", "classwise", PAPER_REGION),
-    _of_regions("nll", "NLL", "nll", "all", "near", "predicted"),
-    _of_regions(
-        "ece_if_true", "ECE if true", "top_label_if_true", PAPER_REGION, better="", in_report=False
+    Measure(
+        "cece",
+        "CECE",
+        partial(_error, CLASSWISE),
+        "lower",
+        regions=(PAPER_REGION,),
+        bins=CLASSWISE,
     ),
-    _of_regions(
-        "cece_if_true",
-        "CECE if true",
-        "classwise_if_true",
-        PAPER_REGION,
-        better="",
+    Measure("nll", "NLL", _nll, "lower", regions=("all", "near", "predicted")),
+    Measure(
+        "ece_if_true",
+        "ECE if true",
+        partial(_error, TOP_LABEL + IF_TRUE),
+        regions=(PAPER_REGION,),
+        bins=TOP_LABEL + IF_TRUE,
         in_report=False,
     ),
-    _of_structure("true_volume", "true volume", "true"),
-    _of_structure("segmented_volume", "segmented volume", "segmented"),
-    _of_structure("expected_volume", "expected volume", "expected"),
-    _of_structure("confidence", "confidence", "confidence", unit=""),
-    _of_structure("accuracy", "accuracy", "accuracy", unit=""),
-    *(_estimate(estimate) for estimate in ESTIMATES if estimate.better),
+    Measure(
+        "cece_if_true",
+        "CECE if true",
+        partial(_error, CLASSWISE + IF_TRUE),
+        regions=(PAPER_REGION,),
+        bins=CLASSWISE + IF_TRUE,
+        in_report=False,
+    ),
+    *(
+        Measure(name, title, partial(_of_structures, field), in_report=False)
+        for name, title, field in (
+            ("true_volume", "true volume", "true"),
+            ("segmented_volume", "segmented volume", "segmented"),
+            ("expected_volume", "expected volume", "expected"),
+            ("confidence", "confidence", "confidence"),
+            ("accuracy", "accuracy", "accuracy"),
+        )
+    ),
+    *(
+        Measure(each.name, each.title, partial(_estimate, each), each.better, in_report=False)
+        for each in ESTIMATES
+        if each.better
+    ),
 )
 
 
@@ -308,11 +318,8 @@ def measure_case(case: Case) -> dict[str, float]:
     """
     row: dict[str, float] = {}
     for measure in MEASURES:
-        values: Values = {}
-        if measure.masks:
-            values = case.measure_masks(measure.function)
-        elif case.probabilities is not None:
+        if measure.masks or case.probabilities is not None:
             values = measure.function(case)
-        places = measure.regions or [*values]
-        row |= {measure.column(place): values[place] for place in places if values}
+            places = measure.regions or [*values]
+            row |= {measure.column(place): values[place] for place in places}
     return row

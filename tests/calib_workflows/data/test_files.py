@@ -1,0 +1,37 @@
+"""Files of cases are listed, and known by their names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from calib_components.errors import InputError
+from calib_workflows.data.files import LABEL_SUFFIXES, files_below, find_cases, split_name
+
+
+def test_names_have_a_case_a_suffix_and_an_ending() -> None:
+    names = [f"a_{suffix}.NII.gz" for suffix in ("gt", "Seg", "label", "b")]
+    assert [split_name(name, LABEL_SUFFIXES).case for name in names] == ["a", "a", "a", "a_b"]
+    assert split_name("x_ce_T1.nii", ["_t1", "_ce_t1"]) == ("x", "_ce_T1", ".nii")
+    assert split_name("_gt.txt", LABEL_SUFFIXES) == ("_gt.txt", "", "")
+
+
+def test_files_of_a_case_lie_in_one_folder_and_differ_in_their_suffix() -> None:
+    files = [Path(name) for name in ("p/a_t1.nii", "p/a.nii.gz", "q/a.nii", "p/notes.txt")]
+    by_suffix = {"_t1": files[0], "": files[1]}
+    assert find_cases(files, ["_T1"]) == {Path("p/a"): by_suffix, Path("q/a"): {"": files[2]}}
+    with pytest.raises(InputError, match=r"a\.nii: a\.nii\.gz is there as well"):
+        find_cases([Path("a.nii.gz"), Path("a.nii")])
+
+
+def test_files_below(tmp_path: Path) -> None:
+    for name in ("src/b/2.nii", "src/1.nii", "src/.hidden", "src/.git/x", "disk/3.nii"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "src" / "a").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "back").symlink_to(tmp_path / "src")
+    (tmp_path / "disk" / "again").symlink_to(tmp_path / "disk")
+    assert [path.name for path in files_below(tmp_path / "src")] == ["1.nii", "3.nii", "2.nii"]
+    with pytest.raises(InputError, match="absent: cannot read"):
+        list(files_below(tmp_path / "absent"))
