@@ -17,8 +17,9 @@ from nibabel.affines import from_matvec
 from nibabel.eulerangles import euler2mat
 
 from calib_components.errors import InputError
-from calib_tools.prepare.case import (, find_pairs
+from calib_tools.prepare.case import (
     SourceCase,
+    find_pairs,
     load_case,
     read_volume,
     transform_case,
