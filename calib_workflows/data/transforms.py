@@ -341,17 +341,29 @@ class CheckVolumed(EachVolumed):
         keys: Volumes `(C, H, W, D)` on the network's grid.
         pixel_size: Smallest and largest in-plane size of a pixel of the training images on this
             grid, in millimetres; None if it is not known.
+        in_channels: Number of channels that the network takes; None for any. MONAI Label gives
+            images that no other check has seen.
 
     Raises:
-        InputError: When called: see `check_image`.
+        InputError: When called: the volume has other channels, or see `check_image`.
     """
 
-    def __init__(self, keys: KeysCollection, pixel_size: Sequence[float] | None = None) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        pixel_size: Sequence[float] | None = None,
+        in_channels: int | None = None,
+    ) -> None:
         super().__init__(keys)
-        self.pixel_size = pixel_size
+        self.pixel_size, self.in_channels = pixel_size, in_channels
 
     def change(self, volume: MetaTensor) -> MetaTensor:  # type: ignore[override]
         image = check_image(volume)
+        if self.in_channels not in (None, len(image)):
+            raise InputError(
+                f"{file_name(image)} has {len(image)} channels, the network takes"
+                f" {self.in_channels}."
+            )
         if self.pixel_size is not None:
             sizes = volume.pixdim[:2].tolist()
             if has_other_pixels(sorted(sizes), self.pixel_size):
