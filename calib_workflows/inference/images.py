@@ -69,8 +69,8 @@ def find_images(path: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> l
         return sorted([*images, *_images(files, file_suffixes)], key=operator.attrgetter("files"))
     if is_dicom(path):
         return [_image_of_series(file) for file in series_of(path)[:1]]
-    if path.is_file() and split_name(path.name, file_suffixes).suffix:
-        beside = _images(sorted(path.parent.iterdir()), file_suffixes)
+    if split_name(path.name, file_suffixes).suffix:
+        beside = _images(sorted(path.parent.glob("*")), file_suffixes)
         return [image for image in beside if path in image.files]
     return _images([path], ())
 
