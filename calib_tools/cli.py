@@ -67,7 +67,10 @@ def make_app(name: str, commands: Commands) -> App:
     )
     if isinstance(commands, Mapping):
         for word, command in commands.items():
-            app.command(make_app(word, command))
+            inner = make_app(word, command)
+            if isinstance(command, Mapping):
+                inner.help = f"Commands: {', '.join(command)}."
+            app.command(inner)
     else:
         app.default(commands)
     return app
@@ -135,23 +138,3 @@ def parse_structures(
         if structures.setdefault(name, codes) is not codes:
             raise InputError(f"{option}: {name} occurs twice.")
     return structures
-
-
-def patients_of(
-    cases: Sequence[str], pattern: str | None, option: str = "--patient_pattern"
-) -> dict[str, str]:
-    """Find the patient of each case, by the part of its name that a regular expression matches;
-    None: all of it.
-
-    Examples:
-        >>> patients_of(["patient001_frame01", "patient001_frame12"], r"patient\\d+")
-        {'patient001_frame01': 'patient001', 'patient001_frame12': 'patient001'}
-    """
-    try:
-        matches = {case: re.search(".+" if pattern is None else pattern, case) for case in cases}
-    except re.error as error:
-        raise InputError(f"{option}: {pattern!r} is no regular expression: {error}.") from None
-    for case, match in matches.items():
-        if match is None or not match[0]:
-            raise InputError(f"{option}: {pattern!r} matches no part of the name {case}.")
-    return {case: match[0] for case, match in matches.items() if match}

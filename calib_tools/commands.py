@@ -184,18 +184,20 @@ def evaluate_predictions(
         InputError: A file or option is unsuitable, files do not belong together, another run writes
             to `out`, or results cannot be written.
     """
-    from calib_tools.cli import patients_of
     from calib_tools.predictions import pairing
     from calib_tools.predictions.calibrate import describe_estimate, estimate_of
     from calib_tools.predictions.cases import SavedCases, find_case_images
     from calib_tools.predictions.classes import check_probabilities, check_volume, classes_of
     from calib_tools.predictions.evaluate import arguments_of, evaluate_cases, read_reference
     from calib_tools.predictions.quality import estimate_quality
+    from calib_workflows.data.files import patients_of
     from calib_workflows.evaluate import Objects
     from calib_workflows.folders import OutputFolder
+    from calib_workflows.pages.quality import Review
 
     check_number("--object_p", object_p, 1e-6, 1)
     check_number("--overlap", overlap, 0, 1)
+    listed = Review.from_options(review, review_below)
     networks, labellers = pairing.read_folders(predictions, labels, members, raters, pairs)
     if labellers:
         labelled = pairing.find_pairs(networks, labellers, pairs)
@@ -215,7 +217,7 @@ def evaluate_predictions(
         "structures": structures,
         "sigmoid": sigmoid,
         "ignore_index": ignore_index,
-        "calibration": repr(calibration),
+        "calibration": repr(calibration and calibration.to_dict()),
         "objects": {"structures": [*objects], "threshold": object_p, "overlap": overlap},
     }
     classes = classes_of([*readers.values()], structures, sigmoid, ignore_index)
@@ -242,7 +244,7 @@ def evaluate_predictions(
         evaluate_cases(cases, output, about, counted, validation)
     else:
         estimate_quality(
-            readers, classes, case_images, output, reference, review, review_below, workers
+            readers, classes, case_images, output, reference, listed, patients, workers
         )
 
 
@@ -306,12 +308,12 @@ def calibrate_predictions(
             be written. Maps of an earlier run stay.
     """
     from calib_components.metrics.regions import Region
-    from calib_tools.cli import patients_of
     from calib_tools.predictions import calibrate, pairing
     from calib_tools.predictions.cases import SavedCases
     from calib_tools.predictions.classes import check_probabilities, classes_of
     from calib_tools.predictions.fit import fit_saved
     from calib_workflows.calibrate import write_estimate
+    from calib_workflows.data.files import patients_of
     from calib_workflows.folders import OutputFolder
 
     fitted_on = Region.parse(region)
@@ -348,7 +350,7 @@ def calibrate_predictions(
         fitted, estimate = fit_saved(cases, fitted_on, calibrator)
         calibrate.write_maps(readers, classes, fitted, output, workers)
         write_estimate(estimate, out)  # where it is, all maps are of it
-    print(printable(out))
+    print(calibrate.NEXT.format(count=len(readers), kind=estimate.name, out=printable(out)))
 
 
 def report_folders(
@@ -403,22 +405,28 @@ def run_cases(
 ) -> None:
     """Segment images in shares: side by side, or as an array of Slurm jobs.
 
-    A share is a run of the bundle with `--shard i/n --skip_existing true`. Any id of the bundle's
-    inference.yaml is an option as well, such as --ckpt_dir or --save. The same command continues:
-    images that have their maps are skipped. An image that cannot be segmented ends its share.
+    A share is a run of the bundle with `--shard i/n --skip_existing true`. The same command
+    continues: images that have their maps are skipped. An image that cannot be segmented ends its
+    share.
+
+    Any id of the bundle's inference.yaml is an option as well. Common ones: `--load_path FILE`,
+    other weights, such as models/cross_entropy/ensemble.pt of the bundle; `--ckpt_dir FOLDER`,
+    that of your own training; `--save label,dicom`, the maps to write, of label, uncertainty,
+    probability, and of DICOM series also dicom and dicom_probability; `--review 20%` or
+    `--review_below 0.8`, which scans to list for a look; `--device cpu`.
 
     Args:
         command: infer.
         bundle: Folder of the bundle.
-        dataset_dir: One NIfTI file, or a folder of them.
-        output_dir: Folder for the maps.
+        dataset_dir: Folder of NIfTI files or DICOM series, or one NIfTI file.
+        output_dir: Folder for the maps, quality.csv and quality.html.
         executor: local, or slurm.
         workers: Number of processes on this machine, which share its cores.
         jobs: Number of Slurm jobs.
         slurm: Parameters of submitit for these jobs, such as "{time: 60, partition: gpu,
             gpus_per_node: 1}"; time is in minutes, by default 5. "array_parallelism: 4" runs no
             more than 4 at a time.
-        overrides: Values for ids of the bundle.
+        overrides: Options of the bundle's inference.yaml, such as --save label.
 
     Raises:
         InputError: An option is unsuitable, or there are no images.

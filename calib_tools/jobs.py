@@ -21,6 +21,7 @@ from tqdm import tqdm
 from calib_components.errors import InputError, check_choice, check_count
 
 POLL = 0.5  # seconds
+BETWEEN_LINES = 30.0  # seconds, in a log
 _running: set[subprocess.Popen] = set()  # processes that an interrupt ends
 
 
@@ -48,24 +49,50 @@ def make_executor(name: str, workers: int, folder: Path, slurm: Mapping[str, Any
     return executor
 
 
+class Progress:
+    """How many are done of how many, and the time left: a bar on terminals, in logs a line now and
+    then.
+
+    Args:
+        total: Number of all.
+        unit: What is counted, such as "scan".
+        count_done: Returns how many are done.
+    """
+
+    def __init__(self, total: int, unit: str, count_done: Callable[[], int]) -> None:
+        self.total, self.unit, self.count_done = total, unit, count_done
+        self.start, self.first, self.next_line = time.monotonic(), count_done(), 0.0
+        self.bar = tqdm(total=total, initial=self.first, unit=f" {unit}", disable=None)
+
+    def show(self) -> None:
+        """Bring the bar up to date, or write a line if it is time for one."""
+        done, now = self.count_done(), time.monotonic()
+        self.bar.update(max(0, done - self.bar.n))
+        if self.bar.disable and now >= self.next_line:
+            self.next_line = now + BETWEEN_LINES
+            text = f"{{n}} of {{total}} {self.unit}s, {{elapsed}} elapsed, {{remaining}} left"
+            elapsed = now - self.start
+            line = tqdm.format_meter(done, self.total, elapsed, initial=self.first, bar_format=text)
+            print(line, flush=True)
+
+
 def run_jobs(
     jobs: Mapping[str, Callable[[], str | None]],
     executor: Any,
-    total: int | None = None,
-    count_done: Callable[[], int] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, str]:
     """Run jobs by name, say when each has ended, and end all of them on an interrupt; return why
     some failed, by name.
 
-    A job returns why it failed, in one line, or None. Slurm gets the jobs as an array. The bar
-    shows the number of jobs, or what `count_done` says of a `total`.
+    A job returns why it failed, in one line, or None. Slurm gets the jobs as an array. The progress
+    is by default that of the jobs.
     """
     if not jobs:
         return {}
     failed = {}
     with getattr(executor, "batch", contextlib.nullcontext)():
         running = {name: executor.submit(job) for name, job in jobs.items()}
-    bar = tqdm(total=total or len(jobs), disable=None)
+    progress = progress or Progress(len(jobs), "job", lambda: len(jobs) - len(running))
     try:
         while running:
             time.sleep(POLL)
@@ -73,10 +100,9 @@ def run_jobs(
                 tqdm.write(f"{name}: {reason or 'finished'}")
                 if reason is not None:
                     failed[name] = reason
-            done = len(jobs) - len(running) if count_done is None else count_done()
-            bar.update(max(0, done - bar.n))
+            progress.show()
     finally:
-        bar.close()
+        progress.bar.close()
         for job in running.values():
             job.cancel()
         for process in list(_running):
@@ -101,12 +127,10 @@ def _reason(job: Any) -> str | None:
 
 
 def end(summary: str, failed: Mapping[str, str]) -> None:
-    """Print how jobs ended, and why those failed that did; then the process ends with exit code
-    1.
+    """Print how jobs ended, and which failed, whose reasons `run_jobs` has printed; then the
+    process ends with exit code 1.
     """
-    print(f"{summary}, {len(failed)} failed")
-    for name, reason in failed.items():
-        print(f"{name}: {reason}")
+    print(": ".join([f"{summary}, {len(failed)} failed", *filter(None, [", ".join(failed)])]))
     if failed:
         sys.exit(1)
 

@@ -13,9 +13,11 @@ from monai.bundle import ConfigParser
 
 from calib_components.errors import make_folder, reading
 from calib_tools.bundle_command import bundle_command
-from calib_tools.jobs import end, make_executor, run_command, run_jobs
-from calib_workflows.inference.images import MAPS, ImageFolder
+from calib_tools.jobs import Progress, end, make_executor, run_command, run_jobs
+from calib_workflows.inference.images import ImageFolder
 from calib_workflows.options import read_as_typed
+from calib_workflows.pages.quality import FOLDER
+from calib_workflows.weights import check_weights_file
 
 
 def run_shares(
@@ -36,7 +38,7 @@ def run_shares(
     """
     file, output_dir = bundle / "configs" / "inference.yaml", Path(options["output_dir"])
     images = _find_images(file, options)
-    total, pattern = len(images.find()), f"*_{MAPS[images.save[0]]}.nii.gz"
+    total, records = len(images.find()), output_dir / FOLDER
     logs = output_dir / ".run_cases"
     pool = make_executor(executor, jobs, logs / "slurm", slurm)
     number = min(total, jobs)
@@ -48,7 +50,8 @@ def run_shares(
         typed = bundle_command([file], {**options, "shard": f"{i}/{number}"})
         log = logs / f"share_{i}_of_{number}.log"
         shares[f"share {i} of {number}"] = partial(run_command, [sys.executable, *typed[1:]], log)
-    failed = run_jobs(shares, pool, total, lambda: sum(1 for _ in output_dir.glob(pattern)))
+    progress = Progress(total, "scan", lambda: len([*records.glob("*.json")]))
+    failed = run_jobs(shares, pool, progress)
     if len(failed) < number:
         print(images.write_table())  # of all shares
     end(f"{number - len(failed)} of {number} shares are finished", failed)
@@ -61,6 +64,7 @@ def _find_images(file: Path, options: Mapping[str, Any]) -> ImageFolder:
         config.read_config(str(file))
         config.update(dict(options))
         read_as_typed(config)
-        images = config.get_parsed_content("images")
+        weights, images = (config.get_parsed_content(name) for name in ("load_path", "images"))
+    check_weights_file(weights)
     images.check()
     return images

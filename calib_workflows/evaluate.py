@@ -24,9 +24,9 @@ from monai.engines import Evaluator
 from calib_components.errors import InputError, printable
 from calib_components.metrics import CalibrationBins
 from calib_components.metrics.case import MEASURES, Case, measure_case
-from calib_components.metrics.objects import find_objects, largest_miss
+from calib_components.metrics.objects import find_objects, largest_miss, show_object
 from calib_components.metrics.raters import RatedCase
-from calib_components.posthoc import describe_calibration
+from calib_components.posthoc import describe_calibration, find_reference
 from calib_workflows.cases import (
     Cases,
     LabelledCase,
@@ -49,7 +49,7 @@ from calib_workflows.folders import OutputFolder
 from calib_workflows.inference.maps import normalized_entropy
 from calib_workflows.pages.slices import draw_prediction, draw_raters
 from calib_workflows.parts import measure_raters, part_tables, rated_slice
-from calib_workflows.weights import WeightsCheckpointLoader, save
+from calib_workflows.weights import WeightsCheckpointLoader, add_tests, save
 
 log = logging.getLogger(__name__)
 PER_CASE = ("all", "predicted")  # regions whose bins are kept of each case
@@ -184,15 +184,16 @@ def measure_labelled(case: LabelledCase, objects: Objects, slices: Path) -> dict
 
 
 def _count_objects(case: LabelledCase, objects: Objects, drawn: dict[str, Any]) -> dict[str, Any]:
-    """Return the objects of a case, and the volume of the largest missed one, which is drawn."""
+    """Return the objects of a case, and the largest missed one, which is drawn."""
     scan, options = case.scan, (objects.threshold, objects.overlap)
     found = {name: find_objects(scan, name, *options) for name in objects.structures}
     rows = [(name, *each) for name, of_structure in found.items() for each in of_structure]
-    largest = largest_miss(itertools.chain.from_iterable(found.values()))
+    largest = largest_miss(found)
     if largest is None:
         return {"objects": rows}
-    drawn["miss"] = slice_maps(scan, case, int(largest.place.split()[-1]))
-    return {"objects": rows, "missed_volume": largest.volume}
+    index, missed = show_object(scan, *largest)
+    drawn["miss"] = {**slice_maps(scan, case, index), "missed": torch.from_numpy(missed)}
+    return {"objects": rows, "largest_miss": largest[1]}
 
 
 def slice_maps(case: Case, labelled: LabelledCase, index: int | None = None) -> dict[str, Any]:
@@ -244,11 +245,12 @@ def _draw(
 
     for name, number in _places(dsc).items():
         draw(name, records[number], "case", f"DSC {dsc[number]:.3f} of the volume")
-    missed = [record for record in records if "missed_volume" in record]
-    missed.sort(key=lambda record: -record["missed_volume"])
+    missed = [record for record in records if "largest_miss" in record]
+    missed.sort(key=lambda record: -record["largest_miss"].volume)
     for number, record in enumerate(missed[:MISSED], 1):
-        volume = f"{record['missed_volume']:.3g} {evaluation.summary['volume_unit']}"
-        draw(f"missed{number}", record, "miss", f"missed: {volume}")
+        miss, unit = record["largest_miss"], evaluation.summary["volume_unit"]
+        text = f"missed: {miss.volume:.3g} {unit} at voxel {miss.place}"
+        draw(f"missed{number}", record, "miss", text)
     rated = [record for record in records if "disputed" in record]
     if rated:
         most = max(rated, key=lambda record: record["disputed"])
@@ -381,11 +383,14 @@ class NetworkEvaluation:
         facts: Facts of the data, which are compared with those of the weights; None not to compare
             them.
         overwrite: Whether to replace an evaluation of other weights, options or cases.
+        split: Split that the cases are from.
+        test_set: Name under which what the cases showed is written into the weights, for the page
+            of new scans, see `calib_components.quality.Reference`; None to leave the weights.
 
     Raises:
-        InputError: From `run`: the weights are not suitable, another run writes to the folder, or
-            it holds something else, see `calib_workflows.folders.OutputFolder`; or it cannot be
-            written.
+        InputError: From `run`: the cases of a `test_set` are not of the testing split, the weights
+            are not suitable, another run writes to the folder, or it holds something else, see
+            `calib_workflows.folders.OutputFolder`; or it cannot be written.
     """
 
     evaluator: Evaluator
@@ -397,6 +402,8 @@ class NetworkEvaluation:
     stamp: Mapping[str, Any]
     facts: Facts | None = None
     overwrite: bool = False
+    split: str = "testing"
+    test_set: str | None = None
 
     def run(self) -> None:
         """Evaluate the network."""
@@ -407,6 +414,7 @@ class NetworkEvaluation:
                 stack.enter_context(output.claim(FILES))
             idist.barrier()
             WeightsCheckpointLoader(self.load_path, self.network, self.facts)(self.evaluator)
+            self._check_test_set()
             done = describe_calibration(self.network)
             cases = NetworkCases(self.evaluator, self.structures)
             about = {"source": "bundle", "calibration": done}
@@ -416,5 +424,24 @@ class NetworkEvaluation:
         state = "Calibrated ({calibrator}, region {region})" if done else "Not calibrated"
         shown = ", ".join(f"{name} {summary[name]['mean']:.4f}" for name in SHOWN)
         log.info("%s: %s (HD95 in %s)", state.format(**done or {}), shown, summary["unit"])
+        if self.test_set is not None:
+            file = Path(self.load_path)
+            add_tests(file, str(self.test_set), Evaluation.read(folder).reference())
+            log.info("Wrote what the %d cases showed into %s", summary["cases"], file)
         if shutil.which("calib-components"):  # packages of bundles do without
             log.info("Next: make a page of it, with calib-components report %s.", folder)
+
+    def _check_test_set(self) -> None:
+        """Refuse cases that chose the network, and weights without scans to compare them with."""
+        if self.test_set is None:
+            return
+        if self.split != "testing":
+            raise InputError(
+                f"test_set: the {self.split} cases chose the network or its calibrator. Give those"
+                " of the testing split."
+            )
+        if not find_reference(self.network).numel():
+            raise InputError(
+                f"{self.load_path}: these weights have no validation scans to compare the test set"
+                " with. Run configs/calibrate.yaml."
+            )

@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from calib_components.errors import InputError, printable, reading
 from calib_components.metrics import CalibrationBins
 from calib_components.metrics.case import MEASURES
 from calib_components.metrics.objects import FoundObject
+from calib_components.quality import Reference
 
 MISSED = 3  # objects that are drawn
 PICTURES = (
@@ -40,6 +42,7 @@ TABLES = (
 NAMES = ("rater", "member", "structure", "case", "patient")  # columns of tables
 OBJECT_COLUMNS = ["case", "patient", "structure", *FoundObject._fields]
 SUMMARY = "summary.json"
+REFERENCE = ("expected_dsc", "dsc", "expected_volume", "true_volume")  # columns of a `Reference`
 # The summary comes last: where it is, the rest belongs to it
 FILES = (*TABLES, *PICTURES, SUMMARY)
 # JSON files have it; version 1 is that of releases before 0.5, whose tables lack columns
@@ -104,6 +107,16 @@ class Evaluation:
             patient = match[0] if match else patient
             items.append({"case": case, "patient": patient, "content": labels.get(case, "")})
         return items
+
+    def reference(self, patient_pattern: str | None = None) -> Reference:
+        """Return what these labelled cases, evaluated with probabilities, are for scans of the same
+        network; for the pattern, see `items`.
+        """
+        patients = [item["patient"] for item in self.items(patient_pattern)]
+        values = [
+            self.cases[[f"{measure}_{name}" for name in self.structures]] for measure in REFERENCE
+        ]
+        return Reference.from_scans(self.structures, patients, np.stack(values, -1))
 
     def write(self, folder: Path) -> None:
         """Write the table and the JSON files."""

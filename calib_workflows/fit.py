@@ -28,6 +28,16 @@ BEFORE, AFTER = "before", "after"
 ScanRow = list[tuple[float, ...]]
 
 
+GOALS = (
+    "The advice is by the NLL. Whether confidence comes closer to accuracy, as the page of an"
+    " evaluation asks, is another goal: compare the gaps."
+)
+NOT_ADVISED = (
+    "The {name} is applied all the same, as the option calibrator says. By the NLL, it is not"
+    " needed: {advised} is advised."
+)
+
+
 class Fit(NamedTuple):
     """What `fit_calibrator` gives.
 
@@ -102,7 +112,9 @@ def describe_fit(estimate: Estimate, region: Region, compared: LeftOut | None = 
         estimate.effect(region.by_prediction),
     ]
     if compared is not None and estimate.patients > 1:
-        sentences.append(compared.describe())
+        sentences += [compared.describe(), GOALS]
+        if (advised := compared.choice()) != estimate.name:
+            sentences.append(NOT_ADVISED.format(advised=advised, name=estimate.name))
     return sentences
 
 

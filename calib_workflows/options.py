@@ -240,11 +240,17 @@ def facts_in_use(config: ConfigParser) -> Facts:
 def read_as_typed(config: ConfigParser) -> None:
     """Read `true`, `null`, `128,128` and a folder `2024` as they are meant: on a command line, they
     are texts, a tuple and a number for MONAI.
+
+    A relative `load_path` that is not in the working folder is one in the bundle, if it is there.
     """
     for name, value in config.get().items():
         typed = str(value) if name.endswith(PLACES) else _as_typed(value)
         if typed != value:
             config[name] = typed
+    file = str(config.get("load_path"))
+    in_bundle = Path(config.get_parsed_content("bundle_root", default="."), file)
+    if in_bundle.is_file() and not Path(file).exists():
+        config["load_path"] = str(in_bundle)
 
 
 def _as_typed(value: Any) -> Any:

@@ -43,7 +43,9 @@ def settings_of(config: Mapping[str, Any], facts: Facts | None = None) -> dict[s
     """
     settings = dict(_flat("", config))
     if facts is not None:
-        settings |= {f"facts::{name}": value for name, value in asdict(facts).items()}
+        values = asdict(facts)
+        values.pop("name")  # for readers alone
+        settings |= {f"facts::{name}": value for name, value in values.items()}
     return json.loads(json.dumps(settings, default=str, sort_keys=True))
 
 

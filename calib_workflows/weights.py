@@ -5,7 +5,6 @@ beside them.
 from __future__ import annotations
 
 import io
-import json
 import logging
 import os
 import textwrap
@@ -18,7 +17,17 @@ from ignite.engine import Engine, Events
 
 from calib_components.errors import InputError, make_folder, reading, writing
 from calib_components.posthoc import RETIRED, Calibrator
-from calib_components.posthoc.network import FITTED_ON, MEMBERS, REFERENCE, calibrator_in
+from calib_components.posthoc.network import (
+    FITTED_ON,
+    MEMBERS,
+    OF_THE_FIT,
+    REFERENCE,
+    TESTS,
+    calibrator_in,
+    from_bytes,
+    to_bytes,
+)
+from calib_components.quality import Reference
 from calib_workflows.data.facts import DATALIST, FACTS, Facts, facts_beside, write_facts
 from calib_workflows.data.transforms import has_other_pixels
 from calib_workflows.options import LAST, config_of_run
@@ -34,11 +43,7 @@ def read_weights(file: str | os.PathLike) -> dict[str, torch.Tensor]:
 
     Values that are NaN or infinite are an error.
     """
-    if not Path(file).is_file():
-        raise InputError(
-            f"{file}: no such file of trained weights. Give the file (--load_path) or the folder"
-            " with its model.pt (--ckpt_dir), or train first."
-        )
+    check_weights_file(file)
     with reading(file, "trained weights"):
         weights = _read_tensors(file)
         if isinstance(weights, Mapping) and {"network", "optimizer"} <= weights.keys():
@@ -53,6 +58,15 @@ def read_weights(file: str | os.PathLike) -> dict[str, torch.Tensor]:
             if not torch.as_tensor(values).isfinite().all():
                 raise ValueError(f"values of {name} are NaN or infinite")
         return weights
+
+
+def check_weights_file(file: str | os.PathLike) -> None:
+    """Raise `InputError` unless there is a file of trained weights."""
+    if not Path(file).is_file():
+        raise InputError(
+            f"{file}: no such file of trained weights, nor in the bundle. Give the file"
+            " (--load_path) or the folder with its model.pt (--ckpt_dir), or train first."
+        )
 
 
 def _read_tensors(file: str | os.PathLike) -> Any:
@@ -123,10 +137,10 @@ def with_calibrator(
     else as it is.
 
     The reference of the other calibrator, see `calib_components.quality.Reference`, takes the place
-    of any before; so do its region and the number of patients that it was fitted on.
+    of any before; so do its region and the number of patients that it was fitted on. Test scans go.
     """
     weights = read_weights(file)
-    for name in (REFERENCE, FITTED_ON):
+    for name in OF_THE_FIT:
         weights.pop(name, None)
     before = calibrator_in(weights)
     if before is not None:
@@ -136,9 +150,18 @@ def with_calibrator(
     if reference is not None:
         weights[REFERENCE] = reference
     if patients:
-        fitted_on = json.dumps({"region": calibrator.region.name, "patients": patients})
-        weights[FITTED_ON] = torch.tensor([*fitted_on.encode()], dtype=torch.uint8)
+        weights[FITTED_ON] = to_bytes({"region": calibrator.region.name, "patients": patients})
     return serialize(weights)
+
+
+def add_tests(file: Path, name: str, scans: Reference) -> None:
+    """Write labelled test scans into weights, beside their reference. They take the place of an
+    earlier set of this name.
+    """
+    weights = read_weights(file)
+    tests = from_bytes(weights.get(TESTS)) | {name: scans.to_tensor().tolist()}
+    weights[TESTS] = to_bytes(tests)
+    save(weights, file)
 
 
 def check_beside(file: Path, facts: Facts | None, name: str) -> None:
@@ -201,7 +224,7 @@ def _read_member(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     weights = read_weights(file)
     if calibrator_in(weights) is None:
         weights["temperature"] = torch.ones(())
-    for name in (REFERENCE, FITTED_ON):
+    for name in OF_THE_FIT:
         weights.pop(name, None)
     shapes = {name: values.shape for name, values in weights.items()}
     common: dict[str, Any] = {"layers or classes": shapes, FACTS: facts_beside(file)}

@@ -19,7 +19,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from calib_tools import cli, commands
-from study.compare.commands import is_comparison, report_comparison
+from calib_tools.report import is_comparison
+from study.compare.commands import report_comparison
 
 
 def choose_command() -> Callable[..., None]:

@@ -7,6 +7,7 @@ logits overflowed.
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -49,6 +50,12 @@ class CalibrationLoss(nn.Module, ABC):
     def __init__(self, ignore_index: int | None = None) -> None:
         super().__init__()
         self.ignore_index = ignore_index
+
+    def extra_repr(self) -> str:
+        """Return the options as they are passed."""
+        values = {**vars(getattr(self, "window", self)), **vars(self)}
+        names = inspect.signature(type(self)).parameters
+        return ", ".join(f"{name}={values[name]!r}" for name in names if name in values)
 
     @abstractmethod
     def voxel_loss(self, logits: Tensor, labels: Tensor, *extras: Any, **_: Any) -> Tensor:

@@ -93,7 +93,7 @@ class NACLLoss(CalibrationLoss):
         self.accepts_probabilities = prior in PROPORTIONS
 
     def prepare(self, logits: Tensor, labels: Labels) -> Extras:
-        return lambda slab: (self.window.prior(labels, slab, logits.dtype),)
+        return lambda slab: (self.window.prior_of(labels, slab, logits.dtype),)
 
     def voxel_loss(self, logits: Tensor, labels: Tensor, prior: Tensor) -> Tensor:
         cross_entropy = F.cross_entropy(logits, labels, reduction="none")

@@ -96,7 +96,7 @@ def neighbor_prior(
     result = torch.empty(shape, dtype=dtype, device=target.device)
 
     for slab in slabs_of(result):
-        result[:, :, slab] = window.prior(labels, slab, dtype)
+        result[:, :, slab] = window.prior_of(labels, slab, dtype)
     return result
 
 
@@ -108,36 +108,36 @@ class Window:
     `neighbor_prior`.
     """
 
-    kind: str = "mean"
-    size: int = 3
+    prior: str = "mean"
+    kernel_size: int = 3
     sigma: float = 2.0
     padding: str = "replicate"
 
     def __post_init__(self) -> None:
-        check_choice("prior", self.kind, PRIORS)
+        check_choice("prior", self.prior, PRIORS)
         check_choice("padding", self.padding, PADDINGS)
         # The weights of the SVLS kernel come from neighbours.
-        check_count("kernel_size", self.size, 3 if self.kind == "gaussian" else 1)
-        if self.size % 2 == 0:
-            raise InputError(f"kernel_size must be odd, got {self.size}.")
+        check_count("kernel_size", self.kernel_size, 3 if self.prior == "gaussian" else 1)
+        if self.kernel_size % 2 == 0:
+            raise InputError(f"kernel_size must be odd, got {self.kernel_size}.")
         check_number("sigma", self.sigma, 0.1)
 
-    def prior(self, labels: Labels, slab: slice, dtype: torch.dtype) -> Tensor:
+    def prior_of(self, labels: Labels, slab: slice, dtype: torch.dtype) -> Tensor:
         """The prior in a slab, `(B, N, h, ...)`, from the labels of the slab and of the rows around
         it.
         """
         values = self._padded(labels, slab)
-        if self.kind in PROPORTIONS:
+        if self.prior in PROPORTIONS:
             return self._proportions(values, labels, dtype)
-        if self.kind == "max":
-            index = _combine(values, self.size, torch.maximum)
-        elif self.kind == "min":
+        if self.prior == "max":
+            index = _combine(values, self.kernel_size, torch.maximum)
+        elif self.prior == "min":
             values = values.masked_fill(values < 0, labels.num_classes)
-            index = _combine(values, self.size, torch.minimum)
-        elif self.kind == "median":
-            index = _median_class(values, self.size, labels.num_classes)
+            index = _combine(values, self.kernel_size, torch.minimum)
+        elif self.prior == "median":
+            index = _median_class(values, self.kernel_size, labels.num_classes)
         else:
-            index = _mode_class(values, self.size, labels.num_classes)
+            index = _mode_class(values, self.kernel_size, labels.num_classes)
         return one_hot(index, labels.num_classes).to(dtype)
 
     def _proportions(self, values: Tensor, labels: Labels, dtype: torch.dtype) -> Tensor:
@@ -152,12 +152,12 @@ class Window:
 
     def _padded(self, labels: Labels, slab: slice) -> Tensor:
         """Values of the labels in a slab and around it, padded beyond the image."""
-        values, radius = labels.values, self.size // 2
+        values, radius = labels.values, self.kernel_size // 2
         for dim, length in enumerate(values.shape[2:], 2):
             first, last = (slab.start, slab.stop) if dim == 2 else (0, length)
             places = torch.arange(first - radius, last + radius, device=values.device)
             values = values.index_select(dim, places.clamp(0, length - 1))
-            if self.padding == "background" and self.kind != "gaussian":
+            if self.padding == "background" and self.prior != "gaussian":
                 beyond = ((places < 0) | (places >= length)).view(
                     -1, *[1] * (values.ndim - dim - 1)
                 )
@@ -168,9 +168,13 @@ class Window:
 
     def _filter(self, maps: Tensor, dtype: torch.dtype) -> Tensor:
         """Weighted mean of each window of padded maps."""
-        if self.kind == "gaussian":
-            return _svls_filter(maps, self.size, self.sigma, dtype)
-        return _counts(maps, self.size).to(dtype).mul_(float(self.size) ** (2 - maps.ndim))
+        if self.prior == "gaussian":
+            return _svls_filter(maps, self.kernel_size, self.sigma, dtype)
+        return (
+            _counts(maps, self.kernel_size)
+            .to(dtype)
+            .mul_(float(self.kernel_size) ** (2 - maps.ndim))
+        )
 
 
 def _counts(maps: Tensor, size: int) -> Tensor:

@@ -47,7 +47,7 @@ class SVLSLoss(CalibrationLoss):
         self.window = Window("gaussian", kernel_size, sigma)
 
     def prepare(self, logits: Tensor, labels: Labels) -> Extras:
-        return lambda slab: (self.window.prior(labels, slab, logits.dtype),)
+        return lambda slab: (self.window.prior_of(labels, slab, logits.dtype),)
 
     def voxel_loss(self, logits: Tensor, labels: Tensor, soft_labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, soft_labels, reduction="none")

@@ -14,9 +14,9 @@ These arguments are the same everywhere:
   *S)`, such as the share of raters of each class: then a voxel and a rater are one observation.
 - `num_bins`: Number of bins of equal width on (0, 1], up to 10,000.
 - `region`: Which voxels count, see `calib_components.metrics.regions`: a `Region`, its name, such
-  as "predicted" or "near(3)", or class indices. `ECEMetric`, `CECEMetric`, `NLLMetric` and
-  `BrierMetric` default to the paper's "foreground", which is no test of calibration: pass
-  "predicted" or "all" for one.
+  as "predicted" or "near(3)", or class indices. `ECEMetric`, `CECEMetric` and `CalibrationMetric`
+  require it: an ECE is another number in each. `NLLMetric` and `BrierMetric` default to the paper's
+  "foreground", which is no test of calibration: pass "all" for one.
 - `foreground_only`: True is the region "foreground", False is "all".
 - `ignore_index`: Ground-truth value of voxels to leave out; their probabilities are not checked.
 - `sigmoid`: Whether each channel is a binary problem of its own, with a probability from a sigmoid

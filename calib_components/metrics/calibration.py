@@ -30,7 +30,7 @@ class RegionMetric(CaseMetric):
     """
 
     measures: tuple[str, ...] = ()
-    default_region = "foreground"
+    default_region: str | None = "foreground"
     num_bins = 15
 
     def __init__(
@@ -105,7 +105,7 @@ class ECEMetric(RegionMetric):
     `sum_bins count / total * |mean confidence - accuracy|`, where the confidence of a voxel is its
     highest probability. `bins.expected_error()` is the error of all voxels pooled.
 
-    Arguments and errors: see `calib_components.metrics`. The default region is "foreground".
+    Arguments and errors: see `calib_components.metrics`. `region` is required.
 
     Source: Guo et al., "On calibration of modern neural networks", ICML 2017.
 
@@ -114,12 +114,13 @@ class ECEMetric(RegionMetric):
         >>> from calib_components.metrics import ECEMetric
         >>> y_pred = torch.tensor([[[0.1, 0.3, 0.4], [0.9, 0.7, 0.6]]])  # 3 voxels
         >>> y = torch.tensor([[[1, 1, 0]]])
-        >>> metric = ECEMetric()
+        >>> metric = ECEMetric(region="foreground")
         >>> _ = metric(y_pred, y)
-        >>> metric.aggregate()  # of the two foreground voxels: (|0.9 - 1| + |0.7 - 1|) / 2
+        >>> metric.aggregate()  # of two voxels: (|0.9 - 1| + |0.7 - 1|) / 2
         tensor(0.2000, dtype=torch.float64)
     """
 
+    default_region = None
     kind = TOP_LABEL
 
     def __init__(
@@ -213,8 +214,7 @@ class CalibrationMetric(ECEMetric):
     Other arguments and errors: see `calib_components.metrics`.
 
     Args:
-        region: See `calib_components.metrics`; None is "predicted", a region in which true
-            probabilities have no error.
+        region: See `calib_components.metrics`; required.
         regions: Further regions.
 
     Attributes:
@@ -239,7 +239,6 @@ class CalibrationMetric(ECEMetric):
         (tensor(0.4500, dtype=torch.float64), tensor(0.3000, dtype=torch.float64))
     """
 
-    default_region = "predicted"
     parts: Sequence[RegionMetric] = ()  # that it measures, too
 
     def __init__(

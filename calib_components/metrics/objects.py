@@ -7,10 +7,11 @@ object, or has some IoU with it. Then that object is found, once, however many c
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from calib_components.errors import check_number
@@ -88,9 +89,31 @@ def find_objects(
     return rows
 
 
-def largest_miss(objects: Iterable[FoundObject]) -> FoundObject | None:
-    """Return the largest true object that no candidate finds; None if all are found."""
-    return max((row for row in objects if row.is_missed), key=lambda row: row.volume, default=None)
+def largest_miss(
+    found: Mapping[str, Sequence[FoundObject]],
+) -> tuple[str, FoundObject] | None:
+    """Return the largest true object that no candidate finds, with the name of its structure; None
+    if all are found.
+
+    Args:
+        found: What `find_objects` returned for each structure.
+    """
+    missed = [(name, row) for name, rows in found.items() for row in rows if row.is_missed]
+    return max(missed, key=lambda miss: miss[1].volume, default=None)
+
+
+def show_object(case: Case, structure: str, row: FoundObject) -> tuple[int, NDArray[np.bool_]]:
+    """Return the index of the slice in the middle of a true object, and where the object lies in
+    it, `(X, Y)`.
+    """
+    *middle, index = map(int, row.place.split())
+    _, true = case.masks
+    mask = true[0, [*case.structures].index(structure), ..., index].cpu().numpy()
+    parts, _ = ndimage.label(mask, np.ones([3] * mask.ndim))
+    places = np.argwhere(mask)
+    # The middle of the box of a bent object is none of its voxels
+    nearest = places[np.abs(places - middle).sum(1).argmin()]
+    return index, parts == parts[tuple(nearest)]
 
 
 def _middle(box: tuple[slice, ...]) -> str:

@@ -205,15 +205,27 @@ class Region:
         return STRUCTURE if self.kind == "structure" else REGIONS[self.kind]
 
 
-def choose_region(region: Any, foreground_only: bool | None, default: str = "foreground") -> Region:
+def choose_region(
+    region: Any, foreground_only: bool | None, default: str | None = "foreground"
+) -> Region:
     """Return the region of a metric: `region`, or what `foreground_only` says, or the default if
     both are None.
+
+    Raises:
+        InputError: The two differ, or there is neither and no default.
     """
-    if foreground_only is None:
-        return Region.parse(default if region is None else region)
-    same = Region("foreground" if foreground_only else "all")
-    if region is not None and Region.parse(region) != same:
+    if foreground_only is not None:
+        same = Region("foreground" if foreground_only else "all")
+        if region is not None and Region.parse(region) != same:
+            raise InputError(
+                f"foreground_only={foreground_only} differs from region={region!r}. Give one of"
+                " them."
+            )
+        return same
+    if region is None and default is None:
         raise InputError(
-            f"foreground_only={foreground_only} differs from region={region!r}. Give one of them."
+            f"region is required: {', '.join(REGIONS)}, or class indices. Take 'all' to test"
+            " calibration, or 'predicted', which leaves out the easy background. 'foreground' is"
+            " the paper's: even true probabilities have an error there."
         )
-    return same
+    return Region.parse(default if region is None else region)

@@ -9,6 +9,7 @@ from calib_components.posthoc.network import (
     describe_calibration,
     find_calibrator,
     find_reference,
+    find_tests,
     members_of,
     set_calibrator,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "describe_calibration",
     "find_calibrator",
     "find_reference",
+    "find_tests",
     "members_of",
     "set_calibrator",
 ]

@@ -79,6 +79,10 @@ class Estimate(ABC):
     patients: int
     voxels: int
 
+    def __repr__(self) -> str:
+        """The type and the summary: the fields are long."""
+        return f"{type(self).__name__}({self.summary()})"
+
     @property
     def count(self) -> str:
         """The number of patients as text."""

@@ -19,8 +19,10 @@ from calib_components.posthoc.base import CARRIED, KINDS, Calibrator
 from calib_components.posthoc.temperature import TemperatureScaling
 
 REFERENCE = "reference"  # name of the buffer
+TESTS = "tests"  # likewise: JSON as bytes, the labelled test scans by the name of their set
 MEMBERS = "model.members."  # in the names of the weights of an ensemble, before a number
-FITTED_ON = "fitted_on"  # likewise: the region and the number of patients, as bytes of JSON
+FITTED_ON = "fitted_on"  # likewise: the region and the number of patients
+OF_THE_FIT = (REFERENCE, TESTS, FITTED_ON)  # another calibrator has others
 
 
 class Calibrated(torch.nn.Module):
@@ -28,7 +30,7 @@ class Calibrated(torch.nn.Module):
     the weights they load.
 
     A state dict has its parameters beside those of the network; one without any loads as one that
-    changes nothing. So is the `reference` of calibrated weights, see
+    changes nothing. So are the `reference` of calibrated weights and its `tests`, see
     `calib_components.quality.Reference`.
     """
 
@@ -47,7 +49,7 @@ class Calibrated(torch.nn.Module):
         for name, values in carried.state().items():
             state_dict[f"{prefix}{CARRIED}{name}"] = state_dict.pop(f"{prefix}{name}", values)
         device = next(iter(self.calibrator.state().values())).device
-        for name in (REFERENCE, FITTED_ON):
+        for name in OF_THE_FIT:
             stored = state_dict.get(f"{prefix}{name}")
             if stored is not None:
                 self.register_buffer(name, torch.zeros_like(stored, device=device))
@@ -199,6 +201,14 @@ def find_reference(network: torch.nn.Module) -> torch.Tensor:
     return torch.empty(0) if reference is None else reference
 
 
+def find_tests(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return the labelled test scans in the weights of a network, like its reference, by the name
+    of their set.
+    """
+    stored = from_bytes(_find_buffer(network, TESTS))
+    return {name: torch.tensor(values) for name, values in stored.items()}
+
+
 def describe_calibration(network: torch.nn.Module) -> dict[str, Any] | None:
     """Return the name of the calibrator in the weights of a network, the region that it was fitted
     to, and the number of patients, 0 if it is not known; None if it changes nothing.
@@ -211,9 +221,18 @@ def describe_calibration(network: torch.nn.Module) -> dict[str, Any] | None:
     # Of a new one, a number may stand for a parameter of each class
     if all((state[name].cpu() == new[name]).all() for name in new):
         return None
-    stored = _find_buffer(network, FITTED_ON)
-    fitted_on = {} if stored is None else json.loads(bytes(stored.tolist()))
+    fitted_on = from_bytes(_find_buffer(network, FITTED_ON))
     return {"calibrator": calibrator.name, "region": "all", "patients": 0, **fitted_on}
+
+
+def to_bytes(data: Mapping[str, Any]) -> torch.Tensor:
+    """Return JSON data as bytes, `(bytes,)`, for the weights."""
+    return torch.tensor([*json.dumps(data).encode()], dtype=torch.uint8)
+
+
+def from_bytes(stored: torch.Tensor | None) -> dict[str, Any]:
+    """Inverse of `to_bytes`; empty for None."""
+    return {} if stored is None else json.loads(bytes(stored.tolist()))
 
 
 def _find_buffer(network: torch.nn.Module, name: str) -> torch.Tensor | None:
@@ -241,8 +260,8 @@ def set_calibrator(network: torch.nn.Module, calibrator: Calibrator) -> None:
         device = next(carried.buffers()).device
         carried = inner.calibrator = type(calibrator)().to(device).train(carried.training)
     carried.set_state(calibrator.state())
-    inner.register_buffer(REFERENCE, None)
-    inner.register_buffer(FITTED_ON, None)
+    for name in OF_THE_FIT:
+        inner.register_buffer(name, None)
 
 
 def calibrator_in(weights: Mapping[str, torch.Tensor], prefix: str = "") -> Calibrator | None:

@@ -52,7 +52,7 @@ RESAMPLES = 10_000
 BLOCK = 2**20  # numbers in memory at a time
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TemperatureEstimate(Estimate):
     """A fitted temperature, and how far other patients could move it.
 
@@ -88,7 +88,7 @@ class TemperatureEstimate(Estimate):
     regions: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def summary(self) -> str:
-        parts = [f"{self.temperature:.3f}, fitted on {self.count}"]
+        parts = [f"{self.temperature:.3f}{_edge(self.temperature)}, fitted on {self.count}"]
         if self.patients > 1:
             others = self.leave_one_out.values()
             parts += [
@@ -96,7 +96,7 @@ class TemperatureEstimate(Estimate):
                 f"{min(others):.3f} to {max(others):.3f} without one of them",
             ]
         parts += [
-            f"{fitted['temperature']:.3f} if fitted to region {name}"
+            f"{fitted['temperature']:.3f}{_edge(fitted['temperature'])} if fitted to region {name}"
             for name, fitted in self.regions.items()
             if name != self.region
         ]
@@ -165,14 +165,23 @@ class TemperatureEstimate(Estimate):
         text = (
             "T is {} over all voxels, {} where a structure is predicted: no single T fits both."
             " The second costs {:.4f} of NLL over all voxels, the first {:.4f} where a structure"
-            " is predicted. Fit it to the region whose probabilities you use, or try VectorScaling"
-            " or ClassBias."
+            " is predicted. Fit it to the region whose probabilities you use. Whether VectorScaling"
+            " or ClassBias is better, patients that are left out tell."
         )
         return text.format(
-            *("{temperature:.2f} [{low:.2f}, {high:.2f}]".format(**fit) for fit in (first, second)),
+            *(_with_interval(**fit) for fit in (first, second)),
             second["nll_all"] - first["nll_all"],
             first["nll_predicted"] - second["nll_predicted"],
         )
+
+
+def _edge(temperature: float) -> str:
+    """Return what a reader should know of a temperature at an end of the range."""
+    return " (the edge of its range)" if temperature in (LOWEST, HIGHEST) else ""
+
+
+def _with_interval(temperature: float, low: float, high: float, **_: float) -> str:
+    return f"{temperature:.2f}{_edge(temperature)} [{low:.2f}, {high:.2f}]"
 
 
 class TemperatureScaling(Calibrator):

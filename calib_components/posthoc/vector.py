@@ -32,7 +32,7 @@ MOST_FOLDS = 8  # in which patients are left out
 STEEP = 1e-4  # slope of the NLL that is not its minimum
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class VectorEstimate(Estimate):
     """Fitted scales and biases, and how well they suit other patients.
 
@@ -296,7 +296,7 @@ class VectorScaling(Calibrator):
         return named | {f"bias of class {k}": shift for k, shift in enumerate(shifts)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BiasEstimate(VectorEstimate):
     """A temperature and the bias of each class, see `VectorEstimate`."""
 

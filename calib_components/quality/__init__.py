@@ -2,7 +2,7 @@
 
 `ScanEstimates` measures a scan, and `PairwiseDice` how well several segmentations of it agree;
 `ESTIMATES` is the table of what follows from it; `Reference` holds what labelled validation scans
-gave.
+gave, and `find_shift` says whether new scans are like them.
 """
 
 from calib_components.quality.estimates import (
@@ -12,6 +12,7 @@ from calib_components.quality.estimates import (
     StructureEstimate,
 )
 from calib_components.quality.reference import Reference, mean_estimate
+from calib_components.quality.shift import find_shift
 
 __all__ = [
     "ESTIMATES",
@@ -19,5 +20,6 @@ __all__ = [
     "Reference",
     "ScanEstimates",
     "StructureEstimate",
+    "find_shift",
     "mean_estimate",
 ]

@@ -157,6 +157,7 @@ class QualityColumn:
             it, orders scans.
         of_prediction: Whether a structure that is predicted nowhere has none.
         optional: Whether `quality.csv` has it only if some scan has a value.
+        is_limit: Whether it is a limit, which promises nothing of images unlike the reference's.
     """
 
     name: str
@@ -167,6 +168,7 @@ class QualityColumn:
     better: str = ""
     of_prediction: bool = True
     optional: bool = False
+    is_limit: bool = False
 
 
 ESTIMATES = (
@@ -175,9 +177,10 @@ ESTIMATES = (
     ),
     QualityColumn(
         "dsc_lower_bound",
-        "at least",
+        "DSC at least",
         lambda s: s.reference.lower_bound(s.name, s.estimate.expected_dsc),
         ".2f",
+        is_limit=True,
     ),
     QualityColumn(
         "expected_volume_ml",
@@ -186,8 +189,12 @@ ESTIMATES = (
         ".3g",
         limits=("volume_low_ml", "volume_high_ml"),
     ),
-    QualityColumn("volume_low_ml", "lowest volume, ml", lambda s: s.volume_range_ml[0]),
-    QualityColumn("volume_high_ml", "highest volume, ml", lambda s: s.volume_range_ml[1]),
+    QualityColumn(
+        "volume_low_ml", "lowest volume, ml", lambda s: s.volume_range_ml[0], is_limit=True
+    ),
+    QualityColumn(
+        "volume_high_ml", "highest volume, ml", lambda s: s.volume_range_ml[1], is_limit=True
+    ),
     QualityColumn(
         "uncertain_share",
         "uncertain",

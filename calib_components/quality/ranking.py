@@ -1,7 +1,10 @@
-"""Whether estimates of the quality of segmentations order them as their DSC does."""
+"""Which segmentations to check by the estimates of their quality, and whether these order them as
+their DSC does.
+"""
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import NamedTuple
 
@@ -13,6 +16,7 @@ Array = NDArray[np.float64]
 
 BAD, SHARE = 0.7, 0.2  # DSC below which a segmentation is bad; share of the scans that are reviewed
 RESAMPLES, SEED = 1000, 0
+MIN_SCANS = 5  # of a share: of fewer, a fifth is not even one
 MIN_PATIENTS = 6  # of an interval; with five, a test by signs cannot go below p = 2 / 2^5 = 0.0625
 
 
@@ -36,6 +40,20 @@ class Ranking(NamedTuple):
     found: Array
     spearman: Array
     aurc: Array
+
+
+def is_listed(
+    estimates: ArrayLike, share: float = SHARE, threshold: float = math.nan
+) -> NDArray[np.bool_]:
+    """Return which scans a person should check, `(scans,)`: the share with the lowest estimates,
+    rounded up, and those with an estimate below a threshold. Of fewer than five scans, there is no
+    share; NaN is the lowest estimate.
+    """
+    values = np.nan_to_num(np.asarray(estimates, float))
+    is_low = values < threshold
+    if len(values) >= MIN_SCANS:
+        is_low[np.argsort(values, kind="stable")[: math.ceil(share * len(values) - 1e-9)]] = True
+    return is_low
 
 
 def rank_scans(
@@ -79,5 +97,5 @@ def order(estimates: Array, dsc: Array, bad: float = BAD) -> Array:
         gap = (risk.mean() - aurc) / (risk.mean() - optimal)
         roc = 1 - (ranks @ is_bad - count * (count + 1) / 2) / (count * (number - count))
         found = reviewed.sum() / count if count < number else np.nan
-        spearman = np.corrcoef(ranks, stats.rankdata(dsc))[0, 1]
+        spearman = np.corrcoef(ranks, stats.rankdata(dsc))[0, 1] if number > 1 else np.nan
         return np.array([gap, roc, found, spearman, aurc])

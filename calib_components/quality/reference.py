@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,41 +16,14 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from calib_components.errors import InputError
-from calib_components.quality.ranking import BAD, MIN_PATIENTS, rank_scans
 
 Array = NDArray[np.float64]
 LEVEL = 0.9  # of the limits
 LIMIT_PATIENTS = 9  # of the limits, LEVEL / (1 - LEVEL); with fewer there are none
-MIN_BAD = 5  # scans of an area under the ROC curve
+LOWEST_SHARE = 0.1  # of the validation scans: a new one with a lower estimate is checked
 LOWEST_DENOMINATOR = 1e-12  # in place of 0
+ALL_DSC, ALL_VOLUMES = "DSC of all structures", "all volumes"
 UNDEFINED = -1.0  # in the weights, which hold finite numbers only
-TOO_FEW = (
-    "DSC and volume have no limits, which need {minimum} validation patients: there are {count}."
-)
-LIMITS = (
-    "Limits are made to hold for 90 % of new patients like the {count} validation patients, for"
-    " each structure by itself. With so many patients, the true share lies between {low:.0%} and"
-    " {high:.0%} (95 %). Limits are optimistic if these patients also chose the epoch or fitted the"
-    " calibration of the network, and promise nothing on images of another scanner."
-)
-FEWER = " Only {count} of them count for {structure}; below {minimum}, it has no limits."
-SCANS = (
-    "On {scans} labelled scans like those of the training (others give less, where these chose the"
-    " epoch or the network), "
-)
-GAP_CLOSED = (
-    "this order closed {gap:.0%} of the gap between a random and the perfect order"
-    " [{low:.0%}, {high:.0%}]."
-)
-NOT_SHOWN = (
-    "this order was not shown to be better than chance: it closed {gap:.0%} of the gap to the"
-    " perfect order [{low:.0%}, {high:.0%}]."
-)
-BIAS = " The expected DSC minus the true one was {bias:+.3f} on average."
-ROC = (
-    " The area under the ROC curve for a DSC below {bad} was {roc:.2f} [{low:.2f}, {high:.2f}];"
-    " scans with it: {count}."
-)
 
 
 def mean_estimate(expected_dsc: Mapping[str, float], always: Collection[str]) -> float:
@@ -67,24 +40,56 @@ def mean_estimate(expected_dsc: Mapping[str, float], always: Collection[str]) ->
     return sum(counted) / len(counted) if counted else math.nan
 
 
+class Coverage(NamedTuple):
+    """For how many patients a limit holds in all of their scans.
+
+    Attributes:
+        held: Number of patients for whom it holds.
+        patients: Number of patients.
+        expected: The ends of the interval in which `held` lies with a probability of 95 %, if the
+            patients are like those of the reference; None if it is not known.
+    """
+
+    held: int
+    patients: int
+    expected: tuple[int, int] | None = None
+
+    @property
+    def fails(self) -> bool:
+        """Whether it holds for fewer patients than expected."""
+        return self.expected is not None and self.held < self.expected[0]
+
+    def __str__(self) -> str:
+        expected = "" if self.expected is None else " ({} to {})".format(*self.expected)
+        return f"{self.held} of {self.patients}{expected}"
+
+
+def volume_of(structure: str) -> str:
+    """Return the name of the limit that is the range of the volume of a structure."""
+    return f"{structure} volume"
+
+
 @dataclass(frozen=True, eq=False)
 class Reference:
     """Estimates of labelled scans beside the truth, and what follows from them for a new scan.
 
-    The limits are split-conformal: each holds with a probability of at least 90 % for a new patient
-    who is exchangeable with these, for one structure. Of a patient with several scans, the worst
-    counts. They need at least nine patients. Source: Lei et al., "Distribution-Free Predictive
-    Inference for Regression", JASA 2018.
+    The limits are split-conformal: they hold with a probability of at least 90 % for a new patient
+    who is exchangeable with these. Those of the DSC hold for all structures of a scan together,
+    that of a volume by itself. Of a patient with several scans, the worst counts. They need at
+    least nine patients. Source: Lei et al., "Distribution-Free Predictive Inference for
+    Regression", JASA 2018.
 
     Attributes:
         structures: Names of the structures.
         values: For each scan and structure the number that stands for the patient; estimated and
             true DSC, NaN for a structure in neither prediction nor label; expected and true volume,
             in any unit; `(scans, structures, 5)`.
+        tests: Labelled scans that chose neither network nor calibrator, by the name of their set.
     """
 
     structures: Sequence[str]
     values: Array
+    tests: Mapping[str, Reference] = field(default_factory=dict)
 
     @classmethod
     def from_scans(
@@ -99,7 +104,12 @@ class Reference:
         return cls(structures, np.stack([numbers, expected, dsc, *volumes], -1))
 
     @classmethod
-    def from_tensor(cls, values: torch.Tensor, structures: Sequence[str]) -> Reference:
+    def from_tensor(
+        cls,
+        values: torch.Tensor,
+        structures: Sequence[str],
+        tests: Mapping[str, torch.Tensor] | None = None,
+    ) -> Reference:
         """Inverse of `to_tensor`. An empty tensor is that of weights without validation scans."""
         table = values.double().cpu().numpy()
         if not table.size:
@@ -109,7 +119,8 @@ class Reference:
                 f"The reference in the weights is {table.shape}, not (scans, {len(structures)}"
                 " structures, 5 values)."
             )
-        return cls(structures, np.where(table == UNDEFINED, np.nan, table))
+        tested = {name: cls.from_tensor(each, structures) for name, each in (tests or {}).items()}
+        return cls(structures, np.where(table == UNDEFINED, np.nan, table), tested)
 
     def to_tensor(self) -> torch.Tensor:
         """Return the values for the weights.
@@ -131,68 +142,49 @@ class Reference:
     @property
     def patients(self) -> int:
         """Number of patients."""
-        return len(np.unique(self.values[:, 0, 0]))
+        return len(np.unique(self.patient_numbers))
 
-    def count_patients(self, structure: str) -> int:
-        """Return the number of patients that the limits of a structure are of."""
-        dsc = self._of(structure)[1]
-        return len(np.unique(self.values[~np.isnan(dsc), 0, 0]))
+    @property
+    def patient_numbers(self) -> Array:
+        """The number that stands for the patient of each scan, `(scans,)`."""
+        return self.values[:, 0, 0]
 
     @cached_property
     def estimates(self) -> Array:
         """Estimate of each scan, see `mean_estimate`, `(scans,)`."""
-        rows = (dict(zip(self.structures, row, strict=True)) for row in self.values[..., 1])
+        return self.estimate(self)
+
+    def estimate(self, scans: Reference) -> Array:
+        """Return the estimates of other labelled scans, as these are the validation scans."""
+        rows = (dict(zip(self.structures, row, strict=True)) for row in scans.values[..., 1])
         return np.array([mean_estimate(row, self.always) for row in rows])
 
     @cached_property
-    def note(self) -> str:
-        """What a reader has to know of the limits."""
-        count = self.patients
-        if count < LIMIT_PATIENTS:
-            return TOO_FEW.format(minimum=LIMIT_PATIENTS, count=count)
-        low, high = coverage_of(count).interval(0.95)
-        note = LIMITS.format(count=count, low=low, high=high)
-        for structure in self.structures:
-            fewer = self.count_patients(structure)
-            if fewer < count:
-                note += FEWER.format(structure=structure, count=fewer, minimum=LIMIT_PATIENTS)
-        return note
+    def dsc(self) -> Array:
+        """Mean true DSC of each scan, `(scans,)`; NaN where no structure is predicted or true."""
+        return np.ma.masked_invalid(self.values[..., 2]).mean(-1).filled(np.nan)
 
     @cached_property
-    def evidence(self) -> str:
-        """What these scans say of the estimates; empty with too few patients for an interval."""
-        if self.patients < MIN_PATIENTS:
-            return ""
-        # Where nothing is predicted, the estimate is 0, as on the page
-        estimates = np.nan_to_num(self.estimates)
-        dsc = np.ma.masked_invalid(self.values[..., 2]).mean(-1).filled(np.nan)
-        defined = ~np.isnan(dsc)
-        estimates, dsc = estimates[defined], dsc[defined]
-        if len(dsc) == 0 or np.ptp(dsc) < 1e-6:  # there is no order
-            return ""
-        ranking = rank_scans(estimates, dsc, self.values[defined, 0, 0])
-        gap, low, high = ranking.gap_closed
-        if math.isnan(low):
-            return ""
-        template = GAP_CLOSED if low > 0 else NOT_SHOWN
-        text = SCANS.format(scans=len(dsc)) + template.format(gap=gap, low=low, high=high)
-        text += BIAS.format(bias=(estimates - dsc).mean())
-        count = (dsc < BAD).sum()
-        if count >= MIN_BAD and not math.isnan(ranking.roc[0]):
-            roc, low, high = ranking.roc
-            text += ROC.format(bad=BAD, roc=roc, low=low, high=high, count=count)
-        return text
+    def lowest_estimate(self) -> float:
+        """The 10 % quantile of the estimates; NaN without scans."""
+        if not len(self.values):
+            return math.nan
+        return float(np.quantile(np.nan_to_num(self.estimates), LOWEST_SHARE))
 
     def lower_bound(self, structure: str, estimate: ArrayLike) -> Any:
-        """Return the lower bound of the DSC, `estimate - q (1 - estimate)`, from 0 to 1, of one
-        estimate or an array, in its shape; NaN with too few patients.
+        """Return the lower bound of the DSC of a structure, from 0 to 1, of one estimate or an
+        array, in its shape; NaN with too few patients.
 
-        `q` is a quantile of the residuals `(estimate - DSC) / (1 - estimate)` of these scans.
+        The bounds of all structures of a scan hold together. With the residuals `(estimate - DSC) /
+        (1 - estimate)` of these scans, the bound is `estimate - q s (1 - estimate)`: `s` is the
+        root mean square of the structure's residuals, and `q` a quantile over patients of the
+        largest residual over `s`, where `s` is that of the other patients.
         """
-        estimates, dsc, _, _ = self._of(structure)
-        quantile = self._quantile((estimates - dsc) / np.maximum(1 - estimates, LOWEST_DENOMINATOR))
+        scales, quantile = self._joint_limits
+        scale = scales[list(self.structures).index(structure)]
         estimate = np.asarray(estimate, float)
-        return np.maximum(0, estimate - quantile * np.maximum(1 - estimate, LOWEST_DENOMINATOR))
+        uncertain = np.maximum(1 - estimate, LOWEST_DENOMINATOR)
+        return np.clip(estimate - quantile * scale * uncertain, 0, 1)
 
     def volume_range(self, structure: str, expected: ArrayLike) -> tuple[Any, Any]:
         """Return the range of the volume, `expected (1 - q)` to `expected (1 + q)`, of one or an
@@ -200,34 +192,87 @@ class Reference:
 
         `q` is a quantile of `|expected - true| / expected` of these scans.
         """
-        _, dsc, predicted, true = self._of(structure)
-        quantile = self._quantile(
-            np.abs(predicted - true) / np.maximum(predicted, LOWEST_DENOMINATOR) + 0 * dsc
-        )
+        number = list(self.structures).index(structure)
+        _, dsc, predicted, true = self.values[:, number, 1:].T
+        errors = np.abs(predicted - true) / np.maximum(predicted, LOWEST_DENOMINATOR) + 0 * dsc
+        quantile = _quantile(self._worst(errors))
         expected = np.asarray(expected, float)
         return expected * np.maximum(0, 1 - quantile), expected * (1 + quantile)
 
-    def _of(self, structure: str) -> Array:
-        """Return estimated and true DSC, expected and true volume of a structure, `(4, scans)`."""
-        return self.values[:, list(self.structures).index(structure), 1:].T
-
-    def _quantile(self, residuals: Array) -> float:
-        """The conformal quantile over patients of the largest residual of each; NaN with too few of
-        them.
+    @cached_property
+    def _joint_limits(self) -> tuple[Array, float]:
+        """The scale of each structure, `(structures,)`, NaN with too few patients, and the
+        quantile, see `lower_bound`.
         """
-        defined = ~np.isnan(residuals)
-        patients = self.values[defined, 0, 0]
-        worst = sorted(
-            residuals[defined][patients == patient].max() for patient in np.unique(patients)
-        )
-        rank = _rank(len(worst))
-        return float(worst[rank - 1]) if rank <= len(worst) else math.nan
+        estimates, dsc = self.values[..., 1], self.values[..., 2]
+        residuals = (estimates - dsc) / np.maximum(1 - estimates, LOWEST_DENOMINATOR)
+        worst = np.stack([self._worst(each) for each in residuals.T], 1)  # (patients, structures)
+        count = (~np.isnan(worst)).sum(0)
+        worst[:, count < LIMIT_PATIENTS] = np.nan
+        squares = worst**2
+        total = np.nansum(squares, 0)
+        is_limited = count >= LIMIT_PATIENTS
+        scales = np.sqrt(np.divide(total, count, where=is_limited, out=np.full(len(count), np.nan)))
+        others = np.sqrt((total - squares).clip(0) / np.maximum(count - 1, 1))
+        scores = worst / np.maximum(others, LOWEST_DENOMINATOR)
+        is_scored = ~np.isnan(scores).all(1)
+        return scales, _quantile(np.nanmax(scores[is_scored], 1))
+
+    def _worst(self, values: Array) -> Array:
+        """Return the largest value of each patient, `(patients,)`, of those of the scans,
+        `(scans,)`; NaN without one.
+        """
+        numbers, patients = np.unique(self.patient_numbers, return_inverse=True)
+        worst = np.full(len(numbers), np.nan)
+        np.fmax.at(worst, patients, values)
+        return worst
 
     def place(self, estimate: float) -> tuple[int, int]:
         """Return how many of these scans have a higher estimate, see `mean_estimate`, and the
         number of scans.
         """
         return int((self.estimates > estimate).sum()), len(self.values)
+
+    def coverage(self, scans: Reference) -> dict[str, Coverage]:
+        """Return for how many patients of other labelled scans the limits hold, by name:
+        `ALL_DSC`, `volume_of` each structure, and `ALL_VOLUMES`. Without limits, it is empty.
+        """
+        bounds, ranges = [], []
+        for number, structure in enumerate(self.structures):
+            _, expected, dsc, expected_volume, volume = scans.values[:, number].T
+            low, high = self.volume_range(structure, expected_volume)
+            bounds.append(_is_within(dsc, self.lower_bound(structure, expected), 1))
+            ranges.append(_is_within(volume + 0 * dsc, low, high))
+        count = self.patients
+        found = {
+            ALL_DSC: scans._count_held(bounds, count),
+            **{
+                volume_of(name): scans._count_held([held], self._count_patients(name))
+                for name, held in zip(self.structures, ranges, strict=True)
+            },
+            ALL_VOLUMES: scans._count_held(ranges),
+        }
+        return {name: each for name, each in found.items() if each.patients}
+
+    def _count_patients(self, structure: str) -> int:
+        """Return the number of patients that the range of a volume is of."""
+        dsc = self.values[:, list(self.structures).index(structure), 2]
+        return len(np.unique(self.patient_numbers[~np.isnan(dsc)]))
+
+    def _count_held(self, limits: Sequence[Array], count: int = 0) -> Coverage:
+        """Count the patients for whom limits of `count` patients hold in all scans. Each is
+        `(scans,)`: 1 where it holds, NaN where there is none.
+        """
+        missing = np.stack([self._worst(1 - each) for each in limits])
+        defined = ~np.isnan(missing).all(0)
+        held, patients = int((np.nanmax(missing[:, defined], 0) == 0).sum()), int(defined.sum())
+        expected = holding_patients(count, patients) if count and patients else None
+        return Coverage(held, patients, expected)
+
+
+def _is_within(values: Array, low: Array, high: Array | float) -> Array:
+    """Return 1 where a value lies within limits, 0 where not, NaN where one is not defined."""
+    return np.where((values >= low) & (values <= high), 1.0, 0.0) + 0 * (values + low)
 
 
 def coverage_of(count: int) -> Any:
@@ -245,6 +290,13 @@ def holding_patients(count: int, new: int) -> tuple[int, int]:
     """
     low, high = stats.betabinom(new, _rank(count), count + 1 - _rank(count)).interval(0.95)
     return int(low), int(high)
+
+
+def _quantile(values: Array) -> float:
+    """Return the conformal quantile of the values of patients, `(patients,)`; NaN with too few."""
+    ordered = np.sort(values[~np.isnan(values)])
+    rank = _rank(len(ordered))
+    return float(ordered[rank - 1]) if rank <= len(ordered) else math.nan
 
 
 def _rank(count: int) -> int:

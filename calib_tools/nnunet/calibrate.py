@@ -16,7 +16,6 @@ import torch
 
 from calib_components.errors import InputError, check_writable, reading, writing
 from calib_components.posthoc import Calibrator, Estimate
-from calib_tools.cli import patients_of
 from calib_tools.nnunet.checkpoint import (
     check_trainer,
     nnunet_module,
@@ -34,6 +33,7 @@ from calib_tools.predictions.pairing import (
     pair_by_name,
 )
 from calib_workflows.calibrate import write_estimate
+from calib_workflows.data.files import patients_of
 from calib_workflows.data.nifti import Grid
 from calib_workflows.data.overlap import find_shared
 from calib_workflows.weights import serialize

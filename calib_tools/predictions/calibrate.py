@@ -25,6 +25,10 @@ from calib_workflows.folders import OutputFolder
 from calib_workflows.inference.maps import write_map
 
 ESTIMATES = [f"{kind}.json" for kind in KINDS]
+NEXT = (
+    "{out}: {count} maps with this {kind}\nNext: evaluate_predictions {out} LABELS --out SCALED,"
+    " with the options of the evaluation BEFORE, and report BEFORE SCALED."
+)
 ENDINGS = (f"{PROBABILITY}.nii.gz", ".npz")  # of calibrated maps: with a grid, and without
 
 

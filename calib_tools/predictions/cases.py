@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import logging
+import operator
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +25,7 @@ from calib_tools.predictions.classes import (
     Classes,
     combine_masks,
     label_classes,
+    unnamed_codes,
 )
 from calib_tools.predictions.formats import Prediction, Reader, Stored
 from calib_tools.predictions.pairing import LabelledPrediction, find_turn
@@ -29,18 +33,25 @@ from calib_workflows.cases import Cases, LabelledCase, Result
 from calib_workflows.data.nifti import Grid, open_nifti, read_values, turn_onto, voxel_volume
 from calib_workflows.inference.images import find_images
 
+log = logging.getLogger(__name__)
 FLOATING = 1e-30  # a stored 0 of 32 bits or more is below this
+Codes = Counter[int]  # the share of the voxels that a label code has; `|` takes the larger one
 
 
 @dataclass(eq=False)
 class SavedCase(LabelledCase):
-    """A case read from its files."""
+    """A case read from its files.
+
+    `unnamed` holds the label codes that are of no class, once `scan` was read, and the share of
+    the voxels that each has, of several raters the largest.
+    """
 
     pair: LabelledPrediction
     patient: str
     classes: Classes
     image_file: Path | None = None
     is_cropped: bool = False
+    unnamed: Codes = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self.name = self.pair.name
@@ -49,7 +60,7 @@ class SavedCase(LabelledCase):
 
     @functools.cached_property
     def scan(self) -> Case:
-        scan = read_case(self.pair, self.classes)
+        scan = read_case(self.pair, self.classes, self.unnamed)
         if self.is_cropped and scan.probabilities is not None:
             p = scan.probabilities
             foreground = p if self.classes.sigmoid else p[1:]
@@ -118,6 +129,7 @@ class SavedCases(Cases):
     images: Mapping[str, Path] = field(default_factory=dict)
     workers: int | None = None
     is_cropped: bool = False
+    has_told: bool = False  # of label codes of no class
 
     def map(self, function: Callable[[LabelledCase], Result]) -> list[Result]:
         items = [
@@ -126,7 +138,26 @@ class SavedCases(Cases):
         use = functools.partial(
             _use, function=function, classes=self.classes, is_cropped=self.is_cropped
         )
-        return map_cases(use, items, self.workers)
+        used = map_cases(use, items, self.workers)
+        self._tell_unnamed([unnamed for _, unnamed in used])
+        return [result for result, _ in used]
+
+    def _tell_unnamed(self, of_cases: Sequence[Codes]) -> None:
+        """Warn, once, of label codes that are of no structure."""
+        unnamed = [each for each in of_cases if each]
+        if not unnamed or self.has_told:
+            return
+        self.has_told = True
+        largest = functools.reduce(operator.or_, unnamed)
+        shares = [
+            f"{code} (up to {100 * largest[code]:.2g} % of a case)" for code in sorted(largest)
+        ]
+        log.warning(
+            "Label codes of no structure, in %d case(s), count as background: %s. To leave the"
+            " voxels of one out, pass it as --ignore_index.",
+            len(unnamed),
+            ", ".join(shares),
+        )
 
 
 def _use(
@@ -134,10 +165,11 @@ def _use(
     function: Callable[[LabelledCase], Result],
     classes: Classes,
     is_cropped: bool,
-) -> Result:
+) -> tuple[Result, Codes]:
     pair, patient, image = item
     with reading(pair.prediction.file, "a prediction that can be measured"):
-        return function(SavedCase(pair, patient, classes, image, is_cropped))
+        case = SavedCase(pair, patient, classes, image, is_cropped)
+        return function(case), case.unnamed
 
 
 def to_logits(stored: Stored, sigmoid: bool) -> torch.Tensor:
@@ -152,19 +184,19 @@ def to_logits(stored: Stored, sigmoid: bool) -> torch.Tensor:
     return p.clamp_min(stored.lowest).log()
 
 
-def read_case(pair: LabelledPrediction, classes: Classes) -> Case:
+def read_case(pair: LabelledPrediction, classes: Classes, unnamed: Codes | None = None) -> Case:
     """Read a case to measure on the voxels of its label, in mm and ml; with labels of named raters,
-    a `RatedCase`.
+    a `RatedCase`. `unnamed` gets the label codes that are of no class, see `SavedCase`.
 
     Its `prediction` is uint8 `(X, Y, Z)`, the most probable class, or the class of a label map;
     with sigmoid channels, what `combine_masks` makes of those above 0.5.
     """
-    grid = pair.grid()
+    grid, unnamed = pair.grid(), Counter() if unnamed is None else unnamed
     stored = read_prediction(pair.prediction, classes, grid)
     is_label_map = pair.prediction.is_label_map
     cases = {
         rater: Case(
-            label=torch.from_numpy(_read_label(reader, classes, grid)),
+            label=torch.from_numpy(_read_label(reader, classes, grid, unnamed)),
             structures=classes.structures,
             probabilities=None if is_label_map else torch.from_numpy(stored.values),
             prediction=torch.from_numpy(_predicted_classes(stored.values, classes)),
@@ -181,9 +213,10 @@ def read_case(pair: LabelledPrediction, classes: Classes) -> Case:
     return cases[""] if "" in cases else RatedCase.of(cases)
 
 
-def _read_label(reader: Reader, classes: Classes, grid: Grid) -> np.ndarray:
-    label = label_classes(reader.label_codes(), classes, reader.file)
-    return _turned(label, find_turn(reader, grid))
+def _read_label(reader: Reader, classes: Classes, grid: Grid, unnamed: Codes) -> np.ndarray:
+    codes = reader.label_codes()
+    unnamed |= Counter(unnamed_codes(codes, classes))
+    return _turned(label_classes(codes, classes, reader.file), find_turn(reader, grid))
 
 
 def read_prediction(prediction: Prediction, classes: Classes, grid: Grid | None = None) -> Stored:

@@ -192,23 +192,30 @@ def label_classes(label: np.ndarray, classes: Classes, name: object) -> np.ndarr
         result = np.zeros((1, *label.shape), np.uint8)
         for index, mask in enumerate(masks):
             result[0][mask] = index
-    known = Codes([0]).union(*classes.codes)
     if classes.ignore_code is not None:
-        known |= {classes.ignore_code}
         result[:, label == classes.ignore_code] = IGNORED
-    if not classes.others_allowed:
-        _check_codes(label, known, name)
-    return result
-
-
-def _check_codes(label: np.ndarray, known: Codes, name: object) -> None:
-    others = np.unique(label[~np.isin(label, list(known))]).tolist()
+    others = [] if classes.others_allowed else [*unnamed_codes(label, classes)]
     if others:
         raise InputError(
             f"{name}: label codes {', '.join(map(str, others[:5]))} are unknown; known:"
-            f" {', '.join(map(str, sorted(known)))}. --structures names those of each structure,"
-            " --ignore_index that of voxels to leave out."
+            f" {', '.join(map(str, sorted(_known(classes))))}. --structures names those of each"
+            " structure, --ignore_index that of voxels to leave out."
         )
+    return result
+
+
+def unnamed_codes(label: np.ndarray, classes: Classes) -> dict[int, float]:
+    """Return the codes of a label file that are of no class, and the share of its voxels that each
+    has.
+    """
+    others = label[~np.isin(label, list(_known(classes)))]
+    codes, counts = np.unique(others, return_counts=True)
+    return dict(zip(codes.tolist(), (counts / label.size).tolist(), strict=True))
+
+
+def _known(classes: Classes) -> Codes:
+    ignored = [] if classes.ignore_code is None else [classes.ignore_code]
+    return Codes([0, *ignored]).union(*classes.codes)
 
 
 def combine_masks(masks: np.ndarray, classes: Classes) -> np.ndarray:

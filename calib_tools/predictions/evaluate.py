@@ -10,7 +10,6 @@ from typing import Any
 from calib_components.quality import Reference
 from calib_tools.predictions.cases import SavedCases
 from calib_tools.predictions.classes import Classes
-from calib_tools.report.quality import reference_of
 from calib_tools.report.report import PAGE, report_folders
 from calib_tools.report.validation import read_validation
 from calib_workflows.evaluate import Objects, evaluate
@@ -57,7 +56,7 @@ def read_reference(
     fitted, _ = read_validation(
         validation, [*classes.structures], about, items, patient_pattern, by_name=by_name
     )
-    return reference_of(fitted, patient_pattern)
+    return fitted.reference(patient_pattern)
 
 
 def arguments_of(

@@ -7,6 +7,7 @@
 | | `NAME.nii.gz` of whole numbers: a label map | `(X, Y, Z)` or `(X, Y, Z, 1)` |
 | `NnUNetArray` | `NAME.npz` of nnU-Net, with `NAME.nii.gz` | `(C, Z, Y, X)` |
 | `PlainArray` | `NAME.npy`, with `NAME.nii.gz` or alone | `(C, X, Y, Z)` or `(X, Y, Z)` |
+| | `NAME.npy` of a label in 2D | `(X, Y)` |
 
 Files are data: nothing in them is ever run. A new format is a class with `header` and `load`, and
 an entry of `FORMATS`; predictions and labels are then read with it.
@@ -150,7 +151,10 @@ class Nifti(Reader):
     def header(self) -> Header:
         image = open_nifti(self.file)
         if len(image.shape) not in (3, 4):
-            raise InputError(f"{self.file}: shape {image.shape} is that of no prediction or label.")
+            raise InputError(
+                f"{self.file}: shape {image.shape} is that of no prediction or label. Save labels"
+                " in 2D as (X, Y, 1), probabilities as (X, Y, 1, C)."
+            )
         channels = (*image.shape, 1)[3]
         stored: Any = image.dataobj
         is_whole = stored.dtype.kind in "iu" and stored.slope == 1
@@ -178,6 +182,8 @@ class PlainArray(Reader):
     def array_shape(self) -> tuple[int, ...]:
         """Return the shape of the array, `(C, X, Y, Z)`, from its header."""
         shape = np.load(self.file, mmap_mode="r", allow_pickle=False).shape
+        if len(shape) == 2:
+            shape = (*shape, 1)
         return (1, *shape) if len(shape) == 3 else shape
 
     def header(self) -> Header:
@@ -199,8 +205,8 @@ class PlainArray(Reader):
 
     def load(self) -> tuple[np.ndarray, np.dtype, float]:
         with reading(self.file, ARRAY) as file:
-            values = np.load(file, allow_pickle=False)
-        return values.reshape(-1, *values.shape[-3:]), values.dtype, 1.0
+            values = np.load(file, allow_pickle=False).reshape(self.array_shape())
+        return values, values.dtype, 1.0
 
 
 @dataclass(frozen=True)

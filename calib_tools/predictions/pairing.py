@@ -45,15 +45,11 @@ class LabelledPrediction:
 
     def grid(self) -> Grid:
         """Return where the voxels of the label lie; if its files do not say it, those of the
-        prediction do.
+        prediction do. Where no file says it, voxels have sides of 1 mm.
         """
         label, prediction = self.label.header(), self.prediction.first.header()
         affine = prediction.affine if label.affine is None else label.affine
-        if affine is None:
-            raise InputError(
-                f"{self.label.file}: no file says where its voxels lie. Save it as NIfTI."
-            )
-        return Grid(affine, label.shape, self.label.file)
+        return Grid(np.eye(4) if affine is None else affine, label.shape, self.label.file)
 
 
 def find_pairs(
@@ -261,14 +257,18 @@ def check_grids(pairs: Sequence[LabelledPrediction]) -> None:
     for pair in pairs:
         for reader in (*pair.prediction.members.values(), *pair.labels.values()):
             find_turn(reader, pair.grid())
-    unknown = sum(pair.prediction.first.header().affine is None for pair in pairs)
-    if unknown:
-        logging.getLogger(__name__).warning(
-            "%s: no file says where the voxels of %d prediction(s) lie. Their axes may be flipped"
-            " or swapped unnoticed.",
-            pairs[0].prediction.file.parent,
-            unknown,
-        )
+    unknown = [pair for pair in pairs if pair.prediction.first.header().affine is None]
+    if not unknown:
+        return
+    text = "Their axes may be flipped or swapped unnoticed."
+    if any(pair.label.header().affine is None for pair in unknown):
+        text += " Voxels of 1 mm are assumed: distances are in voxels, 1 ml is 1000 voxels."
+    logging.getLogger(__name__).warning(
+        "%s: no file says where the voxels of %d prediction(s) lie. %s",
+        unknown[0].prediction.file.parent,
+        len(unknown),
+        text,
+    )
 
 
 def find_turn(reader: Reader, grid: Grid) -> np.ndarray | None:
@@ -281,9 +281,12 @@ def find_turn(reader: Reader, grid: Grid) -> np.ndarray | None:
     if header.affine is not None:
         return turn_onto(Grid(header.affine, header.shape, reader.file), grid)
     if header.shape != grid.shape:
+        remedy = "Check the order of the axes."
+        if (*header.shape[1:], 1) == grid.shape:
+            remedy = f"If it is (C, X, Y), save it as (C, X, Y, 1), {(*header.shape, 1)}."
         raise InputError(
             f"{reader.file}: shape {header.shape} is not that of {grid.name}, {grid.shape}."
-            " Check the order of the axes."
+            f" {remedy}"
         )
     return None
 

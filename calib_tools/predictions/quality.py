@@ -21,7 +21,7 @@ from calib_workflows.folders import OutputFolder
 from calib_workflows.pages.quality import (
     FOLDER,
     TABLES,
-    choose,
+    Review,
     describe_scan,
     draw_scan,
     write_record,
@@ -35,8 +35,8 @@ def estimate_quality(
     images: Mapping[str, Path],
     output: OutputFolder,
     reference: Reference | None,
-    review: str,
-    review_below: float | None,
+    review: Review,
+    patients: Mapping[str, str],
     workers: int | None,
 ) -> None:
     """Write the table and the page of the quality of predictions.
@@ -47,11 +47,10 @@ def estimate_quality(
         images: File of the image of each case, for pictures; empty without images.
         output: Folder of the table and the page.
         reference: Labelled validation cases, which give limits; None without them.
-        review: Share of the predictions to list.
-        review_below: Expected DSC below which predictions are listed, in place of a share.
+        review: Which predictions to list.
+        patients: Patient of each case.
         workers: Number of processes.
     """
-    choose([], review, review_below)
     if reference is None:
         reference = Reference.from_tensor(torch.empty(0), [*classes.structures])
     estimate = functools.partial(
@@ -61,7 +60,7 @@ def estimate_quality(
     # An evaluation with labels is never beside it
     with output.claim([*FILES, *TABLES, *(f"{FOLDER}/{name}.json" for name in predictions)]):
         map_cases(estimate, items, workers, "estimate")
-        print(printable(write_table(output.path, review, review_below, [*predictions])))
+        print(printable(write_table(output.path, review, [*predictions], patients)))
 
 
 def _estimate_scan(

@@ -23,8 +23,8 @@ def find_cases(src: Path) -> list[SourceCase]:
 
 
 def read_task(src: Path) -> dict[str, Any]:
-    """Return the structures, as `--structures` names them, the number of channels and the suffixes
-    of their files in `dataset.json`, if there.
+    """Return the name, the structures, as `--structures` names them, the number of channels and the
+    suffixes of their files in `dataset.json`, if there.
     """
     file = src / "dataset.json"
     if not file.is_file():
@@ -41,4 +41,9 @@ def read_task(src: Path) -> dict[str, Any]:
         structures = [
             f"{name}={code}" for name, code in labels if str(code) != "0" and name != "ignore"
         ]
-    return {"structures": structures, "in_channels": channels, "file_suffixes": suffixes}
+    return {
+        "name": str(task.get("name", "")),
+        "structures": structures,
+        "in_channels": channels,
+        "file_suffixes": suffixes,
+    }

@@ -14,7 +14,7 @@ import torch
 from tqdm.contrib.concurrent import thread_map
 
 from calib_components.errors import InputError
-from calib_tools.cli import parse_structures, patients_of
+from calib_tools.cli import parse_structures
 from calib_tools.parallel import count_workers
 from calib_tools.prepare import acdc, brats, flare, generic, hippocampus, msd
 from calib_tools.prepare.case import (
@@ -27,6 +27,7 @@ from calib_tools.prepare.facts import with_structures
 from calib_tools.prepare.split import SplitOptions, read_split, write_datalists
 from calib_workflows.data.cases import IMAGE, write_case
 from calib_workflows.data.facts import FACTS, MULTIPLES, Facts, facts_beside, write_facts
+from calib_workflows.data.files import patients_of
 from calib_workflows.data.nifti import open_nifti
 from calib_workflows.folders import OutputFolder
 
@@ -71,7 +72,8 @@ def with_own_classes(
             " or with their values, --structures liver=6,spleen=1."
         )
     numbered = [f"{name}={value}" for value, name in enumerate(labels or [], start=1)]
-    facts = replace(facts, file_suffixes=task.get("file_suffixes", []))
+    name = task.get("name") or src.resolve().name
+    facts = replace(facts, name=name, file_suffixes=task.get("file_suffixes", []))
     return with_structures(facts, parse_structures(structures or numbered, option), in_channels)
 
 
@@ -193,7 +195,8 @@ def _write_cases(
     if not good:
         raise InputError(f"{out}: there is no good case.")
     num_kept = len(cases) - len(missing)
-    print(f"{out}: {num_kept} case(s) kept, {len(good) - num_kept} made")
+    kept = f"{num_kept} case(s) kept, " if num_kept else ""
+    print(f"{out}: {kept}{len(good) - num_kept} made")
     return good
 
 

@@ -59,7 +59,7 @@ class Judgement(NamedTuple):
         gap: Confidence minus accuracy.
         confidence: Mean over patients.
         accuracy: Mean over patients.
-        further_patients: About how many more patients would tell, if it is undecided.
+        further_patients: About how many more patients reach the `target`, if it is undecided.
         pooled_ece: ECE of the voxels of all cases together.
     """
 
@@ -81,6 +81,17 @@ class Judgement(NamedTuple):
         if self.gap.low > -MARGIN and self.gap.high < MARGIN:
             return "slight" if is_beside_0 else "calibrated"
         return "shown" if is_beside_0 else "undecided"
+
+    @property
+    def percent(self) -> list[float]:
+        """The gap and the ends of its interval, in percentage points."""
+        return [100 * value for value in self.gap[:3]]
+
+    @property
+    def target(self) -> str:
+        """What more patients would make the interval do, if the mean and the spread stay."""
+        is_small = abs(self.gap.mean) < MARGIN / 2
+        return f"lie within {MARGIN}" if is_small else "exclude 0"
 
     @property
     def is_bent(self) -> bool:
@@ -155,7 +166,7 @@ def _calibrations(results: Results) -> Iterator[str]:
 
 def _in_percent(judgement: Judgement) -> list[dict[str, Any]]:
     """Return the rows of a judgement, in percent and percentage points."""
-    mean, low, high = (100 * value for value in judgement.gap[:3])
+    mean, low, high = judgement.percent
     points = {"unit": "points", "signed": True}
     return [
         {"measure": "sure", "mean": 100 * judgement.confidence, "unit": "%"},

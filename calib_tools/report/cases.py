@@ -13,6 +13,8 @@ from calib_tools.report.data import Context, Results
 from calib_workflows.pages.numbers import heading
 from calib_workflows.pages.page import Picture, Section
 
+# Objects, such as lesions, can be missed while their structure is found
+TITLES = {"missed": "structures missed", "spurious": "structures spurious"}
 LOWEST = 5  # cases that are not folded
 ABOUT = "The lowest DSC comes first. Click a heading to sort by it."
 ABOUT_PICTURES = (
@@ -73,7 +75,7 @@ def _columns(results: Results) -> Mapping[str, tuple[str, str]]:
     structures = results.structures if len(results.structures) > 1 else []
     measures = ["dsc", "expected_dsc", *(f"dsc_{each}" for each in structures)]
     return {
-        heading(measure, results.structures): (results.names[0], measure)
+        TITLES.get(measure, heading(measure, results.structures)): (results.names[0], measure)
         for measure in (*measures, "missed", "spurious")
         if results.has(measure)
     }

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 from calib_components.metrics.case import report_columns
+from calib_components.quality.shift import holm
 from calib_tools.report.data import Context, Results
-from calib_tools.report.statistics import holm
 from calib_workflows.figures import reliability_diagram
+from calib_workflows.pages.numbers import Record, heading, is_significant, to_cell
 from calib_workflows.pages.page import Picture, Section, to_png
 
 # What evaluations are compared by. The NLL of all voxels decides, that near the structures, where
@@ -26,6 +29,23 @@ COMPARED = (
     "ece",
     "cece",
 )
+# What decides, by what it is called in sentences: the first that the evaluations have
+DECIDING = {"nll_all": "NLL over all voxels", "dsc": "DSC"}
+# Of DSC: a network that loses more is not called better, whether the loss is significant or not
+LOSS = 0.05
+DIFFERENCE = "{name} minus {reference}"
+BETTER = "{name} is better than {reference}: {measure} {value}."
+WORSE = "{name} is worse than {reference}: {measure} {value}."
+NOT_SHOWN = "{name} and {reference}: no difference in {measure} is shown, {value}."
+OPPOSED = (
+    "{name} and {reference}: neither is called better. {measure}: {value}, where lower is better;"
+    " DSC: {dsc}, where higher is."
+)
+UNKNOWN = (
+    "{name} and {reference}: which is better is unknown, as intervals need six patients. {measure}:"
+    " {value}."
+)
+EXPLAINING = " Other measures explain, and do not decide: {measures}."
 ABOUT_MEANS = "{patients}. Means over cases, with 95 % intervals. "
 ABOUT_REGIONS = (
     "The prediction chooses the voxels of the regions all and predicted: true probabilities have an"
@@ -95,25 +115,82 @@ def differences(
         return pd.DataFrame()
     rows = []
     for (name, reference), measure in itertools.product(pairs, measures):
-        label = f"{results.labels[name]} minus {results.labels[reference]}"
+        label = DIFFERENCE.format(name=results.labels[name], reference=results.labels[reference])
         keys = {**results.keys(name), "reference": reference, "label": label, "measure": measure}
         rows.append({**keys, **results.difference(name, reference, measure)._asdict()})
     table = pd.DataFrame(rows)
     return table.assign(p_value_holm=table.groupby("measure")["p_value"].transform(holm))
 
 
+def describe_differences(results: Results, table: pd.DataFrame, reference: str) -> list[str]:
+    """Return of each evaluation whether it is better than a reference, from a table of `compare`.
+
+    The NLL over all voxels decides; of label maps, the DSC does. A network that loses DSC is not
+    called better for its probabilities.
+    """
+    sentences = []
+    for name in results.names:
+        pair = {"name": results.labels[name], "reference": results.labels[reference]}
+        rows = table[table["label"] == DIFFERENCE.format(**pair)].set_index("measure", drop=False)
+        if name != reference:
+            sentences.append(_describe_pair(rows, pair))
+    return sentences
+
+
+def _describe_pair(rows: pd.DataFrame, pair: Mapping[str, str]) -> str:
+    """Return which of two evaluations is better, and what differs besides.
+
+    Args:
+        rows: Their differences, by measure.
+        pair: What the two are called.
+    """
+    values = rows.apply(_value, axis=1)
+    changes = rows.apply(is_significant, axis=1) * np.sign(rows["mean"])
+    decisive = next(measure for measure in DECIDING if measure in rows.index)
+    template = _judge_pair(rows, changes, decisive)
+    sentence = template.format(
+        **pair, measure=DECIDING[decisive], value=values[decisive], dsc=values["dsc"]
+    )
+    others = [
+        f"{heading(measure, arrow=False)} {'higher' if change > 0 else 'lower'}"
+        for measure, change in changes.drop(decisive).items()
+        if change
+    ]
+    return sentence + EXPLAINING.format(measures=", ".join(others)) if others else sentence
+
+
+def _judge_pair(rows: pd.DataFrame, changes: pd.Series, decisive: str) -> str:
+    """Return the sentence to say, from the signs of significant differences, 0 of others."""
+    change, dsc = changes[decisive], rows["mean"]["dsc"]
+    if math.isnan(rows["low"][decisive]):
+        return UNKNOWN
+    if not change:
+        return NOT_SHOWN
+    if decisive == "dsc":
+        return BETTER if change > 0 else WORSE
+    # The one with the lower NLL has the lower DSC
+    if change * dsc > 0 and (abs(dsc) > LOSS or changes["dsc"]):
+        return OPPOSED
+    return BETTER if change < 0 else WORSE
+
+
+def _value(record: Record) -> str:
+    text, notes, *_ = to_cell({**record, "signed": True})
+    return ", ".join([" ".join([text, *notes[:1]]), *notes[1:]])
+
+
 def differences_section(context: Context) -> Section | None:
     """Return the differences to the first evaluation."""
     table = compare(context.results, context.results.names[0])
-    return tabulate_differences(table, ABOUT_DIFFERENCES + ABOUT_INTERVALS)
+    return tabulate_differences(table, ABOUT_DIFFERENCES + ABOUT_INTERVALS, folded=False)
 
 
-def tabulate_differences(table: pd.DataFrame, text: str) -> Section | None:
+def tabulate_differences(table: pd.DataFrame, text: str, folded: bool = True) -> Section | None:
     """Return a table of `differences` as a section; None if there are none."""
     if table.empty:
         return None
     table = table.assign(signed=True)
-    return Section("differences", "Differences", text, table, ["measure"], "label")
+    return Section("differences", "Differences", text, table, ["measure"], "label", folded=folded)
 
 
 def reliability_section(context: Context) -> Section | None:

@@ -1,4 +1,5 @@
-"""What a report begins with: a few sentences drawn from its numbers, and what to do next.
+"""What a report begins with: the answer to what was asked, in sentences whose numbers are in its
+tables, and what to do next.
 
 The advice ends: no step is proposed twice. A fit of all voxels comes first, then one of the voxels
 where a structure is predicted; after that, labels of other patients are needed.
@@ -12,8 +13,12 @@ from typing import Any
 from calib_components.errors import printable
 from calib_components.quality.ranking import BAD
 from calib_tools.report.calibration import Judgement, judge_regions
+from calib_tools.report.comparison import compare, describe_differences
 from calib_tools.report.data import Context, Results
-from calib_workflows.pages.numbers import number
+from calib_tools.report.objects import describe_objects
+from calib_tools.report.raters import describe_raters
+from calib_tools.report.statistics import MIN_PATIENTS
+from calib_workflows.pages.numbers import number, to_cell
 from calib_workflows.pages.page import Answer
 
 MAX_FURTHER = 200  # patients
@@ -22,7 +27,11 @@ FIT_PATIENTS = 16  # patients that a fit needs
 WORSE = 0.2
 DEVIATIONS = 5  # median absolute ones
 MAX_NAMED = 3  # cases
-UNDECIDED = "Whether it is calibrated is undecided."
+JUDGED = "Where it predicts a structure, it is {text}: confidence minus accuracy is {gap} points."
+UNDECIDED = (
+    "Where it predicts a structure, whether it is calibrated is undecided: confidence minus"
+    " accuracy is {gap} points."
+)
 BENT = (
     " It is too confident at some confidences and not confident enough at others: the ECE there is"
     " {ece}."
@@ -31,47 +40,65 @@ DSC_IS_LOW = "The mean DSC is low: calibration does not make up for that."
 NO_PROBABILITIES = (
     "Without probabilities of predicted structures, whether it is calibrated is unknown."
 )
+TOO_FEW = "Intervals of means and differences need six patients (here: {count})."
 LOOK_FIRST = "Look first at {cases}."
 SEGMENT = (
-    "Improve the segmentation first: train longer (losses without a Dice term need it most), on"
-    " scans of this origin, and ignore padded voxels."
+    "Find out whether these images are unlike the training's: evaluate patients of the training's"
+    " origin that the network has not seen. If their DSC is low, too, it needs more training"
+    " (losses without a Dice term need it most); if not, labels of a few patients like these."
+    " Ignore padded voxels."
 )
-EVALUATE = "Evaluate probabilities."
+EVALUATE = "Evaluate probabilities, which tell whether it is calibrated."
 NOTHING = "Nothing on images like these: where it predicts a structure, it is calibrated."
 NO_SINGLE = (
     " Over all voxels, it is {kind} by {gap:.3f}: no single temperature fits both regions. Keep"
     " this one for the confidence of what is predicted; take one of all voxels for volumes."
 )
-MORE = "Label about {count} more patients and evaluate them: that would tell."
-MANY_MORE = "Label other patients: more than {count} more would be needed to tell."
-FIT_FIRST = {  # by the source of the probabilities
-    "bundle": "Fit a temperature on validation patients with configs/calibrate.yaml, evaluate with"
-    " the same options, and compare.",
-    "predictions": "Fit a temperature on float32 probabilities of validation patients with"
-    " calibrate_predictions, evaluate with the same options, and compare.",
+MORE = "With about {count} more patients like these, the interval would {target}."
+MANY_MORE = "More than {count} more patients like these are needed for the interval to {target}."
+SPREAD_UNKNOWN = (
+    "Evaluate about {count} more patients: fewer than six do not tell how much they differ."
+)
+FIT = (
+    "{tool} fits a temperature on validation patients, and says whether it lowers the NLL of those"
+    " that are left out. Whether it closes this gap, which is another goal, an evaluation with it"
+    " says, with the same options."
+)
+TOOLS = {  # by the source of the probabilities
+    "bundle": "configs/calibrate.yaml",
+    "predictions": "On float32 probabilities, calibrate_predictions",
 }
 FIT_AGAIN = (
-    "Fit the temperature again, where structures are predicted (--region predicted), evaluate with"
-    " the same options, and compare."
+    "The temperature was fitted to other voxels than those of this gap. Fit it where structures"
+    " are predicted (--region predicted), evaluate with the same options, and compare: the gap may"
+    " close while the NLL over all voxels rises."
 )
 UNLIKE = (
     "Label about {count} more patients like these, and fit a temperature on them: with what was"
-    " fitted ({done}), it is still {kind}."
+    " fitted ({done}), it is still {kind}. The NLL of those left out says whether it helps."
 )
 
 
 def conclude(context: Context) -> Answer:
-    """Return what each network is like and, of one, what to do next."""
+    """Return what was asked for, whether each network is calibrated and, of one, what to do next.
+
+    Of one network, what was asked for is how many objects are found, and whether it agrees with
+    raters; of several, which is better.
+    """
     results = context.results
     if len(results.names) > 1:
-        sentences = [
-            f"{label}: {describe_calibration(results, name)}"
-            for name, label in results.labels.items()
-        ]
+        reference = results.names[0]
+        sentences = describe_differences(results, compare(results, reference), reference)
+        for name, label in results.labels.items():
+            sentence = describe_calibration(results, name)
+            sentences.append(f"{label}: {sentence[0].lower()}{sentence[1:]}")
         return Answer(sentences)
     (name,) = results.names
+    sentences = [*describe_objects(results), *describe_raters(results), *describe_one(results)]
+    if results.patients.nunique() < MIN_PATIENTS:
+        sentences.append(TOO_FEW.format(count=results.count))
     dsc, summary = results.cases[name]["dsc"].mean(), results.evaluations[name].summary
-    return Answer(describe_one(results), next_step(summary, dsc, judge_regions(results, name)))
+    return Answer(sentences, next_step(summary, dsc, judge_regions(results, name)))
 
 
 def describe_one(results: Results) -> list[str]:
@@ -101,10 +128,13 @@ def describe_calibration(results: Results, name: str) -> str:
     judgement = judge_regions(results, name).get("predicted")
     if judgement is None:
         return NO_PROBABILITIES
-    if judgement.verdict == "undecided":
-        return UNDECIDED
-    bent = BENT.format(ece=number(judgement.pooled_ece, "ece")) if judgement.is_bent else ""
-    return f"It is {judgement.text}.{bent}"
+    mean, low, high = judgement.percent
+    record = {"measure": "gap", "unit": "points", "mean": mean, "low": low, "high": high}
+    template = UNDECIDED if judgement.verdict == "undecided" else JUDGED
+    sentence = template.format(text=judgement.text, gap=to_cell(record))
+    if judgement.is_bent:
+        sentence += BENT.format(ece=number(judgement.pooled_ece, "ece"))
+    return sentence
 
 
 def next_step(summary: Mapping[str, Any], dsc: float, judgements: Mapping[str, Judgement]) -> str:
@@ -121,16 +151,25 @@ def next_step(summary: Mapping[str, Any], dsc: float, judgements: Mapping[str, J
     if predicted is None:
         return EVALUATE
     if predicted.verdict == "undecided":
-        template = MORE if predicted.further_patients <= MAX_FURTHER else MANY_MORE
-        return template.format(count=min(predicted.further_patients, MAX_FURTHER))
+        return _ask_for_more(predicted)
     done, whole = summary.get("calibration"), judgements["all"]
     if predicted.verdict != "shown":
         if done is None or whole.verdict != "shown":
             return NOTHING
         return NOTHING + NO_SINGLE.format(kind=whole.kind, gap=abs(whole.gap.mean))
     if done is None:
-        return FIT_FIRST[summary.get("source", "predictions")]
+        return FIT.format(tool=TOOLS[summary.get("source", "predictions")])
     if done["calibrator"] == "temperature" and done["region"] != "predicted":
         return FIT_AGAIN
     text = f"{done['calibrator']}, region {done['region']}"
     return UNLIKE.format(count=FIT_PATIENTS, done=text, kind=predicted.kind)
+
+
+def _ask_for_more(judgement: Judgement) -> str:
+    """Return how many more patients would decide whether a network is calibrated."""
+    count, template = judgement.further_patients, MORE
+    if judgement.gap.cases < MIN_PATIENTS:
+        template = SPREAD_UNKNOWN
+    elif count > MAX_FURTHER:
+        template = MANY_MORE
+    return template.format(count=min(count, MAX_FURTHER), target=judgement.target)

@@ -26,6 +26,12 @@ from calib_workflows.pages.page import Picture
 COMPARED_AS = {"dsc": "compared_dsc", "hd95": "compared_hd95"}
 
 
+def count_of(number: int, noun: str) -> str:
+    """Return a number with its noun, such as "1 case" or "3 lesions"."""
+    ending = "" if number == 1 or noun.endswith("s") else "s"
+    return f"{number} {noun}{ending}"
+
+
 @dataclass(frozen=True, eq=False)
 class Results:
     """Evaluations of the same cases. Each has a name, by which all mappings are indexed.
@@ -65,12 +71,16 @@ class Results:
     def count(self) -> str:
         """The number of patients as text; of cases, if each is its own patient."""
         kind = "case" if (self.patients == self.patients.index).all() else "patient"
-        number = self.patients.nunique()
-        return f"1 {kind}" if number == 1 else f"{number} {kind}s"
+        return count_of(self.patients.nunique(), kind)
 
     def has(self, *measures: str) -> bool:
         """Return whether all evaluations have some measures."""
         return all({*measures} <= {*table} for table in self.cases.values())
+
+    def part(self, kind: str) -> pd.DataFrame | None:
+        """Return a further table of the only evaluation, such as that of raters; None without."""
+        evaluations = [*self.evaluations.values()]
+        return evaluations[0].parts.get(kind) if len(evaluations) == 1 else None
 
     def values(self, name: str, measure: str) -> Array:
         """Return a measure of each case, `(cases,)`; NaN where it is undefined."""

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from calib_components.errors import InputError
 from calib_components.metrics.objects import TRUE_OBJECT
-from calib_tools.report.data import Context
+from calib_tools.report.data import Context, Results, count_of
 from calib_tools.report.statistics import Array, Estimate, mean_with_interval
 from calib_workflows.evaluation_files import MISSED, Evaluation
 from calib_workflows.figures.style import NAME, literal
@@ -24,16 +24,44 @@ PICTURES = [f"missed{number}" for number in range(1, MISSED + 1)]
 VOLUMES = [0, *np.logspace(-3, 9, 13)]
 CONFIDENCES = np.linspace(0, 1, 11)
 ABOUT = (
-    "A candidate is a connected region of probabilities of at least {threshold}; its confidence p"
-    " is the largest one. It is right if it shares a voxel with a true object, and their IoU is at"
-    " least {overlap}; then that object is found, once. Right: the share of right candidates. If"
-    " they are calibrated, it is their confidence. Volumes are in {unit}. Intervals are over"
-    " patients. {chosen}"
+    "A candidate is a connected region of probabilities of at least {threshold}; a voxel is"
+    " connected to its 26 neighbours, 8 in 2D. Its confidence p is the largest one. It is right if"
+    " it shares a voxel with a true object, and their IoU is at least {overlap}; then that object"
+    " is found, once. Right: the share of right candidates. If they are calibrated, it is their"
+    " confidence. Volumes are in {unit}. Intervals are over patients. {chosen}"
 )
+FOUND = "{found} of {true} found, {false} in {scans}."
+# Measures of intervals, in the order of the page, after the others
+IN_INTERVALS = [
+    f"{measure} in {interval}"
+    for measure, ends in (("recall, volume", VOLUMES), ("right, confidence", CONFIDENCES))
+    for interval in pd.cut(ends[:1], ends).categories
+]
 CHOSEN = (
     "The second p is the best for {goal} on the validation cases, where it looks better than it is;"
     " it is the lowest one if none reaches this, and missing without a candidate."
 )
+
+
+def describe_objects(results: Results) -> list[str]:
+    """Return how many objects are found, and how many candidates are false, of each structure;
+    nothing without objects.
+    """
+    if results.part("objects") is None:
+        return []
+    (tested,) = results.evaluations.values()
+    options, sentences = tested.summary["objects"], []
+    for structure in options["structures"]:
+        rows, patients = select(tested, structure)
+        true, candidates = observe(rows, options["threshold"])
+        counts = {
+            "found": true["value"].sum(),
+            "true": count_of(len(true), structure),
+            "false": count_of((~candidates["value"]).sum(), "false candidate"),
+            "scans": count_of(len(patients), "scan"),
+        }
+        sentences.append(FOUND.format(**counts))
+    return sentences
 
 
 def objects_section(context: Context) -> Section | None:
@@ -41,9 +69,9 @@ def objects_section(context: Context) -> Section | None:
     is calibrated; with validation cases, also from the confidence on that is the best there.
     """
     results = context.results
-    tested, *others = results.evaluations.values()
-    if others or "objects" not in tested.parts:
+    if results.part("objects") is None:
         return None
+    (tested,) = results.evaluations.values()
     options, chosen, tables = tested.summary["objects"], "", {}
     for structure in options["structures"]:
         here = select(tested, structure)
@@ -58,6 +86,9 @@ def objects_section(context: Context) -> Section | None:
             label = f"{structure}, {cases}, p ≥ {threshold:.6g}"
             tables[label] = measure_objects(*selected, threshold)
     table = pd.concat(tables, names=["label", "measure"]).reset_index()
+    places = {measure: place for place, measure in enumerate(IN_INTERVALS, 1)}
+    order = table["measure"].map(places).fillna(0)
+    table = table.loc[order.sort_values(kind="stable").index]
     if not tested.regions:  # candidates of label maps have no confidence
         table = table[~table["measure"].str.contains("confidence")]
     table["signed"] = table["measure"].str.contains("minus")
@@ -181,4 +212,8 @@ def measure_objects(rows: pd.DataFrame, patients: pd.Series, threshold: float) -
         measures[f"recall, volume in {interval}"] = group
     for interval, group in in_intervals(candidates, "confidence", CONFIDENCES).items():
         measures[f"right, confidence in {interval}"] = group
-    return pd.DataFrame(map(mean_of, measures.values()), [*measures])
+    found = pd.DataFrame(map(mean_of, measures.values()), [*measures])
+    counts = {name: f"{group['value'].sum()} of {len(group)}" for name, group in measures.items()}
+    counts["false candidates a scan"] = f"{len(false)} in {count_of(len(patients), 'scan')}"
+    is_share = found.index.str.match("recall|right|false")
+    return found.assign(note=pd.Series(counts).where(is_share))

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
-import numpy as np
 import pandas as pd
 
 from calib_components.quality import ESTIMATES, Reference, mean_estimate
 from calib_components.quality.ranking import BAD, rank_scans
-from calib_components.quality.reference import holding_patients
 from calib_tools.report.data import Context, Results
-from calib_tools.report.statistics import Array
-from calib_workflows.evaluation_files import Evaluation
 from calib_workflows.pages.numbers import to_cell
 from calib_workflows.pages.page import Section
 
@@ -27,39 +21,12 @@ ABOUT = (
 )
 ABOUT_LIMITS = (
     "Patients for whom the limit holds in every scan; in brackets, for how many that is to be"
-    " expected, with a probability of 95 %, if they are like the validation patients. {note}"
+    " expected, with a probability of 95 %, if they are like the validation patients. The limits of"
+    " the DSC hold for all structures of a scan together, the range of each volume by itself."
 )
-HELD = "{held} of {patients} ({low} to {high})"
 NOT_SHOWN = (
     "The expected DSC is not shown to order these scans: the interval of the gap closed holds 0. "
 )
-# The limits of a structure are made of these
-LIMITED = ("expected_dsc", "dsc", "expected_volume", "true_volume")
-
-
-def reference_of(evaluation: Evaluation, patient_pattern: str | None = None) -> Reference:
-    """Return the reference that an evaluation of validation cases is, of probabilities, for scans
-    of the same model.
-    """
-    patients = [item["patient"] for item in evaluation.items(patient_pattern)]
-    values = [
-        evaluation.cases[[f"{measure}_{name}" for name in evaluation.structures]]
-        for measure in LIMITED
-    ]
-    return Reference.from_scans(evaluation.structures, patients, np.stack(values, -1))
-
-
-def count_held(limits: pd.DataFrame, patients: Sequence[str]) -> tuple[int, int]:
-    """Count the patients whose values lie within the limits in all scans, see `find_limits`; scans
-    without value or limits (NaN) are left out.
-
-    Returns:
-        Their number, and the number of patients.
-    """
-    table = limits.assign(patient=[*patients]).dropna()
-    is_held = table["value"].between(table["low"], table["high"])
-    held = is_held.groupby(table["patient"]).all()
-    return int(held.sum()), len(held)
 
 
 def quality_section(context: Context) -> Section | None:
@@ -67,7 +34,7 @@ def quality_section(context: Context) -> Section | None:
     results, name = context.results, context.results.names[0]
     if len(results.names) > 1 or not results.has("ece_all"):
         return None
-    known = reference_of(context.validation or results.evaluations[name])
+    known = (context.validation or results.evaluations[name]).reference()
     dsc = results.cases[name]["dsc"]
     rankings = {}
     for title, estimates in _estimates(results, known).items():
@@ -99,43 +66,17 @@ def _estimates(results: Results, known: Reference) -> dict[str, pd.Series]:
 
 
 def limits_section(context: Context) -> Section | None:
-    """Return for how many patients the limits of validation cases hold, for each structure."""
+    """Return for how many patients the limits of validation cases hold."""
     results, name = context.results, context.results.names[0]
     if context.validation is None or not results.has("ece_all"):
         return None
-    known, rows = reference_of(context.validation), []
-    for structure in results.structures:
-        scans = {each: results.values(name, f"{each}_{structure}") for each in LIMITED}
-        for title, limits in find_limits(known, structure, scans).items():
-            held, count = count_held(limits, results.patients)
-            if count:
-                low, high = holding_patients(known.count_patients(structure), count)
-                numbers = {"held": held, "patients": count, "low": low, "high": high}
-                width = (limits["high"] - limits["low"]).median()
-                row = {"structure": structure, "limit": title, **numbers, "median_width": width}
-                rows.append({**row, "text": HELD.format(**numbers)})
+    known = context.validation.reference()
+    rows = []
+    for limit, found in known.coverage(results.evaluations[name].reference()).items():
+        low, high = found.expected or (None, None)
+        numbers = {"held": found.held, "patients": found.patients, "low": low, "high": high}
+        row = {"limit": limit, "measure": "patients", "text": str(found), "bold": found.fails}
+        rows.append({**row, **numbers})
     if not rows:
         return None
-    text, table = ABOUT_LIMITS.format(note=known.note), pd.DataFrame(rows)
-    return Section("limits", "Do the limits hold?", text, table, ["structure"], "limit")
-
-
-def find_limits(
-    known: Reference, structure: str, scans: Mapping[str, Array]
-) -> dict[str, pd.DataFrame]:
-    """Return the limits of a structure in each scan, `low` and `high`, and the `value` that should
-    lie within them, by title.
-
-    Args:
-        known: The validation scans.
-        structure: Name of the structure.
-        scans: Its `expected_dsc`, `dsc`, `expected_volume` and `true_volume`, `(scans,)` each.
-    """
-    dsc = scans["dsc"]
-    lowest = known.lower_bound(structure, scans["expected_dsc"])
-    low, high = known.volume_range(structure, scans["expected_volume"])
-    volume = scans["true_volume"] + 0 * dsc  # NaN if it is in neither prediction nor label
-    return {
-        "DSC at least": pd.DataFrame({"low": lowest, "high": 1.0, "value": dsc}),
-        "volume in its range": pd.DataFrame({"low": low, "high": high, "value": volume}),
-    }
+    return Section("limits", "Do the limits hold?", ABOUT_LIMITS, pd.DataFrame(rows), ["limit"])

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from calib_components.errors import InputError, writing
+from calib_tools.report import is_comparison
 from calib_tools.report.calibration import structures_section, summary_section
 from calib_tools.report.cases import cases_section, pictures_section
 from calib_tools.report.comparison import (
@@ -14,7 +15,7 @@ from calib_tools.report.comparison import (
     reliability_section,
 )
 from calib_tools.report.conclusion import conclude
-from calib_tools.report.data import Context
+from calib_tools.report.data import Context, Results
 from calib_tools.report.objects import objects_section
 from calib_tools.report.quality import limits_section, quality_section
 from calib_tools.report.raters import members_section, raters_section
@@ -28,21 +29,24 @@ from calib_workflows.pages.page import Answer, Section, render_page
 # returns None.
 SECTIONS: Sequence[Callable[[Context], Section | None]] = (
     summary_section,
-    reliability_section,
-    raters_section,
+    differences_section,
     objects_section,
+    raters_section,
+    reliability_section,
     cases_section,
     pictures_section,
     members_section,
     structures_section,
-    differences_section,
     means_section,
     quality_section,
     limits_section,
 )
 PAGE = "index.html"
 FEW_PATIENTS = 30
-TOO_FEW = "{patients}: intervals and tests need at least {minimum} patients."
+COMPARISON = (
+    "{0} holds a comparison of losses, whose report needs the repository: run python"
+    " scripts/report.py {0} in a clone."
+)
 NARROW = "Intervals are somewhat too narrow with few patients."
 
 
@@ -56,11 +60,12 @@ def report_folders(
     """See `calib_tools.commands.report_folders`."""
     if not folders:
         raise InputError("No folder is given. Give evaluation folders.")
+    for place in filter(is_comparison, folders):
+        raise InputError(COMPARISON.format(place))
     if validation is not None and len(folders) > 1:
         raise InputError("--validation needs one evaluation folder.")
-    results = read_evaluations(folders)
-    names, chosen_on = results.names, None
-    notices = [*results.notices, *size_notices(results.count, results.patients.nunique())]
+    results, chosen_on = read_evaluations(folders), None
+    notices = [*results.notices, *size_notices(results.patients.nunique())]
     if validation is not None:
         (tested,) = results.evaluations.values()
         chosen_on, same_names = read_validation(
@@ -68,20 +73,28 @@ def report_folders(
         )
         notices += same_names
     context = Context(results, chosen_on, object_threshold)
-    title = f"Is it calibrated? {names[0]}"
-    if len(names) > 1:
-        title = f"{len(names)} evaluations compared"
     sections = [section for make in SECTIONS if (section := make(context))]
     run = {"folders": folders, "validation": validation}
     folder = OutputFolder(out, run, overwrite=overwrite)
-    write_report(title, conclude(context), notices, sections, folder)
+    write_report(name_question(results), conclude(context), notices, sections, folder)
 
 
-def size_notices(count: str, patients: int) -> list[str]:
-    """Return what so few patients do not allow."""
-    if patients < MIN_PATIENTS:
-        return [TOO_FEW.format(patients=count, minimum=MIN_PATIENTS)]
-    return [NARROW] if patients < FEW_PATIENTS else []
+def name_question(results: Results) -> str:
+    """Return the title of a page: what is asked of its evaluations."""
+    first, *others = results.names
+    if others:
+        return f"Which is better? {', '.join(results.names)}"
+    questions = {
+        "objects": "How many objects are found?",
+        "raters": "Does it agree with the raters?",
+    }
+    asked = [text for part, text in questions.items() if results.part(part) is not None]
+    return " ".join([*(asked or ["Is it calibrated?"]), first])
+
+
+def size_notices(patients: int) -> list[str]:
+    """Return what to know of intervals over so many patients."""
+    return [NARROW] if MIN_PATIENTS <= patients < FEW_PATIENTS else []
 
 
 def write_report(
@@ -91,7 +104,7 @@ def write_report(
     sections: Sequence[Section],
     out: OutputFolder,
 ) -> None:
-    """Write the files of a report, the page last, and print where it is and what it answers.
+    """Write the files of a report, the page last, and print what it answers and where it is.
 
     Files of an earlier report are replaced, and removed where the new one lacks them.
 
@@ -109,8 +122,7 @@ def write_report(
         for name, content in files.items():
             with writing(out.path / name) as file:
                 file.write_bytes(content)
-    print(out.path / PAGE)
-    print(sections[0].as_text())
-    print(*answer.sentences)
+    print(*answer.sentences, sections[0].as_text(), sep="\n")
     if answer.advice:
         print(f"Next: {answer.advice}")
+    print(out.path / PAGE)

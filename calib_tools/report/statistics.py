@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from calib_components.quality.ranking import MIN_PATIENTS
+from calib_components.quality.shift import holm
 
 Array = NDArray[np.float64]
 Key = TypeVar("Key", bound=Hashable)
@@ -197,17 +198,6 @@ def correct_gaps(gaps: Mapping[Key, CalibrationGap]) -> dict[Key, Estimate]:
         key: gap.estimate(level)._replace(p_value=p_value)
         for (key, gap), p_value, level in corrected
     }
-
-
-def holm(p_values: ArrayLike) -> Array:
-    """Return Holm's step-down adjusted p-values of tests that are made together; NaN is a test that
-    was not made.
-    """
-    given = pd.Series(p_values, dtype=float).reset_index(drop=True)
-    made = given.dropna().sort_values()
-    factors = np.arange(len(made), 0, -1)
-    adjusted = (made * factors).cummax().clip(upper=1)
-    return adjusted.reindex(given.index).to_numpy()
 
 
 def _holm_levels(p_values: Sequence[float]) -> Array:

@@ -113,6 +113,11 @@ def series_name(file: str | os.PathLike) -> str:
     return name[:LONGEST] or Path(file).stem
 
 
+def patient_id(file: str | os.PathLike) -> str:
+    """Return the PatientID of a series; "" without one."""
+    return str(_read(Path(file), stop_before_pixels=True).get("PatientID") or "")
+
+
 def open_series(file: str | os.PathLike) -> Nifti1Image:
     """Return the image of a series as nibabel does of a file. Its voxels, in the unit of the
     rescale slope, are read when they are asked for.

@@ -10,7 +10,7 @@ import math
 import operator
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -30,6 +30,7 @@ class Facts:
     """What a data set is.
 
     Attributes:
+        name: Name of the data set, for readers; empty for that of a bundle.
         dataset: Data set whose geometry and intensities the cases follow: `acdc`, `flare`, `brats`
             or `hippocampus`.
         num_classes: Number of classes, with the background.
@@ -57,6 +58,7 @@ class Facts:
         schema_version: Version of this list of facts.
     """
 
+    name: str = field(default="", kw_only=True, compare=False)
     dataset: str
     num_classes: int
     in_channels: int

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,3 +80,23 @@ def files_below(folder: str | os.PathLike) -> Iterator[Path]:
         seen.add(real)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         yield from (Path(place, name) for name in sorted(names) if not name.startswith("."))
+
+
+def patients_of(
+    cases: Sequence[str], pattern: str | None, option: str = "--patient_pattern"
+) -> dict[str, str]:
+    """Find the patient of each case, by the part of its name that a regular expression matches;
+    None: all of it.
+
+    Examples:
+        >>> patients_of(["patient001_frame01", "patient001_frame12"], r"patient\\d+")
+        {'patient001_frame01': 'patient001', 'patient001_frame12': 'patient001'}
+    """
+    try:
+        matches = {case: re.search(".+" if pattern is None else pattern, case) for case in cases}
+    except re.error as error:
+        raise InputError(f"{option}: {pattern!r} is no regular expression: {error}.") from None
+    for case, match in matches.items():
+        if match is None or not match[0]:
+            raise InputError(f"{option}: {pattern!r} matches no part of the name {case}.")
+    return {case: match[0] for case, match in matches.items() if match}

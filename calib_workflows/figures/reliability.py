@@ -48,7 +48,7 @@ def reliability_diagram(
         >>> import torch
         >>> from calib_workflows.figures import reliability_diagram
         >>> from calib_components.metrics import ECEMetric
-        >>> metric = ECEMetric()
+        >>> metric = ECEMetric(region="foreground")
         >>> _ = metric(torch.rand(1, 4, 32, 32, 8).softmax(1), torch.randint(4, (1, 1, 32, 32, 8)))
         >>> figure = reliability_diagram(metric.bins, if_true=metric.bins_if_true)
         >>> figure.savefig("reliability.png")  # doctest: +SKIP

@@ -23,11 +23,17 @@ from ignite.engine import Engine, Events
 from monai.utils import ensure_tuple
 
 from calib_components.errors import InputError, check_choice, check_writable, printable
-from calib_workflows.data.dicom import is_dicom, series_name, series_of
-from calib_workflows.data.files import LABEL_SUFFIXES, files_below, find_cases, split_name
+from calib_workflows.data.dicom import is_dicom, patient_id, series_name, series_of
+from calib_workflows.data.files import (
+    LABEL_SUFFIXES,
+    files_below,
+    find_cases,
+    patients_of,
+    split_name,
+)
 from calib_workflows.data.nifti import open_nifti, open_together, stored_in
 from calib_workflows.folders import OutputFolder
-from calib_workflows.pages.quality import FOLDER, TABLES, choose, write_table
+from calib_workflows.pages.quality import FOLDER, TABLES, Review, write_table
 
 log = logging.getLogger(__name__)
 # Endings of the files of each map
@@ -112,6 +118,15 @@ def result_name(file: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> s
     return split_name(Path(file).name, file_suffixes).case
 
 
+def patient_of(file: str | os.PathLike) -> str:
+    """Return the patient of an image: DICOM's PatientID, or the name of the file, which all phases
+    have in common.
+    """
+    if is_dicom(file):
+        return patient_id(file)
+    return split_name(stored_in(file)[0].name).case
+
+
 def run_stamp(weights: str | os.PathLike, **options: Any) -> dict[str, Any]:
     """Return what tells runs with different weights or options apart: a hash of the weights, and
     the options.
@@ -141,7 +156,10 @@ class ImageFolder:
         overwrite: Whether maps that exist are replaced; those of another run are removed.
         stamp: What tells this run from others, see `run_stamp`.
         review, review_below: Which scans a person should look at, see
-            `calib_workflows.pages.quality.write_table`.
+            `calib_workflows.pages.quality.Review`.
+        patient_pattern: Regular expression for the part of a name that names the patient, whose
+            scans count once where images are compared with the training's; None for the DICOM
+            PatientID or the name of the file.
     """
 
     path: Path
@@ -155,6 +173,7 @@ class ImageFolder:
     stamp: Mapping[str, Any] = field(default_factory=dict)
     review: str = "20%"
     review_below: float | None = None
+    patient_pattern: str | None = None
 
     def __post_init__(self) -> None:
         # MONAI gives text
@@ -201,10 +220,10 @@ class ImageFolder:
         Raises:
             InputError: There is no image, a file is missing, cannot be read or has an unsuitable
                 shape or grid, two images have the same name, maps exist already, the output folder
-                cannot be written, has results of another run or is written to by one, or `review`
-                is not a share.
+                cannot be written, has results of another run or is written to by one, `review` is
+                not a share, or `patient_pattern` finds no patient in a name.
         """
-        choose([], self.review, self.review_below)
+        Review.from_options(self.review, self.review_below)
         self._warn_of_labels()
         every = self.find()
         images = shard_of(every, self.shard)
@@ -214,6 +233,7 @@ class ImageFolder:
                 f" {self.path}."
             )
         _check_names(every)
+        self._patients([image.name for image in every])
         phases = sum(stored_in(image.files[0])[1] is not None for image in images)
         if phases:
             log.info("%d images are phases, along the fourth axis of a file", phases)
@@ -275,11 +295,18 @@ class ImageFolder:
         """
         self._claim()  # also without an image that had to be segmented
         with self.output.locked():  # of several shards, the last has all scans
-            scans = {Path(name).stem for name in self.output.files() if name.endswith(".json")}
-            text = printable(write_table(self.output_dir, self.review, self.review_below, scans))
+            records = {Path(name) for name in self.output.files() if name.endswith(".json")}
+            scans = {file.stem for file in records if not file.name.startswith(".")}
+            review = Review.from_options(self.review, self.review_below)
+            patients = self._patients(sorted(scans))
+            text = printable(write_table(self.output_dir, review, scans, patients))
         self.output.release()
         log.info(text)
         return text
+
+    def _patients(self, names: Sequence[str]) -> dict[str, str] | None:
+        """Return the patient of each scan; None where no pattern says it."""
+        return patients_of(names, self.patient_pattern) if self.patient_pattern else None
 
     def _results(self, image: Image) -> list[str]:
         """Return the names of its estimates and its maps."""

@@ -22,7 +22,7 @@ from monai.utils import ensure_tuple
 from nibabel import Nifti1Image
 
 from calib_components.errors import InputError, check_choice, make_folder, writing
-from calib_components.posthoc import find_reference
+from calib_components.posthoc import find_reference, find_tests
 from calib_components.quality import Reference, ScanEstimates
 from calib_components.quality.estimates import require_probabilities
 from calib_workflows.data.dicom import is_dicom, series_name, write_segmentation
@@ -30,7 +30,7 @@ from calib_workflows.data.nifti import channels_last
 from calib_workflows.data.transforms import file_name
 from calib_workflows.inference.crops import crop_of
 from calib_workflows.inference.grid import ImageGrid
-from calib_workflows.inference.images import DICOM_MAPS, MAPS, result_name
+from calib_workflows.inference.images import DICOM_MAPS, MAPS, patient_of, result_name
 from calib_workflows.inference.inferers import agreement_of
 from calib_workflows.inference.scratch import release, scratch
 from calib_workflows.pages.quality import CENTER, describe_scan, draw_scan, write_record
@@ -134,19 +134,26 @@ class PredictionMapsd(MapTransform):
     ) -> dict[str, Any]:
         """Return the quality of a scan, with a picture."""
         # A server must not tell where its files are
-        index, name = scan.most_uncertain_slice, Path(file_name(image)).name
-        if is_dicom(file_name(image)):
-            name = series_name(file_name(image))
+        file, index = file_name(image), scan.most_uncertain_slice
+        name = series_name(file) if is_dicom(file) else Path(file).name
         grey = grid.slab(image.as_tensor(), index, index + 1)[0, 0]
         p = _probabilities(logits, grid, index, index + 1)[:, 0].cpu()
         picture = draw_scan(scan, p, grey, grid.affine)
         stored = torch.empty(0) if self.network is None else find_reference(self.network)
         if not torch.equal(stored, self._stored):  # what follows from it is computed once
             self._stored = stored
-            self._reference = Reference.from_tensor(stored, [*self.structures])
-        reference = self._reference
+            tests = {} if self.network is None else find_tests(self.network)
+            self._reference = Reference.from_tensor(stored, [*self.structures], tests)
         agreement = agreement_of(logits, self.structures)
-        record = describe_scan(name, scan.compute(), reference, grid.affine, picture, agreement)
+        record = describe_scan(
+            name,
+            scan.compute(),
+            self._reference,
+            grid.affine,
+            picture,
+            agreement,
+            patient_of(file),
+        )
         crop = crop_of(logits)
         if crop is not None:
             record[CENTER] = crop.center(image.shape[1:3])

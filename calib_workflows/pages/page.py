@@ -136,8 +136,7 @@ def render_page(
 ) -> str:
     """Return a page.
 
-    The answer follows the first section that has no kind; what to do next stands between the
-    sections that are shown and those that are folded.
+    The answer, with what to do next, stands first, then the sections that are not folded.
 
     Args:
         title: Its title.

@@ -14,9 +14,9 @@ import json
 import math
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -31,22 +31,78 @@ from calib_components.quality.estimates import (
     StructureEstimate,
     StructureScan,
 )
-from calib_components.quality.reference import LIMIT_PATIENTS, Reference, mean_estimate
+from calib_components.quality.ranking import MIN_PATIENTS, MIN_SCANS, is_listed
+from calib_components.quality.reference import (
+    ALL_DSC,
+    LIMIT_PATIENTS,
+    Coverage,
+    Reference,
+    coverage_of,
+    mean_estimate,
+    volume_of,
+)
+from calib_components.quality.shift import MEAN, SIGNIFICANT, find_shift
 from calib_workflows.data.nifti import voxel_volume
 from calib_workflows.pages.page import Answer, Picture, Section, render_page
 from calib_workflows.pages.slices import COLORS, Panel, draw_slice
 
 FOLDER = "quality"
-TABLES = TABLE, PAGE = "quality.csv", "quality.html"
-UNLIKE = (
-    "These images are unlike those of the training: {number} of {total} have a lower estimate than"
-    " all validation scans. Do not rely on the values and limits."
-)
+REFERENCE = f"{FOLDER}/.reference.json"  # hidden: the others are named after scans
+TABLES = TABLE, PAGE, _ = "quality.csv", "quality.html", REFERENCE
 CENTER = "crop_center"  # a further column, where a network of crops looked
+BAD = 0.8  # DSC below which a segmentation is one that a list should hold
+
+# The answer
+NO_REFERENCE = (
+    "There are no validation scans: expected DSCs were never compared with true ones here, nothing"
+    " tells which are too low, and there are no limits."
+)
+UNLIKE = (
+    "These images look unlike the training's ({what}): the network is less sure of them than of the"
+    " validation scans. Limits and ranges of volumes are left out: they hold for images like the"
+    " training's. Expected DSCs may be too high."
+)
+LABEL = "Label five of these patients, drawn at random, and calibrate the network on them."
+FEW = (
+    "Whether these images are like the training's is not known: that takes {minimum} patients, and"
+    " here {are}."
+)
+ALIKE = (
+    "Nothing shows that these images are unlike the training's. That is no proof: the network can"
+    " also be sure of images that it segments badly."
+)
+FOUND = (
+    "In tests with labels, such a list held {found} of the {bad} scans with a DSC below 0.8"
+    " ({sets}), and {listed} of the {others} others."
+)
+NONE_BAD = (
+    "In tests with labels, no scan had a DSC below 0.8 ({sets}): whether such a list holds the bad"
+    " ones is not known."
+)
+FAILED = "Limits that held for too few test patients: {limits}."
+
+# How to read the numbers
 ORDER = (
     "Scans are in the order of their expected DSC, worst first: the overlap that the network itself"
     " predicts, without labels, as a Dice similarity coefficient from 0 to 1; the mean over"
     " structures. It is too high on images unlike those of the training."
+)
+LISTED = (
+    "Listed are the fifth with the lowest estimates, those below {threshold}, and those that lack a"
+    " structure of all validation scans."
+)
+TOO_FEW = (
+    "DSC and volume have no limits, which need {minimum} validation patients: there are {count}."
+)
+LIMITS = (
+    "Limits are made to hold for 90 % of new patients like the {count} validation patients. Those"
+    " of the DSC hold for all structures of a scan together; the range of each volume by itself."
+    " With so many patients, the true share lies between {low:.0%} and {high:.0%} (95 %)."
+)
+WORST = " Below 19 patients, the one with the largest error alone sets the limit of the DSC."
+OPTIMISTIC = (
+    " Limits are optimistic if these patients also chose the epoch or fitted the calibration of the"
+    " network, and promise nothing on images of another scanner."
 )
 ABOUT = (
     "Uncertain: of the voxels where the structure is possible (probability above 5 %), the share"
@@ -55,6 +111,48 @@ ABOUT = (
     " the prediction, and beside them the uncertainty, 4 p (1 - p), from black, certain, to white,"
     " undecided."
 )
+ABOUT_TESTS = (
+    "Patients with labels who chose neither the network nor its calibrator: how many of the scans"
+    " with a DSC below 0.8 a list by the rules of this page holds, how far the expected DSC is from"
+    " the true one, and for how many patients limits hold; in brackets, for how many that is to be"
+    " expected of patients like the validation patients, with a probability of 95 %."
+)
+
+
+class Review(NamedTuple):
+    """Which scans a person should look at.
+
+    Attributes:
+        share: Share of the scans, those with the lowest estimates.
+        below: Estimate below which scans are looked at, in place of a share, and of the 10 %
+            quantile of the validation scans.
+    """
+
+    share: float
+    below: float | None = None
+
+    @classmethod
+    def from_options(cls, review: str = "20%", review_below: float | None = None) -> Review:
+        """Read the options, such as "20%"; raise `InputError` if one is not suitable."""
+        share = re.fullmatch(r"(\d+(?:\.\d+)?) *%", str(review))
+        if share is None or float(share[1]) > 100:
+            raise InputError(
+                f"review must be a percentage of the scans, such as 20%, got {review!r}."
+            )
+        if review_below is not None:
+            check_number("review_below", review_below, 0, 1)
+        return cls(float(share[1]) / 100, review_below)
+
+    def is_listed(self, estimates: ArrayLike, reference: Reference) -> NDArray[np.bool_]:
+        """Return which scans are looked at, `(scans,)`. Of few scans without validation scans,
+        these are all.
+        """
+        if self.below is not None:
+            return is_listed(estimates, 0, self.below)
+        listed = is_listed(estimates, self.share, reference.lowest_estimate)
+        if len(listed) < MIN_SCANS and not len(reference.values):
+            return np.ones_like(listed)
+        return listed
 
 
 def describe_scan(
@@ -64,6 +162,7 @@ def describe_scan(
     affine: NDArray | None = None,
     picture: bytes = b"",
     agreement: Mapping[str, float] | None = None,
+    patient: str = "",
 ) -> dict[str, Any]:
     """Return what the table and the page show of a scan, as JSON data.
 
@@ -75,6 +174,7 @@ def describe_scan(
             are no volumes.
         picture: A PNG, see `draw_scan`.
         agreement: Mean DSC over pairs of segmentations of each structure, see `PairwiseDice`.
+        patient: Name of the patient; "" for that of the scan.
     """
     pairwise = agreement or {}
     voxel_ml = math.nan
@@ -91,25 +191,33 @@ def describe_scan(
     expected_dsc = {structure: found.expected_dsc for structure, found in estimates.items()}
     mean = mean_estimate(expected_dsc, reference.always)
     higher, scans = reference.place(mean)
-    place, is_unlike = "", False
+    place = ""
     if scans and not math.isnan(mean):
         number = "all" if higher == scans else f"{higher} of"
         place = f"lower than {number} {scans} validation scans"
-        is_unlike = higher == scans and reference.patients >= LIMIT_PATIENTS
-    reasons = _reasons(estimates, mean, reference)
-    if is_unlike:
-        reasons.append(f"its estimate is {place}")
     return {
         "scan": name,
+        "patient": patient or name,
         "estimate": _finite(mean),
-        "reasons": reasons,
+        "reasons": _reasons(estimates, mean, reference),
         "rows": rows,
         "place": place,
-        "is_unlike": is_unlike,
-        "evidence": reference.evidence,
-        "note": reference.note,
         "picture": base64.b64encode(picture).decode(),
+        "reference": to_data(reference),
     }
+
+
+def to_data(reference: Reference) -> dict[str, Any]:
+    """Return a reference as JSON data."""
+    tests = {name: scans.to_tensor().tolist() for name, scans in reference.tests.items()}
+    values = reference.to_tensor().tolist()
+    return {"structures": [*reference.structures], "values": values, "tests": tests}
+
+
+def from_data(data: Mapping[str, Any]) -> Reference:
+    """Inverse of `to_data`."""
+    tests = {name: torch.tensor(values) for name, values in data["tests"].items()}
+    return Reference.from_tensor(torch.tensor(data["values"]), data["structures"], tests)
 
 
 def draw_scan(
@@ -162,89 +270,237 @@ def _finite(value: float) -> float | None:
 
 
 def write_record(record: Mapping[str, Any], output_dir: str | os.PathLike) -> None:
-    """Write what `describe_scan` returned to `quality/SCAN.json` in a folder."""
+    """Write what `describe_scan` returned to `quality/SCAN.json` in a folder, and its reference to
+    a file for all scans.
+    """
     make_folder(Path(output_dir) / FOLDER)
-    with writing(Path(output_dir) / FOLDER / f"{record['scan']}.json") as unfinished:
-        unfinished.write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
+    scan = dict(record)
+    contents = {REFERENCE: scan.pop("reference"), f"{FOLDER}/{record['scan']}.json": scan}
+    for name, content in contents.items():
+        with writing(Path(output_dir) / name) as unfinished:
+            unfinished.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
+
+
+def _read_json(file: Path, what: str) -> Any:
+    with reading(file, what):
+        return json.loads(file.read_text(encoding="utf-8"))
 
 
 def choose(
-    records: Sequence[Mapping[str, Any]], review: str = "20%", review_below: float | None = None
+    records: Sequence[Mapping[str, Any]], reference: Reference, review: Review
 ) -> list[dict[str, Any]]:
     """Sort the scans, worst first, and add to each whether a person should look at it, `review`,
     and why, `reasons`.
 
-    That is so in any case where a structure of all validation scans is missing, or the estimate is
-    lower than those of all of them.
+    That is so in any case where a structure of all validation scans is missing.
 
     Args:
         records: What `describe_scan` returned.
-        review: Share of the scans to look at, those with the lowest estimates.
-        review_below: Estimate below which scans are looked at, in place of a share.
+        reference: The validation scans.
+        review: Which others to look at.
     """
-    share = re.fullmatch(r"(\d+(?:\.\d+)?) *%", str(review))
-    if share is None or float(share[1]) > 100:
-        raise InputError(f"review must be a percentage of the scans, such as 20%, got {review!r}.")
-    if review_below is not None:
-        check_number("review_below", review_below, 0, 1)
     ordered = sorted(records, key=lambda record: (record["estimate"] or 0.0, record["scan"]))
-    number = math.floor(float(share[1]) / 100 * len(ordered) + 0.5)
+    estimates = [record["estimate"] or 0.0 for record in ordered]
+    listed = review.is_listed(estimates, reference)
     chosen = []
-    for place, record in enumerate(ordered):
+    for record, is_low in zip(ordered, listed, strict=True):
         reasons = record["reasons"]
-        if review_below is None:
-            is_low = place < number
-            why = f"one of the {number} lowest of {len(ordered)} estimates, which are always listed"
-        else:
-            is_low = (record["estimate"] or 0.0) < review_below
-            why = f"its estimate is below {review_below:g}"
         if is_low and not reasons:
-            reasons = [why]
+            reasons = [_why_listed(record["estimate"] or 0.0, len(ordered), reference, review)]
         chosen.append({**record, "reasons": reasons, "review": "yes" if reasons else "no"})
     return chosen
 
 
+def _why_listed(estimate: float, scans: int, reference: Reference, review: Review) -> str:
+    """Return why a scan is listed whose estimate is low."""
+    if review.below is not None:
+        return f"its estimate is below {review.below:g}"
+    if estimate < reference.lowest_estimate:
+        lowest = reference.lowest_estimate
+        return f"its estimate is below {lowest:.2f}, as in one of ten validation scans"
+    if scans < MIN_SCANS:
+        return "there are no validation scans to compare it with"
+    return f"one of the {math.ceil(review.share * scans - 1e-9)} lowest of {scans} estimates"
+
+
 def write_table(
     output_dir: str | os.PathLike,
-    review: str = "20%",
-    review_below: float | None = None,
+    review: Review,
     scans: Collection[str] | None = None,
+    patients: Mapping[str, str] | None = None,
 ) -> str:
-    """Make `quality.csv` and `quality.html` from the scans in `quality/`, or from those among them
-    that `scans` names, and say so; for the options, see `choose`.
+    """Make `quality.csv` and `quality.html` from the scans in `quality/`, and say what the page
+    says.
+
+    Args:
+        output_dir: The folder.
+        review: Which scans to look at.
+        scans: Names of the scans; None for all that are there.
+        patients: Patient of each scan; None for those in the files.
     """
     folder = Path(output_dir)
     records = []
     for file in sorted((folder / FOLDER).glob("[!.]*.json")):
         if scans is None or file.stem in scans:
-            with reading(file, "the estimates of a scan"):
-                records.append(json.loads(file.read_text(encoding="utf-8")))
-    chosen = choose(records, review, review_below)
-    contents = {TABLE: _table(chosen), PAGE: quality_page(chosen)}
+            records.append(_read_json(file, "the estimates of a scan"))
+    reference = from_data(_read_json(folder / REFERENCE, "the validation scans"))
+    if patients is not None:
+        records = [{**record, "patient": patients[record["scan"]]} for record in records]
+    answer, unlike = conclude(records, reference, review)
+    chosen = choose(records, reference, review)
+    if unlike:
+        chosen = [without_limits(record) for record in chosen]
+    contents = {TABLE: _table(chosen), PAGE: quality_page(chosen, answer, reference, review)}
     for name, content in contents.items():
         with writing(folder / name) as unfinished:
             unfinished.write_text(content, encoding="utf-8")
-    number = sum(scan["review"] == "yes" for scan in chosen)
-    listed = f"{folder / PAGE}: {number} of {len(chosen)} segmentations to check."
-    return " ".join([listed, *caveats(chosen)])
+    advice = [f"Next: {answer.advice}"] if answer.advice else []
+    return " ".join([f"{folder / PAGE}: {_count_listed(chosen)}.", *answer.sentences, *advice])
 
 
-def quality_page(chosen: Sequence[Mapping[str, Any]]) -> str:
+def conclude(
+    records: Sequence[Mapping[str, Any]], reference: Reference, review: Review
+) -> tuple[Answer, list[str]]:
+    """Return what the page begins with, and the structures of which the network is less sure than
+    of the validation scans.
+    """
+    if not len(reference.values):
+        return Answer([NO_REFERENCE]), []
+    unlike = find_unlike(records, reference)
+    found = _describe_tests(reference, review)
+    if unlike:
+        return Answer([UNLIKE.format(what=", ".join(unlike)), *found], LABEL), unlike
+    failed = [
+        f"{limit}, {each.held} of {each.patients} on {name}"
+        for name, limit, each in _failures(reference)
+    ]
+    if failed:
+        found.append(FAILED.format(limits="; ".join(failed)))
+    patients = len({record["patient"] for record in records})
+    if patients < MIN_PATIENTS:
+        are = "is one" if patients == 1 else f"are {patients}"
+        return Answer([FEW.format(minimum="six", are=are), *found]), []
+    return Answer([ALIKE, *found]), []
+
+
+def find_unlike(records: Sequence[Mapping[str, Any]], reference: Reference) -> list[str]:
+    """Return the structures, or that it is their mean alone, of which the network is less sure in
+    these scans than in the validation scans, see `find_shift`.
+    """
+    rows = pd.DataFrame([row for record in records for row in record["rows"]])
+    by_structure = rows.groupby("structure")["expected_dsc"].apply(np.array, dtype=float)
+    scans = pd.DataFrame(records)
+    estimates = scans["estimate"].to_numpy(float)
+    p_values = find_shift(reference, scans["patient"], by_structure, estimates)
+    lower = [name for name, p_value in p_values.items() if p_value < SIGNIFICANT]
+    return [name for name in lower if name != MEAN] or lower
+
+
+def without_limits(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record without limits of its structures."""
+    withdrawn = {estimate.name: None for estimate in ESTIMATES if estimate.is_limit}
+    return {**record, "rows": [{**row, **withdrawn} for row in record["rows"]]}
+
+
+def _describe_tests(reference: Reference, review: Review) -> list[str]:
+    """Return how many bad scans such a list held in tests, in a sentence, if there were any."""
+    counts = {name: _try_list(scans, reference, review) for name, scans in reference.tests.items()}
+    if not counts:
+        return []
+    found, bad, listed, others = np.sum([*counts.values()], 0)
+    if not bad:
+        return [NONE_BAD.format(sets=", ".join(counts))]
+    sets = ", ".join(
+        f"{name}: {here} of {total}" if total else f"{name}: there is none"
+        for name, (here, total, *_) in counts.items()
+    )
+    return [FOUND.format(found=found, bad=bad, sets=sets, listed=listed, others=others)]
+
+
+def _try_list(scans: Reference, reference: Reference, review: Review) -> tuple[int, ...]:
+    """Return how many of the bad scans of a test a list would hold, and how many there are;
+    likewise of the others.
+    """
+    listed = review.is_listed(reference.estimate(scans), reference)
+    is_bad = scans.dsc < BAD
+    parts = (listed & is_bad, is_bad, listed & ~is_bad, ~is_bad)
+    return tuple(int(part.sum()) for part in parts)
+
+
+def _failures(reference: Reference) -> Iterator[tuple[str, str, Coverage]]:
+    """Yield the set, limit and count of each limit that held for too few patients of a test."""
+    for name, scans in reference.tests.items():
+        for limit, each in reference.coverage(scans).items():
+            if each.fails:
+                yield name, limit, each
+
+
+def quality_page(
+    chosen: Sequence[Mapping[str, Any]], answer: Answer, reference: Reference, review: Review
+) -> str:
     """Return the page of what `choose` returned."""
     listed = [record for record in chosen if record["review"] == "yes"]
     defined = defined_estimates(chosen)
-    notes = sorted({record["note"] for record in chosen})
+    has_limits = any(each.is_limit and each.name in defined for each in ESTIMATES)
+    failed: dict[str, list[str]] = {}
+    for name, limit, each in _failures(reference):
+        failed.setdefault(limit, []).append(f"{each.held} of {each.patients} on {name}")
+    tests = _tests_section(reference, review)
     return render_page(
-        f"{len(listed)} of {len(chosen)} segmentations to check",
-        Answer([*caveats(chosen), ORDER]),
-        [_card(record, defined) for record in chosen],
-        [*notes, ABOUT],
+        _count_listed(chosen),
+        answer,
+        [*tests, *(_card(record, defined, failed if has_limits else {}) for record in chosen)],
+        _notes(reference, review),
         {record["scan"]: record["scan"] for record in listed},
     )
 
 
-def _card(record: Mapping[str, Any], defined: set[str]) -> Section:
-    """Return the part of the page about a scan."""
+def _count_listed(chosen: Sequence[Mapping[str, Any]]) -> str:
+    listed = sum(record["review"] == "yes" for record in chosen)
+    return f"{listed} of {len(chosen)} segmentations to check"
+
+
+def _notes(reference: Reference, review: Review) -> list[str]:
+    """Return how to read the numbers."""
+    notes, count = [ORDER], reference.patients
+    if review.below is None and len(reference.values):
+        notes.append(LISTED.format(threshold=f"{reference.lowest_estimate:.2f}"))
+    if count < LIMIT_PATIENTS:
+        return [*notes, TOO_FEW.format(minimum=LIMIT_PATIENTS, count=count), ABOUT]
+    low, high = coverage_of(count).interval(0.95)
+    limits = LIMITS.format(count=count, low=low, high=high)
+    if count < 2 * LIMIT_PATIENTS + 1:
+        limits += WORST
+    return [*notes, limits + OPTIMISTIC, ABOUT]
+
+
+def _tests_section(reference: Reference, review: Review) -> list[Section]:
+    """Return a line for each set of labelled test scans; nothing without one."""
+    rows: list[dict[str, Any]] = []
+    for name, scans in reference.tests.items():
+        found, bad, listed, others = _try_list(scans, reference, review)
+        optimism = np.nanmean(np.nan_to_num(reference.estimate(scans)) - scans.dsc)
+        texts = {
+            "patients": str(scans.patients),
+            "below 0.8, listed": f"{found} of {bad}",
+            "others, listed": f"{listed} of {others}",
+            "expected minus true DSC": f"{optimism:+.3f}",
+        }
+        rows += [{"set": name, "measure": title, "text": text} for title, text in texts.items()]
+        for limit, each in reference.coverage(scans).items():
+            rows.append({"set": name, "measure": limit, "text": str(each), "bold": each.fails})
+    if not rows:
+        return []
+    title, table = "On test patients with labels", pd.DataFrame(rows)
+    return [Section("tests", title, ABOUT_TESTS, table, ["set"])]
+
+
+def _card(
+    record: Mapping[str, Any], defined: set[str], failed: Mapping[str, Sequence[str]]
+) -> Section:
+    """Return the part of the page about a scan; `failed` says by limit in which tests it did not
+    hold.
+    """
     shown = [each for each in ESTIMATES if each.format and each.name in defined]
     records = [
         {
@@ -252,6 +508,7 @@ def _card(record: Mapping[str, Any], defined: set[str]) -> Section:
             "measure": estimate.title,
             "text": _text(row, estimate),
             "color": COLORS[number % len(COLORS)],
+            "note": _failed_of(estimate, row["structure"], failed),
         }
         for number, row in enumerate(record["rows"])
         for estimate in shown
@@ -267,6 +524,14 @@ def _card(record: Mapping[str, Any], defined: set[str]) -> Section:
         folded=False,
         kind="card check" if record["review"] == "yes" else "card",
     )
+
+
+def _failed_of(
+    estimate: QualityColumn, structure: str, failed: Mapping[str, Sequence[str]]
+) -> str | None:
+    """Return for how many patients the limits of a column held in tests, if these were too few."""
+    limit = volume_of(structure) if estimate.limits else ALL_DSC if estimate.is_limit else ""
+    return f"held for {', '.join(failed[limit])}" if limit in failed else None
 
 
 def _summary(record: Mapping[str, Any]) -> str:
@@ -292,17 +557,6 @@ def defined_estimates(records: Sequence[Mapping[str, Any]]) -> set[str]:
     """Return the names of the estimates that some structure of the scans has."""
     rows = [row for record in records for row in record["rows"]]
     return {name for row in rows for name, value in row.items() if value is not None}
-
-
-def caveats(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return what to know before relying on the estimates of scans: whether most are unlike the
-    training's, and what labelled scans showed.
-    """
-    unlike, total = sum(record["is_unlike"] for record in records), len(records)
-    evidence = sorted({record["evidence"] for record in records} - {""})
-    if 2 * unlike > total:
-        return [UNLIKE.format(number=unlike, total=total), *evidence]
-    return evidence
 
 
 def _table(chosen: Sequence[Mapping[str, Any]]) -> str:

@@ -16,14 +16,17 @@ from calib_components.errors import printable
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SIDE = 256  # pixels of the longer side of each panel
+SIDE = 320  # pixels of the longer side of each panel
 LARGE = 480  # that of pictures with text
 GREYS = 64  # levels; more make files larger, not clearer
 GREY_RANGE = (0.5, 99.5)  # percentiles of an image that are black and white
 # Of Okabe and Ito. Protan and deutan readers tell the first ones apart best
 COLORS = ("e69f00", "56b4e9", "009e73", "0072b2", "d55e00", "cc79a7", "f0e442")
 CONTOUR, THIN = 3, 2  # pixels: widths of contours; thin ones let others be seen
-LINE, FONT = 30, 20  # pixels: heights of a line and of its letters
+LINE, FONT = 38, 28  # pixels: heights of a line and of its letters
+# Around structures: a share of their extent, and pixels of the slice, more around what is encircled
+MARGIN, LEAST, AROUND = 0.25, 16, 32
+GAP = 12  # pixels between a circle and what it is around
 # Of square pixels, whose first axis points to the right and whose second one points down
 AS_STORED = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -51,8 +54,11 @@ def draw_slice(
     names: Mapping[int, str] = MappingProxyType({}),
     side: int = SIDE,
     contour: int = CONTOUR,
+    around: NDArray | None = None,
 ) -> bytes:
     """Draw a slice, once in each panel, as a PNG.
+
+    All panels show the same square around the structures; without one, the whole slice.
 
     Args:
         panels: What is drawn, from left to right.
@@ -63,21 +69,32 @@ def draw_slice(
         names: Names of structures by their index, for a legend of a picture with a title.
         side: Pixels of the longer side of a panel.
         contour: Pixels that a contour is wide.
+        around: What is encircled, `(Y, X)`; the picture shows the square around it.
     """
     from PIL import Image  # comes with matplotlib, which metrics do not need
 
-    layers = []
+    axes = affine[:3, 1::-1]  # the steps of rows, then those of columns
+    pixel = np.linalg.norm(axes, axis=0)
+    if around is None:
+        structures = [np.asarray(mask, bool) for panel in panels for mask in panel.masks]
+        box = _square(np.any(structures, 0), pixel, LEAST)
+    else:
+        box = _square(around, pixel, AROUND)
+
+    def on_paper(layer: ArrayLike, smooth: bool = False) -> NDArray:
+        return _on_paper(np.asarray(layer, float)[box], axes, side, smooth)
+
+    painted = []
     for panel in panels:
+        masks = [on_paper(mask) > 0 for mask in panel.masks]
         values = panel.values
         if values is None:
             values = np.zeros(np.shape(panel.masks)[1:])
-        layers += [np.nan_to_num(np.asarray(values, float)), *np.asarray(panel.masks, float)]
-    axes = affine[:3, 1::-1]  # the steps of rows, then those of columns
-    on_paper = iter(_on_paper(np.stack(layers), axes, side))
-    painted = []
-    for panel in panels:
-        values, masks = next(on_paper), [next(on_paper) > 0 for _ in panel.masks]
-        painted.append(_paint(values, masks, panel.is_share, contour))
+        pixels = _paint(on_paper(np.nan_to_num(values), True), masks, panel.is_share, contour)
+        if around is not None:
+            _encircle(pixels, on_paper(around))
+        pixels[:, -CONTOUR:] = 0  # beside the next panel
+        painted.append(pixels)
     picture = Image.fromarray(np.hstack(painted).astype(np.uint8))
     ramp = np.linspace(0, 255, GREYS)[:, None]
     greys = ramp.repeat(3, 1).astype(np.uint8).tobytes()
@@ -91,27 +108,56 @@ def draw_slice(
     return content.getvalue()
 
 
-def _on_paper(layers: NDArray, axes: NDArray, side: int) -> NDArray:
-    """Return layers `(layers, Y, X)` without margins, turned and enlarged as readers expect.
+def _square(shown: NDArray, pixel: NDArray, least: int) -> tuple[slice, ...]:
+    """Return the rows and columns of a square around what is shown; of nothing, all.
 
     Args:
-        layers: The images and the masks.
+        shown: `(Y, X)`.
+        pixel: Height and width of a pixel in mm.
+        least: Smallest margin in pixels.
+    """
+    places = np.argwhere(shown)
+    if not len(places):
+        return slice(None), slice(None)
+    first, last = places.min(0), places.max(0) + 1
+    extent = ((last - first) * pixel).max()
+    side = extent + 2 * max(MARGIN * extent, least * pixel.min())
+    lengths = np.ceil(side / pixel).astype(int)
+    # At a border of the slice, the square is moved inwards
+    starts = ((first + last - lengths) // 2).clip(0, np.maximum(shown.shape - lengths, 0))
+    return tuple(slice(*ends) for ends in zip(starts, starts + lengths, strict=True))
+
+
+def _on_paper(layer: NDArray, axes: NDArray, side: int, smooth: bool = False) -> NDArray:
+    """Return a layer `(Y, X)` turned and enlarged as readers expect.
+
+    Args:
+        layer: An image or a mask.
         axes: Steps along a row and a column in mm, `(3, 2)`.
         side: Pixels of the longer side.
+        smooth: Whether values between those of pixels are interpolated.
     """
-    for axis in (1, 2):
-        filled = np.ptp(layers, axis=3 - axis).any(0).nonzero()[0]
-        if filled.size:  # margins of one grey value are left out
-            layers = layers.take(np.arange(filled[0], filled[-1] + 1), axis)
+    from PIL import Image
+
     # Towards right, front, up
     turned = [axis for axis in (0, 1) if axes[np.abs(axes[:, axis]).argmax(), axis] > 0]
-    layers = np.flip(layers, tuple(1 + axis for axis in turned))
-    sizes = np.linalg.norm(axes, axis=0) * layers.shape[1:]
-    lengths = np.maximum(1, sizes * side / sizes.max()).astype(int)
-    for axis, length in enumerate(lengths, start=1):
-        places = (np.arange(length) + 0.5) * layers.shape[axis] / length
-        layers = layers.take(places.astype(int), axis)
-    return layers
+    sizes = np.linalg.norm(axes, axis=0) * layer.shape
+    height, width = np.maximum(1, sizes * side / sizes.max()).astype(int)
+    how = Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST
+    picture = Image.fromarray(np.flip(layer, tuple(turned)).astype(np.float32))
+    return np.asarray(picture.resize((width, height), how))
+
+
+def _encircle(pixels: NDArray, mask: NDArray) -> None:
+    """Draw a white circle with black edges around a mask."""
+    rows, columns = np.nonzero(mask)
+    ends = np.array([[rows.min(), columns.min()], [rows.max(), columns.max()]])
+    radius = np.linalg.norm(ends[1] - ends[0]) / 2 + GAP
+    y, x = ends.mean(0)
+    row, column = np.ogrid[: len(pixels), : len(pixels[0])]
+    from_circle = np.abs(np.hypot(row - y, column - x) - radius)
+    pixels[from_circle < CONTOUR] = 0
+    pixels[from_circle < CONTOUR / 2] = GREYS - 1
 
 
 def _paint(values: NDArray, masks: Sequence[NDArray], is_share: bool, contour: int) -> NDArray:
@@ -124,7 +170,8 @@ def _paint(values: NDArray, masks: Sequence[NDArray], is_share: bool, contour: i
     for mask in masks:
         pixels[binary_dilation(mask) & ~mask] = 0  # seen on white, too
     for number, mask in enumerate(masks):
-        inside = binary_erosion(mask, iterations=contour)
+        # A structure goes on beyond the picture
+        inside = binary_erosion(mask, iterations=contour, border_value=1)
         pixels[mask & ~inside] = GREYS + number % len(COLORS)
     return pixels
 
@@ -159,6 +206,7 @@ def draw_prediction(
     uncertainty: ArrayLike | None,
     class_names: Sequence[str],
     title: str,
+    missed: ArrayLike | None = None,
 ) -> bytes:
     """Draw a slice with contours of the ground truth, with contours of the prediction, and its
     uncertainty, as a PNG.
@@ -170,6 +218,7 @@ def draw_prediction(
         uncertainty: From 0, certain, to 1, `(X, Y)`; None leaves out its panel.
         class_names: Names of the classes, background first.
         title: Title of the picture, of one or more lines.
+        missed: An object to encircle, `(X, Y)`.
     """
     grey = _rows_first(image)
     structures = np.arange(1, len(class_names))[:, None, None]
@@ -184,7 +233,7 @@ def draw_prediction(
     }
     if uncertainty is not None:
         panels.append(Panel(_rows_first(uncertainty), is_share=True, title="uncertainty"))
-    return draw_slice(panels, title=title, names=names, side=LARGE)
+    return draw_slice(panels, title=title, names=names, side=LARGE, around=_rows_first(missed))
 
 
 def draw_raters(

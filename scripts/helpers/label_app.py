@@ -8,6 +8,8 @@ place.
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +23,19 @@ from monailabel.interfaces.exception import MONAILabelException
 from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
+
+
+def remember(datastore: Datastore, image: str, record: dict[str, Any], **scores: float) -> None:
+    """Keep the estimates of an image, with what tells the validation scans of the weights apart."""
+    kept = {name: record[name] for name in ("scan", "patient", "estimate", "rows")}
+    scores["expected_dsc"] = record["estimate"] or 0.0
+    known = {"quality": kept, "reference": digest(record["reference"])}
+    datastore.update_image_info(image, {**scores, **known})
+
+
+def digest(reference: dict[str, Any]) -> str:
+    """Return what tells the validation scans of other weights apart."""
+    return hashlib.sha256(json.dumps(reference).encode()).hexdigest()
 
 
 class UncertaintyScoring(ScoringMethod):
@@ -46,11 +61,8 @@ class UncertaintyScoring(ScoringMethod):
                 logging.getLogger(__name__).exception("%s: not scored", image)
                 failed += 1
             else:
-                scores = {
-                    "uncertainty": float(data["pred"].mean()),
-                    "expected_dsc": data["quality"]["estimate"] or 0.0,
-                }
-                datastore.update_image_info(image, scores)
+                uncertainty = float(data["pred"].mean())
+                remember(datastore, image, data["quality"], uncertainty=uncertainty)
         return {"executed": len(images) - failed, "failed": failed}
 
 
@@ -87,8 +99,8 @@ def _with_weights(
 
 # The server looks for a direct subclass of MONAILabelApp
 class BundleApp(monaibundle.MyApp, MONAILabelApp):
-    """MONAI Label's app for bundles: answers have the `quality` of the scan, and images can be
-    picked by it.
+    """MONAI Label's app for bundles: answers have the `quality` of the scan, and what all images so
+    far say together; images can be picked by it.
 
     There are a scoring method called `uncertainty`, and the strategies `uncertainty` and `quality`.
     An image that cannot be segmented is answered with the reason.
@@ -101,7 +113,28 @@ class BundleApp(monaibundle.MyApp, MONAILabelApp):
 
             typed = str(request.get("show_uncertainty", False)).lower()
             check_choice("show_uncertainty", typed, ("true", "false"))
-            return super().infer({**request, "show_uncertainty": typed == "true"}, datastore)
+            answer = super().infer({**request, "show_uncertainty": typed == "true"}, datastore)
+            self._add_folder(request["image"], answer["params"])
+            return answer
+
+    def _add_folder(self, image: str, record: dict[str, Any]) -> None:
+        """Add to the quality of an image whether all images so far look like the training's: then
+        it has limits.
+        """
+        from calib_workflows.pages import quality
+
+        datastore = self.datastore()
+        images = datastore.list_images()
+        if image in images:
+            remember(datastore, image, record)
+        known = record.pop("reference")
+        infos = [datastore.get_image_info(each) for each in images]
+        records = [info["quality"] for info in infos if info.get("reference") == digest(known)]
+        review = quality.Review.from_options()
+        answer, unlike = quality.conclude(records, quality.from_data(known), review)
+        record["folder"] = [*answer.sentences, answer.advice]
+        if unlike:
+            record.update(quality.without_limits(record))
 
     def train(self, request: dict[str, Any]) -> dict[str, Any]:
         with self._answering():

@@ -99,11 +99,3 @@ def report_comparison(
     from study.compare import report
 
     report.report_comparison(folder, out, reference, compact, overwrite)
-
-
-def is_comparison(folder: Path) -> bool:
-    """Return whether a folder has the results of a comparison of losses: cells, or their compact
-    form.
-    """
-    names = ("plan.json", "comparison.json", "*/seed*/settings.json")
-    return not (folder / "cases.csv").exists() and any([*folder.glob(name)] for name in names)

@@ -23,6 +23,7 @@ from calib_tools.report.comparison import (
     ABOUT_REGIONS,
     COMPARED,
     compare,
+    describe_differences,
     differences,
     reliability_section,
     tabulate_differences,
@@ -34,16 +35,13 @@ from calib_tools.report.report import size_notices, write_report
 from calib_tools.report.statistics import MIN_PATIENTS
 from calib_workflows.folders import OutputFolder
 from calib_workflows.pages.numbers import (
-    Record,
-    heading,
-    is_significant,
     number,
 )
 from calib_workflows.pages.page import Answer, Section
 from study.compare.compact import write_compact
 from study.compare.data import WITH, WITHOUT, Comparison, OneTestSet, Row
 from study.compare.published import PUBLISHED, dataset_of
-from study.compare.ranks import higher_is_better, ranks_sections
+from study.compare.ranks import ranks_sections
 from study.compare.readers import read_cells
 from study.compare.statistics import mean_of_defined
 
@@ -66,12 +64,6 @@ ABOUT_SHIFT = (
 )
 CROSS_VALIDATION = "Cross-validation (compare_losses --folds) tests every patient."
 NO_REFERENCE = "No differences: {} is not among the finished methods."
-# The DSC comes first, then the NLL of all voxels decides, and that near the structures explains
-DECIDING = ("dsc", "nll_all", "nll_near")
-# Of DSC: a network that loses more is not called better, whether the loss is significant or not
-LOSS = 0.05
-DIFFERS = "{kind} than {reference}: {methods}."
-NONE_DIFFERS = "No significant difference in {measures} on these {patients}."
 NO_SUBSTITUTE = "A lower NLL does not make up for a low DSC."
 TRAIN_LONGER = (
     "Improve the segmentation: train longer, with --max_epochs. Losses without a Dice term need it"
@@ -209,50 +201,15 @@ def conclude(comparison: Comparison, reference: str) -> Answer:
         return Answer(describe_one(plain), next_step(comparison, plain))
     if reference not in plain.names:
         return Answer([NO_REFERENCE.format(reference)])
-    return Answer(describe_differences(plain, reference), next_step(comparison, plain))
-
-
-def describe_differences(results: OneTestSet, reference: str) -> list[str]:
-    """Return which methods differ from the reference, in words.
-
-    One with a lower or a low DSC is not called better for its probabilities.
-    """
-    table = compare(results, reference)
-    table = table[table["measure"].isin(DECIDING)]
-    change = table.apply(_change, axis=1)
-    is_loss = (table["measure"] == "dsc") & ((change < 0) | (table["mean"] < -LOSS))
-    behind = [*_segment_badly(results), *table["method"][is_loss]]
-    better = table[(change > 0) & ~table["method"].isin(behind)]
-    sentences = []
-    for kind, differing in (("Better", better), ("Worse", table[change < 0])):
-        if len(differing):
-            label, methods = results.labels[reference], _listed(results, differing)
-            sentences.append(DIFFERS.format(kind=kind, reference=label, methods=methods))
-    if not sentences:
-        measures = ", ".join(heading(name, arrow=False) for name in table["measure"].unique())
-        sentences.append(NONE_DIFFERS.format(measures=measures, patients=results.count))
-    return [*sentences, NO_SUBSTITUTE] if behind else sentences
+    sentences = describe_differences(plain, compare(plain, reference), reference)
+    if _segment_badly(plain):
+        sentences.append(NO_SUBSTITUTE)
+    return Answer(sentences, next_step(comparison, plain))
 
 
 def _segment_badly(results: OneTestSet) -> list[str]:
     """Return the methods with a low mean DSC."""
     return [name for name, cases in results.cases.items() if cases["dsc"].mean() < BAD]
-
-
-def _change(record: Record) -> int:
-    """Return 1 for a value that is significantly better than the reference's, -1 for a worse one,
-    else 0.
-    """
-    if not is_significant(record):
-        return 0
-    return 1 if (record["mean"] > 0) == higher_is_better(record["measure"]) else -1
-
-
-def _listed(results: OneTestSet, table: pd.DataFrame) -> str:
-    """Return methods and the measures in which they differ, as text."""
-    headings = table["measure"].map(lambda measure: heading(measure, arrow=False))
-    by_method = headings.groupby(table["method"], sort=False).agg(", ".join)
-    return "; ".join(f"{results.labels[name]} ({names})" for name, names in by_method.items())
 
 
 def next_step(comparison: Comparison, results: OneTestSet) -> str:
@@ -270,9 +227,8 @@ def make_notices(comparison: Comparison) -> list[str]:
     """Return what a reader should know before the numbers."""
     about = comparison.about
     notices: list[str] = []
-    fewest = min(comparison.patients, key=lambda name: comparison.patients[name].nunique())
-    number_of_patients = comparison.patients[fewest].nunique()
-    notices += size_notices(comparison.on(fewest).count, number_of_patients)
+    number_of_patients = min(each.nunique() for each in comparison.patients.values())
+    notices += size_notices(number_of_patients)
     if number_of_patients < MIN_PATIENTS:
         notices.append(CROSS_VALIDATION)
     further: Sequence[Any] = [name for name in comparison.test_sets if name]

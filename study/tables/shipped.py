@@ -4,21 +4,21 @@ hold, and is each structure calibrated?
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
 from calib_components.posthoc.network import REFERENCE
-from calib_components.quality import Reference
+from calib_components.quality import Reference, find_shift
 from calib_components.quality.ranking import rank_scans
-from calib_components.quality.reference import holding_patients
+from calib_components.quality.reference import ALL_DSC, volume_of
+from calib_components.quality.shift import SIGNIFICANT
 from calib_tools.report.calibration import Judgement
 from calib_tools.report.data import derive
-from calib_tools.report.quality import LIMITED, count_held, find_limits
 from calib_tools.report.statistics import (
     CalibrationGap,
     correct_gaps,
@@ -26,12 +26,12 @@ from calib_tools.report.statistics import (
     paired_difference,
 )
 from calib_workflows.data.facts import facts_beside
+from calib_workflows.evaluation_files import REFERENCE as MEASURED
 from study.compare.compact import with_confidence
 from study.tables.networks import markdown, text
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "study" / "results"
-SPLITS, SHARE = 500, 0.75  # of the validation patients: random splits, and what limits are made of
 HEART = {
     "acdc": "ACDC",
     "vendor_a": "Siemens",
@@ -39,7 +39,8 @@ HEART = {
     "bssfp": "bSSFP",
     "lge": "LGE",
 }
-TITLES = {"DSC at least": "DSC", "volume in its range": "volume"}  # as the pages have them
+AT_HOME = ("ACDC", "Siemens")
+SPLITS, DRAWS, SIX = 1000, 200, 6  # of the test of a folder: splits, and draws of six patients
 PARTS = ("RV", "MYO", "LV")
 SHIPPED = {"nacl": "NACL", "cross_entropy": "CE", "ensemble": "ensemble"}  # of the heart
 MEASURES = {"dsc": "DSC", "expected_dsc": "expected DSC", "nll_all": "NLL, all voxels"}
@@ -83,70 +84,81 @@ def _derived(scans: pd.DataFrame, structures: Sequence[str]) -> pd.DataFrame:
     return derive(with_confidence(scans.reset_index(drop=True)), structures)
 
 
-def split_coverage(known: Reference) -> pd.DataFrame:
-    """Split the patients of a reference at random, make limits of some, and try them on the others.
-
-    Returns:
-        Of each structure and limit, the mean share of patients for whom it holds in every scan, and
-        the median width: of the DSC, and of the volume as a share of the expected volume.
-    """
-    generator = np.random.default_rng(0)
-    patients = np.unique(known.values[:, 0, 0])
-    rows = []
-    for _ in range(SPLITS):
-        chosen = generator.permutation(patients)[: int(SHARE * len(patients))]
-        is_chosen = np.isin(known.values[:, 0, 0], chosen)
-        limits = Reference(known.structures, known.values[is_chosen])
-        for number, structure in enumerate(known.structures):
-            scans = known.values[~is_chosen, number]
-            table = dict(zip(LIMITED, scans[:, 1:].T, strict=True))
-            for name, (held, count, width) in try_limits(
-                limits, structure, table, scans[:, 0]
-            ).items():
-                rows.append((structure, name, held / count, width))
-    table = pd.DataFrame(rows, columns=["structure", "limit", "coverage", "width"])
-    means = table.groupby(["structure", "limit"])["coverage"].mean()
-    widths = table.groupby(["structure", "limit"])["width"].median()
-    return pd.concat([means, widths], axis=1)
-
-
-def try_limits(
-    known: Reference, structure: str, scans: Mapping[str, Any], patients: Any
-) -> dict[str, tuple[int, int, float]]:
-    """Return for how many of how many patients the limits of a structure hold, and their median
-    width, by their title.
-    """
-    limits = find_limits(known, structure, scans)
-    bounds, ranges = limits.values()
-    widths = (
-        scans["expected_dsc"] - bounds["low"],
-        (ranges["high"] - ranges["low"]) / scans["expected_volume"],
-    )
-    return {
-        title: (*count_held(table, patients), float(width.median()))
-        for (title, table), width in zip(limits.items(), widths, strict=True)
-    }
+def labelled_scans(scans: pd.DataFrame, structures: Sequence[str]) -> Reference:
+    """Return the labelled scans of `scans_of` as those of a reference."""
+    values = [scans[[f"{measure}_{name}" for name in structures]] for measure in MEASURED]
+    return Reference.from_scans(structures, [*scans["patient"]], np.stack(values, -1))
 
 
 def limits_table(bundle: str, network: str = "nacl") -> str:
     """Return for how many test patients the limits of a bundle's weights hold, as Markdown."""
     known = read_reference(bundle, network)
-    splits = split_coverage(known)
-    columns: dict[str, list[str]] = {}
+    columns = {}
     for title, scans in scans_of(bundle, network).items():
-        cells = []
-        for structure in known.structures:
-            table = {name: scans[f"{name}_{structure}"].to_numpy() for name in LIMITED}
-            for held, count, _ in try_limits(known, structure, table, scans["patient"]).values():
-                low, high = holding_patients(known.count_patients(structure), count)
-                cells.append(f"{held} of {count} ({low} to {high})")
-        columns[title] = cells
-    index = [f"{each}, {limit}" for each in known.structures for limit in TITLES.values()]
-    order = [(each, limit) for each in known.structures for limit in TITLES]
-    chosen = splits.loc[order]
-    columns["over splits"] = [f"{share:.0%}" for share in chosen["coverage"]]
-    columns["median width"] = [f"{width:.2f}" for width in chosen["width"]]
-    return _text(pd.DataFrame(columns, index))
+        found = known.coverage(labelled_scans(scans, known.structures))
+        columns[title] = {limit: str(each) for limit, each in found.items()}
+    table = pd.DataFrame(columns)
+    expected = known.values[..., 1].T
+    bounds = np.stack([*map(known.lower_bound, known.structures, expected)])
+    widths = {ALL_DSC: np.nanmedian(expected - bounds)}
+    for name in known.structures:
+        low, high = known.volume_range(name, 1.0)
+        widths[volume_of(name)] = high - low
+    table["median width"] = pd.Series(widths).map("{:.2f}".format).reindex(table.index).fillna("")
+    return _text(table)
+
+
+def is_unlike(known: Reference, scans: Reference) -> bool:
+    """Return whether the network is less sure of the scans than of the reference."""
+    expected = dict(zip(scans.structures, scans.values[..., 1].T, strict=True))
+    patients = scans.patient_numbers.astype(str)
+    p_values = find_shift(known, patients, expected, known.estimate(scans))
+    return min(p_values.values()) < SIGNIFICANT
+
+
+def _of_patients(scans: Reference, patients: np.ndarray) -> Reference:
+    return replace(scans, values=scans.values[np.isin(scans.patient_numbers, patients)])
+
+
+def share_of_splits(known: Reference, home: Reference) -> float:
+    """Return in how many random splits of the patients of the reference and those at home the ones
+    look unlike the others.
+    """
+    generator, values = np.random.default_rng(0), home.values.copy()
+    values[..., 0] += known.patients
+    everyone = replace(known, values=np.concatenate([known.values, values]))
+    fired = []
+    for _ in range(SPLITS):
+        patients = generator.permutation(np.unique(everyone.patient_numbers))
+        first, second = np.split(patients, [known.patients])
+        fired.append(is_unlike(_of_patients(everyone, first), _of_patients(everyone, second)))
+    return float(np.mean(fired))
+
+
+def shift_table() -> str:
+    """Return how often the test of a folder fires, for each set and network of the heart, as
+    Markdown.
+    """
+    rows = {}
+    for network, title in SHIPPED.items():
+        known = read_reference(BUNDLES[0], network)
+        sets = {
+            name: labelled_scans(scans, known.structures)
+            for name, scans in scans_of(BUNDLES[0], network).items()
+        }
+        row = {}
+        for name, scans in sets.items():
+            generator, patients = np.random.default_rng(0), np.unique(scans.patient_numbers)
+            draws = (generator.choice(patients, SIX, replace=False) for _ in range(DRAWS))
+            fired = [is_unlike(known, _of_patients(scans, drawn)) for drawn in draws]
+            all_of_them = "yes" if is_unlike(known, scans) else "no"
+            row[name] = f"{np.mean(fired):.0%}; {all_of_them}"
+        at_home = [each.values.copy() for name, each in sets.items() if name in AT_HOME]
+        at_home[1][..., 0] += sets[AT_HOME[0]].patients
+        home = replace(known, values=np.concatenate(at_home))
+        row["splits at home"] = f"{share_of_splits(known, home):.1%}"
+        rows[title] = row
+    return _text(pd.DataFrame(rows).T)
 
 
 def gaps_table(bundle: str, network: str = "nacl") -> str:

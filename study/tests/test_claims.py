@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 from scipy.stats import rankdata
 
-from calib_tools.report.statistics import holm
+from calib_components.quality.shift import holm
 from study.compare.published import PUBLISHED
 from study.heart.tables import LOSSES as HEART_LOSSES
 from study.heart.tables import differences, read_heart

@@ -97,7 +97,7 @@ def test_report_of_a_comparison(tmp_path: Path) -> None:
     )
     page = (tmp_path / "out/index.html").read_text()
     assert (
-        page.index("Better than CE+DSC: NACL (")
+        page.index("NACL is better than CE+DSC: NLL over all voxels ")
         < page.index("shift): scanner")
         < page.index("<summary>Means")
     )
@@ -133,12 +133,13 @@ def test_report_of_a_comparison(tmp_path: Path) -> None:
 def test_a_lower_nll_does_not_make_up_for_a_lower_dsc(tmp_path: Path) -> None:
     write_comparison(tmp_path)
     found = conclude(read_cells(tmp_path), "ce_dice").sentences
-    assert [sentence.partition(":")[0] for sentence in found] == ["Better than CE+DSC"]
+    assert [sentence.partition(":")[0] for sentence in found] == ["NACL is better than CE+DSC"]
     for seed in (0, 1):
         changed = dict.fromkeys([f"dsc_{s}" for s in ("RV", "MYO", "LV")], 0.4)
         write_evaluation(tmp_path / f"nacl/seed{seed}", seed=seed, gap=0.02, changed=changed)
     found = conclude(read_cells(tmp_path), "ce_dice").sentences
-    assert found == ["Worse than CE+DSC: NACL (DSC).", NO_SUBSTITUTE]
+    assert found[0].startswith("NACL and CE+DSC: neither is called better. NLL over all voxels: ")
+    assert found[1:] == [NO_SUBSTITUTE]
 
 
 def test_report_without_the_reference_says_so(tmp_path: Path) -> None:

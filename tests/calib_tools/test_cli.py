@@ -172,16 +172,3 @@ def test_structures() -> None:
 def test_structures_that_are_none(texts: list[str]) -> None:
     with pytest.raises(InputError, match=r"^--labels"):
         cli.parse_structures(texts, "--labels")
-
-
-def test_patients_by_their_names() -> None:
-    names = ["a_patient001_frame01", "b_patient001_frame12", "patient002"]
-    assert list(cli.patients_of(names, r"patient\d+").values()) == [
-        "patient001",
-        "patient001",
-        "patient002",
-    ]
-    assert cli.patients_of(names, None) == {name: name for name in names}
-    for pattern in (r"frame\d+", "("):
-        with pytest.raises(InputError, match="--patient_pattern"):
-            cli.patients_of(names, pattern)

@@ -50,6 +50,43 @@ def test_command_says_why_it_failed(tmp_path: Path) -> None:
         )
 
 
+def test_progress_in_a_log_is_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now, done = [100.0], [1]  # of an earlier run
+    monkeypatch.setattr(jobs.time, "monotonic", lambda: now[0])
+    progress = jobs.Progress(9, "scan", lambda: done[0])
+    for seconds, number in ((0, 1), (10, 2), (40, 5), (50, 6)):
+        now[0], done[0] = 100.0 + seconds, number
+        progress.show()
+    assert capsys.readouterr().out.splitlines() == [
+        "1 of 9 scans, 00:00 elapsed, ? left",
+        "5 of 9 scans, 00:40 elapsed, 00:40 left",  # four in 40 s
+    ]
+
+
+def test_progress_on_a_terminal_is_a_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    progress = jobs.Progress(9, "scan", lambda: 4)
+    progress.show()
+    shown = capsys.readouterr()
+    assert "4/9" in shown.err
+    assert shown.out == ""
+
+
+def test_the_end_names_what_failed(capsys: pytest.CaptureFixture[str]) -> None:
+    jobs.end("2 of 2 shares are finished", {})
+    with pytest.raises(SystemExit) as caught:
+        jobs.end("1 of 2 shares are finished", {"share 2 of 2": "killed"})
+    assert caught.value.code == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "2 of 2 shares are finished, 0 failed",
+        "1 of 2 shares are finished, 1 failed: share 2 of 2",
+    ]
+
+
 def test_interrupt_ends_processes_and_starts_no_others(tmp_path: Path) -> None:
     def wait() -> str | None:
         return jobs.run_command(
@@ -64,7 +101,7 @@ def test_interrupt_ends_processes_and_starts_no_others(tmp_path: Path) -> None:
         return 0
 
     with pytest.raises(KeyboardInterrupt):
-        jobs.run_jobs({"a": wait, "b": wait}, executor, total=2, count_done=interrupt)
+        jobs.run_jobs({"a": wait, "b": wait}, executor, jobs.Progress(2, "scan", interrupt))
     executor.shutdown()  # returns, since the first process was ended and the second never began
     assert jobs._running == set()
 

@@ -109,6 +109,7 @@ def test_help_says_which_command_trains_and_segments(
 ) -> None:
     for words in ELSEWHERE.values():
         assert words in helps[0][MAIN]
+    assert re.search("nnunet +Commands: trainers, calibrate", helps[0][MAIN])
 
 
 PAGES = [

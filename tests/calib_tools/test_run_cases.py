@@ -12,8 +12,9 @@ import fire
 import pytest
 
 from calib_components.errors import InputError
-from calib_tools import jobs, run_cases
+from calib_tools import cli, jobs, run_cases
 from calib_tools.commands import run_cases as segment
+from calib_workflows.inference.images import ImageFolder
 from tests.helpers import ACDC, copy_with_weights, make_images
 
 
@@ -32,6 +33,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         return "killed; see LOG" if read[-1]["shard"] == "2/2" else None
 
     monkeypatch.setattr(run_cases, "run_command", record)
+    monkeypatch.setattr(ImageFolder, "write_table", lambda _: "the table of the scans")
     return read
 
 
@@ -56,9 +58,31 @@ def test_images_are_shared_among_no_more_shares_than_there_are(
     assert all(options["skip_existing"] is True and options["tta"] is True for options in commands)
     assert {options["output_dir"] for options in commands} == {str(tmp_path / "1e3")}
     out = capsys.readouterr().out
-    assert f"{tmp_path / '1e3' / 'quality.html'}: 0 of 0 segmentations to check." in out
-    assert "1 of 2 shares are finished, 1 failed" in out
-    assert "share 2 of 2: killed; see LOG" in out
+    assert "the table of the scans" in out
+    assert "0 of 2 scans, 00:00 elapsed" in out
+    assert out.endswith("1 of 2 shares are finished, 1 failed: share 2 of 2\n")
+    assert out.count("killed; see LOG") == 1
+
+
+def test_weights_are_found_in_the_bundle_before_anything_runs(
+    tmp_path: Path, commands: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, images = copy_with_weights(ACDC, tmp_path), make_images(ACDC, tmp_path / "images")
+    monkeypatch.chdir(tmp_path)
+    options = {"dataset_dir": images, "output_dir": tmp_path / "out"}
+    segment("infer", bundle, **options, load_path="models/model.pt")
+    assert len(commands) == 1
+    for missing in ({"load_path": "models/other.pt"}, {"ckpt_dir": "own"}):
+        with pytest.raises(InputError, match=r"\.pt: no such file of trained weights, nor in the"):
+            segment("infer", bundle, **options, **missing)
+    assert len(commands) == 1
+
+
+def test_help_names_common_options_of_the_bundle(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.make_app("run_cases", segment)("--help", result_action="return_none")
+    shown = capsys.readouterr().out
+    for word in ("DICOM series", "--save", "--review", "--load_path", "--ckpt_dir"):
+        assert word in shown
 
 
 @pytest.mark.parametrize(

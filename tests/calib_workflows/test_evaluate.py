@@ -29,7 +29,8 @@ from calib_components.metrics.case import (
     measure_case,
     report_columns,
 )
-from calib_components.posthoc import TemperatureScaled
+from calib_components.posthoc import TemperatureScaled, find_tests
+from calib_components.quality import Reference
 from calib_workflows import evaluate as evaluate_module
 from calib_workflows import evaluation_files, figures
 from calib_workflows.cases import NetworkCases
@@ -273,6 +274,43 @@ def test_evaluation_of_a_network_says_how_it_is_calibrated(
     assert summary["source"] == "bundle"
     assert summary["calibration"] == {"calibrator": "temperature", "region": "all", "patients": 0}
     assert f"Calibrated (temperature, region all): dsc {summary['dsc']['mean']:.4f}" in caplog.text
+
+
+def test_what_a_test_set_shows_goes_into_the_weights(
+    run: Callable[..., None], tmp_path: Path
+) -> None:
+    file = tmp_path / "model.pt"
+    before = torch.load(file) | {"reference": torch.ones(2, len(STRUCTURES), 5)}
+    torch.save(before, file)
+    for name in ("Philips", "bSSFP", "Philips"):
+        run(test_set=name, overwrite=True)
+    network = TemperatureScaled(torch.nn.Linear(1, 1))
+    network.load_state_dict(torch.load(file))
+    tests = find_tests(network)
+    assert [*tests] == ["Philips", "bSSFP"]
+    found = Reference.from_tensor(tests["Philips"], [*STRUCTURES])
+    cases = read(tmp_path / "out").cases
+    for number, name in enumerate(STRUCTURES):
+        columns = [f"{m}_{name}" for m in ("expected_dsc", "dsc", "expected_volume", "true_volume")]
+        expected = cases[columns].to_numpy(copy=True)
+        expected[np.isnan(expected[:, 1]), 0] = np.nan
+        np.testing.assert_allclose(found.values[:, number, 1:], expected, rtol=1e-6)
+    after = torch.load(file)
+    after.pop("tests")
+    assert after.keys() == before.keys()
+    assert all(torch.equal(values, before[name]) for name, values in after.items())
+
+
+def test_a_test_set_needs_other_patients_and_validation_scans(
+    run: Callable[..., None], tmp_path: Path
+) -> None:
+    before = snapshot(tmp_path)
+    with pytest.raises(InputError, match="test_set: the validation cases chose the network"):
+        run(test_set="Philips", split="validation")
+    with pytest.raises(InputError, match=r"model\.pt: these weights have no validation scans"):
+        run(test_set="Philips")
+    assert not files(tmp_path / "out")
+    assert snapshot(tmp_path)["model.pt"] == before["model.pt"]
 
 
 @pytest.mark.parametrize("name", ["cases.csv", "summary.json", "cases/best.png"])

@@ -24,6 +24,7 @@ from calib_workflows.options import (
     check_training,
     check_values,
     config_of_run,
+    read_as_typed,
     read_files,
     start_run,
 )
@@ -132,6 +133,27 @@ def test_values_that_would_have_another_effect(values: dict[str, Any], message: 
     with pytest.raises(InputError, match=f"^{re.escape(message)}"):
         check_values(ConfigParser(values), files)
     check_values(ConfigParser({"ignore_index": "null", "loss": "$x", "amp": "true"}), files)
+
+
+def test_weights_are_those_of_the_working_folder_or_else_of_the_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, here = tmp_path / "bundle", tmp_path / "here"
+    for folder in (bundle, here):
+        (folder / "models").mkdir(parents=True)
+    monkeypatch.chdir(here)
+
+    def found(file: str) -> str:
+        config = parser(bundle_root=str(bundle), load_path=file)
+        read_as_typed(config)
+        return config["load_path"]
+
+    (bundle / "models" / "model.pt").touch()
+    assert found("models/model.pt") == str(bundle / "models" / "model.pt")
+    (here / "models" / "model.pt").touch()
+    assert found("models/model.pt") == "models/model.pt"
+    for other in ("absent.pt", str(here / "models" / "model.pt"), "$@bundle_root + '/model.pt'"):
+        assert found(other) == other
 
 
 def test_options_mean_what_is_typed() -> None:

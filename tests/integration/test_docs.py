@@ -192,7 +192,7 @@ def test_commands_of_the_readme(repository: Path, places: dict[str, Path]) -> No
 def test_readme_is_short() -> None:
     lines = README.read_text().splitlines()
     assert len(lines) <= 72
-    assert max(map(len, lines)) <= 160
+    assert max(map(len, lines)) <= 200
     assert len(README.read_text().split()) <= 450
 
 
@@ -216,9 +216,12 @@ def test_tutorials_print_what_they_show(
 
 
 def printed_by(notebook: nbformat.NotebookNode) -> str:
-    """What the cells of a notebook print."""
+    """What the cells of a notebook print, but for the progress, whose lines are as many as time
+    has it.
+    """
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    return "".join(output["text"] for output in outputs if output.get("name") == "stdout")
+    text = "".join(output["text"] for output in outputs if output.get("name") == "stdout")
+    return re.sub(r"\d+ of \d+ scans, .* left\s+", "", text)
 
 
 @pytest.mark.slow

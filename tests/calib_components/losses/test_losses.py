@@ -273,6 +273,16 @@ def test_l1_ace_is_that_of_the_metric(shape: tuple[int, ...], dtype: torch.dtype
     torch.testing.assert_close(value, bins.average_error().mean().to(dtype))
 
 
+def test_text_of_a_loss_has_its_options() -> None:
+    assert repr(SVLSLoss(sigma=1.5)) == "SVLSLoss(kernel_size=3, sigma=1.5, ignore_index=None)"
+    assert repr(NACLLoss("max", penalty_weight=0.5)) == (
+        "NACLLoss(prior='max', kernel_size=3, sigma=2.0, penalty='l1', constraint='logits',"
+        " penalty_weight=0.5, padding='replicate', ignore_index=None)"
+    )
+    for loss in LOSSES.values():
+        assert repr(eval(repr(loss()), {loss.__name__: loss})) == repr(loss())
+
+
 def test_defaults_are_those_of_the_papers() -> None:
     table = {
         NACLLoss: ["mean", 3, 2.0, "l1", "logits", 0.1, "replicate", None],

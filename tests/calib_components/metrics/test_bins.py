@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.metrics import CalibrationErrorMetric
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -26,7 +28,7 @@ from calib_components.metrics import (
 )
 from calib_components.metrics.region_measures import measure_regions
 from tests.calib_components.metrics import by_definition
-from tests.helpers import SHARED
+from tests.helpers import ROOT, SHARED
 
 GOLDEN = SHARED / "golden"
 only_0_and_1 = pytest.mark.filterwarnings("ignore:y_pred holds only 0 and 1")
@@ -189,7 +191,7 @@ def test_only_bins_of_the_same_shape_are_added() -> None:
         top.per_class()
 
 
-# Volumes on which float32 sums fail, as those of MONAI 1.6.1 do
+# Volumes on which float32 sums fail, as those of MONAI and torchmetrics do
 
 
 def error_of_second_class(p: torch.Tensor, hit: torch.Tensor) -> float:
@@ -199,17 +201,50 @@ def error_of_second_class(p: torch.Tensor, hit: torch.Tensor) -> float:
     return bins.per_class()[1].expected_error().item()
 
 
-@pytest.mark.parametrize("voxels", [10**6, pytest.param(240 * 240 * 155, marks=pytest.mark.slow)])
-def test_calibrated_predictor_on_a_whole_brain(voxels: int) -> None:
+def error_in_monai(p: torch.Tensor, hit: torch.Tensor) -> float:
+    return CalibrationErrorMetric(num_bins=15)(p[None, None], hit[None, None].float()).item()
+
+
+def error_in_torchmetrics(p: torch.Tensor, hit: torch.Tensor) -> float:
+    classification = pytest.importorskip("torchmetrics.functional.classification")
+    return classification.binary_calibration_error(p, hit.long(), n_bins=15).item()
+
+
+def calibrated_predictor(voxels: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits from N(3, 2), outcomes drawn with that probability: the error is near 0."""
     generator = torch.Generator().manual_seed(0)
     p = (3 + 2 * torch.randn(voxels, generator=generator)).sigmoid()
-    hit = torch.rand(p.shape, generator=generator) < p
+    return p, torch.rand(p.shape, generator=generator) < p
+
+
+def one_bin(voxels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """0.9 sure, right in 0.975."""
+    return torch.full((voxels,), 0.9), torch.arange(voxels) < 0.975 * voxels
+
+
+@pytest.mark.parametrize("others", [error_in_monai, error_in_torchmetrics])
+@pytest.mark.parametrize(
+    ("predictor", "voxels"),
+    [
+        (calibrated_predictor, 10**6),
+        pytest.param(calibrated_predictor, 240 * 240 * 155, marks=pytest.mark.slow),
+        pytest.param(one_bin, 40 * 10**6, marks=pytest.mark.slow),
+    ],
+)
+def test_error_of_many_voxels_is_exact_and_others_are_those_of_the_page(
+    predictor: Callable, voxels: int, others: Callable
+) -> None:
+    p, hit = predictor(voxels)
     index = by_definition.bin_index(p.double().numpy())
     residual = (p.double() - hit.double()).numpy()
     expected = np.abs(np.bincount(index, residual)).sum() / voxels
-    assert expected < 0.002
     assert error_of_second_class(p, hit) == pytest.approx(expected, abs=1e-9)
+    rows = (ROOT / "docs" / "calibration.md").read_text().splitlines()
+    (row,) = (row for row in rows if f" {voxels:,} voxels" in row)
+    _, _, true, in_monai, in_torchmetrics, here, _ = row.split("|")
+    assert true == here == f" {expected:.6f} "
+    shown = in_monai if others is error_in_monai else in_torchmetrics
+    assert float(shown) == pytest.approx(others(p, hit), abs=1e-4)
 
 
 class LargestTensor(TorchDispatchMode):

@@ -39,8 +39,9 @@ CASES = 4
 
 def new(metric_type: type) -> CaseMetric:
     """A metric with the options that it needs."""
-    of_structures = issubclass(metric_type, StructureMetric)
-    return metric_type({"first": [1], "both": [1, 2]}) if of_structures else metric_type()
+    if issubclass(metric_type, StructureMetric):
+        return metric_type({"first": [1], "both": [1, 2]})
+    return metric_type(region="predicted") if issubclass(metric_type, ECEMetric) else metric_type()
 
 
 def cases(metric_type: type = ECEMetric) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,28 +103,33 @@ def test_reset_and_errors(metric_type: type) -> None:
 
 def test_a_call_that_fails_leaves_no_trace() -> None:
     y_pred, y = cases()
-    metric = CalibrationMetric(regions=["all"])
+    metric = CalibrationMetric(region="predicted", regions=["all"])
     with pytest.raises(InputError, match="y_pred"):
         metric([y_pred[0], 2 * y_pred[1]], list(y[:2]))
     metric(y_pred[2:], y[2:])
     assert len(metric.aggregate("none")) == len(metric.regions["all"].nll.aggregate("none")) == 2
 
 
-def test_default_regions() -> None:
-    """The paper's for its errors; one in which true probabilities have no error where there are
-    several.
-    """
-    parts = ECEMetric(), CECEMetric(), NLLMetric(), BrierMetric()
-    assert {part.region.name for part in parts} == {"foreground"}
-    metric = CalibrationMetric()
+@pytest.mark.parametrize("metric_type", [ECEMetric, CECEMetric, CalibrationMetric])
+def test_calibration_errors_require_a_region(metric_type: type) -> None:
+    choices = "region is required: foreground, all, predicted, near, or class indices. Take 'all'"
+    for options in ({}, {"region": None}, {"num_bins": 10}):
+        with pytest.raises(InputError, match=choices):
+            metric_type(**options)
+    assert metric_type(foreground_only=True).region.name == "foreground"
+    assert metric_type(foreground_only=False).region.name == "all"
+
+
+def test_regions_of_scores_and_parts() -> None:
+    assert {part.region.name for part in (NLLMetric(), BrierMetric())} == {"foreground"}
+    metric = CalibrationMetric(region="predicted")
     parts = metric, metric.cece, metric.nll, metric.brier
     assert {part.region.name for part in parts} == {"predicted"}
-    assert CalibrationMetric(foreground_only=True).cece.region.name == "foreground"
 
 
 def test_mean_batch_of_cece_is_one_value_per_class() -> None:
     y_pred, y = cases()
-    metric = CECEMetric()
+    metric = CECEMetric(region="foreground")
     metric(y_pred, y)
     bins = calibration_bins(y_pred, y, classwise=True)
     assert metric.case_bins.to_dict() == bins.to_dict()
@@ -160,15 +166,15 @@ def test_one_pass_gives_all_measures_of_all_regions() -> None:
 
 def test_unsuitable_options() -> None:
     with pytest.raises(InputError, match="region"):
-        CalibrationMetric(regions=["all", "some"])
+        CalibrationMetric(region="all", regions=["all", "some"])
     for num_bins in (0, 2.5, 10**9):
         with pytest.raises(InputError, match="num_bins"):
-            ECEMetric(num_bins)(*cases())  # type: ignore[arg-type]
+            ECEMetric(num_bins, region="all")(*cases())  # type: ignore[arg-type]
 
 
 def test_channel_of_sigmoids_without_voxels_is_left_out_of_the_mean_over_channels() -> None:
     """As the enhancing part of a tumour that has none: the other channels have an error."""
-    metric = CECEMetric(sigmoid=True)  # over the foreground of each channel
+    metric = CECEMetric(region="foreground", sigmoid=True)  # of each channel
     metric(torch.tensor([[[0.2, 0.7], [0.1, 0.3]]]), torch.tensor([[[0, 1], [0, 0]]]))
     assert metric.aggregate().item() == pytest.approx(0.3)
 
@@ -216,7 +222,7 @@ dist.init_process_group("gloo")
 generator = torch.Generator().manual_seed(0)
 y_pred, y = torch.randn(3, 2, 5, 4, generator=generator).softmax(1), torch.ones(3, 1, 5, 4)
 own = [[0, 1], [2]][dist.get_rank()]  # cases of this process
-metric = CalibrationMetric(regions=["all", 1])
+metric = CalibrationMetric(region="predicted", regions=["all", 1])
 metric(y_pred[own], y[own])
 found = metric.regions["all"].cece.aggregate("none")
 assert len(metric.regions["structure_1"].nll.aggregate("none")) == 3

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from calib_components.metrics import find_objects
 from calib_components.metrics.case import Case
-from calib_components.metrics.objects import CANDIDATE, TRUE_OBJECT
+from calib_components.metrics.objects import CANDIDATE, TRUE_OBJECT, largest_miss, show_object
 from tests.helpers import SHARED
 
 IGNORED = 255
@@ -100,6 +100,24 @@ def test_structures_of_a_softmax_and_of_label_maps() -> None:
         (CANDIDATE, 1.0, 1.0, True, "3"),
         (TRUE_OBJECT, 1.0, 1.0, True, "3"),
     ]
+
+
+def test_the_largest_miss_is_shown_without_its_neighbours() -> None:
+    """Also where the middle of its box is none of its voxels."""
+    label = torch.zeros(1, 12, 12, 3, dtype=torch.int64)
+    label[0, 2:9, 2, 1] = label[0, 2:9, 8, 1] = label[0, 2, 2:9, 1] = 1  # bent
+    bent = label[0, ..., 1].bool().numpy()
+    label[0, 11, 11, 1] = label[0, 11, 0, 0] = 1  # missed and found
+    prediction = label[0] * 0
+    prediction[11, 0, 0] = 1
+    case = Case(label, {"other": [2], "lesion": [1]}, prediction=prediction)
+    found = {name: find_objects(case, name) for name in case.structures}
+    miss = largest_miss(found)
+    assert miss == ("lesion", (TRUE_OBJECT, 19.0, 0.0, False, "5 5 1"))
+    index, mask = show_object(case, *miss)
+    assert index == 1
+    np.testing.assert_array_equal(mask, bent)
+    assert largest_miss({"lesion": find_objects(case, "other")}) is None
 
 
 @pytest.mark.skipif(not LESIONS.is_dir(), reason="no real lesions beside this checkout")

@@ -114,9 +114,9 @@ def test_what_has_no_meaning_for_soft_labels_is_refused() -> None:
     with pytest.raises(InputError, match="near needs class indices"):
         CalibrationMetric(region="near")(p, q)
     with pytest.raises(InputError, match="ignore_index must be None"):
-        CalibrationMetric(ignore_index=255)(p, q)
+        CalibrationMetric(region="all", ignore_index=255)(p, q)
     with pytest.raises(InputError, match="y must hold"):
-        CalibrationMetric()(p, q / 2)
+        CalibrationMetric(region="all")(p, q / 2)
 
 
 def test_raters_are_compared_on_the_voxels_that_both_count() -> None:

@@ -99,21 +99,25 @@ def test_ignored_voxels_are_not_checked_and_others_are() -> None:
 
 def test_a_one_hot_prediction_warns_once() -> None:
     with pytest.warns(UserWarning, match="y_pred holds only 0 and 1"):
-        ECEMetric()(ONE_HOT.float(), Y)
+        ECEMetric(region="foreground")(ONE_HOT.float(), Y)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ECEMetric()(ONE_HOT.float(), Y)
+        ECEMetric(region="foreground")(ONE_HOT.float(), Y)
         one_soft_voxel = ONE_HOT.float()
         one_soft_voxel[-1, :, -1, -1] = 0.25
         voxels.warn_once.cache_clear()
         for y_pred in (P, one_soft_voxel):
-            ECEMetric()(y_pred, Y)
-        ECEMetric(ignore_index=255)(ONE_HOT.float(), torch.full_like(Y, 255))  # no voxel at all
+            ECEMetric(region="foreground")(y_pred, Y)
+        ECEMetric(region="all", ignore_index=255)(
+            ONE_HOT.float(), torch.full_like(Y, 255)
+        )  # no voxel at all
 
 
 def test_items_of_lists_have_no_batch_axis() -> None:
     with pytest.raises(InputError, match="items of lists have no batch axis"):
-        ECEMetric(sigmoid=True)([torch.rand(1, 3, 4, 5, 6)], [torch.ones(1, 3, 4, 5, 6)])
+        ECEMetric(region="all", sigmoid=True)(
+            [torch.rand(1, 3, 4, 5, 6)], [torch.ones(1, 3, 4, 5, 6)]
+        )
 
 
 @pytest.mark.parametrize("metric", [NLLMetric, BrierMetric, ECEMetric])

@@ -198,6 +198,7 @@ def test_logits_that_say_nothing() -> None:
     assert {estimate.temperature, estimate.low, estimate.high} == {8}
     assert estimate.leave_one_out == {"a": 8, "b": 8}
     assert "confident" not in estimate.effect()
+    assert estimate.summary().startswith("8.000 (the edge of its range), fitted on 2 patients;")
     for equal in (0 * logits - 1, (1e5 * F.one_hot(y[:, 0])).movedim(-1, 1)):
         with pytest.raises(InputError, match="No temperature changes the NLL"):
             fit(equal.float(), y)
@@ -292,6 +293,10 @@ class TestEstimate:
                 [r"1\.10 \[1\.00, 1\.20\] over all .* costs 0\.0100 .* 0\.0500 where .* ClassBias"],
             ),
             ({"regions": compared(HIGH, LOW)}, ["no single T"]),
+            (
+                {"regions": compared(LOW, (8.0, 8.0, 8.0))},
+                [r", 8\.00 \(the edge of its range\) \[8\.00, 8\.00\] where a structure"],
+            ),
             ({"regions": compared((1.1, 1.0, 1.3), HIGH)}, []),
         ],
     )
@@ -305,6 +310,7 @@ class TestEstimate:
             "1.100, fitted on 8 patients; 95 % interval 1.010 to 1.300; 1.000 to 1.250 without one"
             " of them"
         )
+        assert repr(self.ESTIMATE) == f"TemperatureEstimate({self.ESTIMATE.summary()})"
         one = replace(self.ESTIMATE, leave_one_out={}, patients=1, regions=compared(LOW, HIGH))
         assert one.summary() == ("1.100, fitted on 1 patient; 1.500 if fitted to region predicted")
 

@@ -112,6 +112,30 @@ def test_calibrated_maps_have_the_likelihood_that_was_fitted(
         calibrate((tmp_path / "out", folders[1]), tmp_path / "twice")
 
 
+@pytest.mark.parametrize(
+    ("factor", "kind", "advised"),
+    [
+        (1.0, "temperature", "temperature"),
+        (1.0, "vector", "temperature"),
+        (0.5, "temperature", "none"),
+    ],
+)
+def test_maps_of_a_calibrator_that_is_not_advised(
+    factor: float, kind: str, advised: str, folders: Folders, tmp_path: Path, capsys: Any
+) -> None:
+    """They are written all the same, and the command says so, and what comes next."""
+    for case in CASES:
+        p = softmax(factor * logits_of(case), axis=0)
+        save_channels_last(folders[0] / f"{case}.nii", p.astype(np.float32))
+    calibrate(folders, tmp_path / "out", calibrator=kind)
+    printed = capsys.readouterr().out
+    assert f"not significantly above the lowest: {advised}\nThe advice is by the NLL." in printed
+    anyway = f"The {kind} is applied all the same, as the option calibrator says. By the NLL, it is"
+    assert (f"{anyway} not needed: {advised} is advised." in printed) == (kind != advised)
+    out = tmp_path / "out"
+    assert f"{out}: 16 maps with this {kind}\nNext: evaluate_predictions {out} LABELS" in printed
+
+
 def test_predictions_of_the_fit_under_other_names_are_noted(
     folders: Folders, tmp_path: Path, capsys: Any
 ) -> None:

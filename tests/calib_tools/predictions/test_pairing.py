@@ -101,10 +101,36 @@ def test_labels_as_arrays_lie_where_the_prediction_does(predictions: Path, tmp_p
     (tmp_path / "labels").mkdir()
     np.save(tmp_path / "labels" / "case.npy", LABEL)
     check_softmax(read_one(tmp_path))
-    (predictions / "case.nii.gz").unlink()
-    save_nnunet(predictions, "case", P)
-    with pytest.raises(InputError, match="no file says where its voxels lie"):
-        find_pairs({"": predictions}, {"": tmp_path / "labels"})
+
+
+def test_predictions_and_labels_as_arrays_have_voxels_of_1_mm(
+    predictions: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for folder, values in ((predictions, P), (tmp_path / "labels", LABEL)):
+        folder.mkdir()
+        np.save(folder / "case.npy", values)
+    saved = read_one(tmp_path)
+    torch.testing.assert_close(saved.probabilities, torch.from_numpy(P))
+    assert torch.equal(saved.label, torch.from_numpy(LABEL[None]))
+    assert (saved.spacing, saved.voxel_volume) == ((1, 1, 1), pytest.approx(1e-3))
+    (line,) = caplog.messages
+    assert line.endswith(
+        "Voxels of 1 mm are assumed: distances are in voxels, 1 ml is 1000 voxels."
+    )
+
+
+@pytest.mark.parametrize("label", [LABEL[..., 0], LABEL[..., :1]], ids=["(X, Y)", "(X, Y, 1)"])
+def test_arrays_in_2d(label: np.ndarray, predictions: Path, tmp_path: Path) -> None:
+    for folder in (predictions, tmp_path / "labels"):
+        folder.mkdir()
+    np.save(tmp_path / "labels" / "case.npy", label)
+    np.save(predictions / "case.npy", P[..., :1])
+    saved = read_one(tmp_path)
+    torch.testing.assert_close(saved.probabilities, torch.from_numpy(P[..., :1]))
+    assert torch.equal(saved.label, torch.from_numpy(LABEL[None, ..., :1]))
+    np.save(predictions / "case.npy", P[..., 0])
+    with pytest.raises(InputError, match=r"\(C, X, Y\), save it as \(C, X, Y, 1\), \(3, 6, 5, 1\)"):
+        read_one(tmp_path)
 
 
 def test_pairs_from_a_table(predictions: Path, labels: Path, tmp_path: Path) -> None:

@@ -280,6 +280,17 @@ class TestNnunet:
         prepare_data("nnunet", src, tmp_path / "own", structures=["both=1+2"], **self.OPTIONS)
         assert facts_beside(tmp_path / "own" / "facts.yaml").structures == {"both": [1, 2]}
 
+    def test_facts_have_the_name_of_the_description_or_else_of_the_folder(
+        self, tmp_path: Path
+    ) -> None:
+        src = make_nnunet(tmp_path / "raw", self.LABELS)
+        prepare_data("nnunet", src, tmp_path / "out", **self.OPTIONS)
+        assert (tmp_path / "out" / "facts.yaml").read_text().startswith("name: raw\ndataset: hippo")
+        task = json.loads((src / "dataset.json").read_text())
+        (src / "dataset.json").write_text(json.dumps({**task, "name": "Prostate"}))
+        prepare_data("nnunet", src, tmp_path / "own", **self.OPTIONS)
+        assert facts_beside(tmp_path / "own" / "facts.yaml").name == "Prostate"
+
     @pytest.mark.parametrize(
         ("dataset", "labels", "lost", "message"),
         [

@@ -39,7 +39,7 @@ class TestAgain:
     def test_what_is_not_whole_is_made_anew(
         self, spoil: Callable[[Path], object], out: Path, prepare: Prepare
     ) -> None:
-        prepare()
+        assert f"{out}: 4 made\n" in prepare()
         before, kept = snapshot(out), (out / "patient002_frame01" / "image.nii").stat().st_mtime_ns
         spoil(out / "patient001_frame09")
         shutil.rmtree(out / "patient002_frame09")

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from calib_components.errors import InputError
 from calib_components.metrics.objects import CANDIDATE, TRUE_OBJECT
 from calib_tools.report import objects
-from calib_tools.report.objects import choose, froc, measure_objects
+from calib_tools.report.data import Context
+from calib_tools.report.objects import choose, froc, measure_objects, objects_section
+from calib_tools.report.readers import read_evaluations
 from calib_tools.report.report import report_folders
 from calib_workflows.evaluation_files import OBJECT_COLUMNS
 from tests.calib_tools.report.made_up import PNG, cases_of, write_evaluation
@@ -118,7 +120,7 @@ def test_section_has_the_threshold_of_validation_cases(
     _, curve, *_ = figures[0].axes[1].lines
     assert curve.get_xdata().tolist() == pytest.approx([0.45, 0.65, 0.75, 0.85, 0.95])
     page = (tmp_path / "out/index.html").read_text()
-    assert "Which objects are found?" in page
+    assert "<h1>How many objects are found? test</h1>" in page
     assert "best for false=0.4" in page
     with pytest.raises(InputError, match="--object_threshold: 'best' is not f1, false=K"):
         report_folders(tmp_path / "test", **places, object_threshold="best")
@@ -145,6 +147,37 @@ def test_objects_of_label_maps_have_no_confidence(
     measures = {*pd.read_csv(tmp_path / "out" / "objects.csv")["measure"]}
     assert {"recall", "F1", "right", "false candidates a scan"} < measures
     assert not any("confidence" in measure for measure in measures)
+
+
+def test_counts_are_said_first_and_stand_beside_their_rates(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One lesion of three is found; intervals of volume have the order of their ends."""
+    counted = {"structures": ["lesion"], "threshold": 0.5, "overlap": 0.0}
+    tested = write_evaluation(tmp_path / "test", with_probabilities=False, objects=counted)
+    place = "p00_1", "p00", "lesion"
+    rows = [
+        (*place, TRUE_OBJECT, 5.0, 0, False, "2"),
+        (*place, TRUE_OBJECT, 0.5, 1, True, "1"),
+        (*place, TRUE_OBJECT, 0.05, 0, False, "3"),
+        (*place, CANDIDATE, 0.5, 1, True, "1"),
+        (*place, CANDIDATE, 0.5, 1, False, "4"),
+    ]
+    table = pd.DataFrame(rows, columns=OBJECT_COLUMNS)
+    table.to_csv(tested / "objects.csv", index=False)
+    report_folders(tested, out=tmp_path / "out")
+    first, *_ = capsys.readouterr().out.splitlines()
+    assert first == "1 of 3 lesions found, 1 false candidate in 16 scans."
+    page = (tmp_path / "out/index.html").read_text()
+    assert first in page
+    section = objects_section(Context(read_evaluations([tested])))
+    assert section is not None
+    cells = {str(measure): cell for measure, cell in section.grid()[1]}
+    assert cells["recall"].notes[-1] == "1 of 3"
+    assert cells["false candidates a scan"].notes[-1] == "1 in 16 scans"
+    volumes = [name for name in cells if "volume" in name]
+    ends = [f"recall, volume in {each}" for each in ("(0.01, 0.1]", "(0.1, 1.0]", "(1.0, 10.0]")]
+    assert volumes == ends
 
 
 def test_rows_that_are_missing_are_noticed(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from calib_tools.report.calibration import Judgement, structures_section
 from calib_tools.report.comparison import compare, differences_section, means_section
 from calib_tools.report.conclusion import conclude, next_step
 from calib_tools.report.data import Context
+from calib_tools.report.raters import MINUS
 from calib_tools.report.readers import read_evaluations
 from calib_tools.report.report import report_folders
 from calib_tools.report.statistics import (
@@ -50,7 +51,7 @@ def dsc(value: Any) -> dict[str, Any]:
 
 OPPOSITE = np.repeat([0.1, -0.1], 2).tolist() * 4  # by patients
 DONE = {"calibrator": "temperature", "region": "all", "patients": 8}
-OVER = "^It is overconfident.$"
+OVER = "^Where it predicts a structure, it is overconfident: .* points.$"
 ABOUT_ONE: dict[str, tuple[dict[str, Any], str, str]] = {
     "overconfident": (
         {"gap": 0.1},
@@ -59,28 +60,36 @@ ABOUT_ONE: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "slightly": (
         {"gap": 0.004},
-        "^It is calibrated within 0.02, slightly overconfident.$",
+        "it is calibrated within 0.02, slightly overconfident: ",
         "Nothing on images like these",
     ),
-    "underconfident": ({"gap": -0.05}, "^It is underconfident.$", "configs/calibrate.yaml"),
+    "underconfident": ({"gap": -0.05}, "it is underconfident: ", "configs/calibrate.yaml"),
     "with a temperature": ({"gap": 0.1, "calibration": DONE}, OVER, "--region predicted"),
     "with one where structures are": (
         {"gap": 0.1, "calibration": {**DONE, "region": "predicted"}},
         OVER,
         "about 16 more patients like these",
     ),
-    "opposite patients": ({"gap": OPPOSITE}, "is undecided.$", "more patients and evaluate them"),
+    "opposite patients": (
+        {"gap": OPPOSITE},
+        r"is undecided: confidence minus accuracy is -?\+?\d\.\d \[",
+        "more patients like these, the interval would lie within 0.02",
+    ),
     "bad segmentation": (
         {"gap": OPPOSITE, "changed": dsc(0.4)},
         "^The mean DSC is low: calibration does not make up for that",
-        "train longer",
+        "Find out whether these images are unlike the training's",
     ),
     "far apart": (
         {"gap": np.repeat([0.2, -0.2], 2).tolist() * 3, "patient_of": cases_of(6)},
-        "Whether it is calibrated is undecided",
-        "more than 200 more",
+        "whether it is calibrated is undecided",
+        "More than 200 more patients like these are needed for the interval to lie within 0.02",
     ),
-    "one patient": ({"patient_of": cases_of(1)}, "is undecided", "Label about 19 more patients"),
+    "one patient": (
+        {"patient_of": cases_of(1)},
+        r"is undecided.* need six patients \(here: 1 patient\)",
+        "Evaluate about 19 more patients: fewer than six",
+    ),
     "label maps": (
         {"with_probabilities": False},
         "is unknown.$",
@@ -142,6 +151,38 @@ def test_the_answer_follows_from_the_interval(
     gap = Estimate((low + high) / 2, low, high)
     judgement = Judgement(gap, pooled_ece=ece)
     assert (judgement.text, judgement.is_bent) == (text, is_bent)
+
+
+@pytest.mark.parametrize(
+    ("shift", "patients", "kind"),
+    [
+        (0.0, 8, "agrees with raters as they agree with each other, as far as is shown: "),
+        (0.1, 8, "agrees with raters more than they agree with each other: "),
+        (-0.1, 8, "agrees with raters less than they agree with each other: "),
+        (0.1, 5, "as they agree with each other is unknown, as intervals need six patients: "),
+    ],
+)
+def test_answer_about_raters_comes_first(
+    shift: float, patients: int, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chance = np.tile([-0.01, 0.01], patients)
+    changed = {f"dsc_{s}": 0.8 + shift + chance for s in STRUCTURES}
+    changed |= {f"raters_dsc_{s}": 0.8 for s in STRUCTURES}
+    tested = write_evaluation(tmp_path / "net", cases_of(patients), changed=changed)
+    rows = [{"rater": "all", "structure": s, "scans": 16, "dsc": 0.8} for s in STRUCTURES]
+    pd.DataFrame(rows).to_csv(tested / "raters.csv", index=False)
+    report_folders(tested, out=tmp_path / "out")
+    page, printed = (tmp_path / "out/index.html").read_text(), capsys.readouterr().out
+    assert "<h1>Does it agree with the raters? net</h1>" in page
+    interval = " [" if patients > 5 else "."
+    for line, structure in zip(printed.splitlines(), STRUCTURES, strict=False):
+        assert line.startswith(f"{structure}: ")
+        value = f"minus theirs with each other is {shift + 0:+.4f}".replace("-0.0000", "+0.0000")
+        assert kind in line
+        assert f"{value}{interval}" in line
+    assert page.index(f"{STRUCTURES[0]}: ") < page.index("it is overconfident")
+    table = pd.read_csv(tmp_path / "out/raters_means.csv")
+    assert table[table["title"] == MINUS]["mean"].tolist() == pytest.approx([shift] * 3)
 
 
 Patients = tuple[np.ndarray, np.ndarray]
@@ -215,14 +256,14 @@ def test_report_of_one_evaluation(tmp_path: Path) -> None:
     report_folders(tested, out=tmp_path / "out", validation=others)
     page = (tmp_path / "out/index.html").read_text()
     assert "<h1>Is it calibrated? test</h1>" in page
-    assert page.index("<th>too sure by</th>") < page.index("It is overconfident.")
-    assert page.index("It is overconfident.") < page.index("reliability") < page.index("<h2>Which")
-    assert page.index("p00_1") < page.index("calibrate.yaml") < page.index("<summary>Structures")
+    answer = "Where it predicts a structure, it is overconfident: "
+    assert page.index(answer) < page.index("calibrate.yaml") < page.index("reliability")
+    assert page.index("<h2>Which") < page.index("<summary>Structures")
     titles = [
+        "What next",
         "Reliability",
         "Which cases to look at",
         "All 16",
-        "What next",
         "About these numbers",
         "Structures and regions",
         "Means",
@@ -240,6 +281,13 @@ def test_report_of_one_evaluation(tmp_path: Path) -> None:
     report_folders(tested, out=tmp_path / "out", overwrite=True)
     titles.remove("Do the limits hold?")
     assert titles_of((tmp_path / "out/index.html").read_text()) == titles
+
+
+def test_report_of_one_case_warns_of_nothing(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    report_folders(write_evaluation(tmp_path / "a", {"p": "p"}), out=tmp_path / "out")
+    assert not [each for each in recwarn if issubclass(each.category, RuntimeWarning)]
 
 
 def test_validation_cases_are_not_those_under_test(tmp_path: Path) -> None:
@@ -267,9 +315,10 @@ def test_report_of_several_evaluations(tmp_path: Path) -> None:
     folders = [write_evaluation(tmp_path / name, gap=gap) for name, gap in gaps.items()]
     report_folders(*folders, out=tmp_path / "out")
     page = (tmp_path / "out/index.html").read_text()
-    assert "<h1>3 evaluations compared</h1>" in page
-    assert "<p>a: It is overconfident.</p>" in page
-    assert "<p>b: It is calibrated within 0.02, slightly overconfident.</p>" in page
+    assert "<h1>Which is better? b, a, c</h1>" in page
+    for kind, name in (("overconfident", "a"), ("calibrated within 0.02, slightly over", "b")):
+        assert f"<p>{name}: where it predicts a structure, it is {kind}" in page
+    assert re.search(r"<p>a is worse than b: NLL over all voxels \+0\.\d+ \[", page)
     assert "What next" not in titles_of(page)
     assert page.count("<img") == page.count('alt="') == 3  # diagrams that are not folded
     labels = write_evaluation(tmp_path / "labels", with_probabilities=False)
@@ -344,6 +393,7 @@ def test_a_section_of_the_list_is_on_the_page(
         (["eval"], {"validation": Path("labels")}, "labels is of label maps"),
         (["eval", "eval2"], {"validation": Path("eval")}, "--validation"),
         (["eval", "eval"], {}, "twice"),
+        (["runs"], {}, r"runs holds a comparison of losses.* python scripts/report\.py runs"),
     ],
 )
 def test_options_and_folders_that_do_not_fit_are_refused(
@@ -356,6 +406,8 @@ def test_options_and_folders_that_do_not_fit_are_refused(
     monkeypatch.chdir(tmp_path)
     for name in ("eval", "eval2", "labels"):
         write_evaluation(Path(name), with_probabilities=name != "labels")
+    Path("runs").mkdir()
+    Path("runs/plan.json").touch()
     with pytest.raises(InputError, match=keyword):
         report_folders(*map(Path, folders), **options)
     assert not Path("report").exists()

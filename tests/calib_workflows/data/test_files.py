@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from calib_components.errors import InputError
-from calib_workflows.data.files import LABEL_SUFFIXES, files_below, find_cases, split_name
+from calib_workflows.data.files import (
+    LABEL_SUFFIXES,
+    files_below,
+    find_cases,
+    patients_of,
+    split_name,
+)
 
 
 def test_names_have_a_case_a_suffix_and_an_ending() -> None:
@@ -35,3 +41,16 @@ def test_files_below(tmp_path: Path) -> None:
     assert [path.name for path in files_below(tmp_path / "src")] == ["1.nii", "3.nii", "2.nii"]
     with pytest.raises(InputError, match="absent: cannot read"):
         list(files_below(tmp_path / "absent"))
+
+
+def test_patients_by_their_names() -> None:
+    names = ["a_patient001_frame01", "b_patient001_frame12", "patient002"]
+    assert list(patients_of(names, r"patient\d+").values()) == [
+        "patient001",
+        "patient001",
+        "patient002",
+    ]
+    assert patients_of(names, None) == {name: name for name in names}
+    for pattern in (r"frame\d+", "("):
+        with pytest.raises(InputError, match="--patient_pattern"):
+            patients_of(names, pattern)

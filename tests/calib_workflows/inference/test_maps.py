@@ -16,13 +16,14 @@ from monai.data import MetaTensor
 
 from calib_components.errors import InputError
 from calib_components.posthoc import TemperatureScaled
+from calib_components.posthoc.network import to_bytes
 from calib_workflows.inference import maps as prediction_maps
 from calib_workflows.inference.maps import (
     PredictionMapsd,
     SaveMapd,
     normalized_entropy,
 )
-from calib_workflows.pages.quality import write_table
+from calib_workflows.pages.quality import Review, write_table
 from tests.calib_components.quality.made_up import reference
 
 MODALITIES = ("_flair", "_t1", "_t1ce", "_t2")
@@ -156,11 +157,13 @@ def test_the_quality_is_that_of_the_probabilities(
     monkeypatch.setattr(prediction_maps, "SLAB", slab)
     known = reference(12)
     network = TemperatureScaled(torch.nn.Identity())
-    network.load_state_dict({**network.state_dict(), "reference": known.to_tensor()})
+    tests = to_bytes({"home": known.to_tensor().tolist()})
+    stored = {"reference": known.to_tensor(), "tests": tests}
+    network.load_state_dict({**network.state_dict(), **stored})
     SaveMapd("seg", tmp_path, MODALITIES)(
         PredictionMapsd("pred", STRUCTURES, [0, 1, 4], network=network)(item())
     )
-    write_table(tmp_path)
+    write_table(tmp_path, Review.from_options())
     table, filled = (
         pd.read_csv(tmp_path / "quality.csv"),
         LOGITS.softmax(0).double().numpy(),
@@ -171,6 +174,7 @@ def test_the_quality_is_that_of_the_probabilities(
         dsc, volume = 2 * p[mask].sum() / (mask.sum() + p.sum()), p.sum() * 0.02  # voxels of 20 mm3
         expected = (dsc, known.lower_bound(own, dsc), volume, *known.volume_range(own, volume))
         np.testing.assert_allclose(row[3:8], expected, rtol=1e-6, atol=1e-6)
+    assert "<td>home" in (tmp_path / "quality.html").read_text()
 
 
 def test_codes_that_a_byte_cannot_hold() -> None:

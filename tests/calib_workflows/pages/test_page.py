@@ -14,7 +14,7 @@ from calib_tools.report.report import write_report
 from calib_workflows.folders import OutputFolder
 from calib_workflows.pages.numbers import Cell, heading, number, to_cell
 from calib_workflows.pages.page import Answer, Picture, Section, render_page
-from calib_workflows.pages.quality import choose, describe_scan, quality_page
+from calib_workflows.pages.quality import Review, choose, describe_scan, quality_page
 from tests.calib_components.quality.made_up import NO_REFERENCE, estimate
 from tests.calib_tools.report.made_up import PNG
 from tests.helpers import ROOT, files
@@ -97,10 +97,11 @@ def test_page_holds_its_sections_and_no_markup_of_names() -> None:
     assert "<script>x" not in page
     (name,) = re.findall('<article id="(.*?)"', page)
     assert unescape(name) == HOSTILE
-    places = [page.index(text) for text in ("<h2>Shown", "<summary>All 3", '"answer"', "What next")]
+    places = [page.index(text) for text in ('"answer"', "What next", "<h2>Shown", "<summary>All 3")]
     assert places == sorted(places)
     assert page.count("<small>[0.700, 0.900]</small>") == 2  # of the first lines, and of all
     assert 'width="284"' in page  # 512 pixels
+    assert page.count("<button><img") == page.count("<img ") == 1  # it opens larger
     assert "max-height" not in page  # print has all lines
     assert not re.search(r"(src|href)=\"http", page)
 
@@ -125,7 +126,9 @@ def test_page_of_quality_links_to_the_scans_to_check() -> None:
         describe_scan(f"scan {number}", {"a": estimate(dsc), "b": estimate(dsc)}, NO_REFERENCE)
         for number, dsc in enumerate((0.9, 0.5, 0.8, 0.6, 0.7))
     ]
-    page = quality_page(choose(records, "40%"))
+    review = Review.from_options("40%")
+    chosen = choose(records, NO_REFERENCE, review)
+    page = quality_page(chosen, Answer([]), NO_REFERENCE, review)
     assert re.findall('<a href="#(.*?)">(.*?)</a>', page) == [("scan 1",) * 2, ("scan 3",) * 2]
     articles = dict(re.findall('<article id="(.*?)" class="(.*?)">', page))
     assert [*articles] == ["scan 1", "scan 3", "scan 4", "scan 2", "scan 0"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,15 @@ from calib_components.errors import InputError
 from calib_components.metrics.case import MEASURES
 from calib_components.quality import ESTIMATES, Reference
 from calib_components.quality.estimates import QualityColumn
+from calib_components.quality.ranking import is_listed
 from calib_workflows.pages import quality
-from calib_workflows.pages.quality import choose, describe_scan, write_record, write_table
+from calib_workflows.pages.quality import (
+    Review,
+    choose,
+    describe_scan,
+    to_data,
+    write_record,
+)
 from calib_workflows.pages.slices import Panel, draw_slice
 from tests.calib_components.quality.made_up import NO_REFERENCE, estimate, reference
 
@@ -25,6 +34,10 @@ def record(
     name: str, dsc: float, known: Reference = NO_REFERENCE, **options: Any
 ) -> dict[str, Any]:
     return describe_scan(name, {"a": estimate(dsc), "b": estimate(dsc)}, known, **options)
+
+
+def write_table(folder: Path, **options: Any) -> str:
+    return quality.write_table(folder, Review.from_options(**options))
 
 
 def test_the_table_has_the_columns_and_numbers_of_each_structure(tmp_path: Path) -> None:
@@ -74,45 +87,61 @@ def test_a_new_estimate_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert all(measured[entry.name].better == entry.better for entry in ordering)
 
 
-def test_missing_structures_and_scans_unlike_the_validation_scans_are_always_reviewed() -> None:
+def test_missing_structures_are_always_reviewed() -> None:
     known = reference(12)
     missing = describe_scan("missing", {"a": estimate(0.9), "b": estimate(0, 3, 0)}, known)
     assert missing["estimate"] == pytest.approx(0.45)
-    assert missing["reasons"][0] == "b is not found, but is in all 12 validation scans"
-    assert record("other body part", 0.1, known)["reasons"] == [
-        "its estimate is lower than all 12 validation scans"
-    ]
+    assert missing["reasons"] == ["b is not found, but is in all 12 validation scans"]
     assert record("good", 0.9, known)["reasons"] == []
     optional = Reference(known.structures, known.values * [1, 1, 1, 1, 0])
     found = describe_scan("without b", {"a": estimate(0.9), "b": estimate(0, 3, 0)}, optional)
     assert (found["estimate"], found["rows"][1]["expected_dsc"]) == (0.9, None)
-    nothing = {
-        "a": estimate(0, 3, 0),
-        "b": estimate(math.nan, 0, 0, possible=0),
-    }
+    nothing = {"a": estimate(0, 3, 0), "b": estimate(math.nan, 0, 0, possible=0)}
     assert describe_scan("empty", nothing, optional)["reasons"] == ["nothing is found"]
-    empty = describe_scan("empty", nothing, NO_REFERENCE)
-    # Of scans that nothing is known of, the share that is asked for
-    chosen = choose([{**empty, "scan": name} for name in "abc"])
-    assert [each["review"] for each in chosen] == ["yes", "no", "no"]
+    (chosen,) = choose([missing], known, Review.from_options(review_below=0.1))
+    assert chosen["review"] == "yes"
 
 
 @pytest.mark.parametrize(
-    ("options", "reviewed"), [({}, 2), ({"review": "25 %"}, 3), ({"review_below": 0.63}, 4)]
+    ("options", "scans", "known", "reviewed"),
+    [
+        ({}, 10, NO_REFERENCE, 2),
+        ({}, 11, NO_REFERENCE, 3),  # a fifth, rounded up
+        ({"review": "25 %"}, 10, NO_REFERENCE, 3),
+        ({"review_below": 0.63}, 10, NO_REFERENCE, 4),
+        ({}, 4, NO_REFERENCE, 4),  # there is nothing to compare them with
+        ({}, 4, reference(12), 0),
+        ({"review_below": 0.685}, 4, reference(12), 3),
+    ],
 )
-def test_the_worst_are_reviewed_and_come_first(options: dict[str, Any], reviewed: int) -> None:
-    chosen = choose([record(f"scan{i}", 0.685 - i / 100) for i in range(10)], **options)
-    assert [each["scan"] for each in chosen] == [f"scan{i}" for i in reversed(range(10))]
-    assert [each["review"] for each in chosen] == ["yes"] * reviewed + ["no"] * (10 - reviewed)
+def test_the_worst_are_reviewed_and_come_first(
+    options: dict[str, Any], scans: int, known: Reference, reviewed: int
+) -> None:
+    records = [record(f"scan{i:02}", 0.685 - i / 100, known) for i in range(scans)]
+    chosen = choose(records, known, Review.from_options(**options))
+    assert [each["scan"] for each in chosen] == [f"scan{i:02}" for i in reversed(range(scans))]
+    assert [each["review"] for each in chosen] == ["yes"] * reviewed + ["no"] * (scans - reviewed)
     assert all(bool(each["reasons"]) == (each["review"] == "yes") for each in chosen)
+
+
+def test_scans_with_a_lower_estimate_than_one_in_ten_validation_scans_are_reviewed() -> None:
+    known = reference(40)
+    lowest = known.lowest_estimate
+    assert (known.estimates < lowest).sum() == 4
+    records = [record("low", lowest - 0.01, known), record("high", lowest + 0.01, known)]
+    low, high = choose(records, known, Review.from_options())
+    assert low["reasons"] == [
+        f"its estimate is below {lowest:.2f}, as in one of ten validation scans"
+    ]
+    assert (low["review"], high["review"]) == ("yes", "no")
 
 
 def test_unsuitable_options_and_files_are_refused(tmp_path: Path) -> None:
     for review in ("0.2", "120%", "all"):
         with pytest.raises(InputError, match="such as 20%"):
-            choose([], review)
+            Review.from_options(review)
     with pytest.raises(InputError, match="review_below must be a number from 0 to 1"):
-        choose([], review_below=80)
+        Review.from_options(review_below=80)
     write_record(record("one", 0.7), tmp_path)
     file = tmp_path / "quality" / "one.json"
     file.write_text('{"scan": ')
@@ -126,7 +155,7 @@ def test_shards_and_restarts_end_in_the_same_files(tmp_path: Path) -> None:
         for shard in range(shards):
             for i in range(shard, 9, shards):
                 write_record(record(f"scan{i}", 0.9 - 0.01 * i), tmp_path / str(shards))
-            write_table(tmp_path / str(shards), "20%")
+            write_table(tmp_path / str(shards))
     for name in ("quality.csv", "quality.html"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "3" / name).read_bytes()
 
@@ -141,33 +170,112 @@ def test_the_page_is_complete_by_itself_and_shows_names_literally(tmp_path: Path
             tmp_path,
         )
     tag = "<script>'\""
-    foreign = dict.fromkeys(("note", "place", "evidence"), tag) | {"reasons": [tag, tag]}
+    foreign = {"place": tag, "reasons": [tag, tag]}
     rows = [{"structure": tag, "expected_dsc": 0.8}]
-    write_record({**record("foreign", 0.95), **foreign, "rows": rows}, tmp_path)
+    last = {**record("foreign", 0.95), **foreign, "rows": rows}
+    write_record({**last, "reference": to_data(NO_REFERENCE)}, tmp_path)
     said = write_table(tmp_path, review_below=0.6)
-    evidence = reference(12).evidence
-    assert said == f"{tmp_path / 'quality.html'}: 2 of 3 segmentations to check. {tag} {evidence}"
+    start = f"{tmp_path / 'quality.html'}: 2 of 3 segmentations to check. "
+    assert said == start + quality.NO_REFERENCE
     html = (tmp_path / "quality.html").read_text()
     assert "2 of 3 segmentations to check" in html
     assert tag[:9] not in html
     assert "&lt;b&gt;&amp;" in html
     assert html.index("&lt;b&gt;&amp;") < html.index("$scan")
-    assert "optimistic" in html
-    assert evidence in html
-    assert "Check: its estimate is lower than all 12 validation scans.<" in html
+    assert "There are no validation scans" in html
     assert not re.search(r"(src|href)=.(?!#|data:)", html)
 
 
+def write_scans(
+    folder: Path, known: Reference, estimates: Sequence[float], patients: Sequence[str]
+) -> tuple[str, str, pd.DataFrame]:
+    """Return what is said of scans, their page and their table."""
+    for number, dsc in enumerate(estimates):
+        patient = patients[number % len(patients)]
+        one = record(f"scan{number}", dsc, known, affine=np.diag([1.0, 1.0, 2.0, 1.0]))
+        write_record({**one, "patient": patient}, folder)
+    said = write_table(folder)
+    html = unescape((folder / "quality.html").read_text())
+    return said, html, pd.read_csv(folder / "quality.csv")
+
+
+NAMES = [f"p{number}" for number in range(8)]
+
+
+def test_images_of_which_the_network_is_less_sure_lose_their_limits(tmp_path: Path) -> None:
+    said, html, table = write_scans(tmp_path, reference(30), [0.55] * 8, NAMES)
+    sentence = "These images look unlike the training's (a, b): the network is less sure of them"
+    assert sentence in said
+    assert sentence in html
+    assert "Next: Label five of these patients" in said
+    assert "Label five of these patients" in html
+    assert table[["dsc_lower_bound", "volume_low_ml", "volume_high_ml"]].isna().all(axis=None)
+    assert table["expected_volume_ml"].notna().all()
+    assert "DSC at least" not in html
+
+
 @pytest.mark.parametrize(
-    ("bad", "patients", "is_headline"), [(3, 12, True), (2, 12, False), (3, 8, False)]
+    ("patients", "sentence"),
+    [
+        (NAMES, "Nothing shows that these images are unlike the training's."),
+        (NAMES[:5], "that takes six patients, and here are 5."),
+        (NAMES[:1], "that takes six patients, and here is one."),
+    ],
 )
-def test_a_headline_says_that_most_images_are_unlike_those_of_the_training(
-    tmp_path: Path, bad: int, patients: int, is_headline: bool
+def test_silence_of_few_patients_says_nothing(
+    patients: list[str], sentence: str, tmp_path: Path
 ) -> None:
-    known = reference(patients)
-    for number in range(5):
-        dsc = 0.1 if number < bad else 0.9
-        write_record(record(f"scan{number}", dsc, known), tmp_path)
-    said, html = write_table(tmp_path), (tmp_path / "quality.html").read_text()
-    headline = f"unlike those of the training: {bad} of 5 have a lower estimate than all validation"
-    assert (headline in said) == (headline in html) == is_headline
+    said, html, table = write_scans(tmp_path, reference(30), [0.9] * 8, patients)
+    assert sentence in said
+    assert sentence in html
+    assert "look unlike" not in said
+    assert "Next" not in said
+    assert table["dsc_lower_bound"].notna().all()
+
+
+def test_scans_of_a_patient_count_once(tmp_path: Path) -> None:
+    known, estimates = reference(30), [0.55] * 8
+    said, *_ = write_scans(tmp_path, known, estimates, ["p"])
+    assert "here is one" in said
+    patients = {f"scan{number}": f"q{number}" for number in range(8)}
+    said = quality.write_table(tmp_path, Review.from_options(), patients=patients)
+    assert "look unlike" in said
+
+
+def test_what_tests_showed_stands_on_the_page(tmp_path: Path) -> None:
+    known = reference(30)
+    tested = reference(20, seed=1)
+    bad = tested.values.copy()
+    bad[:, 1, 4] *= 3
+    tests = {"home": tested, "Philips": Reference(tested.structures, bad)}
+    known = Reference(known.structures, known.values, tests)
+    said, html, _ = write_scans(tmp_path, known, [0.9] * 8, NAMES)
+    listed = is_listed(known.estimate(tested), threshold=known.lowest_estimate)
+    is_bad = tested.dsc < 0.8
+    found, all_bad = (listed & is_bad).sum(), is_bad.sum()
+    assert all_bad > found > 0
+    sentence = (
+        f"such a list held {2 * found} of the {2 * all_bad} scans with a DSC below 0.8"
+        f" (home: {found} of {all_bad}, Philips: {found} of {all_bad}), and"
+        f" {2 * (listed & ~is_bad).sum()} of the {40 - 2 * all_bad} others."
+    )
+    held = known.coverage(tests["Philips"])["b volume"].held
+    failed = f"Limits that held for too few test patients: b volume, {held} of 20 on Philips"
+    for text in (sentence, failed):
+        assert text in said
+        assert text in html
+    assert f"held for {held} of 20 on Philips" in html  # beside the volumes
+    assert "On test patients with labels" in html
+    good = tested.values.copy()
+    good[..., 2] = 0.9
+    no_bad = Reference(known.structures, known.values, {"home": Reference("ab", good)})
+    assert "no scan had a DSC below 0.8 (home)" in write_scans(tmp_path, no_bad, [0.9], NAMES)[0]
+
+
+def test_weights_before_tests_promise_nothing(tmp_path: Path) -> None:
+    said, html, _ = write_scans(tmp_path, reference(30), [0.9] * 8, NAMES)
+    assert "list held" not in said + html
+    assert "each volume by itself" in html
+    (tmp_path / "quality" / ".reference.json").unlink()
+    with pytest.raises(InputError, match=r"reference\.json: cannot read the validation scans"):
+        write_table(tmp_path)
