@@ -16,7 +16,6 @@ Array = NDArray[np.float64]
 
 BAD, SHARE = 0.7, 0.2  # DSC below which a segmentation is bad; share of the scans that are reviewed
 RESAMPLES, SEED = 1000, 0
-MIN_SCANS = 5  # of a share: of fewer, a fifth is not even one
 MIN_PATIENTS = 6  # of an interval; with five, a test by signs cannot go below p = 2 / 2^5 = 0.0625
 
 
@@ -46,14 +45,18 @@ def is_listed(
     estimates: ArrayLike, share: float = SHARE, threshold: float = math.nan
 ) -> NDArray[np.bool_]:
     """Return which scans a person should check, `(scans,)`: the share with the lowest estimates,
-    rounded up, and those with an estimate below a threshold. Of fewer than five scans, there is no
-    share; NaN is the lowest estimate.
+    see `count_share`, and those with an estimate below a threshold. NaN is the lowest estimate.
     """
     values = np.nan_to_num(np.asarray(estimates, float))
     is_low = values < threshold
-    if len(values) >= MIN_SCANS:
-        is_low[np.argsort(values, kind="stable")[: math.ceil(share * len(values) - 1e-9)]] = True
+    is_low[np.argsort(values, kind="stable")[: count_share(share, len(values))]] = True
     return is_low
+
+
+def count_share(share: float, scans: int) -> int:
+    """Return a share of scans, rounded up; 0 if it is less than one scan."""
+    number = round(share * scans, 9)
+    return math.ceil(number) if number >= 1 else 0
 
 
 def rank_scans(

@@ -39,9 +39,12 @@ def find_shift(
         either side.
     """
     known = dict(zip(reference.structures, reference.values[..., 1].T, strict=True))
-    new = {name: np.asarray(expected_dsc[name], float) for name in reference.structures}
+    new = {name: expected_dsc[name] for name in reference.structures}
+    for name in {*known} - {*reference.always}:
+        # Of new scans, where it is not predicted it may not be there
+        known[name] = np.where(known[name] == 0, np.nan, known[name])
     if len(known) > 1:
-        known[MEAN], new[MEAN] = reference.estimates, np.asarray(estimates, float)
+        known[MEAN], new[MEAN] = reference.estimates, estimates
     p_values = {}
     for name, values in new.items():
         here = patient_means(values, patients)
@@ -54,8 +57,9 @@ def find_shift(
     return dict(zip(p_values, corrected, strict=True))
 
 
-def patient_means(values: Array, patients: ArrayLike) -> Array:
+def patient_means(values: ArrayLike, patients: ArrayLike) -> Array:
     """Return the mean of the values of each patient, `(patients,)`; NaN do not count."""
+    values = np.asarray(values, np.float32)  # the precision of weights: else ties are none
     defined = ~np.isnan(values)
     _, numbers = np.unique(np.asarray(patients)[defined], return_inverse=True)
     return np.bincount(numbers, values[defined]) / np.bincount(numbers)

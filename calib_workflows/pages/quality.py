@@ -31,7 +31,7 @@ from calib_components.quality.estimates import (
     StructureEstimate,
     StructureScan,
 )
-from calib_components.quality.ranking import MIN_PATIENTS, MIN_SCANS, is_listed
+from calib_components.quality.ranking import MIN_PATIENTS, count_share, is_listed
 from calib_components.quality.reference import (
     ALL_DSC,
     LIMIT_PATIENTS,
@@ -64,8 +64,8 @@ UNLIKE = (
 )
 LABEL = "Label five of these patients, drawn at random, and calibrate the network on them."
 FEW = (
-    "Whether these images are like the training's is not known: that takes {minimum} patients, and"
-    " here {are}."
+    "Whether these images are like the training's is not known: that takes {minimum} patients here"
+    " and among the validation scans, and there are {here} and {there}."
 )
 ALIKE = (
     "Nothing shows that these images are unlike the training's. That is no proof: the network can"
@@ -87,10 +87,9 @@ ORDER = (
     " predicts, without labels, as a Dice similarity coefficient from 0 to 1; the mean over"
     " structures. It is too high on images unlike those of the training."
 )
-LISTED = (
-    "Listed are the fifth with the lowest estimates, those below {threshold}, and those that lack a"
-    " structure of all validation scans."
-)
+LISTED = "Listed are scans that lack a structure of all validation scans{share}{threshold}."
+SHARE = ", the {share:.0%} with the lowest estimates"
+BELOW = ", and those with an estimate below {threshold:.2f}"
 TOO_FEW = (
     "DSC and volume have no limits, which need {minimum} validation patients: there are {count}."
 )
@@ -144,15 +143,17 @@ class Review(NamedTuple):
         return cls(float(share[1]) / 100, review_below)
 
     def is_listed(self, estimates: ArrayLike, reference: Reference) -> NDArray[np.bool_]:
-        """Return which scans are looked at, `(scans,)`. Of few scans without validation scans,
-        these are all.
+        """Return which scans are looked at, `(scans,)`; all, where the share is not even one and
+        there are no validation scans.
         """
         if self.below is not None:
             return is_listed(estimates, 0, self.below)
         listed = is_listed(estimates, self.share, reference.lowest_estimate)
-        if len(listed) < MIN_SCANS and not len(reference.values):
-            return np.ones_like(listed)
-        return listed
+        return listed if listed.any() or len(reference.values) else np.ones_like(listed)
+
+    def among(self, scans: int) -> Review:
+        """Return what is looked at of so few scans that the share is not even one."""
+        return self if count_share(self.share, scans) else self._replace(share=0)
 
 
 def describe_scan(
@@ -318,9 +319,10 @@ def _why_listed(estimate: float, scans: int, reference: Reference, review: Revie
     if estimate < reference.lowest_estimate:
         lowest = reference.lowest_estimate
         return f"its estimate is below {lowest:.2f}, as in one of ten validation scans"
-    if scans < MIN_SCANS:
+    number = count_share(review.share, scans)
+    if not number:
         return "there are no validation scans to compare it with"
-    return f"one of the {math.ceil(review.share * scans - 1e-9)} lowest of {scans} estimates"
+    return f"one of the {number} lowest of {scans} estimates"
 
 
 def write_table(
@@ -344,6 +346,7 @@ def write_table(
         if scans is None or file.stem in scans:
             records.append(_read_json(file, "the estimates of a scan"))
     reference = from_data(_read_json(folder / REFERENCE, "the validation scans"))
+    review = review.among(len(records))
     if patients is not None:
         records = [{**record, "patient": patients[record["scan"]]} for record in records]
     answer, unlike = conclude(records, reference, review)
@@ -376,10 +379,10 @@ def conclude(
     ]
     if failed:
         found.append(FAILED.format(limits="; ".join(failed)))
-    patients = len({record["patient"] for record in records})
-    if patients < MIN_PATIENTS:
-        are = "is one" if patients == 1 else f"are {patients}"
-        return Answer([FEW.format(minimum="six", are=are), *found]), []
+    here = len({record["patient"] for record in records if record["estimate"] is not None})
+    if min(here, reference.patients) < MIN_PATIENTS:
+        few = FEW.format(minimum="six", here=here, there=reference.patients)
+        return Answer([few, *found]), []
     return Answer([ALIKE, *found]), []
 
 
@@ -450,7 +453,7 @@ def quality_page(
         _count_listed(chosen),
         answer,
         [*tests, *(_card(record, defined, failed if has_limits else {}) for record in chosen)],
-        _notes(reference, review),
+        _notes(reference, review, has_limits),
         {record["scan"]: record["scan"] for record in listed},
     )
 
@@ -460,13 +463,17 @@ def _count_listed(chosen: Sequence[Mapping[str, Any]]) -> str:
     return f"{listed} of {len(chosen)} segmentations to check"
 
 
-def _notes(reference: Reference, review: Review) -> list[str]:
+def _notes(reference: Reference, review: Review, has_limits: bool) -> list[str]:
     """Return how to read the numbers."""
     notes, count = [ORDER], reference.patients
     if review.below is None and len(reference.values):
-        notes.append(LISTED.format(threshold=f"{reference.lowest_estimate:.2f}"))
+        share = SHARE.format(share=review.share) if review.share else ""
+        below = BELOW.format(threshold=reference.lowest_estimate)
+        notes.append(LISTED.format(share=share, threshold=below))
     if count < LIMIT_PATIENTS:
-        return [*notes, TOO_FEW.format(minimum=LIMIT_PATIENTS, count=count), ABOUT]
+        notes.append(TOO_FEW.format(minimum=LIMIT_PATIENTS, count=count))
+    if not has_limits:
+        return [*notes, ABOUT]
     low, high = coverage_of(count).interval(0.95)
     limits = LIMITS.format(count=count, low=low, high=high)
     if count < 2 * LIMIT_PATIENTS + 1:

@@ -130,7 +130,7 @@ class BundleApp(monaibundle.MyApp, MONAILabelApp):
         known = record.pop("reference")
         infos = [datastore.get_image_info(each) for each in images]
         records = [info["quality"] for info in infos if info.get("reference") == digest(known)]
-        review = quality.Review.from_options()
+        review = quality.Review.from_options().among(len(records))
         answer, unlike = quality.conclude(records, quality.from_data(known), review)
         record["folder"] = [*answer.sentences, answer.advice]
         if unlike:

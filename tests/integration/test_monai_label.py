@@ -160,7 +160,7 @@ def test_infer_label_train_and_infer_again(phantoms: Path, tmp_path: Path) -> No
         record = json.loads((bundle / "predictions" / "quality" / f"{held_out}.json").read_text())
         assert answer["estimate"] == pytest.approx(record["estimate"], rel=1e-4)
         assert answer["place"] == record["place"]
-        assert "here is one" in answer["folder"][0]
+        assert "there are 1 and 12" in answer["folder"][0]
         assert answer["scan"] == f"{held_out}.nii.gz"
         np.testing.assert_array_equal(
             infer(address, model, held_out, maps, show_uncertainty="false"), first

@@ -77,6 +77,21 @@ def test_many_patients_are_compared_in_moments() -> None:
     assert all(0 < p_value <= 1 for p_value in found.values())
 
 
+def test_weights_round_nothing_that_makes_scans_unlike() -> None:
+    same = np.full((9, 1, 4), 0.6)
+    stored = Reference.from_scans(["a"], names_of(9, 1), same).to_tensor()
+    known = Reference.from_tensor(stored, ["a"])
+    assert find_shift(known, names_of(8, 1), {"a": [0.6] * 8}, [0.6] * 8)["a"] > 0.5
+
+
+def test_a_structure_that_may_be_absent_counts_where_it_is_predicted() -> None:
+    known = reference(20)
+    known.values[:12, 1, 1:3] = 0  # missed
+    known.values[12, 1, 3:] = 0  # and not always there
+    expected = {"a": [0.8] * 8, "b": known.values[12:, 1, 1]}
+    assert find_shift(known, names_of(8, 1), expected, [0.8] * 8)["b"] > 0.5
+
+
 @pytest.mark.parametrize("p_values", [[0.01, 0.04, np.nan, 0.03], [0.5], [], [0.2, 0.2]])
 def test_holm(p_values: list[float]) -> None:
     made = np.array([each for each in p_values if not np.isnan(each)])

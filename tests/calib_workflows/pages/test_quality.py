@@ -111,6 +111,7 @@ def test_missing_structures_are_always_reviewed() -> None:
         ({"review_below": 0.63}, 10, NO_REFERENCE, 4),
         ({}, 4, NO_REFERENCE, 4),  # there is nothing to compare them with
         ({}, 4, reference(12), 0),
+        ({"review": "100%"}, 4, reference(12), 4),
         ({"review_below": 0.685}, 4, reference(12), 3),
     ],
 )
@@ -218,8 +219,11 @@ def test_images_of_which_the_network_is_less_sure_lose_their_limits(tmp_path: Pa
     ("patients", "sentence"),
     [
         (NAMES, "Nothing shows that these images are unlike the training's."),
-        (NAMES[:5], "that takes six patients, and here are 5."),
-        (NAMES[:1], "that takes six patients, and here is one."),
+        (
+            NAMES[:5],
+            "that takes six patients here and among the validation scans, and there are 5 and 30.",
+        ),
+        (NAMES[:1], "and there are 1 and 30."),
     ],
 )
 def test_silence_of_few_patients_says_nothing(
@@ -233,10 +237,33 @@ def test_silence_of_few_patients_says_nothing(
     assert table["dsc_lower_bound"].notna().all()
 
 
+def test_what_cannot_be_compared_says_nothing(tmp_path: Path) -> None:
+    said, *_ = write_scans(tmp_path / "few", reference(5), [0.9] * 8, NAMES)
+    assert "is not known: that takes six patients" in said
+    optional = Reference(["a", "b"], reference(30).values * [1, 1, 1, 1, 0])
+    nothing = {"a": estimate(0, 3, 0), "b": estimate(0, 3, 0)}
+    for name in NAMES:
+        write_record(describe_scan(name, nothing, optional), tmp_path / "empty")
+    assert "there are 0 and 30" in write_table(tmp_path / "empty")
+
+
+def test_notes_are_of_what_the_page_has(tmp_path: Path) -> None:
+    known = reference(30)
+    _, html, _ = write_scans(tmp_path / "a", known, [0.9] * 8, NAMES)
+    assert "the 20% with the lowest estimates, and those with an estimate below 0.6" in html
+    assert "Limits are made to hold" in html
+    _, html, _ = write_scans(tmp_path / "b", known, [0.9] * 4, NAMES)
+    assert "with the lowest estimates" not in html
+    _, html, _ = write_scans(tmp_path / "c", known, [0.55] * 8, NAMES)
+    assert "Limits are made to hold" not in html
+    _, html, _ = write_scans(tmp_path / "d", reference(8), [0.9] * 8, NAMES)
+    assert "limits, which need 9 validation patients: there are 8" in html
+
+
 def test_scans_of_a_patient_count_once(tmp_path: Path) -> None:
     known, estimates = reference(30), [0.55] * 8
     said, *_ = write_scans(tmp_path, known, estimates, ["p"])
-    assert "here is one" in said
+    assert "there are 1 and 30" in said
     patients = {f"scan{number}": f"q{number}" for number in range(8)}
     said = quality.write_table(tmp_path, Review.from_options(), patients=patients)
     assert "look unlike" in said
