@@ -177,7 +177,7 @@ ESTIMATES = (
     ),
     QualityColumn(
         "dsc_lower_bound",
-        "DSC at least",
+        "DSC at least (90 %)",
         lambda s: s.reference.lower_bound(s.name, s.estimate.expected_dsc),
         ".2f",
         is_limit=True,

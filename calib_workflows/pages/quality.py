@@ -14,7 +14,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +35,6 @@ from calib_components.quality.ranking import MIN_PATIENTS, count_share, is_liste
 from calib_components.quality.reference import (
     ALL_DSC,
     LIMIT_PATIENTS,
-    Coverage,
     Reference,
     coverage_of,
     mean_estimate,
@@ -60,26 +59,35 @@ NO_REFERENCE = (
 UNLIKE = (
     "These images look unlike the training's ({what}): the network is less sure of them than of the"
     " validation scans. Limits and ranges of volumes are left out: they hold for images like the"
-    " training's. Expected DSCs may be too high."
+    " training's. Do not rely on the volumes; expected DSCs may be too high."
 )
-LABEL = "Label five of these patients, drawn at random, and calibrate the network on them."
+LABEL = (
+    "Check all of them before use. To adapt the network, label five patients like these, drawn at"
+    " random, and calibrate it on them."
+)
 FEW = (
     "Whether these images are like the training's is not known: that takes {minimum} patients here"
-    " and among the validation scans, and there are {here} and {there}."
+    " and among the validation scans, and there are {here} and {there}. Limits and ranges of"
+    " volumes hold only if they are."
 )
+TOGETHER = "Segment {minimum} patients of this scanner or more together."
 ALIKE = (
     "Nothing shows that these images are unlike the training's. That is no proof: the network can"
     " also be sure of images that it segments badly."
 )
+EVALUATE = (
+    "Check the listed scans. Labels of {minimum} patients or more tell how right the network is on"
+    " your scanner."
+)
 FOUND = (
-    "In tests with labels, such a list held {found} of the {bad} scans with a DSC below 0.8"
-    " ({sets}), and {listed} of the {others} others."
+    "In tests with labels, such a list found {found} of the {bad} scans with a DSC below 0.8 and"
+    " missed {missed} ({sets}). It also held {listed} of the {others} better ones."
 )
 NONE_BAD = (
     "In tests with labels, no scan had a DSC below 0.8 ({sets}): whether such a list holds the bad"
     " ones is not known."
 )
-FAILED = "Limits that held for too few test patients: {limits}."
+FAILED = "Do not rely on these limits, which held for too few test patients: {limits}."
 
 # How to read the numbers
 ORDER = (
@@ -87,15 +95,18 @@ ORDER = (
     " predicts, without labels, as a Dice similarity coefficient from 0 to 1; the mean over"
     " structures. It is too high on images unlike those of the training."
 )
-LISTED = "Listed are scans that lack a structure of all validation scans{share}{threshold}."
-SHARE = ", the {share:.0%} with the lowest estimates"
-BELOW = ", and those with an estimate below {threshold:.2f}"
+LISTED = (
+    "Listed are scans without a structure that every validation scan has, and scans with an"
+    " estimate below {threshold:.2f}."
+)
+SHARE = " So are the {share:.0%} of the scans with the lowest estimates."
 TOO_FEW = (
     "DSC and volume have no limits, which need {minimum} validation patients: there are {count}."
 )
 LIMITS = (
     "Limits are made to hold for 90 % of new patients like the {count} validation patients. Those"
-    " of the DSC hold for all structures of a scan together; the range of each volume by itself."
+    " of the DSC hold for all structures of a scan together; the range of a volume, in brackets,"
+    " holds by itself."
     " With so many patients, the true share lies between {low:.0%} and {high:.0%} (95 %)."
 )
 WORST = " Below 19 patients, the one with the largest error alone sets the limit of the DSC."
@@ -373,17 +384,14 @@ def conclude(
     found = _describe_tests(reference, review)
     if unlike:
         return Answer([UNLIKE.format(what=", ".join(unlike)), *found], LABEL), unlike
-    failed = [
-        f"{limit}, {each.held} of {each.patients} on {name}"
-        for name, limit, each in _failures(reference)
-    ]
+    failed = [f"{limit} ({', '.join(held)})" for limit, held in _failures(reference).items()]
     if failed:
         found.append(FAILED.format(limits="; ".join(failed)))
     here = len({record["patient"] for record in records if record["estimate"] is not None})
     if min(here, reference.patients) < MIN_PATIENTS:
         few = FEW.format(minimum="six", here=here, there=reference.patients)
-        return Answer([few, *found]), []
-    return Answer([ALIKE, *found]), []
+        return Answer([few, *found], TOGETHER.format(minimum="six")), []
+    return Answer([ALIKE, *found], EVALUATE.format(minimum="six")), []
 
 
 def find_unlike(records: Sequence[Mapping[str, Any]], reference: Reference) -> list[str]:
@@ -414,10 +422,11 @@ def _describe_tests(reference: Reference, review: Review) -> list[str]:
     if not bad:
         return [NONE_BAD.format(sets=", ".join(counts))]
     sets = ", ".join(
-        f"{name}: {here} of {total}" if total else f"{name}: there is none"
+        f"{name}: {here} of {total}" if total else f"{name}: none is that bad"
         for name, (here, total, *_) in counts.items()
     )
-    return [FOUND.format(found=found, bad=bad, sets=sets, listed=listed, others=others)]
+    numbers = {"found": found, "bad": bad, "missed": bad - found, "sets": sets}
+    return [FOUND.format(**numbers, listed=listed, others=others)]
 
 
 def _try_list(scans: Reference, reference: Reference, review: Review) -> tuple[int, ...]:
@@ -430,12 +439,14 @@ def _try_list(scans: Reference, reference: Reference, review: Review) -> tuple[i
     return tuple(int(part.sum()) for part in parts)
 
 
-def _failures(reference: Reference) -> Iterator[tuple[str, str, Coverage]]:
-    """Yield the set, limit and count of each limit that held for too few patients of a test."""
+def _failures(reference: Reference) -> dict[str, list[str]]:
+    """Return for how many patients each limit held, in tests in which these were too few."""
+    failed: dict[str, list[str]] = {}
     for name, scans in reference.tests.items():
         for limit, each in reference.coverage(scans).items():
             if each.fails:
-                yield name, limit, each
+                failed.setdefault(limit, []).append(f"{each.held} of {each.patients} on {name}")
+    return failed
 
 
 def quality_page(
@@ -445,14 +456,12 @@ def quality_page(
     listed = [record for record in chosen if record["review"] == "yes"]
     defined = defined_estimates(chosen)
     has_limits = any(each.is_limit and each.name in defined for each in ESTIMATES)
-    failed: dict[str, list[str]] = {}
-    for name, limit, each in _failures(reference):
-        failed.setdefault(limit, []).append(f"{each.held} of {each.patients} on {name}")
+    failed = _failures(reference) if has_limits else {}
     tests = _tests_section(reference, review)
     return render_page(
         _count_listed(chosen),
         answer,
-        [*tests, *(_card(record, defined, failed if has_limits else {}) for record in chosen)],
+        [*tests, *(_card(record, defined, failed) for record in chosen)],
         _notes(reference, review, has_limits),
         {record["scan"]: record["scan"] for record in listed},
     )
@@ -468,8 +477,7 @@ def _notes(reference: Reference, review: Review, has_limits: bool) -> list[str]:
     notes, count = [ORDER], reference.patients
     if review.below is None and len(reference.values):
         share = SHARE.format(share=review.share) if review.share else ""
-        below = BELOW.format(threshold=reference.lowest_estimate)
-        notes.append(LISTED.format(share=share, threshold=below))
+        notes.append(LISTED.format(threshold=reference.lowest_estimate) + share)
     if count < LIMIT_PATIENTS:
         notes.append(TOO_FEW.format(minimum=LIMIT_PATIENTS, count=count))
     if not has_limits:

@@ -208,8 +208,8 @@ def test_images_of_which_the_network_is_less_sure_lose_their_limits(tmp_path: Pa
     sentence = "These images look unlike the training's (a, b): the network is less sure of them"
     assert sentence in said
     assert sentence in html
-    assert "Next: Label five of these patients" in said
-    assert "Label five of these patients" in html
+    assert "Next: Check all of them before use." in said
+    assert "label five patients like these" in html
     assert table[["dsc_lower_bound", "volume_low_ml", "volume_high_ml"]].isna().all(axis=None)
     assert table["expected_volume_ml"].notna().all()
     assert "DSC at least" not in html
@@ -233,7 +233,6 @@ def test_silence_of_few_patients_says_nothing(
     assert sentence in said
     assert sentence in html
     assert "look unlike" not in said
-    assert "Next" not in said
     assert table["dsc_lower_bound"].notna().all()
 
 
@@ -250,7 +249,7 @@ def test_what_cannot_be_compared_says_nothing(tmp_path: Path) -> None:
 def test_notes_are_of_what_the_page_has(tmp_path: Path) -> None:
     known = reference(30)
     _, html, _ = write_scans(tmp_path / "a", known, [0.9] * 8, NAMES)
-    assert "the 20% with the lowest estimates, and those with an estimate below 0.6" in html
+    assert "So are the 20% of the scans with the lowest estimates." in html
     assert "Limits are made to hold" in html
     _, html, _ = write_scans(tmp_path / "b", known, [0.9] * 4, NAMES)
     assert "with the lowest estimates" not in html
@@ -282,12 +281,12 @@ def test_what_tests_showed_stands_on_the_page(tmp_path: Path) -> None:
     found, all_bad = (listed & is_bad).sum(), is_bad.sum()
     assert all_bad > found > 0
     sentence = (
-        f"such a list held {2 * found} of the {2 * all_bad} scans with a DSC below 0.8"
-        f" (home: {found} of {all_bad}, Philips: {found} of {all_bad}), and"
-        f" {2 * (listed & ~is_bad).sum()} of the {40 - 2 * all_bad} others."
+        f"such a list found {2 * found} of the {2 * all_bad} scans with a DSC below 0.8 and missed"
+        f" {2 * (all_bad - found)} (home: {found} of {all_bad}, Philips: {found} of {all_bad})."
+        f" It also held {2 * (listed & ~is_bad).sum()} of the {40 - 2 * all_bad} better ones."
     )
     held = known.coverage(tests["Philips"])["b volume"].held
-    failed = f"Limits that held for too few test patients: b volume, {held} of 20 on Philips"
+    failed = f"which held for too few test patients: b volume ({held} of 20 on Philips)."
     for text in (sentence, failed):
         assert text in said
         assert text in html
@@ -301,8 +300,8 @@ def test_what_tests_showed_stands_on_the_page(tmp_path: Path) -> None:
 
 def test_weights_before_tests_promise_nothing(tmp_path: Path) -> None:
     said, html, _ = write_scans(tmp_path, reference(30), [0.9] * 8, NAMES)
-    assert "list held" not in said + html
-    assert "each volume by itself" in html
+    assert "list found" not in said + html
+    assert "the range of a volume, in brackets, holds by itself" in html
     (tmp_path / "quality" / ".reference.json").unlink()
     with pytest.raises(InputError, match=r"reference\.json: cannot read the validation scans"):
         write_table(tmp_path)
