@@ -40,7 +40,9 @@ DSC_IS_LOW = "The mean DSC is low: calibration does not make up for that."
 NO_PROBABILITIES = (
     "Without probabilities of predicted structures, whether it is calibrated is unknown."
 )
-TOO_FEW = "Intervals of means and differences need six patients (here: {count})."
+TOO_FEW = (
+    "Intervals other than that of confidence minus accuracy need six patients (here: {count})."
+)
 LOOK_FIRST = "Look first at {cases}."
 SEGMENT = (
     "Find out whether these images are unlike the training's: evaluate patients of the training's"
@@ -54,11 +56,15 @@ NO_SINGLE = (
     " Over all voxels, it is {kind} by {gap:.3f}: no single temperature fits both regions. Keep"
     " this one for the confidence of what is predicted; take one of all voxels for volumes."
 )
-MORE = "With about {count} more patients like these, the interval would {target}."
-MANY_MORE = "More than {count} more patients like these are needed for the interval to {target}."
-SPREAD_UNKNOWN = (
-    "Evaluate about {count} more patients: fewer than six do not tell how much they differ."
+MORE = (
+    "If the mean stays the same, the interval would {target} with about {count} more patients like"
+    " these."
 )
+MANY_MORE = (
+    "Even if the mean stays the same, more than {count} more patients like these are needed for the"
+    " interval to {target}."
+)
+SPREAD_UNKNOWN = "Evaluate six patients or more: fewer do not tell how much patients differ."
 FIT = (
     "{tool} fits a temperature on validation patients, and says whether it lowers the NLL of those"
     " that are left out. Whether it closes this gap, which is another goal, an evaluation with it"

@@ -26,10 +26,11 @@ CONFIDENCES = np.linspace(0, 1, 11)
 ABOUT = (
     "A candidate is a connected region of probabilities of at least {threshold}; a voxel is"
     " connected to its 26 neighbours, 8 in 2D. Its confidence p is the largest one. It is right if"
-    " it shares a voxel with a true object, and their IoU is at least {overlap}; then that object"
-    " is found, once. Right: the share of right candidates. If they are calibrated, it is their"
-    " confidence. Volumes are in {unit}. Intervals are over patients. {chosen}"
+    " it shares a voxel with a true object{iou}; then that object is found, once. Right: the share"
+    " of right candidates. If they are calibrated, it is their confidence. Volumes are in {unit}."
+    " Intervals are over patients. {chosen}"
 )
+IOU = ", and their IoU is at least {}"
 FOUND = "{found} of {true} found, {false} in {scans}."
 # Measures of intervals, in the order of the page, after the others
 IN_INTERVALS = [
@@ -92,6 +93,7 @@ def objects_section(context: Context) -> Section | None:
     if not tested.regions:  # candidates of label maps have no confidence
         table = table[~table["measure"].str.contains("confidence")]
     table["signed"] = table["measure"].str.contains("minus")
+    iou = IOU.format(options["overlap"]) if options["overlap"] else ""
     pictures = results.pictures(results.names[0], *PICTURES)
     if tested.regions:
         title = "FROC, and how often candidates are right"
@@ -99,7 +101,9 @@ def objects_section(context: Context) -> Section | None:
     return Section(
         "objects",
         "Which objects are found?",
-        ABOUT.format(**options, unit=results.volume_unit, chosen=chosen),
+        ABOUT.format(
+            threshold=options["threshold"], iou=iou, unit=results.volume_unit, chosen=chosen
+        ),
         table,
         ["measure"],
         "label",

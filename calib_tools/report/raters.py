@@ -20,8 +20,8 @@ OWN = {RATERS_DSC: "DSC with raters", IN_RANGE: "volume in range"}
 ABOUT_RATERS = (
     "The network against each rater, and against all: a voxel and a rater are one observation."
     " DSC with raters: of a rater with the others. Volume in range: share of the scans in which the"
-    " rater's volume lies between those with p above 0.95 and above 0.05. The picture shows the"
-    " slice in which the raters disagree most."
+    " rater's volume lies between those of the voxels with a probability above 0.95 and above 0.05."
+    " The picture shows the slice in which the raters disagree most."
 )
 AGREEMENT = "{kind}: its DSC with a rater minus theirs with each other is {value}."
 KINDS = {

@@ -73,7 +73,7 @@ ABOUT_ONE: dict[str, tuple[dict[str, Any], str, str]] = {
     "opposite patients": (
         {"gap": OPPOSITE},
         r"is undecided: confidence minus accuracy is -?\+?\d\.\d \[",
-        "more patients like these, the interval would lie within 0.02",
+        "the interval would lie within 0.02 with about",
     ),
     "bad segmentation": (
         {"gap": OPPOSITE, "changed": dsc(0.4)},
@@ -83,12 +83,12 @@ ABOUT_ONE: dict[str, tuple[dict[str, Any], str, str]] = {
     "far apart": (
         {"gap": np.repeat([0.2, -0.2], 2).tolist() * 3, "patient_of": cases_of(6)},
         "whether it is calibrated is undecided",
-        "More than 200 more patients like these are needed for the interval to lie within 0.02",
+        "more than 200 more patients like these are needed for the interval to lie within 0.02",
     ),
     "one patient": (
         {"patient_of": cases_of(1)},
         r"is undecided.* need six patients \(here: 1 patient\)",
-        "Evaluate about 19 more patients: fewer than six",
+        "Evaluate six patients or more: fewer",
     ),
     "label maps": (
         {"with_probabilities": False},
