@@ -324,7 +324,7 @@ def test_report_of_several_evaluations(tmp_path: Path) -> None:
     labels = write_evaluation(tmp_path / "labels", with_probabilities=False)
     report_folders(labels, folders[0], out=tmp_path / "out", overwrite=True)
     page = (tmp_path / "out/index.html").read_text()
-    assert "labels: Without probabilities of predicted structures" in page
+    assert "labels: without probabilities of predicted structures" in page
     assert "Structures and regions" in titles_of(page)
 
 
