@@ -180,7 +180,7 @@ class Reference:
         root mean square of the structure's residuals, and `q` a quantile over patients of the
         largest residual over `s`, where `s` is that of the other patients.
         """
-        scales, quantile = self._joint_limits
+        scales, quantile, _ = self._joint_limits
         scale = scales[list(self.structures).index(structure)]
         estimate = np.asarray(estimate, float)
         uncertain = np.maximum(1 - estimate, LOWEST_DENOMINATOR)
@@ -200,9 +200,9 @@ class Reference:
         return expected * np.maximum(0, 1 - quantile), expected * (1 + quantile)
 
     @cached_property
-    def _joint_limits(self) -> tuple[Array, float]:
-        """The scale of each structure, `(structures,)`, NaN with too few patients, and the
-        quantile, see `lower_bound`.
+    def _joint_limits(self) -> tuple[Array, float, int]:
+        """The scale of each structure, `(structures,)`, NaN with too few patients, the quantile,
+        see `lower_bound`, and the number of patients that it is of.
         """
         estimates, dsc = self.values[..., 1], self.values[..., 2]
         residuals = (estimates - dsc) / np.maximum(1 - estimates, LOWEST_DENOMINATOR)
@@ -216,7 +216,7 @@ class Reference:
         others = np.sqrt((total - squares).clip(0) / np.maximum(count - 1, 1))
         scores = worst / np.maximum(others, LOWEST_DENOMINATOR)
         is_scored = ~np.isnan(scores).all(1)
-        return scales, _quantile(np.nanmax(scores[is_scored], 1))
+        return scales, _quantile(np.nanmax(scores[is_scored], 1)), int(is_scored.sum())
 
     def _worst(self, values: Array) -> Array:
         """Return the largest value of each patient, `(patients,)`, of those of the scans,
@@ -243,7 +243,7 @@ class Reference:
             low, high = self.volume_range(structure, expected_volume)
             bounds.append(_is_within(dsc, self.lower_bound(structure, expected), 1))
             ranges.append(_is_within(volume + 0 * dsc, low, high))
-        count = self.patients
+        *_, count = self._joint_limits
         found = {
             ALL_DSC: scans._count_held(bounds, count),
             **{

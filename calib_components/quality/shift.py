@@ -59,7 +59,7 @@ def find_shift(
 
 def patient_means(values: ArrayLike, patients: ArrayLike) -> Array:
     """Return the mean of the values of each patient, `(patients,)`; NaN do not count."""
-    values = np.asarray(values, np.float32)  # the precision of weights: else ties are none
+    values = np.array(values, np.float32)  # the precision of weights: else ties are none
     defined = ~np.isnan(values)
     _, numbers = np.unique(np.asarray(patients)[defined], return_inverse=True)
     return np.bincount(numbers, values[defined]) / np.bincount(numbers)

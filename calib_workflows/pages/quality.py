@@ -62,8 +62,8 @@ UNLIKE = (
     " training's. Do not rely on the volumes; expected DSCs may be too high."
 )
 LABEL = (
-    "Check all of them before use. To adapt the network, label five patients like these, drawn at"
-    " random, and calibrate it on them."
+    "Check every scan, not only the listed ones. To adapt the network, label five patients like"
+    " these, drawn at random, and calibrate it on them."
 )
 FEW = (
     "Whether these images are like the training's is not known: that takes {minimum} patients here"
@@ -390,7 +390,8 @@ def conclude(
     here = len({record["patient"] for record in records if record["estimate"] is not None})
     if min(here, reference.patients) < MIN_PATIENTS:
         few = FEW.format(minimum="six", here=here, there=reference.patients)
-        return Answer([few, *found], TOGETHER.format(minimum="six")), []
+        advice = TOGETHER.format(minimum="six") if here < MIN_PATIENTS else ""
+        return Answer([few, *found], advice), []
     return Answer([ALIKE, *found], EVALUATE.format(minimum="six")), []
 
 
@@ -398,11 +399,13 @@ def find_unlike(records: Sequence[Mapping[str, Any]], reference: Reference) -> l
     """Return the structures, or that it is their mean alone, of which the network is less sure in
     these scans than in the validation scans, see `find_shift`.
     """
-    rows = pd.DataFrame([row for record in records for row in record["rows"]])
-    by_structure = rows.groupby("structure")["expected_dsc"].apply(np.array, dtype=float)
-    scans = pd.DataFrame(records)
-    estimates = scans["estimate"].to_numpy(float)
-    p_values = find_shift(reference, scans["patient"], by_structure, estimates)
+    by_structure: dict[str, list[Any]] = {name: [] for name in reference.structures}
+    for record in records:
+        for row in record["rows"]:
+            by_structure[row["structure"]].append(row["expected_dsc"])
+    estimates = np.array([record["estimate"] for record in records], float)
+    patients = [record["patient"] for record in records]
+    p_values = find_shift(reference, patients, by_structure, estimates)
     lower = [name for name, p_value in p_values.items() if p_value < SIGNIFICANT]
     return [name for name in lower if name != MEAN] or lower
 

@@ -129,10 +129,11 @@ class BundleApp(monaibundle.MyApp, MONAILabelApp):
             remember(datastore, image, record)
         known = record.pop("reference")
         infos = [datastore.get_image_info(each) for each in images]
-        records = [info["quality"] for info in infos if info.get("reference") == digest(known)]
+        same = digest(known)
+        records = [info["quality"] for info in infos if info.get("reference") == same]
         review = quality.Review.from_options().among(len(records))
         answer, unlike = quality.conclude(records, quality.from_data(known), review)
-        record["folder"] = [*answer.sentences, answer.advice]
+        record["folder"] = [*answer.sentences, *filter(None, [answer.advice])]
         if unlike:
             record.update(quality.without_limits(record))
 

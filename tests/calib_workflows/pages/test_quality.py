@@ -208,7 +208,7 @@ def test_images_of_which_the_network_is_less_sure_lose_their_limits(tmp_path: Pa
     sentence = "These images look unlike the training's (a, b): the network is less sure of them"
     assert sentence in said
     assert sentence in html
-    assert "Next: Check all of them before use." in said
+    assert "Next: Check every scan, not only the listed ones." in said
     assert "label five patients like these" in html
     assert table[["dsc_lower_bound", "volume_low_ml", "volume_high_ml"]].isna().all(axis=None)
     assert table["expected_volume_ml"].notna().all()
@@ -237,6 +237,7 @@ def test_silence_of_few_patients_says_nothing(
 
 
 def test_what_cannot_be_compared_says_nothing(tmp_path: Path) -> None:
+    assert quality.conclude([], reference(12), Review.from_options())[1] == []
     said, *_ = write_scans(tmp_path / "few", reference(5), [0.9] * 8, NAMES)
     assert "is not known: that takes six patients" in said
     optional = Reference(["a", "b"], reference(30).values * [1, 1, 1, 1, 0])
