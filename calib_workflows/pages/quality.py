@@ -47,7 +47,8 @@ from calib_workflows.pages.slices import COLORS, Panel, draw_slice
 
 FOLDER = "quality"
 REFERENCE = f"{FOLDER}/.reference.json"  # hidden: the others are named after scans
-TABLES = TABLE, PAGE, _ = "quality.csv", "quality.html", REFERENCE
+TABLE, PAGE = "quality.csv", "quality.html"
+TABLES = (TABLE, PAGE, REFERENCE)
 CENTER = "crop_center"  # a further column, where a network of crops looked
 BAD = 0.8  # DSC below which a segmentation is one that a list should hold
 
@@ -557,7 +558,7 @@ def _summary(record: Mapping[str, Any]) -> str:
     text, reasons = "No structure.", "; ".join(record["reasons"])
     if record["estimate"] is not None:
         place = record["place"]
-        beside = f", {place}" if place and place not in reasons else ""
+        beside = f", {place}" if place else ""
         text = f"Expected DSC {record['estimate']:.2f}{beside}."
     return f"{text} Check: {reasons}." if reasons else text
 
