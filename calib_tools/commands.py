@@ -56,7 +56,9 @@ def prepare_data(
             WT=1+2+4,TC=1+4,ET=4 for structures that consist of several (generic, msd and nnunet).
         like: Data set whose geometry and intensities to follow: acdc (MR, slices as stored), flare
             (abdominal CT), brats (brain MR without the skull) or hippocampus (MR, volumes for a 3D
-            network) (generic, msd and nnunet). Default: acdc, for msd and nnunet hippocampus.
+            network); or a folder of trained weights, whose classes and geometry to follow, to
+            calibrate or evaluate these (generic, msd and nnunet). Default: acdc, for msd and nnunet
+            hippocampus.
         in_channels: Channels of an image; if more than one, they are the fourth axis of the file
             (generic and msd). Default: the number in dataset.json of msd and nnunet, else 1.
         patient: Regular expression for the part of a case's name that names the patient, such as
@@ -85,22 +87,30 @@ def prepare_data(
     from calib_tools.prepare.split import SplitOptions
 
     check_choice("dataset", dataset, prepare.DATASETS)
-    check_choice("like", like or "acdc", prepare.LIKE)
     is_own = dataset in prepare.OWN
-    facts = facts_of_dataset(
-        like or prepare.OWN.get(dataset, dataset), src, image_size, slice_axis, spacing
-    )
-    if is_own:
-        facts = replace(facts, spacing=list(spacing) if spacing else None)  # else as acquired
-        facts = prepare.with_own_classes(facts, dataset, src, labels, structures, in_channels)
-    elif any((labels, structures, like, in_channels)):
+    if not is_own and any((labels, structures, like, in_channels)):
         raise InputError(
             f"{dataset}: labels, structures, like and in_channels are options of"
             f" {', '.join(prepare.OWN)}."
         )
+    is_new = is_own and (like is None or like in prepare.LIKE)  # for a training
+    if is_own and not is_new:
+        if any((in_channels, image_size, spacing)):
+            raise InputError(
+                "in_channels, image_size and spacing are those of the weights that --like names."
+                " Leave them out."
+            )
+        facts = prepare.facts_of_weights(Path(str(like)), src, labels, structures)
+        facts = replace(facts, slice_axis=facts.slice_axis if slice_axis is None else slice_axis)
+    else:
+        model = like or prepare.OWN.get(dataset, dataset)
+        facts = facts_of_dataset(model, src, image_size, slice_axis, spacing)
+    if is_new:
+        facts = replace(facts, spacing=list(spacing) if spacing else None)  # else as acquired
+        facts = prepare.with_own_classes(facts, dataset, src, labels, structures, in_channels)
     cases, listed = prepare.list_cases(dataset, src, patient, split)
     options = SplitOptions(fractions, folds, seed, listed)
-    prepare.prepare_cases(cases, facts, out, options, workers, skip_bad, fit_patch=is_own)
+    prepare.prepare_cases(cases, facts, out, options, workers, skip_bad, fit_patch=is_new)
     if is_own and patient is None:
         print(
             "Each case counts as a patient of its own. If some are of the same patient, give"
@@ -261,18 +271,20 @@ def calibrate_predictions(
     sigmoid: bool = False,
     ignore_index: int | None = None,
     region: Any = "all",
-    calibrator: str = "temperature",
+    calibrator: str | None = None,
     patient_pattern: str | None = None,
     workers: int | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Fit a temperature, or another calibrator, on saved predictions, and apply it to others.
+    """Compare calibrators on saved predictions, each patient left out, and apply the advised one to
+    others.
 
     The logarithms of probabilities are the logits, up to one number for each voxel, which softmax
     ignores; with sigmoid channels, the logits are log p - log(1 - p). `out` gets a scaled map for
     each prediction in `apply_to`, float32 on its own grid: `NAME_probability.nii.gz` `(X, Y, Z,
     C)`, or where no file says where the voxels lie, `NAME.npz` `(C, Z, Y, X)` as nnU-Net writes it.
-    They replace those of an earlier run once all are written; `temperature.json` comes last.
+    They replace those of an earlier run once all are written; `calibrators.csv`, the comparison,
+    and `temperature.json` come last. Of sigmoids, a temperature is fitted.
 
     Args:
         predictions: Folder of predictions of validation cases: NIfTI files, nnU-Net's .npz, or
@@ -293,11 +305,11 @@ def calibrate_predictions(
         sigmoid: Whether each channel is one of these structures, in this order, with a sigmoid of
             its own.
         ignore_index: Label code of voxels to leave out of the fit.
-        region: Voxels to fit the temperature on, such as predicted, see
-            `calib_components.metrics.regions`. Fitted to a region chosen by the ground truth,
-            probabilities are not calibrated.
-        calibrator: temperature; vector, a scale and a bias for each class; or bias, a temperature
-            and a bias for each class but the background. The last two change labels.
+        region: Voxels to fit on, such as predicted, see `calib_components.metrics.regions`. Fitted
+            to a region chosen by the ground truth, probabilities are not calibrated.
+        calibrator: In place of the advised one: none; temperature; bias, a temperature and a bias
+            for each class but the background; or vector, a scale and a bias for each class. The
+            last two change labels.
         patient_pattern: Regular expression for the part of a case's name that names the patient,
             such as patient[0-9]+. Default: each case is a patient.
         workers: Number of processes, each with a case in memory. Default: one per core, at most 8.
@@ -312,7 +324,6 @@ def calibrate_predictions(
     from calib_tools.predictions.cases import SavedCases
     from calib_tools.predictions.classes import check_probabilities, classes_of
     from calib_tools.predictions.fit import fit_saved
-    from calib_workflows.calibrate import write_estimate
     from calib_workflows.data.files import patients_of
     from calib_workflows.folders import OutputFolder
 
@@ -347,10 +358,11 @@ def calibrate_predictions(
     calibrate.tell_shared(readers, target_patients, fit_readers, patients)
     with output.claim():
         cases = SavedCases(labelled, classes, patients, workers=workers)
-        fitted, estimate = fit_saved(cases, fitted_on, calibrator)
+        fitted, estimate, compared = fit_saved(cases, fitted_on, calibrator)
         calibrate.write_maps(readers, classes, fitted, output, workers)
-        write_estimate(estimate, out)  # where it is, all maps are of it
-    print(calibrate.NEXT.format(count=len(readers), kind=estimate.name, out=printable(out)))
+        calibrate.write_fit(out, estimate, compared)
+    what = calibrate.AS_THEY_ARE if estimate is None else f"with this {estimate.name}"
+    print(calibrate.NEXT.format(count=len(readers), what=what, out=printable(out)))
 
 
 def report_folders(
@@ -451,27 +463,28 @@ def calibrate_model(
     model: Path,
     *,
     region: Any = "all",
-    calibrator: str = "temperature",
+    calibrator: str | None = None,
     patient_pattern: str | None = None,
     workers: int | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Fit one temperature, or another calibrator, for all folds of a model, and write it into
-    copies of checkpoints.
+    """Compare calibrators for all folds of a model, each patient left out, and write the advised
+    one into copies of checkpoints.
 
     It is fitted on the probabilities that each fold saved of its own validation cases,
     `fold_N/validation/*.npz`, on the grid of the images: after mirroring, tiles and resampling, all
     of which average logits, so that dividing the network's logits by T divides these by T too. Each
     fold gets a `checkpoint_calibrated.pth`, with which nnU-Net predicts without this package, and
-    the model's folder a `temperature.json`. The labels are those in
+    the model's folder `calibrators.csv`, the comparison, and a `temperature.json`. If no calibrator
+    helps, no checkpoint is written. The labels are those in
     `$nnUNet_preprocessed/DATASET/gt_segmentations`, the folds those of `splits_final.json` there.
 
     Args:
         model: Folder of the trained model, `$nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION`.
-        region: Voxels to fit the temperature on, such as predicted, see
-            `calib_components.metrics.regions`. Fitted to a region chosen by the ground truth,
-            probabilities are not calibrated.
-        calibrator: temperature, vector or bias, see `calibrate_predictions`.
+        region: Voxels to fit on, such as predicted, see `calib_components.metrics.regions`. Fitted
+            to a region chosen by the ground truth, probabilities are not calibrated.
+        calibrator: In place of the advised one: temperature, bias or vector, see
+            `calibrate_predictions`.
         patient_pattern: Regular expression for the part of a case's name that names the patient,
             such as patient[0-9]+. Default: each case is a patient.
         workers: Number of processes, each with a case in memory. Default: one per core, at most 8.
@@ -485,19 +498,23 @@ def calibrate_model(
     from calib_components.metrics.regions import Region
     from calib_components.posthoc import KINDS
     from calib_tools.nnunet import calibrate as nnunet
+    from calib_tools.predictions.calibrate import write_fit
     from calib_tools.predictions.fit import fit_saved
+    from calib_workflows.fit import COMPARISON
     from calib_workflows.folders import OutputFolder
 
     fitted_on = Region.parse(region)
-    check_choice("--calibrator", calibrator, KINDS)
+    if calibrator is not None:
+        check_choice("--calibrator", calibrator, KINDS)
     trained = nnunet.read_model(model)
     run = {"region": region, "calibrator": calibrator, "patient_pattern": patient_pattern}
     output = OutputFolder(model, run, overwrite=overwrite)
     names = {f"{fold.name}/{nnunet.CALIBRATED}" for fold in trained.folds.values()}
-    names |= {f"{kind}.json" for kind in KINDS}
+    names |= {f"{kind}.json" for kind in KINDS} | {COMPARISON}
     output.check(names)
     cases = nnunet.validation_cases(trained, patient_pattern, workers)
-    fitted, estimate = fit_saved(cases, fitted_on, calibrator, compare=False)
+    fitted, estimate, compared = fit_saved(cases, fitted_on, calibrator)
     with output.claim(names):
         nnunet.write_model(trained, fitted, estimate)
-    nnunet.print_next(trained)
+        write_fit(model, estimate, compared)
+    nnunet.print_next(trained, estimate)

@@ -18,15 +18,29 @@ import torch
 from monai.engines import Evaluator
 from monai.utils import ensure_tuple
 
-from calib_components.errors import InputError, check_writable, reading, writing
-from calib_components.posthoc import KINDS, RETIRED, Calibrator, Estimate, LeftOut, set_calibrator
+from calib_components.errors import InputError, check_choice, check_writable, reading, writing
+from calib_components.metrics.regions import Region
+from calib_components.posthoc import KINDS, RETIRED, Estimate, set_calibrator
+from calib_components.posthoc.comparison import NONE, REGIONS
+from calib_components.quality.reference import LIMIT_PATIENTS
 from calib_workflows.cases import NetworkCases
 from calib_workflows.data.facts import Facts, facts_beside
-from calib_workflows.fit import AFTER, BEFORE, REGIONS, Fit, describe_fit, fit_calibrator
+from calib_workflows.fit import (
+    CHOICES,
+    COMPARISON,
+    Fit,
+    comparison_table,
+    describe_fit,
+    fit_calibrator,
+    unscaled,
+)
 from calib_workflows.folders import OutputFolder
 from calib_workflows.weights import (
     WeightsCheckpointLoader,
+    baseline_of,
     check_beside,
+    fitted_on,
+    is_trained_on_these,
     join_weights,
     warn_of_other_split,
     with_calibrator,
@@ -38,11 +52,12 @@ log = logging.getLogger(__name__)
 REPORT = "{}.json"  # the estimate
 FIGURE = "reliability_{}.png"
 FILES = (REPORT, FIGURE)
-ALL_FILES = {template.format(kind) for kind in (*KINDS, *RETIRED) for template in FILES}
+ALL_FILES = {COMPARISON} | {
+    template.format(kind) for kind in (*KINDS, *RETIRED) for template in FILES
+}
 SPLITS = {  # what a user should know of a fit on a split
     "training": (
-        "The network is more confident on cases that it was trained on: the temperature is too low"
-        " for others."
+        "The network is more confident on cases that it was trained on: this fits no others."
     ),
     "validation": (
         "If these cases chose the epoch of the network, errors on other patients are higher."
@@ -53,27 +68,31 @@ SPLITS = {  # what a user should know of a fit on a split
 
 @dataclass(eq=False)
 class Calibration:
-    """Fit a calibrator to trained weights, and write it into them.
+    """Fit calibrators to trained weights, and write the advised one, or another, into them.
 
-    The network runs over the cases twice: for the fit, and to measure its errors. Written are, all
-    of them or none:
+    The network runs over the cases twice: for the fits, and to compare them on patients that are
+    left out. Written are, all of them or none:
 
     - the weights, with the calibrator, and the reference of the cases, see
       `calib_components.quality.Reference`. All else in the file stays.
-    - `temperature.json`: the estimate, see `read_estimate`. Files of another calibrator have its
-      name, and do not stay.
-    - `reliability_temperature.png`: reliability before and after, over all voxels and the predicted
-      foreground.
+    - `calibrators.csv`: what each calibrator gives on patients that are left out, see
+      `calib_components.posthoc.LeftOut.table`.
+    - `temperature.json`: the estimate, see `read_estimate`, and `reliability_temperature.png`:
+      reliability before and after, over all voxels and the predicted foreground, of patients that
+      are left out. Files of another calibrator have its name; without one, there are none.
 
     Args:
         evaluator: Runs the network over the cases, see `NetworkCases`.
         network: The network, which carries a calibrator: see `calib_components.posthoc`.
-        calibrator: What is fitted, and to which region.
         structures: Class indices of the structures of the reference, by name.
-        load_path: Trained weights.
-        calibrated_path: File of the calibrated weights, which may be the same. Another folder gets
-            `facts.yaml`, too.
+        load_path: Trained weights. If a training on these data made them, the calibrators are
+            compared with the network as it was trained, else with the weights as they are.
+        calibrated_path: File of the calibrated weights. Another folder gets `facts.yaml`, too.
+            None for `load_path`, if a training on these data made it.
         output_dir: Folder of the other files.
+        calibrator: Name of the calibrator, one of `calib_workflows.fit.CHOICES`; None for the
+            advised.
+        region: The voxels that are fitted.
         split: Split that the cases are from, for what is said of the fit.
         facts: Facts of the data, which are compared with those of the weights; None not to compare
             them.
@@ -83,97 +102,127 @@ class Calibration:
 
     Raises:
         InputError: From `run`, if the network carries no calibrator, the weights are not suitable
-            (see `WeightsCheckpointLoader`), there are no voxels in the region, `calibrated_path`
-            has other weights, `output_dir` a calibrator of others, another run writes to one of the
-            folders, or a file cannot be written.
+            (see `WeightsCheckpointLoader`), there are no voxels in the region, there is no
+            `calibrated_path` for weights of other data, it has other weights, `output_dir` a
+            calibrator of others, another run writes to one of the folders, or a file cannot be
+            written.
     """
 
     evaluator: Evaluator
     network: torch.nn.Module
-    calibrator: Calibrator
     structures: Mapping[str, Sequence[int]]
     load_path: Path
-    calibrated_path: Path
+    calibrated_path: Path | None
     output_dir: Path
+    calibrator: str | None = None
+    region: Any = "all"
     split: str = "validation"
     facts: Facts | None = None
     members: Sequence[str | os.PathLike] | None = None
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("load_path", "calibrated_path", "output_dir"):
-            setattr(self, name, Path(getattr(self, name)))
+        self.load_path, self.output_dir = Path(self.load_path), Path(self.output_dir)
+        self.region = Region.parse(self.region)
 
     def run(self) -> None:
-        """Fit the calibrator, and write the weights."""
-        set_calibrator(self.network, type(self.calibrator)())
+        """Fit the calibrators, and write the weights."""
+        if self.calibrator is not None:
+            check_choice("calibrator", self.calibrator, CHOICES)
+        set_calibrator(self.network, KINDS["temperature"]())
         with ExitStack() as stack:
+            is_own, before = True, None
             if self.members is not None:
                 members = [*map(Path, ensure_tuple(self.members))]
-                if self.calibrated_path == self.load_path:
+                if self.calibrated_path in (None, self.load_path):
                     raise InputError("calibrated_path: name the file of the ensemble.")
+                target = Path(self.calibrated_path)
                 self.load_path = Path(stack.enter_context(TemporaryDirectory()), "ensemble.pt")
                 join_weights(members, self.load_path)
                 warn_of_other_split(members[0])
-            output = self._check_places()
-            stack.enter_context(OutputFolder(self.calibrated_path.parent).claim())
+            else:
+                is_own = is_trained_on_these(self.load_path)
+                target = self._target(is_own)
+                before = None if is_own else baseline_of(self.load_path)
+            output = self._check_places(target)
+            stack.enter_context(OutputFolder(target.parent).claim())
             stack.enter_context(output.claim())
             WeightsCheckpointLoader(self.load_path, self.network, self.facts)(self.evaluator)
-            set_calibrator(self.network, type(self.calibrator)())  # in place of that of the weights
+            set_calibrator(self.network, unscaled())  # in place of that of the weights
             cases = NetworkCases(self.evaluator, self.structures)
-            fit = fit_calibrator(cases, self.calibrator, self.structures)
-            self._log(fit)
-            self._write(fit, output)
+            choice, region = self.calibrator, self.region
+            fit = fit_calibrator(cases, self.structures, choice, region, before=before)
+            self._log(fit, is_own)
+            self._write(fit, target, output, is_own)
         set_calibrator(self.network, fit.calibrator)
 
-    def _check_places(self) -> OutputFolder:
+    def _target(self, is_own: bool) -> Path:
+        """Return the file of the calibrated weights: not by itself one that others made."""
+        if self.calibrated_path is not None:
+            return Path(self.calibrated_path)
+        if is_own:
+            return self.load_path
+        raise InputError(
+            f"calibrated_path: no training on these cases made {self.load_path}. Name another file"
+            " for the calibrated weights, such as models/mine.pt."
+        )
+
+    def _check_places(self, target: Path) -> OutputFolder:
         """Find out before the work what would keep the files from being written."""
-        check_writable("calibrated_path", self.calibrated_path.parent)
-        without = KINDS["temperature"]()
-        weights, file = with_calibrator(self.load_path, without), self.calibrated_path
-        if file.exists() and weights != with_calibrator(file, without):
-            raise InputError(f"calibrated_path: {file} has other weights. Choose another file.")
-        check_beside(self.calibrated_path, facts_beside(self.load_path), "calibrated_path")
+        check_writable("calibrated_path", target.parent)
+        weights = with_calibrator(self.load_path, unscaled())
+        if target.exists() and weights != with_calibrator(target, unscaled()):
+            raise InputError(f"calibrated_path: {target} has other weights. Choose another file.")
+        check_beside(target, facts_beside(self.load_path), "calibrated_path")
         run = {"weights": hashlib.sha256(weights).hexdigest()[:16]}
         output = OutputFolder(self.output_dir, run, overwrite=self.overwrite)
         output.check(ALL_FILES)
         return output
 
-    def _log(self, fit: Fit) -> None:
+    def _log(self, fit: Fit, is_own: bool) -> None:
         """Say what was fitted, and what it changed."""
-        for sentence in describe_fit(fit.estimate, fit.calibrator.region, fit.compared):
+        for sentence in describe_fit(fit, self.region, self.calibrator is not None):
             log.info("%s", sentence)
-        for warning in fit.estimate.warnings():
-            log.warning("%s", warning)
-        log.info("Errors in what the network sees:")
-        for (when, where), bins in fit.bins.items():
-            log.info("%s: ECE %.4f (%s)", when.capitalize(), bins.expected_error().item(), where)
-        log.info("%s", SPLITS[self.split])
+        if is_own:
+            log.info("%s", SPLITS[self.split])
 
-    def _write(self, fit: Fit, output: OutputFolder) -> None:
+    def _write(self, fit: Fit, target: Path, output: OutputFolder, is_own: bool) -> None:
         """Write the weights and the other files, all or none."""
-        name, file = fit.calibrator.name, self.calibrated_path
-        content = with_calibrator(
-            self.load_path, fit.calibrator, fit.reference.to_tensor(), fit.estimate.patients
-        )
-        files = {REPORT: _report(fit.estimate, fit.compared), FIGURE: _figure(fit)}
+        reference, known = fit.reference, None
+        if fit.estimate is not None:
+            before = fit.compared.before
+            baseline = None if is_own else {} if before is None else before.state()
+            known = fitted_on(self.region.name, fit.estimate.patients, baseline)
+        content = with_calibrator(self.load_path, fit.calibrator, reference.to_tensor(), known)
+        files = {COMPARISON: comparison_table(fit.compared).encode()}
+        if fit.estimate is not None:
+            files[REPORT.format(fit.name)] = _report(fit.estimate)
+            files[FIGURE.format(fit.name)] = _figure(fit)
         with ExitStack() as stack:
-            for template, part in files.items():
-                place = stack.enter_context(writing(self.output_dir / template.format(name)))
-                place.write_bytes(part)
-            write_weights(file, content, facts_beside(self.load_path), "calibrated_path")
+            for name, part in files.items():
+                stack.enter_context(writing(self.output_dir / name)).write_bytes(part)
+            write_weights(target, content, facts_beside(self.load_path), "calibrated_path")
             output.claim(ALL_FILES)
-        for old in ALL_FILES - {template.format(name) for template in files}:
+        for old in ALL_FILES - files.keys():
             (self.output_dir / old).unlink(missing_ok=True)
-        scans = len(fit.reference.values)
-        log.info("Wrote the %s and %d scans for comparison into %s", name, scans, file)
-        exports = [file.with_suffix(ending) for ending in (".ts", ".onnx")]
-        for export in (*exports, Path(f"{file}.plan")):
+        what = "no calibrator" if fit.estimate is None else f"the {fit.name}"
+        log.info("Wrote %s and %d scans for comparison to %s", what, len(reference.values), target)
+        if reference.patients < LIMIT_PATIENTS:
+            log.info(
+                "New scans get no limits: they need %d patients, these are %d.",
+                LIMIT_PATIENTS,
+                reference.patients,
+            )
+        exports = [target.with_suffix(ending) for ending in (".ts", ".onnx")]
+        for export in (*exports, Path(f"{target}.plan")):
             if export.exists():
                 log.warning("%s may have the weights before calibration. Export it again.", export)
-        log.info(
-            "Next: evaluate the network, with configs/evaluate.yaml in place of calibrate.yaml"
-        )
+        if target == self.load_path:
+            log.info(
+                "Next: evaluate the network, with configs/evaluate.yaml in place of calibrate.yaml"
+            )
+        else:
+            log.info("Next: segment scans, with configs/inference.yaml and --load_path %s", target)
 
 
 def _figure(fit: Fit) -> bytes:
@@ -182,21 +231,17 @@ def _figure(fit: Fit) -> bytes:
     from calib_workflows.figures import reliability_diagram
 
     panels = {
-        f"{region}, {when}": fit.bins[when, region]
+        f"{region}, {when}": fit.bins[name, region]
         for region in REGIONS
-        for when in (BEFORE, AFTER)
+        for when, name in (("before", NONE), ("after", fit.name))
     }
     content = io.BytesIO()
     reliability_diagram(panels).savefig(content, format="png")
     return content.getvalue()
 
 
-def _report(estimate: Estimate, compared: LeftOut | None = None) -> bytes:
-    report = estimate.to_dict()
-    if compared is not None and estimate.patients > 1:
-        rows = compared.table().items()
-        report["left_out"] = [{"calibrator": name, **row} for name, row in rows]
-    return (json.dumps(report, allow_nan=False, indent=2) + "\n").encode()
+def _report(estimate: Estimate) -> bytes:
+    return (json.dumps(estimate.to_dict(), allow_nan=False, indent=2) + "\n").encode()
 
 
 def read_estimate(folder: str | os.PathLike) -> Any:

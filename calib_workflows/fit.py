@@ -1,11 +1,13 @@
-"""The fit of a calibrator to labelled cases, of a network or saved, and what it gives on patients
+"""The fit of calibrators to labelled cases, of a network or saved, and which of them helps patients
 that are left out of it.
 """
 
 from __future__ import annotations
 
 import copy
+import csv
 import functools
+import io
 import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,109 +15,160 @@ from typing import Any, NamedTuple
 import ignite.distributed as idist
 import torch
 
-from calib_components.metrics import CalibrationBins, dice, structure_masks
-from calib_components.metrics.region_measures import measure_regions
+from calib_components.errors import InputError
+from calib_components.metrics import CalibrationBins
 from calib_components.metrics.regions import Region
-from calib_components.posthoc import Calibrator, Estimate, LeftOut
-from calib_components.posthoc.comparison import simpler_fits
-from calib_components.quality import Reference, ScanEstimates
+from calib_components.posthoc import KINDS, Calibrator, Estimate, LeftOut, TemperatureScaling
+from calib_components.posthoc.comparison import CANDIDATES, NONE, TEXTS, ScanErrors
+from calib_components.quality import Reference
 from calib_workflows.cases import Cases, LabelledCase, check_background, count_agreement
 from calib_workflows.inference.crops import cut
 
-REGIONS = ("all", "predicted")  # what is predicted follows from the calibrated probabilities
-BEFORE, AFTER = "before", "after"
-# A scan has, of each structure, its estimated and true DSC, expected and true volume in voxels
-ScanRow = list[tuple[float, ...]]
-
-
-GOALS = (
-    "The advice is by the NLL. Whether confidence comes closer to accuracy, as the page of an"
-    " evaluation asks, is another goal: compare the gaps."
-)
-NOT_ADVISED = (
-    "The {name} is applied all the same, as the option calibrator says. By the NLL, it is not"
-    " needed: {advised} is advised."
-)
+CHOICES = (NONE, *KINDS)  # of a calibrator; without a choice, the advised one
+COMPARISON = "calibrators.csv"
+FORCED = "{name} is applied all the same, as the option calibrator says."
 
 
 class Fit(NamedTuple):
     """What `fit_calibrator` gives.
 
     Attributes:
-        calibrator: The fitted calibrator, without what it keeps of patients.
-        estimate: Its estimate.
-        compared: It and simpler ones on patients that are left out of the fit.
-        bins: Of the top label over all cases, by "before" or "after" and region.
+        calibrator: The advised or chosen calibrator, without what it keeps of patients; of none,
+            that of before.
+        estimate: Its estimate; None of none.
+        compared: All calibrators on patients that are left out of the fit.
+        bins: Of the top label over all cases, by calibrator and region; each patient is left out.
         reference: Each scan under the calibrator of the other patients.
     """
 
     calibrator: Calibrator
-    estimate: Estimate
+    estimate: Estimate | None
     compared: LeftOut
     bins: Mapping[tuple[str, str], CalibrationBins]
     reference: Reference
 
+    @property
+    def name(self) -> str:
+        """Name of the calibrator."""
+        return NONE if self.estimate is None else self.estimate.name
 
-def compute_fit(cases: Cases, calibrator: Calibrator) -> tuple[Estimate, list[Calibrator]]:
-    """Fit a calibrator to cases; return its estimate, and fitted simpler ones to compare it with.
+
+def fit_to_cases(
+    cases: Cases, fits: Sequence[Calibrator], needed: str | None = None
+) -> tuple[dict[str, Estimate], dict[str, str]]:
+    """Fit calibrators to cases; return their estimates by name, and why others have none.
 
     A patient counts once, whoever labelled it.
+
+    Args:
+        cases: The cases.
+        fits: New calibrators.
+        needed: Name of the one whose error is raised; None for a temperature.
     """
-    fits = [*simpler_fits(calibrator), calibrator]
-    empty = copy.deepcopy(fits)
+    empty = copy.deepcopy([*fits])
     counts = {}
     for parts, agreement, name in cases.map(functools.partial(_add_case, fits=empty)):
         counts[name] = agreement
         if idist.get_rank() == 0:  # each process has the results of all; `compute` gathers them
             for fit, part in zip(fits, parts, strict=True):
                 fit.add(part)
-    if not calibrator.sigmoid:
+    if not fits[0].sigmoid:
         check_background(counts)
-    estimates = [fit.compute() for fit in fits]
-    return estimates[-1], fits[:-1]
+    estimates, failed = {}, {}
+    for fit in fits:
+        try:
+            estimates[fit.name] = fit.compute()
+        except InputError as error:  # such as a structure that no label has
+            if fit.name in (needed, TemperatureScaling.name):
+                raise
+            failed[fit.name] = str(error)
+    return estimates, failed
 
 
 def fit_calibrator(
-    cases: Cases, calibrator: Calibrator, structures: Mapping[str, Sequence[int]]
+    cases: Cases,
+    structures: Mapping[str, Sequence[int]],
+    choice: str | None = None,
+    region: Any = "all",
+    ignore_index: int | None = None,
+    before: Calibrator | None = None,
 ) -> Fit:
-    """Fit a calibrator to cases with a softmax, and measure what it changes.
+    """Fit calibrators to cases with a softmax, compare them on patients that are left out, and
+    choose the advised one.
 
     Args:
         cases: The cases, which are used twice.
-        calibrator: A new calibrator.
         structures: Class indices of the structures, by name.
+        choice: Name of the calibrator, one of `CHOICES`; None for the advised.
+        region: The voxels to fit.
+        ignore_index: Label of voxels to leave out.
+        before: The calibrator that the network has, which none keeps; None for none.
     """
-    estimate, simpler = compute_fit(cases, calibrator)
-    compared = LeftOut([*simpler, calibrator], structures, calibrator.ignore_index)
-    fitted = calibrator.with_state(calibrator.state())
-    measure = functools.partial(_measure_case, calibrator=fitted, compared=compared)
-    scans: list[tuple[str, ScanRow]] = []
+    fits = [kind(region, ignore_index) for kind in CANDIDATES]
+    estimates, failed = fit_to_cases(cases, fits, choice)
+    fitted = [fit for fit in fits if fit.name in estimates]
+    compared = LeftOut(fitted, structures, ignore_index, before)
+    compared.skipped.update(failed)
+    if choice in compared.skipped:
+        raise InputError(compared.skipped[choice])
+    measure = functools.partial(_measure_case, compared=compared)
+    scans: list[ScanErrors] = []  # of the first label alone
+    for by_label in cases.map(measure):
+        scans += by_label[0]
+        compared.rows += [row for rows in by_label for row in rows]
     bins: dict[tuple[str, str], CalibrationBins] = {}
-    for patient, rows, row, of_case in cases.map(measure):
-        compared.rows += rows
-        scans.append((patient, row))
-        for key, part in of_case.items():
+    for row in compared.rows:
+        for where, part in row.bins.items():
+            key = row.calibrator, where
             bins[key] = bins[key] + part if key in bins else part
-    patients, values = zip(*sorted(scans, key=operator.itemgetter(0)), strict=True)
+    name = choice or compared.advice().name
+    kept = sorted(
+        (row for row in scans if row.calibrator == name), key=operator.attrgetter("patient")
+    )
+    patients, values = [row.patient for row in kept], [row.values for row in kept]
     reference = Reference.from_scans([*structures], patients, values)
-    return Fit(fitted, estimate, compared, bins, reference)
+    calibrator = compared.fits.get(name, before) or unscaled()
+    return Fit(calibrator, estimates.get(name), compared, bins, reference)
 
 
-def describe_fit(estimate: Estimate, region: Region, compared: LeftOut | None = None) -> list[str]:
+def unscaled() -> Calibrator:
+    """Return a temperature of 1."""
+    return TemperatureScaling().with_state({"temperature": 1.0})
+
+
+def describe_fit(fit: Fit, region: Region, is_chosen: bool = False) -> list[str]:
+    """Return what calibrators give on patients left out of a fit to a region, and what the one that
+    is advised or chosen changes, a sentence each.
+    """
+    advised, sentences = fit.compared.advice().name, [fit.compared.describe()]
+    if is_chosen and advised != fit.name:
+        sentences.append(FORCED.format(name=TEXTS[fit.name]))
+    if fit.estimate is None:
+        return sentences
+    return sentences + describe_estimate(fit.estimate, region)
+
+
+def describe_estimate(estimate: Estimate, region: Region) -> list[str]:
     """Return what was fitted to a region, and what it changes, a sentence each."""
-    symbol = "T" if estimate.name == "temperature" else estimate.name
+    symbol = TEXTS[estimate.name]
     where = "all voxels" if region.kind == "all" else f"the voxels of region {region.name}"
     change = f"NLL {estimate.nll_before:.4f} -> {estimate.nll_after:.4f}"
-    sentences = [
-        f"{symbol} = {estimate.summary()}",
+    return [
+        f"{symbol} = {estimate.summary()}" if symbol == "T" else f"{symbol}: {estimate.summary()}",
         f"{change} over {where}, which it is fitted on",
         estimate.effect(region.by_prediction),
+        *estimate.warnings(),
     ]
-    if compared is not None and estimate.patients > 1:
-        sentences += [compared.describe(), GOALS]
-        if (advised := compared.choice()) != estimate.name:
-            sentences.append(NOT_ADVISED.format(advised=advised, name=estimate.name))
-    return sentences
+
+
+def comparison_table(compared: LeftOut) -> str:
+    """Return the comparison on patients that are left out as CSV, a row for each calibrator."""
+    rows = [{"calibrator": name, **row} for name, row in compared.table().items()]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*rows[0]], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def _add_case(
@@ -133,49 +186,15 @@ def _add_case(
     return parts, count_agreement(labels[0][0], logits), case.name
 
 
-def _measure_case(
-    case: LabelledCase, calibrator: Calibrator, compared: LeftOut
-) -> tuple[str, list[Any], ScanRow, dict[tuple[str, str], CalibrationBins]]:
-    """Return the patient, its rows of the comparison and of the reference, and bins."""
+def _measure_case(case: LabelledCase, compared: LeftOut) -> list[list[ScanErrors]]:
+    """Return the rows of the comparison for each label."""
     logits = cut(case.crop, case.logits)[None]
-    labels = [cut(case.crop, label) for label in case.labels]
-    ignored = calibrator.ignore_index
-    bins: dict[tuple[str, str], CalibrationBins] = {}
-    measures = {Region(name): ["top_label"] for name in REGIONS}
-    for when, candidate in ((BEFORE, None), (AFTER, calibrator.to(logits.device))):
-        p = (logits if candidate is None else candidate(logits)).softmax(1)
-        for label in labels:
-            measured = measure_regions(p, label[None], measures, ignore_index=ignored)
-            for region, each in measured.items():
-                key, part = (when, region.name), each.bins["top_label"]
-                bins[key] = bins[key] + part if key in bins else part
-    left_out = compared.calibrated(logits, case.patient)
-    rows = [row for label in labels for row in compared.rows_of(left_out, label, case.patient)]
-    p = left_out[calibrator.name][0].softmax(0)
-    return case.patient, rows, _scan_row(p, case, compared), bins
-
-
-def _scan_row(p: torch.Tensor, case: LabelledCase, compared: LeftOut) -> ScanRow:
-    """Return estimated and true DSC, expected and true volume in voxels of each structure.
-
-    Args:
-        p: Probabilities of what the network saw, `(N, *S)`; elsewhere, all is background.
-        case: The case, of which the first label counts.
-        compared: Has the structures, and the label of ignored voxels.
-    """
-    label = case.labels[0]
-    counted = torch.ones_like(label, dtype=torch.bool)
-    if compared.ignore_index is not None:
-        counted = label != compared.ignore_index
-    scan, predicted = ScanEstimates(compared.structures), torch.zeros_like(label)
-    scan.update(p)
-    cut(case.crop, predicted)[:] = p.argmax(0)
-    classes = [*compared.structures.values()]
-    masks = structure_masks(label * counted, classes)
-    found = structure_masks(predicted * counted, classes)
-    dsc = dice(found[None], masks[None])[0].tolist()
-    volumes = masks.flatten(1).sum(1).tolist()
-    return [
-        (estimate.expected_dsc, true_dsc, estimate.expected_voxels, volume)
-        for estimate, true_dsc, volume in zip(scan.compute().values(), dsc, volumes, strict=True)
-    ]
+    rows = []
+    for label in case.labels:
+        seen = cut(case.crop, label)
+        codes = [torch.tensor(each, device=label.device) for each in compared.structures.values()]
+        outside = [
+            int(torch.isin(label, each).sum() - torch.isin(seen, each).sum()) for each in codes
+        ]
+        rows.append(compared.rows_of(logits, seen, case.patient, outside))
+    return rows

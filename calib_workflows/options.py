@@ -244,7 +244,8 @@ def read_as_typed(config: ConfigParser) -> None:
     A relative `load_path` that is not in the working folder is one in the bundle, if it is there.
     """
     for name, value in config.get().items():
-        typed = str(value) if name.endswith(PLACES) else _as_typed(value)
+        is_place = name.endswith(PLACES) and value is not None
+        typed = str(value) if is_place else _as_typed(value)
         if typed != value:
             config[name] = typed
     file = str(config.get("load_path"))

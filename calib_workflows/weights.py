@@ -18,6 +18,7 @@ from ignite.engine import Engine, Events
 from calib_components.errors import InputError, make_folder, reading, writing
 from calib_components.posthoc import RETIRED, Calibrator
 from calib_components.posthoc.network import (
+    BASELINE,
     FITTED_ON,
     MEMBERS,
     OF_THE_FIT,
@@ -127,30 +128,53 @@ def save(state: Mapping[str, Any], file: Path) -> None:
         unfinished.write_bytes(serialize(state))
 
 
+def baseline_of(file: str | os.PathLike) -> Calibrator | None:
+    """Return the calibrator that weights had before any fit to cases that did not train them, see
+    `fitted_on`; None if they had none.
+    """
+    weights = read_weights(file)
+    state = from_bytes(weights.get(FITTED_ON)).get(BASELINE)
+    if state is not None:
+        weights = {name: torch.tensor(values) for name, values in state.items()}
+    return calibrator_in(weights)
+
+
+def fitted_on(
+    region: str, patients: int, baseline: Mapping[str, torch.Tensor] | None
+) -> torch.Tensor:
+    """Return what weights keep of the fit of their calibrator: the region, the number of patients,
+    and the state of the calibrator before, empty without one; None if the cases trained them.
+    """
+    known: dict[str, Any] = {"region": region, "patients": patients}
+    if baseline is not None:
+        known[BASELINE] = {name: values.tolist() for name, values in baseline.items()}
+    return to_bytes(known)
+
+
 def with_calibrator(
     file: str | os.PathLike,
     calibrator: Calibrator,
     reference: torch.Tensor | None = None,
-    patients: int = 0,
+    fit: torch.Tensor | None = None,
 ) -> memoryview:
     """Return the content of a file of weights, see `read_weights`, with another calibrator and all
     else as it is.
 
     The reference of the other calibrator, see `calib_components.quality.Reference`, takes the place
-    of any before; so do its region and the number of patients that it was fitted on. Test scans go.
+    of any before; so does what is known of its fit, see `fitted_on`, which stays with a calibrator
+    that stays. Test scans go.
     """
     weights = read_weights(file)
-    for name in OF_THE_FIT:
-        weights.pop(name, None)
+    known = {name: weights.pop(name, None) for name in OF_THE_FIT}
     before = calibrator_in(weights)
-    if before is not None:
-        for name in before.state():
-            del weights[name]
-    weights.update({name: values.cpu() for name, values in calibrator.state().items()})
-    if reference is not None:
-        weights[REFERENCE] = reference
-    if patients:
-        weights[FITTED_ON] = to_bytes({"region": calibrator.region.name, "patients": patients})
+    old = {} if before is None else before.state()
+    new = {name: values.cpu() for name, values in calibrator.state().items()}
+    weights = {name: values for name, values in weights.items() if name not in old} | new
+    is_same = old.keys() == new.keys() and all(torch.equal(old[name], new[name]) for name in new)
+    kept = known[FITTED_ON] if is_same else None
+    for name, values in ((REFERENCE, reference), (FITTED_ON, kept if fit is None else fit)):
+        if values is not None:
+            weights[name] = values
     return serialize(weights)
 
 
@@ -307,6 +331,20 @@ def _trained_with(state: Path) -> tuple[str | None, str]:
     with reading(state, "a checkpoint of a training"):
         settings = torch.load(state, map_location="cpu", weights_only=True, mmap=True)["settings"]
         return settings["cases"], settings["data"]
+
+
+def is_trained_on_these(file: Path) -> bool:
+    """Return whether a training, recorded beside its weights, had the cases that this run has; also
+    without a configuration, which would name these.
+    """
+    config, state = config_of_run(), file.with_name(LAST)
+    if config is None or "datalist" not in config:
+        return True
+    if not state.is_file():
+        return False
+    datalist = Path(config.get_parsed_content("datalist"))
+    folder = Path(config.get_parsed_content("dataset_dir"))
+    return _trained_with(state)[0] == fingerprint_of_cases(datalist, folder)
 
 
 def warn_of_other_split(file: Path) -> None:

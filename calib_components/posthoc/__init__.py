@@ -1,7 +1,7 @@
 """Post-hoc calibration of a trained network."""
 
 from calib_components.posthoc.base import KINDS, RETIRED, Calibrator, Estimate
-from calib_components.posthoc.comparison import LeftOut
+from calib_components.posthoc.comparison import CANDIDATES, Advice, LeftOut, advise
 from calib_components.posthoc.network import (
     Ensemble,
     TemperatureScaled,
@@ -17,8 +17,10 @@ from calib_components.posthoc.temperature import TemperatureEstimate, Temperatur
 from calib_components.posthoc.vector import BiasEstimate, ClassBias, VectorEstimate, VectorScaling
 
 __all__ = [
+    "CANDIDATES",
     "KINDS",
     "RETIRED",
+    "Advice",
     "BiasEstimate",
     "Calibrator",
     "ClassBias",
@@ -31,6 +33,7 @@ __all__ = [
     "TemperatureUNet",
     "VectorEstimate",
     "VectorScaling",
+    "advise",
     "describe_calibration",
     "find_calibrator",
     "find_reference",

@@ -1,29 +1,31 @@
-"""What calibrators give on patients that they were not fitted to."""
+"""What calibrators give on patients that they were not fitted to, and which of them is advised."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import ttest_1samp
+from numpy.typing import ArrayLike
 from torch.nn import functional as F
 
-from calib_components.metrics import measure_structures
+from calib_components.errors import InputError
+from calib_components.metrics import CalibrationBins
+from calib_components.metrics.region_measures import measure_regions
+from calib_components.metrics.regions import Region
 from calib_components.posthoc.base import Array, Calibrator
 from calib_components.posthoc.temperature import TemperatureScaling
+from calib_components.posthoc.vector import ClassBias, VectorScaling
+from calib_components.quality import ScanEstimates
 
 Structures = Mapping[str, Sequence[int]]
 NONE = "none"
-ALPHA = 0.05
-
-
-def simpler_fits(calibrator: Calibrator) -> list[Calibrator]:
-    """Return new calibrators to compare a calibrator with: a temperature, unless it is one."""
-    if isinstance(calibrator, TemperatureScaling):
-        return []
-    return [TemperatureScaling(calibrator.region, calibrator.ignore_index)]
+CANDIDATES: tuple[type[Calibrator], ...] = (TemperatureScaling, ClassBias, VectorScaling)
+REGIONS = ("all", "predicted")  # what is predicted follows from the calibrated probabilities
+TEXTS = {NONE: "none", "temperature": "T", "bias": "T and bias", "vector": "vector"}
+MOST_STRUCTURES = 6  # of which each has a column of the table
 
 
 class ScanErrors(NamedTuple):
@@ -33,139 +35,224 @@ class ScanErrors(NamedTuple):
         calibrator: Its name.
         patient: Whose scan it is.
         nll: Mean negative log-likelihood of the voxels, in nats; NaN of a scan ignored as a whole.
-        confidence: Of each structure, the sum of its probability where it is predicted,
-            `(structures,)`.
-        correct: How many of these voxels are right.
-        predicted: Their number.
-        bias: The expected less the true DSC.
+        bins: Of the top label, by region.
+        values: Expected and true DSC, expected and true volume in voxels, `(structures, 4)`.
     """
 
     calibrator: str
     patient: str
     nll: float
-    confidence: Array
-    correct: Array
-    predicted: Array
-    bias: Array
+    bins: Mapping[str, CalibrationBins]
+    values: Array
+
+
+class Advice(NamedTuple):
+    """Which calibrator is advised, by its name, and why."""
+
+    name: str
+    reason: str
+
+
+def advise(nll: Mapping[str, Array], dsc: Mapping[str, Array]) -> Advice:
+    """Choose between no calibrator, a temperature, and a temperature and a bias.
+
+    T and bias is advised if its DSC is above that of none by more than one standard error over
+    patients, and its mean NLL is not above that of none. Else T, unless the NLL of none is at most
+    one standard error above that of T. `VectorScaling` is never advised.
+
+    Args:
+        nll: Mean NLL of each patient, left out of the fit, `(patients,)`, by calibrator.
+        dsc: The same of the DSC.
+    """
+    if len(nll[NONE]) < 2:
+        return Advice(NONE, "there is one patient, and none to leave out")
+    if "bias" in nll:
+        gain, error = _mean_and_error(dsc["bias"] - dsc[NONE])
+        change, _ = _mean_and_error(nll["bias"] - nll[NONE])
+        if gain > error and change <= 0:
+            return Advice("bias", f"its DSC is higher by {gain:.3f} (standard error {error:.3f})")
+    lower, error = _mean_and_error(nll[NONE] - nll["temperature"])
+    if lower > error:
+        return Advice(
+            "temperature", f"its NLL is lower by {lower:.4f} (standard error {error:.4f})"
+        )
+    return Advice(NONE, "neither the DSC nor the NLL is better by more than a standard error")
+
+
+def _mean_and_error(differences: Array) -> tuple[float, float]:
+    """Return the mean over patients, and its standard error; patients with NaN do not count."""
+    counted = differences[np.isfinite(differences)]
+    if len(counted) < 2:
+        return 0.0, math.inf
+    return float(counted.mean()), float(counted.std(ddof=1) / math.sqrt(len(counted)))
 
 
 class LeftOut:
     """Compares calibrators on patients that are left out of their fits.
 
     Args:
-        fits: Calibrators after `compute`, the simplest first.
+        fits: Calibrators after `compute`, such as one of each of `CANDIDATES`.
         structures: Class indices of the structures, by name.
         ignore_index: Ground-truth value of voxels to leave out.
+        before: The calibrator that the network has, which `none` keeps; None for none.
 
     Attributes:
         rows: What `rows_of` returned of each scan.
+        skipped: Why a calibrator is not compared, by its name.
     """
 
     def __init__(
-        self, fits: Sequence[Calibrator], structures: Structures, ignore_index: int | None = None
+        self,
+        fits: Sequence[Calibrator],
+        structures: Structures,
+        ignore_index: int | None = None,
+        before: Calibrator | None = None,
     ) -> None:
+        self.structures, self.ignore_index, self.before = structures, ignore_index, before
+        self._ignored = -100 if ignore_index is None else ignore_index
+        self.fits: dict[str, Calibrator] = {}
+        self.others: dict[str, dict[str, Calibrator]] = {}
+        self.rows: list[ScanErrors] = []
+        self.skipped: dict[str, str] = {}
         for fit in fits:
             fit.check_fitted()
-        self.structures, self.ignore_index = structures, ignore_index
-        self.fits = {fit.name: fit.with_state(fit.state()) for fit in fits}
-        self.others = {fit.name: fit.left_out() for fit in fits}
-        self.rows: list[ScanErrors] = []
-
-    def calibrated(self, logits: torch.Tensor, patient: str) -> dict[str, torch.Tensor]:
-        """Return logits `(B, N, *S)` of a patient as they are, and by each calibrator of the other
-        patients; of all, if this one was not fitted.
-        """
-        calibrated = {NONE: logits}
-        for name, fit in self.fits.items():
-            calibrated[name] = self.others[name].get(patient, fit).to(logits.device)(logits)
-        return calibrated
+            try:
+                self.others[fit.name] = fit.left_out()
+            except InputError as error:  # such as a structure that one patient alone has
+                self.skipped[fit.name] = str(error)
+            else:
+                self.fits[fit.name] = fit.with_state(fit.state())
 
     def rows_of(
-        self, logits: Mapping[str, torch.Tensor], y: torch.Tensor, patient: str
+        self, logits: torch.Tensor, y: torch.Tensor, patient: str, outside: ArrayLike = 0
     ) -> list[ScanErrors]:
-        """Return the errors of a scan.
+        """Return the errors of a scan: as it is, and by each calibrator of the other patients; of
+        all, if this one was not fitted.
 
         Args:
-            logits: `(1, N, *S)`, by the name of their calibrator.
+            logits: `(1, N, *S)`.
             y: Class index `(1, *S)`.
             patient: Whose scan it is.
+            outside: Voxels of each structure that the network did not see, `(structures,)`.
         """
-        ignored = -100 if self.ignore_index is None else self.ignore_index
+        fits = {NONE: self.before}
+        fits |= {name: self.others[name].get(patient, fit) for name, fit in self.fits.items()}
+        measures = {Region(name): ["top_label"] for name in REGIONS}
         rows = []
-        for name, values in logits.items():
-            nll = F.cross_entropy(values, y.long(), reduction="sum", ignore_index=ignored)
-            found = measure_structures(
-                values.softmax(1), y[None], self.structures, self.ignore_index
-            )
-            of_structures = (
-                found.sums["overlap"],
-                found.sums["correct"],
-                found.sums["predicted"],
-                found.expected_dsc - found.dsc,
-            )
-            arrays = (each[0].cpu().numpy() for each in of_structures)
-            rows.append(ScanErrors(name, patient, float(nll / (y != ignored).sum()), *arrays))
+        for name, fit in fits.items():
+            values = logits if fit is None else fit.to(logits.device)(logits)
+            nll = F.cross_entropy(values, y.long(), reduction="sum", ignore_index=self._ignored)
+            mean = float(nll / (y != self._ignored).sum())
+            p = values.softmax(1)
+            found = measure_regions(p, y[None], measures, ignore_index=self.ignore_index)
+            bins = {region.name: each.bins["top_label"] for region, each in found.items()}
+            rows.append(ScanErrors(name, patient, mean, bins, self._values(p[0], y, outside)))
         return rows
 
+    def _values(self, p: torch.Tensor, y: torch.Tensor, outside: ArrayLike) -> Array:
+        """Return the `values` of `ScanErrors` of probabilities `(N, *S)`."""
+        scan = ScanEstimates(self.structures)
+        scan.update(p)
+        predicted, counted = p.argmax(0), y[0] != self._ignored
+        counts = []
+        for classes in self.structures.values():
+            codes = torch.tensor(classes, device=y.device)
+            found = torch.isin(predicted, codes) & counted
+            true = torch.isin(y[0], codes.to(y.dtype)) & counted
+            counts.append([int(each.sum()) for each in (found & true, found, true)])
+        both, found, true = np.array(counts, float).T
+        true += np.asarray(outside)
+        with np.errstate(invalid="ignore"):  # NaN of a structure in neither
+            dsc = 2 * both / (found + true)
+        estimates = scan.compute().values()
+        expected = [each.expected_dsc for each in estimates]
+        volumes = [each.expected_voxels for each in estimates]
+        return np.column_stack([expected, dsc, volumes, true])
+
     def table(self) -> dict[str, dict[str, float]]:
-        """Return means over patients of each calibrator: `nll`, `gap S`, the confidence less the
-        accuracy of the voxels predicted as a structure, and `bias`, the expected less the true DSC,
-        the mean over the structures.
+        """Return means over patients of each calibrator: `nll`, the NLL over all voxels; `dsc`, the
+        mean over the structures, and `dsc S` of each; `bias`, the expected less the true DSC; and
+        `gap`, confidence less accuracy where a structure is predicted.
         """
         table = {}
         for name in (NONE, *self.fits):
-            nll, gaps, biases = self._by_patient(name)
-            row = {"nll": float(np.nanmean(nll))}
-            for structure, gap in zip(self.structures, np.nanmean(gaps, 0), strict=True):
-                row[f"gap {structure}"] = float(gap)
-            table[name] = row | {"bias": float(np.nanmean(np.nanmean(biases, 0)))}
+            nll, gap, expected, dsc = self._by_patient(name)
+            of_structures = np.ma.masked_invalid(dsc).mean(0).filled(np.nan)
+            row = {"nll": nll, "dsc": _nanmean(dsc)}
+            means = {key: float(np.nanmean(values)) for key, values in row.items()}
+            means |= dict(
+                zip([f"dsc {each}" for each in self.structures], of_structures, strict=True)
+            )
+            means["bias"] = float(np.nanmean(_nanmean(expected - dsc)))
+            table[name] = means | {"gap": float(np.nanmean(gap))}
         return table
 
-    def describe(self) -> str:
-        """Return the table as text, and the choice."""
-        table = self.table()
-        titles = {"nll": "NLL", "bias": "expected - true DSC"}
-        heads = [f"{titles.get(key, key):>6}" for key in table[NONE]]  # as wide as numbers
-        lines = ["  ".join([f"{'':11}", *heads])]
-        for name, row in table.items():
-            cells = zip(heads, row.values(), strict=True)
-            lines.append(
-                "  ".join([f"{name:11}", *(f"{value:{len(head)}.4f}" for head, value in cells)])
-            )
-        return (
-            "On patients that are left out of the fit (gap: confidence - accuracy):\n"
-            + "\n".join(lines)
-            + "\nAdvised, as the simplest whose NLL is not significantly above the lowest:"
-            f" {self.choice()}"
+    def advice(self) -> Advice:
+        """Return the advice by the patients left out, see `advise`."""
+        nll, dsc = {}, {}
+        for name in (NONE, *self.fits):
+            nll[name], _, _, of_structures = self._by_patient(name)
+            dsc[name] = _nanmean(of_structures)
+        counted = np.isfinite(nll[NONE])  # not patients whose voxels are all ignored
+        return advise(
+            {name: values[counted] for name, values in nll.items()},
+            {name: values[counted] for name, values in dsc.items()},
         )
 
-    def choice(self) -> str:
-        """Return the first of the calibrators, of which the simplest come first, whose NLL is not
-        significantly higher than the lowest, over all voxels, whatever the region of the fits.
-        """
-        nll = {name: self._by_patient(name)[0] for name in (NONE, *self.fits)}
-        counted = np.isfinite(nll[NONE])  # not patients whose voxels are all ignored
-        nll = {name: values[counted] for name, values in nll.items()}
-        best = min(nll, key=lambda name: nll[name].mean())
-        for name, values in nll.items():
-            higher = ttest_1samp(values - nll[best], 0, alternative="greater").pvalue
-            if name == best or not higher < ALPHA:  # also NaN, of equal values
-                return name
-        return best
+    def describe(self) -> str:
+        """Return the table as text, and the advice."""
+        table = self.table()
+        titles = {
+            "nll": "NLL",
+            "dsc": "DSC",
+            "bias": "expected - true DSC",
+            "gap": "confidence - accuracy",
+        }
+        shown = [
+            key for key in table[NONE] if key in titles or len(self.structures) <= MOST_STRUCTURES
+        ]
+        heads = [f"{titles.get(key, key.replace('dsc ', 'DSC ')):>7}" for key in shown]
+        lines = ["  ".join([f"{'':11}", *heads])]
+        for name, row in table.items():
+            cells = [f"{row[key]:{len(head)}.4f}" for key, head in zip(shown, heads, strict=True)]
+            lines.append("  ".join([f"{TEXTS.get(name, name):11}", *cells]))
+        notes = [f"{TEXTS[name]}: not compared. {why}" for name, why in self.skipped.items()]
+        advised = self.advice()
+        return "\n".join(
+            [
+                "On patients that are left out of the fit:",
+                *lines,
+                *notes,
+                f"Advised: {TEXTS[advised.name]}, as {advised.reason}.",
+            ]
+        )
 
-    def _by_patient(self, calibrator: str) -> tuple[Array, Array, Array]:
-        """Return the NLL of each patient, `(patients,)`, confidence less accuracy, and bias,
-        `(patients, structures)`; NLL and bias are means over the scans.
+    def _by_patient(self, calibrator: str) -> tuple[Array, Array, Array, Array]:
+        """Return of each patient the NLL and confidence less accuracy, `(patients,)`, and the
+        expected and the true DSC, `(patients, structures)`; but for the second, means over scans.
         """
         scans: dict[str, list[ScanErrors]] = {}
         for row in self.rows:
             if row.calibrator == calibrator:
                 scans.setdefault(row.patient, []).append(row)
-        nll, gaps, biases = [], [], []
+        nll, gaps, dsc = [], [], []
         for rows in scans.values():
             nll.append(np.mean([row.nll for row in rows]))
-            wrong = sum(row.confidence - row.correct for row in rows)
-            with np.errstate(invalid="ignore", divide="ignore"):
-                gaps.append(wrong / sum(row.predicted for row in rows))
-            biases.append(np.mean([row.bias for row in rows], 0))
-        return np.array(nll), np.array(gaps), np.array(biases)
+            gaps.append(_gap([row.bins["predicted"] for row in rows]))
+            dsc.append(np.mean([row.values[:, :2] for row in rows], 0))
+        expected, true = np.moveaxis(np.array(dsc), -1, 0)
+        return np.array(nll), np.array(gaps), expected, true
+
+
+def _nanmean(values: Array) -> Array:
+    """Return the mean over structures that are predicted or true, `(patients,)`; NaN without."""
+    return np.ma.masked_invalid(values).mean(-1).filled(np.nan)
+
+
+def _gap(bins: Sequence[CalibrationBins]) -> float:
+    """Return confidence less accuracy over the voxels of several bins; NaN without a voxel."""
+    count, confidence, correct = (
+        sum(float(getattr(each, name).sum()) for each in bins)
+        for name in ("count", "confidence_sum", "num_correct")
+    )
+    return (confidence - correct) / count if count else math.nan

@@ -21,7 +21,8 @@ from calib_components.posthoc.temperature import TemperatureScaling
 REFERENCE = "reference"  # name of the buffer
 TESTS = "tests"  # likewise: JSON as bytes, the labelled test scans by the name of their set
 MEMBERS = "model.members."  # in the names of the weights of an ensemble, before a number
-FITTED_ON = "fitted_on"  # likewise: the region and the number of patients
+FITTED_ON = "fitted_on"  # likewise: the region, the number of patients, and the baseline
+BASELINE = "baseline"  # the calibrator that the network had, before a fit to other cases
 OF_THE_FIT = (REFERENCE, TESTS, FITTED_ON)  # another calibrator has others
 
 
@@ -221,8 +222,9 @@ def describe_calibration(network: torch.nn.Module) -> dict[str, Any] | None:
     # Of a new one, a number may stand for a parameter of each class
     if all((state[name].cpu() == new[name]).all() for name in new):
         return None
-    fitted_on = from_bytes(_find_buffer(network, FITTED_ON))
-    return {"calibrator": calibrator.name, "region": "all", "patients": 0, **fitted_on}
+    fit = from_bytes(_find_buffer(network, FITTED_ON))
+    region, patients = fit.get("region", "all"), fit.get("patients", 0)
+    return {"calibrator": calibrator.name, "region": region, "patients": patients}
 
 
 def to_bytes(data: Mapping[str, Any]) -> torch.Tensor:

@@ -1,9 +1,9 @@
 """A scale and a bias for each class, fitted to a sample of voxels.
 
 The negative log-likelihood of `softmax(w l + b)` is convex in the scales `w` and the biases `b`.
-It is minimised over at most 20,000 voxels of each patient, drawn from a fixed seed: half of them
-where the network or the label has foreground. Each counts for the voxels that it was drawn from, so
-the mean is that of all.
+It is minimised over at most 20,000 voxels of each patient, fewer of many patients or classes,
+drawn from a fixed seed: half of them where the network or the label has foreground. Each counts for
+the voxels that it was drawn from, so the mean is that of all.
 
 Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 4.2.
 """
@@ -26,7 +26,7 @@ from calib_components.metrics.voxels import Voxels
 from calib_components.posthoc.base import Array, Calibrator, Estimate
 
 MOST_VOXELS = 10_000  # of foreground, and of background, that are kept of a patient
-PATIENTS_PER_PARAMETER = 2  # a rule of thumb
+MOST_LOGITS = 40_000_000  # that are kept of all patients
 MOST_STEPS = 1000
 MOST_FOLDS = 8  # in which patients are left out
 STEEP = 1e-4  # slope of the NLL that is not its minimum
@@ -60,20 +60,12 @@ class VectorEstimate(Estimate):
         return f"The label of {self.changed:.3%} of the voxels changes."
 
     def warnings(self) -> list[str]:
-        sentences = [
+        return [
             f"The {name} is negative: the lower its logit, the more probable is the class. Check"
             " that channels and labels are in the same order."
             for name, value in self.parameters.items()
             if not name.startswith("bias") and value < 0
         ]
-        number = len(self.parameters)
-        fewest = PATIENTS_PER_PARAMETER * number
-        if self.patients < fewest:
-            sentences.append(
-                f"{self.count}, fewer than {fewest}, for {number} parameters:"
-                " they may not suit others."
-            )
-        return sentences
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,12 +94,14 @@ class Sample:
         )
         return Sample(logits, label, is_foreground, keys, self.counts + other.counts).reduced()
 
-    def reduced(self) -> Sample:
-        """Return the voxels of background and of foreground with the smallest keys."""
+    def reduced(self, most: int = MOST_VOXELS) -> Sample:
+        """Return the voxels of background and of foreground with the smallest keys, at most so many
+        of each.
+        """
         kept = []
         for kind in (False, True):
             index = np.flatnonzero(self.is_foreground == kind)
-            kept.append(index[np.argsort(self.keys[index], kind="stable")[:MOST_VOXELS]])
+            kept.append(index[np.argsort(self.keys[index], kind="stable")[:most]])
         chosen = np.sort(np.concatenate(kept))
         return Sample(
             self.logits[:, chosen],
@@ -216,6 +210,7 @@ class VectorScaling(Calibrator):
         self, region: Any = "all", ignore_index: int | None = None, sigmoid: bool = False
     ) -> None:
         super().__init__(region, ignore_index, sigmoid)
+        self._most = MOST_VOXELS  # that are kept of each kind of a patient
         self.register_buffer(f"{self.name}_scale", torch.ones(1))
         self.register_buffer(f"{self.name}_shift", torch.zeros(1))
 
@@ -236,6 +231,20 @@ class VectorScaling(Calibrator):
             generator.random(len(flags)),
             np.array([(~flags).sum(), flags.sum()], float),
         ).reduced()
+
+    def _add(self, patients: Mapping[str, Sample]) -> None:
+        super()._add(patients)
+        if not self._patients:
+            return
+        classes = len(next(iter(self._patients.values())).logits)
+        most, before = MOST_VOXELS, self._most
+        # By halves, so that all patients are reduced rarely
+        while most > 1 and 2 * most * classes * len(self._patients) > MOST_LOGITS:
+            most //= 2
+        self._most = min(most, before)
+        if self._most < MOST_VOXELS:
+            for name in self._patients if self._most < before else patients:
+                self._patients[name] = self._patients[name].reduced(self._most)
 
     def count_voxels(self, part: Sample) -> float:
         return len(part.label)

@@ -32,7 +32,6 @@ from calib_tools.predictions.pairing import (
     find_labels,
     pair_by_name,
 )
-from calib_workflows.calibrate import write_estimate
 from calib_workflows.data.files import patients_of
 from calib_workflows.data.nifti import Grid
 from calib_workflows.data.overlap import find_shared
@@ -106,14 +105,19 @@ def validation_cases(model: Model, patient_pattern: str | None, workers: int | N
     return SavedCases([*pairs.values()], classes, patients, workers=workers, is_cropped=True)
 
 
-def write_model(model: Model, calibrator: Calibrator, estimate: Estimate) -> None:
-    """Write the calibrated checkpoint of each fold, all of them or none, and the estimate."""
+def write_model(model: Model, calibrator: Calibrator, estimate: Estimate | None) -> None:
+    """Write the calibrated checkpoint of each fold, all of them or none; without an estimate,
+    remove those of an earlier fit.
+    """
+    if estimate is None:
+        for fold in model.folds.values():
+            (fold / CALIBRATED).unlink(missing_ok=True)
+        return
     with ExitStack() as whole:
         for fold in model.folds.values():
             file = whole.enter_context(writing(fold / CALIBRATED))
             checkpoint = read_checkpoint(fold / TRAINED)
             file.write_bytes(serialize(scale_checkpoint(checkpoint, calibrator)))
-    write_estimate(estimate, model.folder)
 
 
 def read_model(model: Path) -> Model:
@@ -209,8 +213,13 @@ def _check_label_map(prediction: Prediction, classes: Classes, ending: str) -> N
         raise InputError(f"{file} is of an earlier training than the label map beside it. {AGAIN}")
 
 
-def print_next(model: Model) -> None:
-    """Print how to predict with the calibrated checkpoints."""
+def print_next(model: Model, estimate: Estimate | None) -> None:
+    """Print how to predict with the calibrated checkpoints; without an estimate, with those as
+    trained.
+    """
+    if estimate is None:
+        print(f"No checkpoint was written: predict with {TRAINED}, or choose a --calibrator.")
+        return
     trainer, plans, configuration = model.folder.absolute().name.split("__")
     print(
         f"Predict with: nnUNetv2_predict -d {model.dataset} -tr {trainer} -p {plans} -c"
@@ -218,7 +227,7 @@ def print_next(model: Model) -> None:
     )
     if len(model.folds) > 1:
         print(
-            "T is that of single folds. Several folds together average their logits, which is"
+            "It is that of single folds. Several folds together average their logits, which is"
             " another model: evaluate its predictions of labelled cases that no fold has seen, or"
-            " fit a T of its own to them with calibrate_predictions."
+            " calibrate them with calibrate_predictions."
         )

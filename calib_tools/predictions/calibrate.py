@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from calib_components.errors import InputError, writing
-from calib_components.posthoc import KINDS, Calibrator
+from calib_components.posthoc import KINDS, Calibrator, Estimate
 from calib_tools.parallel import map_cases
 from calib_tools.predictions.cases import read_prediction, to_logits
 from calib_tools.predictions.classes import (
@@ -19,16 +19,18 @@ from calib_tools.predictions.classes import (
     Classes,
 )
 from calib_tools.predictions.formats import Prediction, Reader
-from calib_workflows.calibrate import read_estimate
+from calib_workflows.calibrate import read_estimate, write_estimate
 from calib_workflows.data.overlap import find_shared
+from calib_workflows.fit import COMPARISON
 from calib_workflows.folders import OutputFolder
 from calib_workflows.inference.maps import write_map
 
 ESTIMATES = [f"{kind}.json" for kind in KINDS]
 NEXT = (
-    "{out}: {count} maps with this {kind}\nNext: evaluate_predictions {out} LABELS --out SCALED,"
+    "{out}: {count} maps {what}\nNext: evaluate_predictions {out} LABELS --out SCALED,"
     " with the options of the evaluation BEFORE, and report BEFORE SCALED."
 )
+AS_THEY_ARE = "as they were: use those, or choose a --calibrator"
 ENDINGS = (f"{PROBABILITY}.nii.gz", ".npz")  # of calibrated maps: with a grid, and without
 
 
@@ -89,7 +91,7 @@ def check_out(folder: OutputFolder, sources: Sequence[Path], names: set[str]) ->
 
 def names_of_files(readers: Mapping[str, Prediction]) -> set[str]:
     """Return the names of all files of a calibration of these predictions."""
-    return {*_names_of_maps(readers), *ESTIMATES}
+    return {*_names_of_maps(readers), *ESTIMATES, COMPARISON}
 
 
 def _names_of_maps(readers: Mapping[str, Prediction]) -> list[str]:
@@ -141,8 +143,17 @@ def write_maps(
         apply = functools.partial(_calibrate_file, classes=classes, calibrator=calibrator)
         map_cases(apply, [*zip(readers.values(), files, strict=True)], workers, "scale")
         output.claim(names_of_files(readers))
-        for name in ESTIMATES:
+        for name in (*ESTIMATES, COMPARISON):
             (output.path / name).unlink(missing_ok=True)
+
+
+def write_fit(out: Path, estimate: Estimate | None, compared: str) -> None:
+    """Write the comparison of a fit and, last, its estimate: where it is, all maps are of it."""
+    if compared:
+        with writing(out / COMPARISON) as unfinished:
+            unfinished.write_text(compared)
+    if estimate is not None:
+        write_estimate(estimate, out)
 
 
 def _calibrate_file(

@@ -17,7 +17,14 @@ from calib_tools.predictions.cases import SavedCase, SavedCases
 from calib_tools.predictions.classes import IGNORED, Classes
 from calib_tools.predictions.formats import SMALLEST
 from calib_workflows.cases import LabelledCase
-from calib_workflows.fit import compute_fit, describe_fit, fit_calibrator
+from calib_workflows.fit import (
+    CHOICES,
+    comparison_table,
+    describe_estimate,
+    describe_fit,
+    fit_calibrator,
+    fit_to_cases,
+)
 
 ROUNDING = 0.05  # most that the rounding of stored probabilities may change T by, relative
 # Fits that differ in what a stored 0 is
@@ -29,10 +36,10 @@ LEAST = math.log(SMALLEST)  # logit of the smallest probability
 
 
 def fit_saved(
-    cases: SavedCases, region: Region, kind: str = "temperature", compare: bool = True
-) -> tuple[Calibrator, Estimate]:
-    """Fit a calibrator on saved probabilities, and print its estimate, and what it and simpler ones
-    give on patients that are left out.
+    cases: SavedCases, region: Region, choice: str | None = None
+) -> tuple[Calibrator, Estimate | None, str]:
+    """Fit calibrators on saved probabilities, and print what they give on patients that are left
+    out; of sigmoids, a temperature alone.
 
     A stored 0 means less than half a step of what it is stored in. In the fit it is half a step.
     The temperature is also fitted with these zeros as zeros, unless they are of the label, and with
@@ -41,8 +48,10 @@ def fit_saved(
     Args:
         cases: The predictions and their labels.
         region: Voxels to fit on.
-        kind: Name of the calibrator, one of `calib_components.posthoc.KINDS`.
-        compare: Whether to compare it with simpler ones.
+        choice: Name of the calibrator, one of `calib_workflows.fit.CHOICES`; None for the advised.
+
+    Returns:
+        The calibrator; its estimate, None of none; and the comparison as CSV, empty of sigmoids.
 
     Raises:
         InputError: A file or an option is unsuitable, or the probabilities are stored so coarsely
@@ -50,17 +59,17 @@ def fit_saved(
     """
     classes = cases.classes
     _check_region(region, classes)
-    check_choice("--calibrator", kind, KINDS)
+    if choice is not None:
+        check_choice("--calibrator", choice, CHOICES)
     _check_stored(cases, region)
-    calibrator = KINDS[kind](region, IGNORED, classes.sigmoid)
-    if classes.sigmoid or not compare:
-        estimate, _ = compute_fit(cases, calibrator)
-        print(*describe_fit(estimate, region), *estimate.warnings(), sep="\n")
-        return calibrator.with_state(calibrator.state()), estimate
-    fit = fit_calibrator(cases, calibrator, classes.structures)
-    sentences = describe_fit(fit.estimate, region, fit.compared)
-    print(*sentences, *fit.estimate.warnings(), sep="\n")
-    return fit.calibrator, fit.estimate
+    if classes.sigmoid:
+        fits = [KINDS[choice or TemperatureScaling.name](region, IGNORED, sigmoid=True)]
+        (estimate,) = fit_to_cases(cases, fits)[0].values()
+        print(*describe_estimate(estimate, region), sep="\n")
+        return fits[0].with_state(fits[0].state()), estimate, ""
+    fit = fit_calibrator(cases, classes.structures, choice, region, IGNORED)
+    print(*describe_fit(fit, region, choice is not None), sep="\n")
+    return fit.calibrator, fit.estimate, comparison_table(fit.compared)
 
 
 def _check_region(region: Region, classes: Classes) -> None:

@@ -71,10 +71,43 @@ def with_own_classes(
             "labels: give the names of the structures, such as --labels liver,spleen for 1 and 2,"
             " or with their values, --structures liver=6,spleen=1."
         )
-    numbered = [f"{name}={value}" for value, name in enumerate(labels or [], start=1)]
     name = task.get("name") or src.resolve().name
     facts = replace(facts, name=name, file_suffixes=task.get("file_suffixes", []))
-    return with_structures(facts, parse_structures(structures or numbered, option), in_channels)
+    return with_structures(facts, _parse_labels(labels, structures, option), in_channels)
+
+
+def facts_of_weights(
+    weights: Path, src: Path, labels: Sequence[str] | None, structures: Sequence[str] | None
+) -> Facts:
+    """Return the facts of trained weights for cases that they are calibrated or evaluated on, whose
+    label files may have other values.
+
+    Raises:
+        InputError: There are no facts beside the weights, or structures are not theirs.
+    """
+    facts = facts_beside(weights / FACTS)
+    if facts is None:
+        raise InputError(
+            f"--like: {weights} is none of {', '.join(LIKE)}, nor a folder of weights with their"
+            f" {FACTS}."
+        )
+    names, codes = facts.class_names[1:], facts.label_codes
+    if labels or structures:
+        given = _parse_labels(labels, structures, "--structures")
+        if {*given} != {*names} or any(len(values) > 1 for values in given.values()):
+            raise InputError(
+                "--structures: give one value for each structure of the weights:"
+                f" {', '.join(names)}."
+            )
+        codes = [0, *(min(given[name]) for name in names)]
+    return replace(facts, name=src.resolve().name, label_codes=codes, source=str(src.resolve()))
+
+
+def _parse_labels(
+    labels: Sequence[str] | None, structures: Sequence[str] | None, option: str
+) -> dict[str, frozenset[int]]:
+    numbered = [f"{name}={value}" for value, name in enumerate(labels or [], start=1)]
+    return parse_structures(structures or numbered, option)
 
 
 def list_cases(

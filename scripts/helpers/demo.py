@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 
 from calib_components.errors import writing
 from calib_components.metrics import CalibrationBins
-from calib_components.posthoc import TemperatureScaling
 from calib_tools.prepare import prepare_data
 from calib_tools.report.calibration import judge_regions
 from calib_tools.report.data import Results
 from calib_tools.report.readers import read_evaluations
 from calib_workflows.calibrate import read_estimate
 from calib_workflows.data.facts import facts_beside
+from calib_workflows.fit import unscaled
 from calib_workflows.folders import OutputFolder
 from calib_workflows.weights import with_calibrator, write_weights
 
@@ -98,6 +98,7 @@ def measure(out: Path, train: bool, show: Callable[[str], None]) -> Results:
             "train",
             "calibrate",
             dataset_dir=data["validation"],
+            calibrator="temperature",
             ckpt_dir=trained,
             calibrated_path=out / "weights" / name / "model.pt",
             output_dir=out / "weights" / name,
@@ -141,7 +142,7 @@ def measure(out: Path, train: bool, show: Callable[[str], None]) -> Results:
 
 def write_as_trained(weights: Path, file: Path) -> None:
     """Write weights without a temperature."""
-    content = with_calibrator(weights, TemperatureScaling())
+    content = with_calibrator(weights, unscaled())
     write_weights(file, content, facts_beside(weights), "out")
 
 

@@ -1,5 +1,5 @@
 """MONAI Label's app for bundles, extended by quality: in answers, and to pick the image with the
-lowest or the most uncertain one.
+lowest or the most uncertain one; and by a calibration on the labels submitted.
 
 `scripts/monai_label` renames the app's own `main.py` to `monaibundle.py` and puts this file in its
 place.
@@ -13,8 +13,10 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import monai.bundle
 import monaibundle
 from fastapi import HTTPException
 from monailabel.interfaces.app import MONAILabelApp
@@ -23,6 +25,7 @@ from monailabel.interfaces.exception import MONAILabelException
 from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
+from monailabel.interfaces.tasks.train import TrainTask
 
 
 def remember(datastore: Datastore, image: str, record: dict[str, Any], **scores: float) -> None:
@@ -84,6 +87,56 @@ class Pick(Strategy):
         return {"id": image, self.score: infos[image].get(self.score)}
 
 
+class CalibrateTask(TrainTask):
+    """Calibrates the weights that the server runs on the labels submitted so far, by the bundle's
+    calibrate.yaml.
+    """
+
+    def __init__(self, bundle: str) -> None:
+        super().__init__("Calibrate the network on the labels submitted so far, without training")
+        self.bundle = Path(bundle)
+
+    def config(self) -> dict[str, Any]:
+        return {"device": ["cpu"], "calibrator": ["advised", "none", "temperature", "bias"]}
+
+    def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
+        # Of the bundle, which is on the path after the server has loaded it
+        from calib_components.errors import InputError
+
+        weights = self.bundle / "models" / "model.pt"
+        if weights.with_name("last.ckpt").exists():
+            raise InputError(
+                "The network was trained on labels submitted here. Calibrate it on others, with"
+                " configs/calibrate.yaml."
+            )
+        labelled = [
+            {**pair, "case": Path(pair["image"]).name, "patient": Path(pair["image"]).name}
+            for pair in datastore.datalist()
+        ]
+        if not labelled:
+            raise InputError("No labels have been submitted yet.")
+        choice = _first(request.get("calibrator", "advised"))
+        configs = [str(self.bundle / "configs" / f"{name}.yaml") for name in ("train", "calibrate")]
+        output = self.bundle / "eval"
+        monai.bundle.run(
+            config_file=configs,
+            bundle_root=str(self.bundle),
+            device=_first(request.get("device", "cpu")),
+            load_path=str(weights),
+            calibrated_path=str(weights),
+            output_dir=str(output),
+            overwrite=True,
+            calibrator=None if choice == "advised" else choice,
+            **{"validate::dataset::data": labelled},
+        )
+        return {"labels": len(labelled), "calibrators": (output / "calibrators.csv").read_text()}
+
+
+def _first(value: Any) -> Any:
+    """Return the first of the values that a client may choose from, or the chosen one."""
+    return value[0] if isinstance(value, list) else value
+
+
 def _with_weights(
     task: InferTask, post_transforms: Callable[..., Any], data: dict[str, Any]
 ) -> Any:
@@ -102,7 +155,8 @@ class BundleApp(monaibundle.MyApp, MONAILabelApp):
     """MONAI Label's app for bundles: answers have the `quality` of the scan, and what all images so
     far say together; images can be picked by it.
 
-    There are a scoring method called `uncertainty`, and the strategies `uncertainty` and `quality`.
+    There are a training called `calibrate`, a scoring method called `uncertainty`, and the
+    strategies `uncertainty` and `quality`.
     An image that cannot be segmented is answered with the reason.
     """
 
@@ -166,6 +220,10 @@ class BundleApp(monaibundle.MyApp, MONAILabelApp):
                 _with_weights, infers[name], infers[name].post_transforms
             )
         return infers
+
+    def init_trainers(self) -> dict[str, TrainTask]:
+        (bundle,) = self.models.values()
+        return {**super().init_trainers(), "calibrate": CalibrateTask(bundle)}
 
     def init_strategies(self) -> dict[str, Strategy]:
         own = {

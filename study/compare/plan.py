@@ -203,7 +203,7 @@ class Protocol:
         steps = [step, *self._evaluations(settings, "evaluate", "", options)]
         if not settings.calibration:
             return steps
-        given = {"calibrated_path": work / CALIBRATED, **options.fit}
+        given = {"calibrator": SCALED, "calibrated_path": work / CALIBRATED, **options.fit}
         output = f"{SCALED}/temperature.json"
         steps.append(self._step(settings, "calibrate", "calibrate", output, given))
         scaled = replace(

@@ -25,7 +25,6 @@ from study.heart.measure import (
     shifted,
     validation_half,
 )
-from study.heart.none import NoTemperature
 from tests.phantoms import GROUPS, draw
 
 
@@ -72,16 +71,6 @@ def test_near_is_within_a_slice() -> None:
     near = near_mask(label, 2)
     assert near[..., 0].sum() == 13  # pixels at most 2 from one
     assert not near[..., 1].any()
-
-
-def test_no_temperature_is_fitted_where_none_helps() -> None:
-    torch.manual_seed(0)
-    fit, logits = NoTemperature(), 3 * torch.randn(2, 4, 500)
-    fit.update(logits, torch.randint(4, (2, 1, 500)), ["a", "b"])
-    estimate = fit.compute()
-    assert (estimate.temperature, estimate.nll_after) == (1, estimate.nll_before)
-    assert [float(each.temperature) for each in fit.left_out().values()] == [1, 1]
-    assert torch.equal(fit(logits), logits)
 
 
 def test_a_calibrator_changes_what_was_seen_alone() -> None:

@@ -24,7 +24,8 @@ def test_evaluation_has_the_nll_of_the_fit(trained: Path, prepared: Path, tmp_pa
     )
     places = {"dataset_dir": str(prepared), "ckpt_dir": str(folder)}
     before = snapshot(folder)
-    run_bundle(ACDC, "train.yaml", "calibrate.yaml", output_dir=str(fit), **places)
+    chosen = {"output_dir": str(fit), "calibrator": "temperature"}
+    run_bundle(ACDC, "train.yaml", "calibrate.yaml", **chosen, **places)
     assert {name for name, content in snapshot(folder).items() if before.get(name) != content} == {
         "model.pt"
     }
@@ -65,6 +66,7 @@ def test_an_ensemble_is_calibrated_as_one_and_its_members_are_compared(
         dataset_dir=str(prepared),
         calibrated_path=str(file),
         output_dir=str(fit),
+        calibrator="temperature",
     )
     run_bundle(
         ACDC,
@@ -93,7 +95,7 @@ def test_another_calibrator_is_named_in_the_configuration(
         dataset_dir=str(prepared),
         ckpt_dir=str(folder),
         output_dir=str(tmp_path / "fit"),
-        **{"calibrator::_target_": "calib_components.posthoc.ClassBias"},
+        calibrator="bias",
     )
     estimate = read_estimate(tmp_path / "fit")
     assert (estimate.name, estimate.patients) == ("bias", 2)
@@ -110,6 +112,7 @@ def test_a_bundle_calibrates_on_the_split_and_region_that_are_named(tmp_path: Pa
         "split": "testing",
         "region": [1, 2],
         "calibrated_path": str(tmp_path / "hospital" / "model.pt"),
+        "calibrator": "temperature",
     }
     before = snapshot(tmp_path / "models")
     run_bundle(

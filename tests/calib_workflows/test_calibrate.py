@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -32,6 +33,7 @@ from calib_components.posthoc import (
     find_reference,
 )
 from calib_components.quality import Reference
+from calib_workflows import calibrate as calibrate_module
 from calib_workflows import figures
 from calib_workflows.calibrate import Calibration, read_estimate, write_estimate
 from calib_workflows.data.facts import Facts, write_facts
@@ -41,7 +43,7 @@ from tests.helpers import files, snapshot
 CLASSES, PATIENTS, TRUE = 3, 8, 0.6
 FACTS = Facts("acdc", 3, 1, ["background", "a", "b"], [0, 1, 2], {"a": [1]}, [], [32, 32], [16, 16])
 STRUCTURES = {"b": [2], "both": [1, 2]}
-NAMES = ["reliability_temperature.png", "temperature.json"]
+NAMES = ["calibrators.csv", "reliability_temperature.png", "temperature.json"]
 
 
 def network() -> TemperatureScaled:
@@ -110,8 +112,8 @@ def calibrate(cases: list[dict[str, Any]], tmp_path: Path) -> Calibrate:
             "output_dir": tmp_path / "out",
             "network": scaled,
         }
-        given |= {"calibrator": TemperatureScaling(region), "structures": STRUCTURES, **options}
-        Calibration(evaluator, **given).run()
+        chosen = {"calibrator": "temperature", "region": region, "structures": STRUCTURES}
+        Calibration(evaluator, **{**given, **chosen, **options}).run()
         return scaled
 
     return run
@@ -183,7 +185,8 @@ def test_writes_what_the_calibrator_fits_and_nothing_else(
     del after["fitted_on"]
     torch.testing.assert_close(after, before, rtol=0, atol=0)
     images, labels = (torch.stack([case[key] for case in cases]) for key in ("image", "label"))
-    for when, logits in (("before", images), ("after", images / scaled.temperature)):
+    others = torch.tensor([estimate.leave_one_out[case["patient"]] for case in cases])
+    for when, logits in (("before", images), ("after", images / others.view(-1, 1, 1, 1))):
         for region in ("all", "predicted"):
             expected = calibration_bins(logits.softmax(1), labels, region=region).pooled()
             assert torch.equal(drawn[0].pop(f"{region}, {when}").count, expected.count)
@@ -197,22 +200,70 @@ def test_other_calibrators_replace_the_temperature(
     kind: type[Calibrator], calibrate: Calibrate, cases: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     calibrate()
-    scaled = calibrate(calibrator=kind())
-    names = [f"{kind.name}.json", f"reliability_{kind.name}.png"]
+    scaled = calibrate(calibrator=kind.name)
+    names = ["calibrators.csv", f"{kind.name}.json", f"reliability_{kind.name}.png"]
     # Nothing of the temperature
     assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == sorted(names)
     fit = kind()
     for case in cases:
         fit.update(case["image"][None], case["label"][None], case["patient"])
     assert read_estimate(tmp_path / "out") == fit.compute()
-    report = json.loads((tmp_path / "out" / f"{kind.name}.json").read_text())["left_out"]
-    assert [row["calibrator"] for row in report] == ["none", "temperature", kind.name]
+    table = pd.read_csv(tmp_path / "out" / "calibrators.csv")
+    assert [*table["calibrator"]] == ["none", "temperature", "bias", "vector"]
+    assert [*table.columns[1:]] == ["nll", "dsc", "dsc b", "dsc both", "bias", "gap"]
     image = cases[0]["image"][None]
     torch.testing.assert_close(scaled(image), fit(image))
     torch.testing.assert_close(load(tmp_path)(image), fit(image))
     assert describe_calibration(load(tmp_path))["calibrator"] == kind.name  # type: ignore[index]
     calibrate()
     assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == NAMES
+
+
+def test_without_a_choice_the_advised_is_written(
+    calibrate: Calibrate, cases: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """A temperature of logits at another one, a bias of biased ones, nothing of calibrated ones."""
+    bias = torch.tensor([0.0, 1.0, -1.0]).view(3, 1, 1)
+    for change, expected in (
+        (lambda image: image, "temperature"),
+        (lambda image: image / TRUE + bias, "bias"),
+        (lambda image: image / TRUE, None),
+    ):
+        items = [{**case, "image": change(case["image"])} for case in cases]
+        calibrate(items, calibrator=None)
+        found = describe_calibration(load(tmp_path))
+        assert (found and found["calibrator"]) == expected
+        names = {"calibrators.csv"}
+        if expected:
+            names |= {f"{expected}.json", f"reliability_{expected}.png"}
+        assert files(tmp_path / "out") == names
+        assert len(find_reference(load(tmp_path))) == len(cases)
+
+
+def test_labels_of_another_scanner_start_from_the_weights_as_they_are(
+    calibrate: Calibrate,
+    cases: list[dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whose own temperature is what none keeps, also after a fit to earlier labels."""
+    calibrate()
+    shipped, mine = tmp_path / "models" / "model.pt", tmp_path / "models" / "mine.pt"
+    before = shipped.read_bytes()
+    monkeypatch.setattr(calibrate_module, "is_trained_on_these", lambda _: False)
+    with pytest.raises(InputError, match="calibrated_path: no training on these cases made"):
+        calibrate(calibrated_path=None)
+    twice = [{**case, "image": 2 * case["image"]} for case in cases]
+    own = {"calibrated_path": mine, "output_dir": tmp_path / "mine", "calibrator": None}
+    calibrate(twice[:10], **own)
+    assert torch.load(mine, weights_only=True)["temperature"] == pytest.approx(2 * TRUE, rel=0.2)
+    table = pd.read_csv(tmp_path / "mine" / "calibrators.csv", index_col=0)
+    assert table["nll"]["none"] > table["nll"]["temperature"]
+    # With labels of other images, which are like those of the training, none is as shipped
+    calibrate(cases[:10], load_path=mine, **own)
+    shipped_t = torch.load(shipped, weights_only=True)["temperature"]
+    assert torch.load(mine, weights_only=True)["temperature"] == shipped_t
+    assert shipped.read_bytes() == before
 
 
 def test_warnings_of_the_fit_and_of_exports(
@@ -223,11 +274,13 @@ def test_warnings_of_the_fit_and_of_exports(
 ) -> None:
     for name in ("model.ts", "model.onnx", "model.pt.plan", "other.ts", "model.txt"):
         (tmp_path / "models" / name).touch()
+    caplog.set_level("INFO")
     calibrate(cases[:2])
-    _, fit, first, second, third = (
+    _, first, second, third = (
         line.getMessage() for line in caplog.records if line.levelname == "WARNING"
     )
-    assert [fit] == read_estimate(tmp_path / "out").warnings()
+    said = {line.getMessage() for line in caplog.records}
+    assert said >= {*read_estimate(tmp_path / "out").warnings()}
     assert [line.split(" may have")[0] for line in (first, second, third)] == [
         f"{tmp_path}/models/{name}" for name in ("model.ts", "model.onnx", "model.pt.plan")
     ]
@@ -274,12 +327,16 @@ def test_full_disk_leaves_all_as_it_was(
     [
         ({"network": torch.nn.Conv2d(1, 3, 1)}, "Conv2d carries no calibrator"),
         ({"region": [7]}, "region"),
+        ({"calibrator": "scalar"}, "calibrator must be"),
         ({"load_path": "absent.pt"}, "absent.pt"),
         ({"facts": replace(FACTS, class_names=["background", "b", "a"])}, "class_names"),
         ({"calibrated_path": "models/other.pt"}, "other weights"),
         ({"calibrated_path": "models/image.pt"}, "image.pt: cannot read"),
         ({"calibrated_path": "others/new.pt"}, "other data"),
-        ({"members": ["models/model.pt", "models/other.pt"]}, "name the file of the ensemble"),
+        (
+            {"members": ["models/model.pt", "models/other.pt"], "calibrated_path": None},
+            "name the file of the ensemble",
+        ),
     ],
 )
 def test_mistakes_leave_all_as_it_was(

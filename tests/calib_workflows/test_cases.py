@@ -12,7 +12,6 @@ import torch
 from monai.data import MetaTensor
 
 from calib_components.errors import InputError
-from calib_components.posthoc import Calibrator, ClassBias, TemperatureScaling
 from calib_tools.predictions.cases import SavedCases
 from calib_tools.predictions.classes import classes_of
 from calib_tools.predictions.pairing import find_pairs
@@ -50,17 +49,23 @@ def assert_same_fit(found: Fit, expected: Fit, rtol: float) -> None:
     torch.testing.assert_close(*states, rtol=rtol, atol=rtol)
     values = [fit.reference.values for fit in (found, expected)]
     np.testing.assert_allclose(*values, rtol=rtol)
-    for name, row in expected.compared.table().items():
+    # Scales of classes tell logits from logarithms of their softmax, which differ by one number
+    names = {*expected.compared.table()} - {"vector"}
+    for name in names:
+        row = expected.compared.table()[name]
         assert found.compared.table()[name] == pytest.approx(row, rel=rtol, abs=rtol)
     for key, bins in expected.bins.items():
+        if key[0] not in names:
+            continue
         errors = [each.expected_error().item() for each in (found.bins[key], bins)]
         assert errors[0] == pytest.approx(errors[1], rel=rtol)
 
 
-@pytest.mark.parametrize("kind", [TemperatureScaling, ClassBias])
-def test_saved_cases_give_the_fit_of_the_network(kind: type[Calibrator], saved: SavedCases) -> None:
-    expected = fit_calibrator(of_network(ITEMS), kind(), STRUCTURES)
-    assert_same_fit(fit_calibrator(saved, kind(), STRUCTURES), expected, rtol=1e-4)
+@pytest.mark.parametrize("choice", ["temperature", "bias"])
+def test_saved_cases_give_the_fit_of_the_network(choice: str, saved: SavedCases) -> None:
+    expected = fit_calibrator(of_network(ITEMS), STRUCTURES, choice)
+    assert_same_fit(fit_calibrator(saved, STRUCTURES, choice), expected, rtol=1e-4)
+    assert expected.estimate is not None
     assert expected.estimate.patients == 3
     assert len(expected.reference.values) == len(ITEMS)
 
@@ -89,8 +94,7 @@ def test_what_the_network_did_not_see_does_not_count_in_a_fit() -> None:
         cropped = MetaTensor(logits, meta={CROP: torch.tensor(crop)})
         whole.append({**item, "label": label, "pred": cropped})
     found, expected = (
-        fit_calibrator(of_network(items), TemperatureScaling(), STRUCTURES)
-        for items in (whole, seen)
+        fit_calibrator(of_network(items), STRUCTURES, "temperature") for items in (whole, seen)
     )
     assert found.estimate == expected.estimate
     assert_same_fit(found, expected, rtol=1e-12)
@@ -106,4 +110,4 @@ def test_cases_of_several_processes_are_in_their_order(monkeypatch: pytest.Monke
 def test_a_fit_with_the_background_as_the_last_channel_is_refused() -> None:
     moved = [{**item, "pred": item["pred"].roll(-1, 0)} for item in ITEMS]
     with pytest.raises(InputError, match="case2: the background seems to be the last channel"):
-        fit_calibrator(of_network(moved), TemperatureScaling(), STRUCTURES)
+        fit_calibrator(of_network(moved), STRUCTURES)

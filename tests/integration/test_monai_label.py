@@ -221,6 +221,7 @@ def test_volumes_of_real_patients(tmp_path: Path) -> None:
         nib.load(file).get_fdata() for file in (held_out, tmp_path / "own" / f"{name}_seg.nii.gz")
     )
 
+    served = tmp_path / "home" / "monaibundle" / "model" / model / "models" / "model.pt"
     with server(HIPPOCAMPUS, tmp_path / "studies", tmp_path / "home") as address:
         first = infer(address, model, name, maps)
         np.testing.assert_array_equal(first, own)
@@ -229,10 +230,31 @@ def test_volumes_of_real_patients(tmp_path: Path) -> None:
             refused = requests.post(f"{address}/infer/{model}?image={image}", timeout=600)
             assert refused.status_code == 422
             assert reason in refused.json()["detail"]
+        calibrate = f"{address}/train/calibrate?run_sync=true"
+        refused = requests.post(calibrate, json={}, timeout=600)
+        assert "No labels have been submitted" in refused.json()["detail"]
         for label in labelled:
             put_label(address, label)
+        answer = requests.post(calibrate, json={"calibrator": "bias"}, timeout=600)
+        assert answer.json()["labels"] == len(labelled)
+        assert "\nbias," in answer.json()["calibrators"]
+        found = torch.load(served, weights_only=True)
+        assert found["bias_shift"].shape == (3,)
+        assert len(found["reference"]) == len(labelled)
+        calibrated = infer(address, model, name, maps)
+        assert (calibrated != first).any()
+        assert dice(calibrated, truth) > 0.8
+        answer = requests.post(calibrate, json={"calibrator": "none"}, timeout=600)
+        assert answer.ok
+        torch.testing.assert_close(
+            calibrator_in(torch.load(served, weights_only=True)).state(),
+            calibrator_in(
+                torch.load(HIPPOCAMPUS / "models" / "model.pt", weights_only=True)
+            ).state(),
+        )  # as shipped, also after a bias
         train(address, model, max_epochs=2, val_split=0.34)
         assert dice(infer(address, model, name, maps), truth) > 0.6
-    served = tmp_path / "home" / "monaibundle" / "model" / model / "models" / "model.pt"
+        refused = requests.post(calibrate, json={}, timeout=600)
+        assert "was trained on labels submitted here" in refused.json()["detail"]
     # Other weights, which need another one
     assert torch.load(served, weights_only=True)["temperature"] == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,14 +14,16 @@ from torch.nn import functional as F
 
 from calib_components.errors import InputError
 from calib_components.posthoc import (
+    CANDIDATES,
     KINDS,
     Calibrator,
-    ClassBias,
     LeftOut,
     TemperatureScaled,
     TemperatureScaling,
+    advise,
     set_calibrator,
 )
+from calib_components.posthoc.comparison import TEXTS
 
 Case = tuple[str, torch.Tensor, torch.Tensor]
 STRUCTURES = {"one": [1], "two": [2, 3]}
@@ -50,10 +53,12 @@ def fitted(kind: type[Calibrator], cases: list[Case], **options: object) -> Cali
     return fit
 
 
-def add(left_out: LeftOut, case: Case) -> None:
-    """Add the errors of a scan, by each of the calibrators."""
-    name, logits, label = case
-    left_out.rows += left_out.rows_of(left_out.calibrated(logits, name), label[0], name)
+def compared(fits: Sequence[Calibrator], cases: Sequence[Case], **options: Any) -> LeftOut:
+    """Add the errors of scans, by each of the calibrators."""
+    left_out = LeftOut(fits, STRUCTURES, **options)
+    for name, logits, label in cases:
+        left_out.rows += left_out.rows_of(logits, label[0], name)
+    return left_out
 
 
 def test_errors_are_those_of_the_definitions() -> None:
@@ -61,56 +66,126 @@ def test_errors_are_those_of_the_definitions() -> None:
     cases[1] = ("patient0", *cases[1][1:])  # two scans of a patient
     cases[0][2][..., :2] = IGNORED
     fit = fitted(TemperatureScaling, cases, ignore_index=IGNORED)
-    left_out = LeftOut([fit], STRUCTURES, IGNORED)
     errors: dict[str, list] = {}
     for name, logits, label in cases:
-        add(left_out, (name, logits, label))
         kept = label[0, 0].numpy() != IGNORED
         t = fit.left_out()[name].state()["temperature"].item()
+        whole = softmax(logits[0].numpy() / t, 0)
         values, true = logits[0].numpy()[:, kept] / t, label[0, 0].numpy()[kept]
         nll = -np.take_along_axis(log_softmax(values, 0), true[None], 0).mean()
-        p, predicted = softmax(values, 0), values.argmax(0)
-        row = [nll]
+        predicted = values.argmax(0)
+        sure, is_right = (
+            softmax(values, 0).max(0)[predicted > 0],
+            (predicted == true)[predicted > 0],
+        )
+        row = [nll, sure.sum() - is_right.sum(), len(sure)]
         for classes in STRUCTURES.values():
             inside, is_true = np.isin(predicted, classes), np.isin(true, classes)
-            p_of = p[classes].sum(0)
-            expected = 2 * p_of[inside].sum() / (inside.sum() + p_of.sum())
+            p_of = whole[classes].sum(0)  # of ignored voxels, too: of new scans, none are known
+            found = np.isin(whole.argmax(0), classes)
+            expected = 2 * p_of[found].sum() / (found.sum() + p_of.sum())
             dsc = 2 * (inside & is_true).sum() / (inside.sum() + is_true.sum())
-            row += [p_of[inside].sum(), (inside & is_true).sum(), inside.sum(), expected - dsc]
+            row += [dsc, expected - dsc]
         errors.setdefault(name, []).append(row)
     rows = []
     for scans in map(np.array, errors.values()):
-        gaps = [(scans[:, i].sum() - scans[:, i + 1].sum()) / scans[:, i + 2].sum() for i in (1, 5)]
-        rows.append([scans[:, 0].mean(), *gaps, scans[:, [4, 8]].mean()])
-    found = left_out.table()["temperature"]
-    assert [*found] == ["nll", "gap one", "gap two", "bias"]
+        means = scans.mean(0)
+        one, two = means[[3, 5]]
+        gap = scans[:, 1].sum() / scans[:, 2].sum()
+        rows.append([means[0], (one + two) / 2, one, two, means[[4, 6]].mean(), gap])
+    found = compared([fit], cases, ignore_index=IGNORED).table()["temperature"]
+    assert [*found] == ["nll", "dsc", "dsc one", "dsc two", "bias", "gap"]
     assert [*found.values()] == pytest.approx(np.mean(rows, 0), rel=1e-4, abs=1e-5)
 
 
-def test_the_simplest_that_is_not_worse_is_chosen() -> None:
-    """Of logits that are off by a bias, by a factor, and not at all."""
-    for factor, bias, expected in (
+def test_voxels_that_the_network_did_not_see_are_missed() -> None:
+    name, logits, label = made_cases(1)[0]
+    left_out = LeftOut([], STRUCTURES)
+    seen, cut = (
+        left_out.rows_of(logits, label[0], name, outside)[0].values for outside in (0, [30, 0])
+    )
+    np.testing.assert_allclose(cut[:, 3] - seen[:, 3], [30, 0])
+    sizes = (logits[0].argmax(0) == 1).sum().item() + seen[0, 3]
+    assert cut[0, 1] == pytest.approx(seen[0, 1] * sizes / (sizes + 30))
+    np.testing.assert_allclose(cut[1], seen[1])
+
+
+@pytest.mark.parametrize(
+    ("factor", "bias", "expected"),
+    [
         (1.0, (0.0, 1.0, -1.0, 0.5), "bias"),
         (2.0, (0.0,) * 4, "temperature"),
         (1.0, (0.0,) * 4, "none"),
-    ):
-        cases = made_cases(20, factor, bias)
-        fits = [fitted(kind, cases) for kind in (TemperatureScaling, ClassBias)]
-        left_out = LeftOut(fits, STRUCTURES)
-        for case in cases:
-            add(left_out, case)
-        assert left_out.choice() == expected
-        assert left_out.describe().endswith(f": {expected}")
+    ],
+)
+def test_what_helps_patients_left_out_is_advised(
+    factor: float, bias: Sequence[float], expected: str
+) -> None:
+    """Of logits that are off by a bias, by a factor, and not at all."""
+    cases = made_cases(20, factor, bias)
+    left_out = compared([fitted(kind, cases) for kind in CANDIDATES], cases)
+    assert [*left_out.table()] == ["none", *(kind.name for kind in CANDIDATES)]
+    assert left_out.advice().name == expected
+    assert f"Advised: {TEXTS[expected]}, as" in left_out.describe()
+
+
+def test_the_network_as_it_is_may_have_a_calibrator() -> None:
+    cases = made_cases(6, factor=2.0)
+    half = TemperatureScaling().with_state({"temperature": 2.0})
+    left_out = compared([fitted(TemperatureScaling, cases)], cases, before=half)
+    table = left_out.table()
+    assert table["none"]["nll"] == pytest.approx(table["temperature"]["nll"], abs=0.01)
+    assert left_out.advice().name == "none"
+
+
+def test_a_calibrator_that_no_patient_can_be_left_out_of_is_not_compared() -> None:
+    """A class that one patient alone has."""
+    cases = made_cases(4)
+    for _, _, label in cases[1:]:
+        label[label == 3] = 2
+    left_out = compared([fitted(kind, cases) for kind in CANDIDATES], cases)
+    assert [*left_out.skipped] == ["bias", "vector"]
+    assert left_out.advice().name in ("none", "temperature")
+    assert "T and bias: not compared. No voxel is labelled as class 3" in left_out.describe()
+
+
+def test_one_patient_advises_nothing() -> None:
+    cases = made_cases(1, factor=3.0)
+    assert compared([fitted(TemperatureScaling, cases)], cases).advice().name == "none"
+
+
+NLL = np.array([0.10, 0.12, 0.14, 0.16, 0.18])
+
+
+@pytest.mark.parametrize(
+    ("bias_dsc", "bias_nll", "t_nll", "expected"),
+    [
+        ([0.02, 0.03, 0.01, 0.02, 0.02], -0.01, -0.02, "bias"),
+        ([0.02, 0.03, 0.01, 0.02, 0.02], +0.001, -0.02, "temperature"),  # a higher NLL
+        ([0.20, -0.18, 0.01, 0.02, 0.02], -0.01, -0.02, "temperature"),  # within an error of 0
+        ([0.00, 0.00, 0.00, 0.00, 0.00], -0.01, 0.0, "none"),
+        ([np.nan, 0.03, 0.01, 0.02, 0.02], -0.01, -0.02, "bias"),
+    ],
+)
+def test_the_advice_follows_its_rule(
+    bias_dsc: list[float], bias_nll: float, t_nll: float, expected: str
+) -> None:
+    dsc = {
+        "none": np.full(5, 0.8),
+        "temperature": np.full(5, 0.8),
+        "bias": 0.8 + np.array(bias_dsc),
+    }
+    nll = {"none": NLL, "temperature": NLL + t_nll, "bias": NLL + bias_nll, "vector": 0 * NLL}
+    assert advise(nll, {**dsc, "vector": np.ones(5)}).name == expected
 
 
 def test_a_scan_that_is_ignored_as_a_whole_does_not_choose() -> None:
     cases = made_cases(20, factor=2.0)
     fit = fitted(TemperatureScaling, cases, ignore_index=IGNORED)
-    left_out = LeftOut([fit], STRUCTURES, IGNORED)
     name, logits, label = cases[0]
-    for case in (*cases, (f"{name} again", logits, torch.full_like(label, IGNORED))):
-        add(left_out, case)
-    assert left_out.choice() == "temperature"
+    ignored = (f"{name} again", logits, torch.full_like(label, IGNORED))
+    left_out = compared([fit], [*cases, ignored], ignore_index=IGNORED)
+    assert left_out.advice().name == "temperature"
 
 
 def test_a_patient_without_a_voxel_in_the_region_is_not_left_out() -> None:

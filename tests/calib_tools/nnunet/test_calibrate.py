@@ -83,6 +83,7 @@ def test_the_temperature_is_fitted_on_all_folds_and_divides_the_logits_of_each(
     assert {name: after[name] for name in before} == before
     added = {name.rpartition("__2d/")[2] for name in after.keys() - before.keys()}
     assert added == {
+        "calibrators.csv",
         "temperature.json",
         *(f"fold_{fold}/checkpoint_calibrated.pth" for fold in (0, 1)),
     }

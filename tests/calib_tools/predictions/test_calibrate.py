@@ -10,6 +10,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.special import expit, logit, softmax
@@ -65,7 +66,8 @@ def folders(tmp_path: Path) -> Folders:
 
 
 def calibrate(folders: Folders, out: Path, **options: Any) -> Any:
-    calibrate_predictions(*folders, out=out, **{"apply_to": [folders[0]], "workers": 1, **options})
+    given = {"apply_to": [folders[0]], "calibrator": "temperature", "workers": 1, **options}
+    calibrate_predictions(*folders, out=out, **given)
     return read_estimate(out)
 
 
@@ -92,7 +94,8 @@ def test_calibrated_maps_have_the_likelihood_that_was_fitted(
     kind: str, folders: Folders, tmp_path: Path
 ) -> None:
     estimate, likelihoods = calibrate(folders, tmp_path / "out", calibrator=kind), []
-    files = sorted([*(f"{case}_probability.nii.gz" for case in CASES), f"{kind}.json"])
+    maps = [f"{case}_probability.nii.gz" for case in CASES]
+    files = sorted([*maps, f"{kind}.json", "calibrators.csv"])
     assert sorted(file.name for file in (tmp_path / "out").glob("[!.]*")) == files
     for case in CASES:
         image = nib.load(tmp_path / "out" / f"{case}_probability.nii.gz")
@@ -113,27 +116,45 @@ def test_calibrated_maps_have_the_likelihood_that_was_fitted(
 
 
 @pytest.mark.parametrize(
-    ("factor", "kind", "advised"),
+    ("factor", "choice", "advised", "applied"),
     [
-        (1.0, "temperature", "temperature"),
-        (1.0, "vector", "temperature"),
-        (0.5, "temperature", "none"),
+        (1.0, None, "T", "temperature"),
+        (1.0, "vector", "T", "vector"),
+        (0.5, "temperature", "none", "temperature"),
+        (0.5, None, "none", None),
     ],
 )
-def test_maps_of_a_calibrator_that_is_not_advised(
-    factor: float, kind: str, advised: str, folders: Folders, tmp_path: Path, capsys: Any
+def test_the_advised_is_applied_unless_another_is_chosen(
+    factor: float,
+    choice: str | None,
+    advised: str,
+    applied: str | None,
+    folders: Folders,
+    tmp_path: Path,
+    capsys: Any,
 ) -> None:
-    """They are written all the same, and the command says so, and what comes next."""
+    """The command says what is advised, what it applies, and what comes next."""
     for case in CASES:
         p = softmax(factor * logits_of(case), axis=0)
         save_channels_last(folders[0] / f"{case}.nii", p.astype(np.float32))
-    calibrate(folders, tmp_path / "out", calibrator=kind)
-    printed = capsys.readouterr().out
-    assert f"not significantly above the lowest: {advised}\nThe advice is by the NLL." in printed
-    anyway = f"The {kind} is applied all the same, as the option calibrator says. By the NLL, it is"
-    assert (f"{anyway} not needed: {advised} is advised." in printed) == (kind != advised)
     out = tmp_path / "out"
-    assert f"{out}: 16 maps with this {kind}\nNext: evaluate_predictions {out} LABELS" in printed
+    options = {"calibrator": choice, "patient_pattern": r"patient\d", "workers": 1}
+    calibrate_predictions(*folders, apply_to=[folders[0]], out=out, **options)
+    printed = capsys.readouterr().out
+    assert f"Advised: {advised}, as" in printed
+    is_other = choice is not None and choice[0] != advised[0].lower()
+    assert ("is applied all the same, as the option calibrator says." in printed) == is_other
+    what = f"with this {applied}" if applied else "as they were: use those, or choose a --calib"
+    assert f"{out}: 16 maps {what}" in printed
+    assert f"\nNext: evaluate_predictions {out} LABELS" in printed
+    assert [file.stem for file in out.glob("*.json")] == ([applied] if applied else [])
+    table = pd.read_csv(out / "calibrators.csv", index_col=0)
+    assert [*table.index] == ["none", "temperature", "bias", "vector"]
+    if applied is None:
+        found = nib.load(out / f"{CASES[0]}_probability.nii.gz").get_fdata()
+        np.testing.assert_allclose(
+            np.moveaxis(found, -1, 0), softmax(factor * logits_of(CASES[0]), axis=0), atol=1e-6
+        )
 
 
 def test_predictions_of_the_fit_under_other_names_are_noted(

@@ -220,6 +220,7 @@ def test_the_average_of_members_is_fitted_and_scaled(folders: Path) -> None:
         apply_to=members,
         out=folders / "scaled",
         structures=OPTIONS["structures"],
+        calibrator="temperature",
         workers=1,
     )
     t = read_estimate(folders / "scaled").temperature
