@@ -9,7 +9,7 @@ LOGITS has a file `NETWORK_SET.pt` of `study.labels.logits` for each network and
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,20 +58,23 @@ class Draws:
         self.before.set_state(state)
         self.patients = sorted({scan["patient"] for scan in self.scans})
 
-    def rows(self, number: int, draw: int) -> list[dict[str, Any]]:
-        """Return the measures of each calibrator that is fitted to some patients, on the others."""
+    def drawn(self, number: int, draw: int) -> tuple[list[Any], list[Any]]:
+        """Return the scans of the patients of a draw, and those of the others."""
         drawn = np.random.default_rng(draw).choice(self.patients, number, replace=False)
         inside = [scan for scan in self.scans if scan["patient"] in drawn]
-        others = [scan for scan in self.scans if scan["patient"] not in drawn]
+        return inside, [scan for scan in self.scans if scan["patient"] not in drawn]
+
+    def rows(self, number: int, draw: int) -> list[dict[str, Any]]:
+        """Return the measures of each calibrator that is fitted to some patients, on the others."""
+        inside, others = self.drawn(number, draw)
         fits = {NONE: self.before, **self._fitted(inside)}
         left_out = self._measure_left_out(inside, fits)
         advised = advise(*by_patient(left_out, ["nll", "dsc"])).name
         rows = []
         for name, fit in fits.items():
             tested = [self.measure(scan, fit) for scan in others]
-            row = {"patients": number, "draw": draw, "calibrator": name, "advised": advised}
-            means = pd.DataFrame(tested).groupby("patient").mean(numeric_only=True).mean()
-            row |= means.drop(["estimates"], errors="ignore").to_dict()
+            row: dict[str, Any] = {"patients": number, "draw": draw, "calibrator": name}
+            row |= {"advised": advised, **means_of(tested)}
             if name in left_out:
                 row |= self._limits(left_out[name], tested)
             rows.append(row)
@@ -106,7 +109,9 @@ class Draws:
             measured[name] = [self.measure(scan, others[scan["patient"]]) for scan in scans]
         return measured
 
-    def measure(self, scan: Mapping[str, Any], fit: Calibrator) -> dict[str, Any]:
+    def measure(
+        self, scan: Mapping[str, Any], fit: Callable[[torch.Tensor], torch.Tensor]
+    ) -> dict[str, Any]:
         """Return the measures of a scan."""
         weight, label, near = scan["weight"].double(), scan["label"].long(), scan["near"]
         z = fit(scan["logits"][None])[0]
@@ -152,12 +157,17 @@ class Draws:
             return {}
         expected = others.values[..., 1].T
         bounds = np.stack([*map(known.lower_bound, structures, expected)])
-        row = {"held": found[ALL_DSC].held, "tested": found[ALL_DSC].patients}
+        row: dict[str, float] = {"held": found[ALL_DSC].held, "tested": found[ALL_DSC].patients}
         row["width"] = float(np.nanmedian(expected - bounds))
         for name in structures:
             low, high = known.volume_range(name, 1.0)
             row |= {f"held_{name}": found[volume_of(name)].held, f"width_{name}": high - low}
         return row
+
+
+def means_of(tested: list[dict[str, Any]]) -> dict[str, float]:
+    """Return means over patients of the measures of scans, of each of whom the mean counts."""
+    return pd.DataFrame(tested).groupby("patient").mean(numeric_only=True).mean().to_dict()
 
 
 def by_patient(

@@ -91,5 +91,6 @@ class Stored:
 
 
 if __name__ == "__main__":
-    out, name, *rest = sys.argv[1:]
-    main(Path(out), name, *map(Path, rest[:3]), *rest[3:])
+    folder, title, *places = sys.argv[1:]
+    first, second, third = map(Path, places[:3])
+    main(Path(folder), title, first, second, third, *places[3:])
