@@ -24,6 +24,8 @@ Structures = Mapping[str, Sequence[int]]
 NONE = "none"
 CANDIDATES: tuple[type[Calibrator], ...] = (TemperatureScaling, ClassBias, VectorScaling)
 REGIONS = ("all", "predicted")  # what is predicted follows from the calibrated probabilities
+MEASURES = {Region(name): ["top_label"] for name in REGIONS}
+SLAB = 16  # slices that are measured at a time
 TEXTS = {NONE: "none", "temperature": "T", "bias": "T and bias", "vector": "vector"}
 MOST_STRUCTURES = 6  # of which each has a column of the table
 
@@ -44,6 +46,53 @@ class ScanErrors(NamedTuple):
     nll: float
     bins: Mapping[str, CalibrationBins]
     values: Array
+
+
+class _ScanSums:
+    """What the errors of a scan follow from, a slab of slices at a time."""
+
+    def __init__(self, structures: Structures, ignore_index: int | None) -> None:
+        self.structures, self.ignore_index = structures, ignore_index
+        self.scan = ScanEstimates(structures)
+        self.nll = self.voxels = 0.0
+        self.bins: dict[str, CalibrationBins] = {}
+        self.counts = np.zeros((len(structures), 3))  # right, predicted and true voxels
+
+    def add(self, logits: torch.Tensor, y: torch.Tensor) -> None:
+        """Add calibrated logits `(1, N, *S)` and class indices `(1, *S)`."""
+        counted = torch.ones_like(y, dtype=torch.bool)
+        if self.ignore_index is not None:
+            counted = y != self.ignore_index
+        losses = F.cross_entropy(logits, y.long() * counted, reduction="none")
+        self.nll += float(losses[counted].sum(dtype=torch.float64))
+        self.voxels += float(counted.sum())
+        p = logits.softmax(1)
+        found = measure_regions(p, y[None], MEASURES, ignore_index=self.ignore_index)
+        for region, measured in found.items():
+            part, name = measured.bins["top_label"], region.name
+            self.bins[name] = self.bins[name] + part if name in self.bins else part
+        self.scan.update(p[0])
+        predicted = p[0].max(0).indices  # what argmax gives, in a fraction of its time
+        for number, classes in enumerate(self.structures.values()):
+            is_found, is_true = (
+                torch.isin(each, torch.tensor(classes, device=y.device, dtype=each.dtype)) & counted
+                for each in (predicted, y)
+            )
+            for kind, mask in enumerate((is_found & is_true, is_found, is_true)):
+                self.counts[number, kind] += int(mask.sum())
+
+    def errors(self, calibrator: str, patient: str, outside: ArrayLike) -> ScanErrors:
+        """Return the errors, see `LeftOut.rows_of`."""
+        both, found, true = self.counts.T
+        true = true + np.asarray(outside)
+        with np.errstate(invalid="ignore"):  # NaN of a structure in neither
+            dsc = 2 * both / (found + true)
+        estimates = self.scan.compute().values()
+        expected = [each.expected_dsc for each in estimates]
+        volumes = [each.expected_voxels for each in estimates]
+        values = np.column_stack([expected, dsc, volumes, true])
+        nll = self.nll / self.voxels if self.voxels else math.nan
+        return ScanErrors(calibrator, patient, nll, self.bins, values)
 
 
 class Advice(NamedTuple):
@@ -109,7 +158,6 @@ class LeftOut:
         before: Calibrator | None = None,
     ) -> None:
         self.structures, self.ignore_index, self.before = structures, ignore_index, before
-        self._ignored = -100 if ignore_index is None else ignore_index
         self.fits: dict[str, Calibrator] = {}
         self.others: dict[str, dict[str, Calibrator]] = {}
         self.rows: list[ScanErrors] = []
@@ -137,37 +185,13 @@ class LeftOut:
         """
         fits = {NONE: self.before}
         fits |= {name: self.others[name].get(patient, fit) for name, fit in self.fits.items()}
-        measures = {Region(name): ["top_label"] for name in REGIONS}
-        rows = []
-        for name, fit in fits.items():
-            values = logits if fit is None else fit.to(logits.device)(logits)
-            nll = F.cross_entropy(values, y.long(), reduction="sum", ignore_index=self._ignored)
-            mean = float(nll / (y != self._ignored).sum())
-            p = values.softmax(1)
-            found = measure_regions(p, y[None], measures, ignore_index=self.ignore_index)
-            bins = {region.name: each.bins["top_label"] for region, each in found.items()}
-            rows.append(ScanErrors(name, patient, mean, bins, self._values(p[0], y, outside)))
-        return rows
-
-    def _values(self, p: torch.Tensor, y: torch.Tensor, outside: ArrayLike) -> Array:
-        """Return the `values` of `ScanErrors` of probabilities `(N, *S)`."""
-        scan = ScanEstimates(self.structures)
-        scan.update(p)
-        predicted, counted = p.argmax(0), y[0] != self._ignored
-        counts = []
-        for classes in self.structures.values():
-            codes = torch.tensor(classes, device=y.device)
-            found = torch.isin(predicted, codes) & counted
-            true = torch.isin(y[0], codes.to(y.dtype)) & counted
-            counts.append([int(each.sum()) for each in (found & true, found, true)])
-        both, found, true = np.array(counts, float).T
-        true += np.asarray(outside)
-        with np.errstate(invalid="ignore"):  # NaN of a structure in neither
-            dsc = 2 * both / (found + true)
-        estimates = scan.compute().values()
-        expected = [each.expected_dsc for each in estimates]
-        volumes = [each.expected_voxels for each in estimates]
-        return np.column_stack([expected, dsc, volumes, true])
+        measured = {name: _ScanSums(self.structures, self.ignore_index) for name in fits}
+        # A slab of slices at a time: copies of a large scan would take several times its memory
+        slabs = zip(logits.split(SLAB, -1), y.split(SLAB, -1), strict=True)
+        for values, label in slabs:
+            for name, fit in fits.items():
+                measured[name].add(values if fit is None else fit.to(values.device)(values), label)
+        return [sums.errors(name, patient, outside) for name, sums in measured.items()]
 
     def table(self) -> dict[str, dict[str, float]]:
         """Return means over patients of each calibrator: `nll`, the NLL over all voxels; `dsc`, the
