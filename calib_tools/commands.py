@@ -93,21 +93,21 @@ def prepare_data(
             f"{dataset}: labels, structures, like and in_channels are options of"
             f" {', '.join(prepare.OWN)}."
         )
+    geometry: dict[str, Any] = {
+        "image_size": image_size,
+        "slice_axis": slice_axis,
+        "spacing": spacing,
+    }
     is_new = is_own and (like is None or like in prepare.LIKE)  # for a training
-    if is_own and not is_new:
-        if any((in_channels, image_size, spacing)):
-            raise InputError(
-                "in_channels, image_size and spacing are those of the weights that --like names."
-                " Leave them out."
-            )
-        facts = prepare.facts_of_weights(Path(str(like)), src, labels, structures)
-        facts = replace(facts, slice_axis=facts.slice_axis if slice_axis is None else slice_axis)
-    else:
-        model = like or prepare.OWN.get(dataset, dataset)
-        facts = facts_of_dataset(model, src, image_size, slice_axis, spacing)
     if is_new:
+        facts = facts_of_dataset(like or prepare.OWN[dataset], src, **geometry)
         facts = replace(facts, spacing=list(spacing) if spacing else None)  # else as acquired
         facts = prepare.with_own_classes(facts, dataset, src, labels, structures, in_channels)
+    elif is_own:
+        given = {**geometry, "in_channels": in_channels}
+        facts = prepare.facts_of_weights(Path(str(like)), src, labels, structures, given)
+    else:
+        facts = facts_of_dataset(dataset, src, **geometry)
     cases, listed = prepare.list_cases(dataset, src, patient, split)
     options = SplitOptions(fractions, folds, seed, listed)
     prepare.prepare_cases(cases, facts, out, options, workers, skip_bad, fit_patch=is_new)

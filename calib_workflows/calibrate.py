@@ -213,16 +213,20 @@ class Calibration:
                 LIMIT_PATIENTS,
                 reference.patients,
             )
-        exports = [target.with_suffix(ending) for ending in (".ts", ".onnx")]
-        for export in (*exports, Path(f"{target}.plan")):
-            if export.exists():
-                log.warning("%s may have the weights before calibration. Export it again.", export)
+        _warn_of_exports(target)
         if target == self.load_path:
             log.info(
                 "Next: evaluate the network, with configs/evaluate.yaml in place of calibrate.yaml"
             )
         else:
             log.info("Next: segment scans, with configs/inference.yaml and --load_path %s", target)
+
+
+def _warn_of_exports(weights: Path) -> None:
+    exports = [weights.with_suffix(ending) for ending in (".ts", ".onnx")]
+    for export in (*exports, Path(f"{weights}.plan")):
+        if export.exists():
+            log.warning("%s may have the weights before calibration. Export it again.", export)
 
 
 def _figure(fit: Fit) -> bytes:

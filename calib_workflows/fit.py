@@ -104,7 +104,8 @@ def fit_calibrator(
         ignore_index: Label of voxels to leave out.
         before: The calibrator that the network has, which none keeps; None for none.
     """
-    fits = [kind(region, ignore_index) for kind in CANDIDATES]
+    kinds = dict.fromkeys([*CANDIDATES, KINDS[choice]] if choice in KINDS else CANDIDATES)
+    fits = [kind(region, ignore_index) for kind in kinds]
     estimates, failed = fit_to_cases(cases, fits, choice)
     fitted = [fit for fit in fits if fit.name in estimates]
     compared = LeftOut(fitted, structures, ignore_index, before)
@@ -112,23 +113,33 @@ def fit_calibrator(
     if choice in compared.skipped:
         raise InputError(compared.skipped[choice])
     measure = functools.partial(_measure_case, compared=compared)
-    scans: list[ScanErrors] = []  # of the first label alone
-    for by_label in cases.map(measure):
-        scans += by_label[0]
-        compared.rows += [row for rows in by_label for row in rows]
+    by_case = cases.map(measure)
+    compared.rows += [row for by_label in by_case for rows in by_label for row in rows]
+    name = choice or compared.advice().name
+    reference = _reference_of([row for rows, *_ in by_case for row in rows], name, structures)
+    calibrator = compared.fits.get(name, before) or unscaled()
+    return Fit(calibrator, estimates.get(name), compared, _pooled_bins(compared), reference)
+
+
+def _reference_of(
+    rows: Sequence[ScanErrors], name: str, structures: Mapping[str, Sequence[int]]
+) -> Reference:
+    """Return the reference of scans by a calibrator."""
+    kept = sorted(
+        (row for row in rows if row.calibrator == name), key=operator.attrgetter("patient")
+    )
+    patients, values = [row.patient for row in kept], [row.values for row in kept]
+    return Reference.from_scans([*structures], patients, values)
+
+
+def _pooled_bins(compared: LeftOut) -> dict[tuple[str, str], CalibrationBins]:
+    """Return the bins of all scans by calibrator and region."""
     bins: dict[tuple[str, str], CalibrationBins] = {}
     for row in compared.rows:
         for where, part in row.bins.items():
             key = row.calibrator, where
             bins[key] = bins[key] + part if key in bins else part
-    name = choice or compared.advice().name
-    kept = sorted(
-        (row for row in scans if row.calibrator == name), key=operator.attrgetter("patient")
-    )
-    patients, values = [row.patient for row in kept], [row.values for row in kept]
-    reference = Reference.from_scans([*structures], patients, values)
-    calibrator = compared.fits.get(name, before) or unscaled()
-    return Fit(calibrator, estimates.get(name), compared, bins, reference)
+    return bins
 
 
 def unscaled() -> Calibrator:
@@ -142,7 +153,7 @@ def describe_fit(fit: Fit, region: Region, is_chosen: bool = False) -> list[str]
     """
     advised, sentences = fit.compared.advice().name, [fit.compared.describe()]
     if is_chosen and advised != fit.name:
-        sentences.append(FORCED.format(name=TEXTS[fit.name]))
+        sentences.append(FORCED.format(name=TEXTS.get(fit.name, fit.name)))
     if fit.estimate is None:
         return sentences
     return sentences + describe_estimate(fit.estimate, region)
@@ -150,7 +161,7 @@ def describe_fit(fit: Fit, region: Region, is_chosen: bool = False) -> list[str]
 
 def describe_estimate(estimate: Estimate, region: Region) -> list[str]:
     """Return what was fitted to a region, and what it changes, a sentence each."""
-    symbol = TEXTS[estimate.name]
+    symbol = TEXTS.get(estimate.name, estimate.name)
     where = "all voxels" if region.kind == "all" else f"the voxels of region {region.name}"
     change = f"NLL {estimate.nll_before:.4f} -> {estimate.nll_after:.4f}"
     return [

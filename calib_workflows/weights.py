@@ -169,13 +169,18 @@ def with_calibrator(
     before = calibrator_in(weights)
     old = {} if before is None else before.state()
     new = {name: values.cpu() for name, values in calibrator.state().items()}
-    weights = {name: values for name, values in weights.items() if name not in old} | new
-    is_same = old.keys() == new.keys() and all(torch.equal(old[name], new[name]) for name in new)
-    kept = known[FITTED_ON] if is_same else None
-    for name, values in ((REFERENCE, reference), (FITTED_ON, kept if fit is None else fit)):
-        if values is not None:
-            weights[name] = values
+    for name in old:
+        del weights[name]  # in place: PyTorch keeps versions of modules in an attribute
+    weights.update(new)
+    if fit is None and _are_equal(old, new):
+        fit = known[FITTED_ON]
+    of_the_fit = {REFERENCE: reference, FITTED_ON: fit}
+    weights.update({name: values for name, values in of_the_fit.items() if values is not None})
     return serialize(weights)
+
+
+def _are_equal(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def add_tests(file: Path, name: str, scans: Reference) -> None:

@@ -120,11 +120,11 @@ def advise(nll: Mapping[str, Array], dsc: Mapping[str, Array]) -> Advice:
         change, _ = _mean_and_error(nll["bias"] - nll[NONE])
         if gain > error and change <= 0:
             return Advice("bias", f"its DSC is higher by {gain:.3f} (standard error {error:.3f})")
-    lower, error = _mean_and_error(nll[NONE] - nll["temperature"])
-    if lower > error:
-        return Advice(
-            "temperature", f"its NLL is lower by {lower:.4f} (standard error {error:.4f})"
-        )
+    if "temperature" in nll:
+        lower, error = _mean_and_error(nll[NONE] - nll["temperature"])
+        if lower > error:
+            reason = f"its NLL is lower by {lower:.4f} (standard error {error:.4f})"
+            return Advice("temperature", reason)
     return Advice(NONE, "neither the DSC nor the NLL is better by more than a standard error")
 
 

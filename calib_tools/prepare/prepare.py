@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm.contrib.concurrent import thread_map
 
-from calib_components.errors import InputError
+from calib_components.errors import InputError, printable
 from calib_tools.cli import parse_structures
 from calib_tools.parallel import count_workers
 from calib_tools.prepare import acdc, brats, flare, generic, hippocampus, msd
@@ -77,20 +77,28 @@ def with_own_classes(
 
 
 def facts_of_weights(
-    weights: Path, src: Path, labels: Sequence[str] | None, structures: Sequence[str] | None
+    weights: Path,
+    src: Path,
+    labels: Sequence[str] | None,
+    structures: Sequence[str] | None,
+    given: Mapping[str, Any],
 ) -> Facts:
     """Return the facts of trained weights for cases that they are calibrated or evaluated on, whose
-    label files may have other values.
+    label files may have other values, and whose slices may lie along another axis.
 
     Raises:
-        InputError: There are no facts beside the weights, or structures are not theirs.
+        InputError: There are no facts beside the weights, structures are not theirs, or another
+            option is given that they decide.
     """
     facts = facts_beside(weights / FACTS)
     if facts is None:
         raise InputError(
-            f"--like: {weights} is none of {', '.join(LIKE)}, nor a folder of weights with their"
-            f" {FACTS}."
+            f"like must be one of {', '.join(LIKE)}, or a folder of weights with their {FACTS}, got"
+            f" {printable(str(weights))}."
         )
+    for option, value in given.items():
+        if value is not None and option != "slice_axis":
+            raise InputError(f"{option} is that of the weights that --like names. Leave it out.")
     names, codes = facts.class_names[1:], facts.label_codes
     if labels or structures:
         given = _parse_labels(labels, structures, "--structures")
@@ -100,7 +108,9 @@ def facts_of_weights(
                 f" {', '.join(names)}."
             )
         codes = [0, *(min(given[name]) for name in names)]
-    return replace(facts, name=src.resolve().name, label_codes=codes, source=str(src.resolve()))
+    axis = facts.slice_axis if given["slice_axis"] is None else given["slice_axis"]
+    place = src.resolve()
+    return replace(facts, name=place.name, label_codes=codes, slice_axis=axis, source=str(place))
 
 
 def _parse_labels(

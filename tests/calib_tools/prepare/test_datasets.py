@@ -18,7 +18,7 @@ from calib_tools.prepare.case import transform_case
 from calib_tools.prepare.facts import facts_of_dataset
 from calib_workflows.data.facts import facts_beside
 from tests.calib_tools.prepare.conftest import read
-from tests.helpers import blocks, make_brats, make_flare, save
+from tests.helpers import ACDC, blocks, make_brats, make_flare, save
 
 
 class TestAcdc:
@@ -209,11 +209,36 @@ class TestGeneric:
         assert facts.structures == classes
         assert np.unique(read(out / "p1_a" / "label.nii")).tolist() == list(range(len(codes)))
 
+    def test_cases_for_trained_weights_follow_their_facts(
+        self, own: Path, out: Path, tmp_path: Path
+    ) -> None:
+        """But for the values in their label files."""
+        for name in NAMES:
+            save(tmp_path / "own" / "images" / f"{name}.nii.gz", np.random.rand(18, 16, 4))
+            label = np.array([0, 600, 200, 500])[blocks((18, 16, 4), [1, 2, 3])]
+            save(tmp_path / "own" / "labels" / f"{name}.nii.gz", label)
+        codes = {"right ventricle": 600, "myocardium": 200, "left ventricle": 500}
+        given = [f"{name}={code}" for name, code in reversed(codes.items())]
+        like = {"like": str(ACDC / "models"), "fractions": (0, 1, 0)}
+        prepare_data("generic", own, out, structures=given, **like)
+        facts, of_weights = (
+            facts_beside(folder / "facts.yaml") for folder in (out, ACDC / "models")
+        )
+        assert facts.label_codes == [0, *codes.values()]
+        for name in ("dataset", "class_names", "structures", "image_size", "crop_size"):
+            assert getattr(facts, name) == getattr(of_weights, name)
+        first, second = (np.unique(read(out / f"{name}" / "label.nii")) for name in NAMES[:2])
+        assert [*first] == [*second] == [0, 1, 2, 3]
+        for wrong in (given[:2], [*given[:2], "right ventricle=1+2"], ["a=1", "b=2", "c=3"]):
+            with pytest.raises(InputError, match="one value for each structure of the weights"):
+                prepare_data("generic", own, out, structures=wrong, **like)
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [
             ({"structures": ["a=1"]}, "labels: give the names"),
-            ({"like": "flair"}, "like must be one of"),
+            ({"like": str(ACDC / "models")}, "in_channels is that of the weights"),
+            ({"like": "flair"}, "like must be one of .*, or a folder of weights .*, got flair"),
             ({"patient": "x*"}, "--patient: 'x[*]' matches no part of the name p1_a"),
             ({"dataset": "acdc"}, "labels, structures, like and in_channels are options of"),
             ({"src": Path("absent")}, "absent: no such folder"),
