@@ -47,7 +47,8 @@ LOOK_FIRST = "Look first at {cases}."
 SEGMENT = (
     "Find out whether these images are unlike the training's: evaluate patients of the training's"
     " origin that the network has not seen. If their DSC is low, too, it needs more training"
-    " (losses without a Dice term need it most); if not, labels of a few patients like these."
+    " (losses without a Dice term need it most); if not, calibrate it on a few patients like these"
+    " (docs/another_scanner.md)."
     " Ignore padded voxels."
 )
 EVALUATE = "Evaluate probabilities, which tell whether it is calibrated."
@@ -66,9 +67,9 @@ MANY_MORE = (
 )
 SPREAD_UNKNOWN = "Evaluate six patients or more: fewer do not tell how much patients differ."
 FIT = (
-    "{tool} fits a temperature on validation patients, and says whether it lowers the NLL of those"
-    " that are left out. Whether it closes this gap, which is another goal, an evaluation with it"
-    " says, with the same options."
+    "{tool} compares calibrators on validation patients, each left out, and applies the one that"
+    " helps them. Whether it closes this gap, which is another goal, an evaluation with it says,"
+    " with the same options."
 )
 TOOLS = {  # by the source of the probabilities
     "bundle": "configs/calibrate.yaml",
@@ -80,8 +81,8 @@ FIT_AGAIN = (
     " close while the NLL over all voxels rises."
 )
 UNLIKE = (
-    "Label about {count} more patients like these, and fit a temperature on them: with what was"
-    " fitted ({done}), it is still {kind}. The NLL of those left out says whether it helps."
+    "Label about {count} more patients like these, and calibrate it on them: with what was fitted"
+    " ({done}), it is still {kind}. Those that are left out say whether it helps."
 )
 
 
