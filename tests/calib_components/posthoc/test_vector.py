@@ -15,7 +15,13 @@ from scipy.special import log_softmax
 from torch.nn.functional import cross_entropy
 
 from calib_components.errors import InputError
-from calib_components.posthoc import ClassBias, TemperatureScaling, VectorEstimate, VectorScaling
+from calib_components.posthoc import (
+    ClassBias,
+    TemperatureScaling,
+    VectorEstimate,
+    VectorScaling,
+    vector,
+)
 from calib_components.posthoc.vector import BiasEstimate
 from tests.calib_components.posthoc.made_up import draw, voxels
 
@@ -98,6 +104,41 @@ def test_agrees_with_scipy(
     changed = (calibrated.argmax(1) != own.argmax(1)).double().mean().item()
     assert estimate.changed == pytest.approx(changed)
     assert f"{changed:.3%}" in estimate.effect()
+
+
+def test_two_classes_have_a_scale_each() -> None:
+    """As Guo et al. write it, of logits as they are: one scale would be less likely."""
+    logits, y = draw((9, 2, 20, 16), scale=[0.4, 1.5], bias=[0.3, -0.3], spread=2)
+    _, estimate = fit(VectorScaling, logits, y)
+    expected, nll = minimum(VectorScaling, logits, y)
+    assert values(estimate) == pytest.approx(expected, abs=1e-4)
+    assert estimate.nll_after == pytest.approx(nll, abs=1e-7)
+    assert values(estimate)[1] > 2 * values(estimate)[0]
+    assert estimate.nll_after < fit(ClassBias, logits, y)[1].nll_after - 0.01
+
+
+def test_the_samples_of_many_patients_take_bounded_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whose order does not change what is kept of each."""
+    logits, y = draw((16, 4, 40, 40), **TRUE)
+    names = [f"patient{number}" for number in range(16)]
+    _, whole = fit(ClassBias, logits, y, names)
+    monkeypatch.setattr(vector, "MOST_LOGITS", 16 * 4 * 2 * 100)
+    kept = []
+    for order in (range(16), range(15, -1, -1)):
+        calibrator = ClassBias()
+        for number in order:
+            calibrator.update(logits[number : number + 1], y[number : number + 1], names[number])
+        samples = calibrator._gathered()
+        assert sum(each.logits.size for each in samples.values()) <= vector.MOST_LOGITS
+        assert min(len(each.label) for each in samples.values()) > 50
+        kept.append(samples)
+        estimate = calibrator.compute()
+        assert estimate.voxels == y.numel()
+        assert estimate.nll_after == pytest.approx(whole.nll_after, rel=0.1)
+    for name in names:
+        np.testing.assert_array_equal(*(samples[name].logits for samples in kept))
 
 
 @pytest.mark.parametrize("kind", KINDS)
