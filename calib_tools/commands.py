@@ -105,6 +105,8 @@ def prepare_data(
         facts = prepare.with_own_classes(facts, dataset, src, labels, structures, in_channels)
     elif is_own:
         given = {**geometry, "in_channels": in_channels}
+        if not labels and not structures and dataset != "generic":
+            structures = prepare.structures_of_task(src)
         facts = prepare.facts_of_weights(Path(str(like)), src, labels, structures, given)
     else:
         facts = facts_of_dataset(dataset, src, **geometry)
@@ -483,8 +485,7 @@ def calibrate_model(
         model: Folder of the trained model, `$nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION`.
         region: Voxels to fit on, such as predicted, see `calib_components.metrics.regions`. Fitted
             to a region chosen by the ground truth, probabilities are not calibrated.
-        calibrator: In place of the advised one: temperature, bias or vector, see
-            `calibrate_predictions`.
+        calibrator: In place of the advised one: temperature or bias, see `calibrate_predictions`.
         patient_pattern: Regular expression for the part of a case's name that names the patient,
             such as patient[0-9]+. Default: each case is a patient.
         workers: Number of processes, each with a case in memory. Default: one per core, at most 8.
@@ -505,7 +506,7 @@ def calibrate_model(
 
     fitted_on = Region.parse(region)
     if calibrator is not None:
-        check_choice("--calibrator", calibrator, KINDS)
+        check_choice("--calibrator", calibrator, nnunet.CHOICES)
     trained = nnunet.read_model(model)
     run = {"region": region, "calibrator": calibrator, "patient_pattern": patient_pattern}
     output = OutputFolder(model, run, overwrite=overwrite)

@@ -22,6 +22,7 @@ from calib_components.errors import InputError, check_choice, check_writable, re
 from calib_components.metrics.regions import Region
 from calib_components.posthoc import KINDS, RETIRED, Estimate, set_calibrator
 from calib_components.posthoc.comparison import NONE, REGIONS
+from calib_components.posthoc.network import BASELINE, CASES
 from calib_components.quality.reference import LIMIT_PATIENTS
 from calib_workflows.cases import NetworkCases
 from calib_workflows.data.facts import Facts, facts_beside
@@ -36,11 +37,14 @@ from calib_workflows.fit import (
 )
 from calib_workflows.folders import OutputFolder
 from calib_workflows.weights import (
+    Baseline,
     WeightsCheckpointLoader,
     baseline_of,
+    cases_of_run,
     check_beside,
-    fitted_on,
-    is_trained_on_these,
+    check_fitted,
+    check_weights_file,
+    is_trained_on,
     join_weights,
     warn_of_other_split,
     with_calibrator,
@@ -123,6 +127,8 @@ class Calibration:
 
     def __post_init__(self) -> None:
         self.load_path, self.output_dir = Path(self.load_path), Path(self.output_dir)
+        if self.calibrated_path is not None:
+            self.calibrated_path = Path(self.calibrated_path)
         self.region = Region.parse(self.region)
 
     def run(self) -> None:
@@ -130,36 +136,44 @@ class Calibration:
         if self.calibrator is not None:
             check_choice("calibrator", self.calibrator, CHOICES)
         set_calibrator(self.network, KINDS["temperature"]())
+        cases = cases_of_run()
         with ExitStack() as stack:
-            is_own, before = True, None
+            members = [*map(Path, ensure_tuple(self.members or self.load_path))]
+            for file in members:
+                check_weights_file(file)
+            is_own = all(is_trained_on(file, cases) for file in members)
+            target = self._target(is_own)
             if self.members is not None:
-                members = [*map(Path, ensure_tuple(self.members))]
-                if self.calibrated_path in (None, self.load_path):
-                    raise InputError("calibrated_path: name the file of the ensemble.")
-                target = Path(self.calibrated_path)
                 self.load_path = Path(stack.enter_context(TemporaryDirectory()), "ensemble.pt")
                 join_weights(members, self.load_path)
                 warn_of_other_split(members[0])
-            else:
-                is_own = is_trained_on_these(self.load_path)
-                target = self._target(is_own)
-                before = None if is_own else baseline_of(self.load_path)
-            output = self._check_places(target)
+            baseline = Baseline() if is_own else baseline_of(self.load_path, cases)
+            output = self._check_places(target, cases)
             stack.enter_context(OutputFolder(target.parent).claim())
             stack.enter_context(output.claim())
             WeightsCheckpointLoader(self.load_path, self.network, self.facts)(self.evaluator)
             set_calibrator(self.network, unscaled())  # in place of that of the weights
-            cases = NetworkCases(self.evaluator, self.structures)
-            choice, region = self.calibrator, self.region
-            fit = fit_calibrator(cases, self.structures, choice, region, before=before)
+            fit = fit_calibrator(
+                NetworkCases(self.evaluator, self.structures),
+                self.structures,
+                self.calibrator,
+                self.region,
+                baseline=baseline.calibrator,
+            )
             self._log(fit, is_own)
-            self._write(fit, target, output, is_own)
+            known = baseline.fit
+            if fit.estimate is not None:
+                known = {"region": self.region.name, "patients": fit.estimate.patients}
+                known |= {CASES: cases} | ({} if is_own else {BASELINE: baseline.to_dict()})
+            self._write(fit, target, output, known)
         set_calibrator(self.network, fit.calibrator)
 
     def _target(self, is_own: bool) -> Path:
         """Return the file of the calibrated weights: not by itself one that others made."""
+        if self.members is not None and self.calibrated_path in (None, self.load_path):
+            raise InputError("calibrated_path: name the file of the ensemble.")
         if self.calibrated_path is not None:
-            return Path(self.calibrated_path)
+            return self.calibrated_path
         if is_own:
             return self.load_path
         raise InputError(
@@ -167,14 +181,16 @@ class Calibration:
             " for the calibrated weights, such as models/mine.pt."
         )
 
-    def _check_places(self, target: Path) -> OutputFolder:
+    def _check_places(self, target: Path, cases: str | None) -> OutputFolder:
         """Find out before the work what would keep the files from being written."""
         check_writable("calibrated_path", target.parent)
         weights = with_calibrator(self.load_path, unscaled())
         if target.exists() and weights != with_calibrator(target, unscaled()):
             raise InputError(f"calibrated_path: {target} has other weights. Choose another file.")
+        if not self.overwrite:
+            check_fitted(target, cases)
         check_beside(target, facts_beside(self.load_path), "calibrated_path")
-        run = {"weights": hashlib.sha256(weights).hexdigest()[:16]}
+        run = {"weights": hashlib.sha256(weights).hexdigest()[:16], "cases": cases}
         output = OutputFolder(self.output_dir, run, overwrite=self.overwrite)
         output.check(ALL_FILES)
         return output
@@ -186,14 +202,12 @@ class Calibration:
         if is_own:
             log.info("%s", SPLITS[self.split])
 
-    def _write(self, fit: Fit, target: Path, output: OutputFolder, is_own: bool) -> None:
-        """Write the weights and the other files, all or none."""
-        reference, known = fit.reference, None
-        if fit.estimate is not None:
-            before = fit.compared.before
-            baseline = None if is_own else {} if before is None else before.state()
-            known = fitted_on(self.region.name, fit.estimate.patients, baseline)
-        content = with_calibrator(self.load_path, fit.calibrator, reference.to_tensor(), known)
+    def _write(
+        self, fit: Fit, target: Path, output: OutputFolder, known: Mapping[str, Any]
+    ) -> None:
+        """Write the weights, with what is known of the fit, and the other files, all or none."""
+        reference = fit.reference.to_tensor()
+        content = with_calibrator(self.load_path, fit.calibrator, reference, known)
         files = {COMPARISON: comparison_table(fit.compared).encode()}
         if fit.estimate is not None:
             files[REPORT.format(fit.name)] = _report(fit.estimate)
@@ -205,14 +219,11 @@ class Calibration:
             output.claim(ALL_FILES)
         for old in ALL_FILES - files.keys():
             (self.output_dir / old).unlink(missing_ok=True)
-        what = "no calibrator" if fit.estimate is None else f"the {fit.name}"
-        log.info("Wrote %s and %d scans for comparison to %s", what, len(reference.values), target)
-        if reference.patients < LIMIT_PATIENTS:
-            log.info(
-                "New scans get no limits: they need %d patients, these are %d.",
-                LIMIT_PATIENTS,
-                reference.patients,
-            )
+        what = "no new calibrator" if fit.estimate is None else f"the {fit.name}"
+        log.info("Wrote %s and %d scans for comparison to %s", what, len(reference), target)
+        if (patients := fit.reference.patients) < LIMIT_PATIENTS:
+            text = "New scans get no limits: they need %d patients, these are %d."
+            log.info(text, LIMIT_PATIENTS, patients)
         _warn_of_exports(target)
         if target == self.load_path:
             log.info(

@@ -34,7 +34,7 @@ class Fit(NamedTuple):
 
     Attributes:
         calibrator: The advised or chosen calibrator, without what it keeps of patients; of none,
-            that of before.
+            the baseline.
         estimate: Its estimate; None of none.
         compared: All calibrators on patients that are left out of the fit.
         bins: Of the top label over all cases, by calibrator and region; each patient is left out.
@@ -91,7 +91,7 @@ def fit_calibrator(
     choice: str | None = None,
     region: Any = "all",
     ignore_index: int | None = None,
-    before: Calibrator | None = None,
+    baseline: Calibrator | None = None,
 ) -> Fit:
     """Fit calibrators to cases with a softmax, compare them on patients that are left out, and
     choose the advised one.
@@ -102,22 +102,22 @@ def fit_calibrator(
         choice: Name of the calibrator, one of `CHOICES`; None for the advised.
         region: The voxels to fit.
         ignore_index: Label of voxels to leave out.
-        before: The calibrator that the network has, which none keeps; None for none.
+        baseline: The calibrator that the network has, which none keeps; None for none.
     """
     kinds = dict.fromkeys([*CANDIDATES, KINDS[choice]] if choice in KINDS else CANDIDATES)
     fits = [kind(region, ignore_index) for kind in kinds]
     estimates, failed = fit_to_cases(cases, fits, choice)
     fitted = [fit for fit in fits if fit.name in estimates]
-    compared = LeftOut(fitted, structures, ignore_index, before)
+    compared = LeftOut(fitted, structures, ignore_index, baseline)
     compared.skipped.update(failed)
-    if choice in compared.skipped:
+    if choice in compared.skipped and choice not in compared.fits:
         raise InputError(compared.skipped[choice])
     measure = functools.partial(_measure_case, compared=compared)
     by_case = cases.map(measure)
     compared.rows += [row for by_label in by_case for rows in by_label for row in rows]
     name = choice or compared.advice().name
     reference = _reference_of([row for rows, *_ in by_case for row in rows], name, structures)
-    calibrator = compared.fits.get(name, before) or unscaled()
+    calibrator = compared.fits.get(name, baseline) or unscaled()
     return Fit(calibrator, estimates.get(name), compared, _pooled_bins(compared), reference)
 
 

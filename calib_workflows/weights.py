@@ -10,7 +10,7 @@ import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from ignite.engine import Engine, Events
@@ -19,6 +19,7 @@ from calib_components.errors import InputError, make_folder, reading, writing
 from calib_components.posthoc import RETIRED, Calibrator
 from calib_components.posthoc.network import (
     BASELINE,
+    CASES,
     FITTED_ON,
     MEMBERS,
     OF_THE_FIT,
@@ -128,59 +129,74 @@ def save(state: Mapping[str, Any], file: Path) -> None:
         unfinished.write_bytes(serialize(state))
 
 
-def baseline_of(file: str | os.PathLike) -> Calibrator | None:
-    """Return the calibrator that weights had before any fit to cases that did not train them, see
-    `fitted_on`; None if they had none.
+class Baseline(NamedTuple):
+    """What weights had before a fit to cases that did not train them.
+
+    Attributes:
+        calibrator: The calibrator; None without one.
+        fit: What is known of its fit, see `FITTED_ON`; empty if it is not.
+    """
+
+    calibrator: Calibrator | None = None
+    fit: Mapping[str, Any] = {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as data that JSON can store."""
+        state = {} if self.calibrator is None else self.calibrator.state()
+        return {"state": {name: each.tolist() for name, each in state.items()}, "fit": self.fit}
+
+
+def baseline_of(file: Path, cases: str | None) -> Baseline:
+    """Return what weights had before any fit to cases of this fingerprint, or to others that did
+    not train them.
     """
     weights = read_weights(file)
-    state = from_bytes(weights.get(FITTED_ON)).get(BASELINE)
-    if state is not None:
-        weights = {name: torch.tensor(values) for name, values in state.items()}
-    return calibrator_in(weights)
+    known = from_bytes(weights.get(FITTED_ON))
+    stored = known.get(BASELINE)
+    if stored is not None:
+        state = {name: torch.tensor(values) for name, values in stored["state"].items()}
+        return Baseline(calibrator_in(state), stored["fit"])
+    if cases is not None and known.get(CASES) == cases:
+        return Baseline()
+    return Baseline(calibrator_in(weights), known)
 
 
-def fitted_on(
-    region: str, patients: int, baseline: Mapping[str, torch.Tensor] | None
-) -> torch.Tensor:
-    """Return what weights keep of the fit of their calibrator: the region, the number of patients,
-    and the state of the calibrator before, empty without one; None if the cases trained them.
-    """
-    known: dict[str, Any] = {"region": region, "patients": patients}
-    if baseline is not None:
-        known[BASELINE] = {name: values.tolist() for name, values in baseline.items()}
-    return to_bytes(known)
+def check_fitted(file: Path, cases: str | None) -> None:
+    """Raise `InputError` if weights are fitted to other cases than these."""
+    known = from_bytes(read_weights(file).get(FITTED_ON)) if file.exists() else {}
+    if known and known.get(CASES) != cases:
+        raise InputError(
+            f"calibrated_path: {file} is calibrated on other cases. Name another file, or pass"
+            " --overwrite true."
+        )
 
 
 def with_calibrator(
     file: str | os.PathLike,
     calibrator: Calibrator,
     reference: torch.Tensor | None = None,
-    fit: torch.Tensor | None = None,
+    fit: Mapping[str, Any] | None = None,
 ) -> memoryview:
     """Return the content of a file of weights, see `read_weights`, with another calibrator and all
     else as it is.
 
     The reference of the other calibrator, see `calib_components.quality.Reference`, takes the place
-    of any before; so does what is known of its fit, see `fitted_on`, which stays with a calibrator
-    that stays. Test scans go.
+    of any before; so does what is known of its fit, such as its region and number of patients. Test
+    scans go.
     """
     weights = read_weights(file)
-    known = {name: weights.pop(name, None) for name in OF_THE_FIT}
+    for name in OF_THE_FIT:
+        weights.pop(name, None)
     before = calibrator_in(weights)
-    old = {} if before is None else before.state()
-    new = {name: values.cpu() for name, values in calibrator.state().items()}
-    for name in old:
-        del weights[name]  # in place: PyTorch keeps versions of modules in an attribute
-    weights.update(new)
-    if fit is None and _are_equal(old, new):
-        fit = known[FITTED_ON]
-    of_the_fit = {REFERENCE: reference, FITTED_ON: fit}
-    weights.update({name: values for name, values in of_the_fit.items() if values is not None})
+    if before is not None:
+        for name in before.state():
+            del weights[name]
+    weights.update({name: values.cpu() for name, values in calibrator.state().items()})
+    if reference is not None:
+        weights[REFERENCE] = reference
+    if fit:
+        weights[FITTED_ON] = to_bytes(fit)
     return serialize(weights)
-
-
-def _are_equal(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def add_tests(file: Path, name: str, scans: Reference) -> None:
@@ -338,18 +354,19 @@ def _trained_with(state: Path) -> tuple[str | None, str]:
         return settings["cases"], settings["data"]
 
 
-def is_trained_on_these(file: Path) -> bool:
-    """Return whether a training, recorded beside its weights, had the cases that this run has; also
-    without a configuration, which would name these.
-    """
-    config, state = config_of_run(), file.with_name(LAST)
+def cases_of_run() -> str | None:
+    """Return the fingerprint of the cases that this run has; None if they have none."""
+    config = config_of_run()
     if config is None or "datalist" not in config:
-        return True
-    if not state.is_file():
-        return False
-    datalist = Path(config.get_parsed_content("datalist"))
-    folder = Path(config.get_parsed_content("dataset_dir"))
-    return _trained_with(state)[0] == fingerprint_of_cases(datalist, folder)
+        return None
+    places = (Path(config.get_parsed_content(name)) for name in ("datalist", "dataset_dir"))
+    return fingerprint_of_cases(*places)
+
+
+def is_trained_on(file: Path, cases: str | None) -> bool:
+    """Return whether a training, recorded beside its weights, had the cases of a fingerprint."""
+    state = file.with_name(LAST)
+    return cases is not None and state.is_file() and _trained_with(state)[0] == cases
 
 
 def warn_of_other_split(file: Path) -> None:

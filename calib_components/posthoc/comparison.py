@@ -71,8 +71,11 @@ class _ScanSums:
         for region, measured in found.items():
             part, name = measured.bins["top_label"], region.name
             self.bins[name] = self.bins[name] + part if name in self.bins else part
-        self.scan.update(p[0])
-        predicted = p[0].max(0).indices  # what argmax gives, in a fraction of its time
+        background = torch.zeros_like(p[0])
+        background[0] = 1
+        p = torch.where(counted, p[0], background)
+        self.scan.update(p)
+        predicted = p.max(0).indices  # what argmax gives, in a fraction of its time
         for number, classes in enumerate(self.structures.values()):
             is_found, is_true = (
                 torch.isin(each, torch.tensor(classes, device=y.device, dtype=each.dtype)) & counted
@@ -115,16 +118,23 @@ def advise(nll: Mapping[str, Array], dsc: Mapping[str, Array]) -> Advice:
     """
     if len(nll[NONE]) < 2:
         return Advice(NONE, "there is one patient, and none to leave out")
+    refused = ""
     if "bias" in nll:
         gain, error = _mean_and_error(dsc["bias"] - dsc[NONE])
         change, _ = _mean_and_error(nll["bias"] - nll[NONE])
         if gain > error and change <= 0:
             return Advice("bias", f"its DSC is higher by {gain:.3f} (standard error {error:.3f})")
+        if gain > error:
+            refused = (
+                f". T and bias has a higher DSC, by {gain:.3f}, but a higher NLL, by {change:.4f}"
+            )
     if "temperature" in nll:
         lower, error = _mean_and_error(nll[NONE] - nll["temperature"])
         if lower > error:
-            reason = f"its NLL is lower by {lower:.4f} (standard error {error:.4f})"
+            reason = f"its NLL is lower by {lower:.4f} (standard error {error:.4f}){refused}"
             return Advice("temperature", reason)
+    if refused:
+        return Advice(NONE, f"no other NLL is lower by more than a standard error{refused}")
     return Advice(NONE, "neither the DSC nor the NLL is better by more than a standard error")
 
 
@@ -143,7 +153,7 @@ class LeftOut:
         fits: Calibrators after `compute`, such as one of each of `CANDIDATES`.
         structures: Class indices of the structures, by name.
         ignore_index: Ground-truth value of voxels to leave out.
-        before: The calibrator that the network has, which `none` keeps; None for none.
+        baseline: The calibrator that the network has, which `none` keeps; None for none.
 
     Attributes:
         rows: What `rows_of` returned of each scan.
@@ -155,9 +165,9 @@ class LeftOut:
         fits: Sequence[Calibrator],
         structures: Structures,
         ignore_index: int | None = None,
-        before: Calibrator | None = None,
+        baseline: Calibrator | None = None,
     ) -> None:
-        self.structures, self.ignore_index, self.before = structures, ignore_index, before
+        self.structures, self.ignore_index, self.baseline = structures, ignore_index, baseline
         self.fits: dict[str, Calibrator] = {}
         self.others: dict[str, dict[str, Calibrator]] = {}
         self.rows: list[ScanErrors] = []
@@ -168,8 +178,10 @@ class LeftOut:
                 self.others[fit.name] = fit.left_out()
             except InputError as error:  # such as a structure that one patient alone has
                 self.skipped[fit.name] = str(error)
-            else:
-                self.fits[fit.name] = fit.with_state(fit.state())
+                continue
+            self.fits[fit.name] = fit.with_state(fit.state())
+            if not self.others[fit.name]:
+                self.skipped[fit.name] = "There is one patient, and none to leave out."
 
     def rows_of(
         self, logits: torch.Tensor, y: torch.Tensor, patient: str, outside: ArrayLike = 0
@@ -183,7 +195,7 @@ class LeftOut:
             patient: Whose scan it is.
             outside: Voxels of each structure that the network did not see, `(structures,)`.
         """
-        fits = {NONE: self.before}
+        fits = {NONE: self.baseline}
         fits |= {name: self.others[name].get(patient, fit) for name, fit in self.fits.items()}
         measured = {name: _ScanSums(self.structures, self.ignore_index) for name in fits}
         # A slab of slices at a time: copies of a large scan would take several times its memory
@@ -198,29 +210,26 @@ class LeftOut:
         mean over the structures, and `dsc S` of each; `bias`, the expected less the true DSC; and
         `gap`, confidence less accuracy where a structure is predicted.
         """
+        names = [f"dsc {name}" for name in self.structures]
         table = {}
-        for name in (NONE, *self.fits):
-            nll, gap, expected, dsc = self._by_patient(name)
-            of_structures = np.ma.masked_invalid(dsc).mean(0).filled(np.nan)
-            row = {"nll": nll, "dsc": _nanmean(dsc)}
-            means = {key: float(np.nanmean(values)) for key, values in row.items()}
-            means |= dict(
-                zip([f"dsc {each}" for each in self.structures], of_structures, strict=True)
-            )
-            means["bias"] = float(np.nanmean(_nanmean(expected - dsc)))
-            table[name] = means | {"gap": float(np.nanmean(gap))}
+        for name, found in self._by_patient().items():
+            of_structures = np.ma.masked_invalid(found["dsc"]).mean(0).filled(np.nan)
+            table[name] = {
+                "nll": float(np.nanmean(found["nll"])),
+                "dsc": float(np.nanmean(_mean(found["dsc"], -1))),
+                **dict(zip(names, of_structures.tolist(), strict=True)),
+                "bias": float(np.nanmean(_mean(found["bias"], -1))),
+                "gap": float(np.nanmean(found["gap"])),
+            }
         return table
 
     def advice(self) -> Advice:
         """Return the advice by the patients left out, see `advise`."""
-        nll, dsc = {}, {}
-        for name in (NONE, *self.fits):
-            nll[name], _, _, of_structures = self._by_patient(name)
-            dsc[name] = _nanmean(of_structures)
-        counted = np.isfinite(nll[NONE])  # not patients whose voxels are all ignored
+        found = self._by_patient()
+        counted = np.isfinite(found[NONE]["nll"])  # not patients whose voxels are all ignored
         return advise(
-            {name: values[counted] for name, values in nll.items()},
-            {name: values[counted] for name, values in dsc.items()},
+            {name: each["nll"][counted] for name, each in found.items()},
+            {name: _mean(each["dsc"], -1)[counted] for name, each in found.items()},
         )
 
     def describe(self) -> str:
@@ -240,7 +249,9 @@ class LeftOut:
         for name, row in table.items():
             cells = [f"{row[key]:{len(head)}.4f}" for key, head in zip(shown, heads, strict=True)]
             lines.append("  ".join([f"{TEXTS.get(name, name):11}", *cells]))
-        notes = [f"{TEXTS[name]}: not compared. {why}" for name, why in self.skipped.items()]
+        notes = [
+            f"{TEXTS.get(name, name)}: not compared. {why}" for name, why in self.skipped.items()
+        ]
         advised = self.advice()
         return "\n".join(
             [
@@ -251,26 +262,41 @@ class LeftOut:
             ]
         )
 
-    def _by_patient(self, calibrator: str) -> tuple[Array, Array, Array, Array]:
-        """Return of each patient the NLL and confidence less accuracy, `(patients,)`, and the
-        expected and the true DSC, `(patients, structures)`; but for the second, means over scans.
+    def _by_patient(self) -> dict[str, dict[str, Array]]:
+        """Return by calibrator the `nll` and the `gap` of each patient, `(patients,)`, the `dsc`,
+        and the `bias` of the expected DSC, `(patients, structures)`; but for the gap, means over
+        scans.
         """
-        scans: dict[str, list[ScanErrors]] = {}
-        for row in self.rows:
-            if row.calibrator == calibrator:
-                scans.setdefault(row.patient, []).append(row)
-        nll, gaps, dsc = [], [], []
-        for rows in scans.values():
-            nll.append(np.mean([row.nll for row in rows]))
-            gaps.append(_gap([row.bins["predicted"] for row in rows]))
-            dsc.append(np.mean([row.values[:, :2] for row in rows], 0))
-        expected, true = np.moveaxis(np.array(dsc), -1, 0)
-        return np.array(nll), np.array(gaps), expected, true
+        names = [NONE, *self.fits]
+        scans = [self.rows[i : i + len(names)] for i in range(0, len(self.rows), len(names))]
+        rows_of: dict[str, list[int]] = {}  # of each patient
+        for index, rows in enumerate(scans):
+            rows_of.setdefault(rows[0].patient, []).append(index)
+        dsc = np.array([[row.values[:, 1] for row in rows] for rows in scans])
+        # Nothing found where nothing is: right, if another calibrator finds something there
+        is_known = ~np.isnan(dsc).all(1, keepdims=True)
+        given = np.where(np.isnan(dsc) & is_known, 1.0, dsc)
+        found = {}
+        for number, name in enumerate(names):
+            if name in self.skipped:
+                continue
+            of_scans = [rows[number] for rows in scans]
+            nll = np.array([row.nll for row in of_scans])
+            bias = np.array([row.values[:, 0] for row in of_scans]) - dsc[:, number]
+            found[name] = {
+                "nll": np.array([np.mean(nll[own]) for own in rows_of.values()]),
+                "dsc": np.array([_mean(given[own, number], 0) for own in rows_of.values()]),
+                "bias": np.array([_mean(bias[own], 0) for own in rows_of.values()]),
+                "gap": np.array(
+                    [_gap([of_scans[i].bins["predicted"] for i in own]) for own in rows_of.values()]
+                ),
+            }
+        return found
 
 
-def _nanmean(values: Array) -> Array:
-    """Return the mean over structures that are predicted or true, `(patients,)`; NaN without."""
-    return np.ma.masked_invalid(values).mean(-1).filled(np.nan)
+def _mean(values: Array, axis: int) -> Array:
+    """Return the mean of what is not NaN; NaN without."""
+    return np.ma.masked_invalid(values).mean(axis).filled(np.nan)
 
 
 def _gap(bins: Sequence[CalibrationBins]) -> float:

@@ -39,6 +39,8 @@ from calib_workflows.weights import serialize
 
 SPLITS = "splits_final.json"  # where nnU-Net looks for the folds
 TRAINED, CALIBRATED = "checkpoint_final.pth", "checkpoint_calibrated.pth"
+# The fit is to logarithms of probabilities. Scales of classes tell them from the network's logits
+CHOICES = ("temperature", "bias")
 AGAIN = "Run nnUNetv2_train for this fold again, with --val --npz."
 ROUNDING = 1e-6  # of probabilities that nnU-Net saved in float32
 

@@ -148,7 +148,11 @@ def write_maps(
 
 
 def write_fit(out: Path, estimate: Estimate | None, compared: str) -> None:
-    """Write the comparison of a fit and, last, its estimate: where it is, all maps are of it."""
+    """Write the comparison of a fit and, last, its estimate: where it is, all maps are of it. Those
+    of an earlier fit go.
+    """
+    for name in (*ESTIMATES, COMPARISON):
+        (out / name).unlink(missing_ok=True)
     if compared:
         with writing(out / COMPARISON) as unfinished:
             unfinished.write_text(compared)

@@ -12,7 +12,7 @@ import torch
 
 from calib_components.errors import InputError, check_choice
 from calib_components.metrics.regions import Region
-from calib_components.posthoc import KINDS, Calibrator, Estimate, TemperatureScaling
+from calib_components.posthoc import Calibrator, Estimate, TemperatureScaling
 from calib_tools.predictions.cases import SavedCase, SavedCases
 from calib_tools.predictions.classes import IGNORED, Classes
 from calib_tools.predictions.formats import SMALLEST
@@ -60,10 +60,11 @@ def fit_saved(
     classes = cases.classes
     _check_region(region, classes)
     if choice is not None:
-        check_choice("--calibrator", choice, CHOICES)
+        choices = [TemperatureScaling.name] if classes.sigmoid else CHOICES
+        check_choice("--calibrator", choice, choices)
     _check_stored(cases, region)
     if classes.sigmoid:
-        fits = [KINDS[choice or TemperatureScaling.name](region, IGNORED, sigmoid=True)]
+        fits = [TemperatureScaling(region, IGNORED, sigmoid=True)]
         (estimate,) = fit_to_cases(cases, fits)[0].values()
         print(*describe_estimate(estimate, region), sep="\n")
         return fits[0].with_state(fits[0].state()), estimate, ""

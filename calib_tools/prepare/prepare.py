@@ -101,16 +101,21 @@ def facts_of_weights(
             raise InputError(f"{option} is that of the weights that --like names. Leave it out.")
     names, codes = facts.class_names[1:], facts.label_codes
     if labels or structures:
-        given = _parse_labels(labels, structures, "--structures")
-        if {*given} != {*names} or any(len(values) > 1 for values in given.values()):
+        named = _parse_labels(labels, structures, "--structures")
+        if {*named} != {*names} or any(len(values) > 1 for values in named.values()):
             raise InputError(
                 "--structures: give one value for each structure of the weights:"
                 f" {', '.join(names)}."
             )
-        codes = [0, *(min(given[name]) for name in names)]
+        codes = [0, *(min(named[name]) for name in names)]
     axis = facts.slice_axis if given["slice_axis"] is None else given["slice_axis"]
     place = src.resolve()
     return replace(facts, name=place.name, label_codes=codes, slice_axis=axis, source=str(place))
+
+
+def structures_of_task(src: Path) -> list[str] | None:
+    """Return the structures with their codes that the data set states, such as `liver=1`."""
+    return msd.read_task(src).get("structures")
 
 
 def _parse_labels(

@@ -77,8 +77,8 @@ TOOLS = {  # by the source of the probabilities
 }
 FIT_AGAIN = (
     "The temperature was fitted to other voxels than those of this gap. Fit it where structures"
-    " are predicted (--region predicted), evaluate with the same options, and compare: the gap may"
-    " close while the NLL over all voxels rises."
+    " are predicted (--region predicted --calibrator temperature), evaluate with the same options,"
+    " and compare: the gap may close while the NLL over all voxels, which the advice heeds, rises."
 )
 UNLIKE = (
     "Label about {count} more patients like these, and calibrate it on them: with what was fitted"
