@@ -135,6 +135,8 @@ class Calibration:
         """Fit the calibrators, and write the weights."""
         if self.calibrator is not None:
             check_choice("calibrator", self.calibrator, CHOICES)
+        if self.members is not None and self.calibrated_path in (None, self.load_path):
+            raise InputError("calibrated_path: name the file of the ensemble.")
         set_calibrator(self.network, KINDS["temperature"]())
         cases = cases_of_run()
         with ExitStack() as stack:
@@ -170,8 +172,6 @@ class Calibration:
 
     def _target(self, is_own: bool) -> Path:
         """Return the file of the calibrated weights: not by itself one that others made."""
-        if self.members is not None and self.calibrated_path in (None, self.load_path):
-            raise InputError("calibrated_path: name the file of the ensemble.")
         if self.calibrated_path is not None:
             return self.calibrated_path
         if is_own:

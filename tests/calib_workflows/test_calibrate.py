@@ -240,30 +240,66 @@ def test_without_a_choice_the_advised_is_written(
         assert len(find_reference(load(tmp_path))) == len(cases)
 
 
+@pytest.fixture
+def run_on(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Tell that the run has other cases; `home` trained the weights."""
+    monkeypatch.setattr(calibrate_module, "is_trained_on", lambda _, cases: cases == "home")
+    return lambda cases: monkeypatch.setattr(calibrate_module, "cases_of_run", lambda: cases)
+
+
 def test_labels_of_another_scanner_start_from_the_weights_as_they_are(
     calibrate: Calibrate,
     cases: list[dict[str, Any]],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    run_on: Callable[[str], None],
 ) -> None:
     """Whose own temperature is what none keeps, also after a fit to earlier labels."""
-    calibrate()
+    run_on("home")
+    calibrate(calibrated_path=None)
     shipped, mine = tmp_path / "models" / "model.pt", tmp_path / "models" / "mine.pt"
     before = shipped.read_bytes()
-    monkeypatch.setattr(calibrate_module, "is_trained_on_these", lambda _: False)
+    run_on("five labels")
     with pytest.raises(InputError, match="calibrated_path: no training on these cases made"):
         calibrate(calibrated_path=None)
+    with pytest.raises(InputError, match=r"model\.pt is calibrated on other cases"):
+        calibrate()
     twice = [{**case, "image": 2 * case["image"]} for case in cases]
     own = {"calibrated_path": mine, "output_dir": tmp_path / "mine", "calibrator": None}
     calibrate(twice[:10], **own)
     assert torch.load(mine, weights_only=True)["temperature"] == pytest.approx(2 * TRUE, rel=0.2)
     table = pd.read_csv(tmp_path / "mine" / "calibrators.csv", index_col=0)
     assert table["nll"]["none"] > table["nll"]["temperature"]
-    # With labels of other images, which are like those of the training, none is as shipped
-    calibrate(cases[:10], load_path=mine, **own)
-    shipped_t = torch.load(shipped, weights_only=True)["temperature"]
-    assert torch.load(mine, weights_only=True)["temperature"] == shipped_t
+    run_on("other labels")
+    with pytest.raises(InputError, match=r"mine\.pt is calibrated on other cases"):
+        calibrate(cases[:10], load_path=mine, **own)
+    # Of images that are like those of the training, none is as shipped
+    calibrate(cases[:10], load_path=mine, overwrite=True, **own)
+    found, expected = (torch.load(file, weights_only=True) for file in (mine, shipped))
+    assert found["temperature"] == expected["temperature"]
+    assert torch.equal(found["fitted_on"], expected["fitted_on"])
+    assert len(found["reference"]) == 10
     assert shipped.read_bytes() == before
+
+
+def test_weights_that_are_fitted_to_these_cases_are_compared_without_that_fit(
+    calibrate: Calibrate, tmp_path: Path, run_on: Callable[[str], None]
+) -> None:
+    """Which would be of the patients that it is compared on."""
+    run_on("labels")
+    tables = []
+    for _ in range(2):
+        calibrate()
+        tables.append((tmp_path / "out" / "calibrators.csv").read_text())
+    assert tables[0] == tables[1]
+
+
+def test_one_patient_is_calibrated_if_asked_alone(
+    calibrate: Calibrate, cases: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    calibrate(cases[:2])
+    assert read_estimate(tmp_path / "out").patients == 1
+    calibrate(cases[:2], calibrator=None)
+    assert files(tmp_path / "out") == {"calibrators.csv"}
 
 
 def test_warnings_of_the_fit_and_of_exports(

@@ -17,6 +17,7 @@ from calib_components.posthoc import (
     CANDIDATES,
     KINDS,
     Calibrator,
+    ClassBias,
     LeftOut,
     TemperatureScaled,
     TemperatureScaling,
@@ -70,7 +71,6 @@ def test_errors_are_those_of_the_definitions() -> None:
     for name, logits, label in cases:
         kept = label[0, 0].numpy() != IGNORED
         t = fit.left_out()[name].state()["temperature"].item()
-        whole = softmax(logits[0].numpy() / t, 0)
         values, true = logits[0].numpy()[:, kept] / t, label[0, 0].numpy()[kept]
         nll = -np.take_along_axis(log_softmax(values, 0), true[None], 0).mean()
         predicted = values.argmax(0)
@@ -81,9 +81,8 @@ def test_errors_are_those_of_the_definitions() -> None:
         row = [nll, sure.sum() - is_right.sum(), len(sure)]
         for classes in STRUCTURES.values():
             inside, is_true = np.isin(predicted, classes), np.isin(true, classes)
-            p_of = whole[classes].sum(0)  # of ignored voxels, too: of new scans, none are known
-            found = np.isin(whole.argmax(0), classes)
-            expected = 2 * p_of[found].sum() / (found.sum() + p_of.sum())
+            p_of = softmax(values, 0)[classes].sum(0)
+            expected = 2 * p_of[inside].sum() / (inside.sum() + p_of.sum())
             dsc = 2 * (inside & is_true).sum() / (inside.sum() + is_true.sum())
             row += [dsc, expected - dsc]
         errors.setdefault(name, []).append(row)
@@ -132,7 +131,7 @@ def test_what_helps_patients_left_out_is_advised(
 def test_the_network_as_it_is_may_have_a_calibrator() -> None:
     cases = made_cases(6, factor=2.0)
     half = TemperatureScaling().with_state({"temperature": 2.0})
-    left_out = compared([fitted(TemperatureScaling, cases)], cases, before=half)
+    left_out = compared([fitted(TemperatureScaling, cases)], cases, baseline=half)
     table = left_out.table()
     assert table["none"]["nll"] == pytest.approx(table["temperature"]["nll"], abs=0.01)
     assert left_out.advice().name == "none"
@@ -149,9 +148,34 @@ def test_a_calibrator_that_no_patient_can_be_left_out_of_is_not_compared() -> No
     assert "T and bias: not compared. No voxel is labelled as class 3" in left_out.describe()
 
 
-def test_one_patient_advises_nothing() -> None:
+def test_one_patient_is_not_left_out_and_advises_nothing() -> None:
     cases = made_cases(1, factor=3.0)
-    assert compared([fitted(TemperatureScaling, cases)], cases).advice().name == "none"
+    left_out = compared([fitted(kind, cases) for kind in CANDIDATES], cases)
+    assert left_out.advice().name == "none"
+    assert [*left_out.table()] == ["none"]
+    assert "T: not compared. There is one patient, and none to leave out." in left_out.describe()
+
+
+def test_what_is_found_where_nothing_is_lowers_the_dsc() -> None:
+    """Also if the network as it is finds nothing there, whose DSC is undefined."""
+    cases = made_cases(6)
+    for _, logits, label in cases[3:]:
+        logits[:, 1], label[label == 1] = -50, 0
+        logits[:, 1, 0, 0, 0] = logits.amax(1)[:, 0, 0, 0] - 1  # with a bias, class 1 is found
+    biased = ClassBias().with_state({"bias_scale": [1.0], "bias_shift": [0.0, 2.0, 0.0, 0.0]})
+    left_out = LeftOut([], STRUCTURES)
+    left_out.fits, left_out.others = {"bias": biased}, {"bias": {}}
+    for name, logits, label in cases:
+        left_out.rows += left_out.rows_of(logits, label[0], name)
+    rows = {
+        name: [row for row in left_out.rows if row.calibrator == name] for name in ("none", "bias")
+    }
+    assert [np.isnan(row.values[0, 1]) for row in rows["none"]] == [False] * 3 + [True] * 3
+    assert [row.values[0, 1] for row in rows["bias"][3:]] == [0] * 3
+    table = left_out.table()
+    given = np.mean([*(row.values[0, 1] for row in rows["none"][:3]), 1, 1, 1])
+    assert table["none"]["dsc one"] == pytest.approx(given)
+    assert table["bias"]["dsc one"] < table["none"]["dsc one"] - 0.4
 
 
 NLL = np.array([0.10, 0.12, 0.14, 0.16, 0.18])

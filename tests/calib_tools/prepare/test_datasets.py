@@ -215,7 +215,7 @@ class TestGeneric:
         """But for the values in their label files."""
         for name in NAMES:
             save(tmp_path / "own" / "images" / f"{name}.nii.gz", np.random.rand(18, 16, 4))
-            label = np.array([0, 600, 200, 500])[blocks((18, 16, 4), [1, 2, 3])]
+            label = np.array([0, 600, 200, 500])[blocks((18, 16, 4), [1, 2, 3])].astype(np.int16)
             save(tmp_path / "own" / "labels" / f"{name}.nii.gz", label)
         codes = {"right ventricle": 600, "myocardium": 200, "left ventricle": 500}
         given = [f"{name}={code}" for name, code in reversed(codes.items())]
