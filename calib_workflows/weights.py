@@ -154,6 +154,7 @@ def baseline_of(file: Path, cases: str | None) -> Baseline:
     known = from_bytes(weights.get(FITTED_ON))
     stored = known.get(BASELINE)
     if stored is not None:
+        log.info("The fit of %s to earlier labels is left out: none is what it had before", file)
         state = {name: torch.tensor(values) for name, values in stored["state"].items()}
         return Baseline(calibrator_in(state), stored["fit"])
     if cases is not None and known.get(CASES) == cases:

@@ -69,7 +69,8 @@ def with_own_classes(
     if bool(labels) == bool(structures):
         raise InputError(
             "labels: give the names of the structures, such as --labels liver,spleen for 1 and 2,"
-            " or with their values, --structures liver=6,spleen=1."
+            " or with their values, --structures liver=6,spleen=1; or, to calibrate trained"
+            " weights, --like the folder of these."
         )
     name = task.get("name") or src.resolve().name
     facts = replace(facts, name=name, file_suffixes=task.get("file_suffixes", []))

@@ -68,9 +68,9 @@ LABEL = (
 )
 FEW = (
     "Whether these images are like the training's is not known: that takes {minimum} patients here"
-    " and among the validation scans, and there are {here} and {there}. Limits and ranges of"
-    " volumes hold only if they are."
+    " and among the validation scans, and there are {here} and {there}.{limits}"
 )
+IF_ALIKE = " Limits and ranges of volumes hold only if they are."
 TOGETHER = "Segment {minimum} patients of this scanner or more together."
 ALIKE = (
     "Nothing shows that these images are unlike the training's. That is no proof: the network can"
@@ -390,7 +390,8 @@ def conclude(
         found.append(FAILED.format(limits="; ".join(failed)))
     here = len({record["patient"] for record in records if record["estimate"] is not None})
     if min(here, reference.patients) < MIN_PATIENTS:
-        few = FEW.format(minimum="six", here=here, there=reference.patients)
+        limits = IF_ALIKE if reference.patients >= LIMIT_PATIENTS else ""
+        few = FEW.format(minimum="six", here=here, there=reference.patients, limits=limits)
         advice = TOGETHER.format(minimum="six") if here < MIN_PATIENTS else ""
         return Answer([few, *found], advice), []
     return Answer([ALIKE, *found], EVALUATE.format(minimum="six")), []
