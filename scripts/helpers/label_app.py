@@ -109,10 +109,7 @@ class CalibrateTask(TrainTask):
                 "The network was trained on labels submitted here. Calibrate it on others, with"
                 " configs/calibrate.yaml."
             )
-        labelled = [
-            {**pair, "case": Path(pair["image"]).name, "patient": Path(pair["image"]).name}
-            for pair in datastore.datalist()
-        ]
+        labelled = datastore.datalist()
         if not labelled:
             raise InputError("No labels have been submitted yet.")
         choice = _first(request.get("calibrator", "advised"))

@@ -49,6 +49,11 @@ def change_of_nll(network: str, name: str, patients: int, kind: str, where: str 
     return float((found[kind][column] / found[NONE][column]).mean() - 1)
 
 
+def signed(value: float) -> str:
+    """Return a change with three decimals; 0 has no minus."""
+    return f"{round(value, 3) + 0.0:+.3f}"
+
+
 def numbers_of(name: str) -> tuple[int, ...]:
     """Return the numbers of patients that were drawn of a set."""
     return (5, 8) if name in ("home", "hippocampus") else (3, 5, 8, 12)
@@ -67,9 +72,9 @@ def draws_table(network: str) -> str:
             rows[f"{title}, {patients}"] = [
                 ", ".join(f"{counts[key]} {CHOICES[key]}" for key in CHOICES if key in counts),
                 f"{found[NONE]['dsc'].mean():.3f}",
-                f"{dsc.mean():+.3f} ({(dsc < -HARM).mean():.0%})",
-                f"{always.mean():+.3f} ({(always < -HARM).mean():.0%})",
-                f"{change(network, name, patients, 'vector', 'dsc').mean():+.3f}",
+                f"{signed(dsc.mean())} ({(dsc < -HARM).mean():.0%})",
+                f"{signed(always.mean())} ({(always < -HARM).mean():.0%})",
+                signed(change(network, name, patients, "vector", "dsc").mean()),
                 f"{change_of_nll(network, name, patients, ADVISED):+.1%}",
                 f"{near:+.1%}",
                 f"{found[NONE]['bias'].mean():+.3f} -> {found[ADVISED]['bias'].mean():+.3f}",

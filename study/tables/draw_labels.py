@@ -44,7 +44,7 @@ def draw_labels(out: Path = ROOT / "docs" / "another_scanner.png") -> None:
         left.text(
             (first + place - 1) / 2,
             1.01,
-            SETS[name],
+            SETS[name].replace(" and ", "\n"),
             ha="center",
             va="bottom",
             transform=left.get_xaxis_transform(),
@@ -59,8 +59,8 @@ def draw_labels(out: Path = ROOT / "docs" / "another_scanner.png") -> None:
         found = draws("ensemble", "lge", patients)[ADVISED]["volume_MYO"]
         draw_dots(right, index, found.to_numpy())
     right.axhline(1, color="grey", linewidth=0.8)
-    right.set_title("LGE, myocardium: expected / true volume", fontsize="medium")
-    right.set_xticks(range(len(numbers) + 1), ["as shipped", *map(str, numbers)])
+    right.set_title("LGE, myocardium:\nexpected / true volume", fontsize="medium")
+    right.set_xticks(range(len(numbers) + 1), ["none", *map(str, numbers)])
     left.set_xticks(*zip(*ticks, strict=True))
     for axes in (left, right):
         axes.set_xlabel("labelled patients")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -16,6 +17,7 @@ from study.labels.tables import (
     AT_HOME,
     HARM,
     NONE,
+    RESULTS,
     change,
     change_of_nll,
     draws,
@@ -81,6 +83,14 @@ def share(network: str, name: str, patients: int, kind: str) -> float:
     return float((draws(network, name, patients)[NONE]["advised"] == kind).mean())
 
 
+def class_conditional(name: str) -> float:
+    """How much higher the DSC of CDC is than that of T and bias, mean over draws and numbers."""
+    table = pd.read_csv(RESULTS / "class_conditional.csv.gz")
+    rows = table[(table["set"] == name) & (table["calibrator"] == "CDC")]
+    others = [draws("ensemble", name, each)["bias"]["dsc"].mean() for each in (5, 8)]
+    return float(rows["dsc"].mean() - np.mean(others))
+
+
 CLAIMS: dict[str, Callable[[], bool]] = {
     "On LGE, labels help the ensemble, and the advice finds it.": lambda: (
         min(share("ensemble", "lge", each, "bias") for each in (8, 12)) > 0.9
@@ -116,6 +126,14 @@ CLAIMS: dict[str, Callable[[], bool]] = {
             for name in ("home", "hippocampus")
             for each in (5, 8)
         )
+    ),
+    "the advice does not name it with five patients or more": lambda: all(
+        share("nacl", "vendor_b", each, "bias") == 0
+        and (change("nacl", "vendor_b", each, "bias", "dsc") < -HARM).mean() > 0.3
+        for each in (5, 8, 12)
+    ),
+    "gains more than T and bias on bSSFP, and less on LGE.": lambda: (
+        class_conditional("bssfp") > 0.005 > -0.003 > class_conditional("lge")
     ),
     "Vector scaling is not behind T and bias": lambda: all(
         gain("ensemble", name, each, "vector") > gain("ensemble", name, each, "bias")
