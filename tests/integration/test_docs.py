@@ -28,7 +28,6 @@ import pytest
 import torch
 from nbclient import NotebookClient
 
-from calib_workflows.calibrate import read_estimate
 from calib_workflows.data.facts import facts_beside
 from calib_workflows.evaluation_files import Evaluation
 from tests.calib_tools.predictions.made_up import (
@@ -41,6 +40,7 @@ from tests.calib_tools.predictions.made_up import (
 from tests.helpers import (
     ACDC,
     BUNDLES,
+    HIPPOCAMPUS,
     ROOT,
     inference_config,
     run_bundle,
@@ -178,13 +178,13 @@ def test_commands_of_the_readme(repository: Path, places: dict[str, Path]) -> No
         shares += [
             f"{100 * share[0, 13].item():.0f} %" for share in (bins.confidence, bins.accuracy)
         ]
-    caption = (
-        "Where the network is {} sure, it is {} right; after a temperature: {} sure, {} right."
-    )
-    assert caption.format(*shares) in README.read_text()
+    sure, right, sure_after, right_after = shares
+    assert sure == sure_after
+    caption = "Where the network is {} sure, it is {} right; after a temperature: {}."
+    assert caption.format(sure, right, right_after) in README.read_text()
     assert (repository / "evaluation" / "report" / "index.html").is_file()
     assert (repository / "estimates" / "quality.html").is_file()
-    assert (repository / "scaled" / "temperature.json").is_file()
+    assert (repository / "scaled" / "calibrators.csv").is_file()
     assert (repository / "maps" / "patient001_frame01_uncertainty.nii.gz").is_file()
     assert (repository / "own" / "data" / "datalist.json").is_file()
 
@@ -255,7 +255,7 @@ def test_commands_for_own_data(repository: Path, places: dict[str, Path]) -> Non
     facts = facts_beside(repository / "own" / "models" / "model.pt")
     assert facts is not None
     assert facts.spatial_dims == 3
-    assert len(read_estimate(repository / "own" / "eval").leave_one_out) == 3
+    assert (repository / "own" / "eval" / "calibrators.csv").is_file()
     assert (repository / "own" / "eval" / "summary.json").is_file()
     assert len(maps(repository / "own" / "predictions")) == 3 * 16
 
@@ -305,8 +305,10 @@ def test_commands_for_own_predictions(repository: Path) -> None:
         assert patients == {f"patient{seed}_frame01": f"patient{seed}" for seed in range(2)}
     assert Evaluation.read(repository / "evaluation_brats").structures == ["ET", "TC", "WT"]
     assert "evaluation_nnunet" in (repository / "models_compared" / "index.html").read_text()
-    assert "over all voxels, which it is fitted on\n" in printed
-    assert f"\nT = {read_estimate(repository / 'scaled').summary()}\n" in printed
+    assert "On patients that are left out of the fit:\n" in printed
+    assert "\nAdvised: " in printed
+    table = pd.read_csv(repository / "scaled" / "calibrators.csv")
+    assert [*table["calibrator"]][:2] == ["none", "temperature"]
     assert "evaluation_scaled" in (repository / "temperature_report" / "index.html").read_text()
 
 
@@ -345,11 +347,36 @@ def test_commands_for_several_networks_and_raters(
         assert pd.read_csv(repository / table)["pairwise_dsc"].between(0, 1).all()
     for name in ("folds", "raters"):
         assert (repository / f"evaluation_{name}" / "report" / "index.html").is_file()
-    assert (repository / "scaled_to_raters" / "temperature.json").is_file()
+    for folder in ("scaled_to_raters", "own/fit"):
+        assert (repository / folder / "calibrators.csv").is_file()
     evaluation = Evaluation.read(repository / "own" / "evaluation")
-    assert evaluation.summary["calibration"]["calibrator"] == "temperature"
+    fitted = [file.stem for file in (repository / "own" / "fit").glob("*.json")]
+    calibration = evaluation.summary["calibration"]
+    assert ([calibration["calibrator"]] if calibration else []) == fitted
     weights = torch.load(repository / "own" / "ensemble.pt", weights_only=True)
-    assert weights["temperature"] == np.float32(read_estimate(repository / "own/fit").temperature)
+    assert "model.members.1.temperature" in weights
+
+
+@pytest.mark.slow
+def test_commands_for_another_scanner(repository: Path) -> None:
+    """With patients of the demo, and the bundle that they are of."""
+    source = ROOT / "demo" / "data" / "validation"
+    for kind, folder in (("images", "imagesTr"), ("labels", "labelsTr")):
+        (repository / "mine" / kind).mkdir(parents=True)
+        for file in sorted((source / folder).iterdir())[:5]:
+            shutil.copy(file, repository / "mine" / kind)
+    (commands,) = blocks(ROOT / "docs/another_scanner.md", "bash")
+    commands = commands.replace("acdc_mri", "hippocampus_mri").replace("cross_entropy/", "")
+    places = {"IMAGES": next((ROOT / "demo/data/testing/imagesTr").iterdir())}
+    models = repository / "bundles" / HIPPOCAMPUS.name / "models"
+    before = {file.name: file.read_bytes() for file in models.glob("*.pt")}
+    run([commands], repository, places, {})
+    after = {file.name: file.read_bytes() for file in models.glob("*.pt")}
+    assert {name: after[name] for name in before} == before
+    assert after.keys() - before.keys() == {"mine.pt"}
+    assert len(torch.load(models / "mine.pt", weights_only=True)["reference"]) == 5
+    assert len(pd.read_csv(repository / "mine_fit" / "calibrators.csv")) == 4
+    assert "there are 1 and 5." in (repository / "maps" / "quality.html").read_text()
 
 
 def test_commands_of_packaging(repository: Path) -> None:
