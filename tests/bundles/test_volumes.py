@@ -68,7 +68,12 @@ def test_from_raw_images_to_maps(task: Path, tmp_path: Path) -> None:
         True,
     )
     run_bundle(
-        HIPPOCAMPUS, "train.yaml", "calibrate.yaml", output_dir=str(tmp_path / "fit"), **places
+        HIPPOCAMPUS,
+        "train.yaml",
+        "calibrate.yaml",
+        output_dir=str(tmp_path / "fit"),
+        calibrator="temperature",
+        **places,
     )
     where = {**places, "output_dir": str(tmp_path / "eval"), "split": "validation"}
     run_bundle(HIPPOCAMPUS, "train.yaml", "evaluate.yaml", **where)
