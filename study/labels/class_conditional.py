@@ -45,7 +45,7 @@ def fitted(
 def main(logits: Path, out: Path, names: Sequence[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for name in names:
-        draws, rows = Draws(torch.load(logits / f"{name}.pt", weights_only=False)), []
+        draws, rows = Draws.read(logits / f"{name}.pt"), []
         for number in PATIENTS:
             for draw in trange(DRAWS, desc=f"{name}, {number} patients"):
                 inside, others = draws.drawn(number, draw)

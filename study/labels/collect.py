@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 from study.labels.draws import Draws
 from study.labels.tables import RESULTS
@@ -29,7 +28,7 @@ def views_of(folder: Path, plain: Path) -> pd.DataFrame:
         single = f"{network}_{name}.pt"
         first = folder / single if (folder / single).exists() else plain / single
         for views, source in ((1, first), (8, file)):
-            draws = Draws(torch.load(source, weights_only=False))
+            draws = Draws.read(source)
             scans = pd.DataFrame([draws.measure(scan, draws.before) for scan in draws.scans])
             means = scans.groupby("patient")[["dsc", "nll", "nll_near"]].mean().reset_index()
             rows.append(means.assign(network=network, set=name, views=views))

@@ -22,6 +22,7 @@ from tqdm import trange
 from calib_components.errors import InputError
 from calib_components.posthoc import KINDS, Calibrator
 from calib_components.posthoc.comparison import CANDIDATES, NONE, advise
+from calib_components.posthoc.vector import Sample
 from calib_components.quality import Reference
 from calib_components.quality.reference import ALL_DSC, volume_of
 
@@ -29,6 +30,9 @@ Array = NDArray[np.float64]
 PATIENTS = (3, 5, 8, 12)
 AT_HOME = (5, 8)  # of the sets `home` and `hippocampus`
 DRAWS = 50
+# Types in the files of logits, besides tensors
+STORED: list[Any] = [Sample, np.ndarray, np.dtype, np.ndarray(0).__reduce__()[0]]
+STORED += [type(np.dtype(kind)) for kind in ("f4", "f8", "i8", "?")]
 
 
 def main(logits: Path, out: Path) -> None:
@@ -36,8 +40,7 @@ def main(logits: Path, out: Path) -> None:
     for file in sorted(logits.glob("*_*.pt")):
         target = out / f"{file.stem}.csv"
         if not target.exists():
-            stored = torch.load(file, weights_only=False)
-            draws = Draws(stored)
+            draws = Draws.read(file)
             is_home = file.stem.endswith(("home", "hippocampus"))
             rows = [
                 row
@@ -57,6 +60,12 @@ class Draws:
         self.before = KINDS[name]()
         self.before.set_state(state)
         self.patients = sorted({scan["patient"] for scan in self.scans})
+
+    @classmethod
+    def read(cls, file: Path) -> Draws:
+        """Read the file of a set; no code in it is run."""
+        with torch.serialization.safe_globals(STORED):
+            return cls(torch.load(file, weights_only=True))
 
     def drawn(self, number: int, draw: int) -> tuple[list[Any], list[Any]]:
         """Return the scans of the patients of a draw, and those of the others."""
