@@ -3,7 +3,8 @@
     python -m study.labels.class_conditional LOGITS OUT NETWORK_SET [NETWORK_SET ...]
 
 OUT gets `NETWORK_SET.csv`, with a row for each draw and calibrator. fiducio weights no voxels, so
-each patient gives 20,000 that are drawn by their weights.
+each patient gives 20,000 that are drawn by their weights. Nothing else needs fiducio, and no extra
+of the package installs it: `pip install fiducio==0.2.0`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import fiducio
 import numpy as np
 import pandas as pd
 import torch
@@ -21,15 +21,15 @@ from tqdm import trange
 
 from study.labels.draws import DRAWS, Draws, means_of
 
-KINDS = {"CDC": fiducio.CDC, "CMSop": fiducio.CMSop}
+KINDS = ("CDC", "CMSop")  # classes of fiducio
 PATIENTS = (5, 8)
 VOXELS = 20_000  # of a patient
 
 
-def fitted(
-    kind: Callable[..., Any], scans: Sequence[Any], draw: int
-) -> Callable[[torch.Tensor], torch.Tensor]:
+def fitted(kind: str, scans: Sequence[Any], draw: int) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return a calibrator of logits `(1, N, voxels)` that is fitted to scans."""
+    import fiducio
+
     generator, logits, labels = np.random.default_rng(draw), [], []
     for scan in scans:
         sample = scan["sample"]
@@ -37,7 +37,7 @@ def fitted(
         chosen = generator.choice(len(share), VOXELS, p=share)
         logits.append(torch.from_numpy(sample.logits[:, chosen].T))
         labels.append(torch.from_numpy(sample.label[chosen]).long())
-    fit = kind(optimizer="lbfgs", device="cpu")
+    fit = getattr(fiducio, kind)(optimizer="lbfgs", device="cpu")
     fit.fit(torch.cat(logits), torch.cat(labels))
     return lambda values: fit.transform(values).clamp_min(1e-30).log()
 
@@ -49,8 +49,8 @@ def main(logits: Path, out: Path, names: Sequence[str]) -> None:
         for number in PATIENTS:
             for draw in trange(DRAWS, desc=f"{name}, {number} patients"):
                 inside, others = draws.drawn(number, draw)
-                for kind, make in KINDS.items():
-                    fit = fitted(make, inside, draw)
+                for kind in KINDS:
+                    fit = fitted(kind, inside, draw)
                     tested = [draws.measure(scan, fit) for scan in others]
                     row = {"patients": number, "draw": draw, "calibrator": kind}
                     rows.append(row | means_of(tested))
