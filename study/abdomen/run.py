@@ -45,7 +45,9 @@ PLAIN = {  # the authors' regime: no augmentation, and the weights of the last e
     "spatial_augmentation::3::prob": 0,
     "val_interval": EPOCHS["authors"],
 }
-OPTIONS = {"ours": {"val_interval": 4}, "authors": PLAIN}
+OPTIONS: dict[str, dict[str, Any]] = {"ours": {"val_interval": 4}, "authors": PLAIN}
+ANY_SCANNER = "_any_scanner"  # after the loss: intensities are augmented, too
+OURS = ("cross_entropy", f"cross_entropy{ANY_SCANNER}")
 TEST_SETS = {"": "testing", "validation": "validation"}  # in the tables, and their splits
 
 
@@ -54,19 +56,30 @@ class Network:
     """A network of the round."""
 
     regime: str
-    loss: str  # a file in the bundle's configs/losses
+    method: str  # a file in the bundle's configs/losses, and ANY_SCANNER
     fold: int  # whose patients it is tested on
+
+    @property
+    def loss(self) -> str:
+        """The file in the bundle's configs/losses."""
+        return self.method.removesuffix(ANY_SCANNER)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of its training."""
+        given = {"max_epochs": EPOCHS[self.regime], "compile": True, "bfloat16": True}
+        return given | OPTIONS[self.regime] | {"any_scanner": self.method != self.loss}
 
     @property
     def keys(self) -> dict[str, Any]:
         """The columns that say of which network a row is."""
-        return {"method": self.loss, "seed": 0, "fold": self.fold}
+        return {"method": self.method, "seed": 0, "fold": self.fold}
 
 
 def planned() -> Iterator[Network]:
     """Give the networks in their order."""
-    for fold in range(FOLDS):
-        yield Network("ours", "cross_entropy", fold)
+    for method, fold in itertools.product(OURS, range(FOLDS)):
+        yield Network("ours", method, fold)
     for fold, setting in itertools.product(range(FOLDS), TABLE1):
         yield Network("authors", setting.loss, fold)
 
@@ -109,10 +122,7 @@ def run_bundle(network: Network, data: Path, work: Path, name: str, **options: A
 
 def train(network: Network, data: Path, work: Path) -> None:
     """Train a network, or go on where its training was interrupted."""
-    epochs = EPOCHS[network.regime]
-    options = {"max_epochs": epochs, "resume": True, "compile": True, "bfloat16": True}
-    options |= OPTIONS[network.regime]
-    run_bundle(network, data, work, "train", output_dir=work, **options)
+    run_bundle(network, data, work, "train", output_dir=work, resume=True, **network.options)
 
 
 def measure(network: Network, data: Path, work: Path) -> Comparison:
@@ -129,7 +139,8 @@ def measure(network: Network, data: Path, work: Path) -> Comparison:
     write_history(work, work)
     cells = network.keys | read_history(work) | {"torch": torch.__version__}
     about: dict[str, Any] = {**describe_measures(evaluation)}
-    names = {loss: LABELS[loss] for loss in dict.fromkeys(each.loss for each in planned())}
+    names = {each.method: LABELS[each.loss] for each in planned()}
+    names[OURS[1]] = f"{names[OURS[0]]}, intensities augmented"
     about |= {"class_names": list(evaluation.class_names), "labels": names, "split": "testing"}
     about |= {"folds": FOLDS, "missing": []}
     joined = {name: pd.concat(parts) for name, parts in tables.items()}
@@ -176,7 +187,7 @@ def is_finished(network: Network, results: Path) -> bool:
     if not (results / COMPACT).exists():
         return False
     table = read_compact(results).cells
-    return bool(((table["method"] == network.loss) & (table["fold"] == network.fold)).any())
+    return bool(((table["method"] == network.method) & (table["fold"] == network.fold)).any())
 
 
 def add_to_results(measured: Comparison, magnitudes: pd.DataFrame, results: Path) -> None:
@@ -208,14 +219,14 @@ def main(data: Path, work: Path, study: Path) -> None:
         results = study / "results" / "abdomen" / network.regime
         if is_finished(network, results):
             continue
-        place = work / network.regime / network.loss / f"fold{network.fold}"
+        place = work / network.regime / network.method / f"fold{network.fold}"
         place.mkdir(parents=True, exist_ok=True)
-        print(f"{network.regime}, {network.loss}, fold {network.fold}", flush=True)
+        print(f"{network.regime}, {network.method}, fold {network.fold}", flush=True)
         train(network, data, place)
         weights = place / "model.pt"
         if network.regime == "ours":
             save_in_half(
-                weights, study / "weights" / f"abdomen_{network.loss}_fold{network.fold}.pt"
+                weights, study / "weights" / f"abdomen_{network.method}_fold{network.fold}.pt"
             )
         magnitudes = logit_magnitudes(network, data, weights)
         add_to_results(measure(network, data, place), magnitudes, results)
