@@ -203,8 +203,7 @@ class OneTestSet(Results):
         """Return the mean difference of two rows on the same cases."""
         row, base = self.rows[name], self.rows[reference]
         here, there = (self.comparison.comparable(each, measure) for each in (row, base))
-        is_same = row.method == base.method
-        return paired_difference(here, there, self.patients, same_seeds=is_same)
+        return paired_difference(here, there, self.patients)
 
     def confidence(self, name: str, region: str) -> Array:
         """Return mean confidence and accuracy of each case, means over seeds, `(2, cases)`."""

@@ -54,9 +54,9 @@ ABOUT_TEMPERATURE = (
     " network. T > 1: it was overconfident there. The segmentation stays the same. "
 )
 ABOUT_SEEDS = (
-    "With several seeds, intervals and tests are over seeds and patients (Student's t). With one"
-    " seed, they are over patients alone: about these trained networks, not about another"
-    " training. "
+    "With several seeds, intervals and tests are over seeds and patients (Student's t); a seed is"
+    " the same for all losses. With one seed, or unequal numbers, they are over patients alone:"
+    " about these trained networks, not about another training. "
 )
 ABOUT_SHIFT = (
     "Of other origin than the training data (shift): {}. Nothing was fitted on these cases. A"

@@ -153,7 +153,7 @@ def calibrators_table() -> str:
             values = found[kind]
             reference = found["T"][values.columns]
             patients = [*found.index.get_level_values("patient")]
-            change = paired_difference(values.T, reference.T, patients, same_seeds=True)
+            change = paired_difference(values.T, reference.T, patients)
             share = 100 / reference.to_numpy().mean()
             cells.append(text([share * each for each in change[:3]], "+", 1))
         rows[f"{kind}, {LOSSES[loss]}"] = cells

@@ -53,7 +53,9 @@ def read_scans(folder: Path) -> dict[str, Scan]:
     scans = {}
     for file in sorted((folder / "images").glob("*.nii.gz")):
         values, *raters = (
-            torch.from_numpy(nib.load(folder / name / file.name).get_fdata()[..., 0]).float()
+            torch.from_numpy(
+                nib.Nifti1Image.from_filename(folder / name / file.name).get_fdata()[..., 0]
+            ).float()
             for name in ("images", *RATERS)
         )
         image = (values - values.mean()) / values.std()

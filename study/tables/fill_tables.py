@@ -55,7 +55,12 @@ FOLDERS = {
     f"acdc/{name}": "acdc" for name in ("three_seeds", "further", "ensembles", "variants")
 } | {"chaos": "chaos"}
 # Of networks trained on other data; `seen`, the training cases of `few_patients`, is `few_seen`.
-OTHERS = {"hippocampus": "hippocampus", "few_patients": "few", "acdc/authors": "acdc_authors"}
+OTHERS = {
+    "hippocampus": "hippocampus",
+    "few_patients": "few",
+    "acdc/authors": "acdc_authors",
+    "abdomen/authors": "flare_authors",
+}
 TITLES = {
     "acdc": "ACDC",
     "bssfp": "bSSFP",
@@ -200,7 +205,7 @@ def _gap_closed(cases: pd.DataFrame) -> pd.Series[float]:
         cases: Estimate, DSC and patient of the scans of a network.
     """
     estimates, dsc = cases.iloc[:, :2].to_numpy().T
-    if np.isnan(estimates).all():
+    if np.isnan(estimates).all() or cases["patient"].nunique() <= 2:  # no order without one
         return pd.Series(np.nan, cases.index)
     patients, values = cases["patient"].to_numpy(), np.empty(len(cases))
     whole = order(estimates, dsc)[0]
@@ -213,20 +218,19 @@ def _gap_closed(cases: pd.DataFrame) -> pd.Series[float]:
 @functools.cache
 def mean(method: str, test_set: str, measure: str) -> Estimate:
     """Return the mean of a measure of cases, with its interval."""
-    return mean_with_interval(*_of_cases(method, test_set, measure))
+    return mean_with_interval(*values_of_cases(method, test_set, measure))
 
 
 @functools.cache
 def difference(method: str, reference: str, test_set: str, measure: str) -> Estimate:
     """Return the difference of two methods; its p-value is not corrected."""
     (values, patients), (others, _) = (
-        _of_cases(name, test_set, measure) for name in (method, reference)
+        values_of_cases(name, test_set, measure) for name in (method, reference)
     )
-    same = method.split("+")[0] == reference.split("+")[0]
-    return paired_difference(values, others, patients, same_seeds=same)
+    return paired_difference(values, others, patients)
 
 
-def _of_cases(method: str, test_set: str, measure: str) -> tuple[np.ndarray, list[str]]:
+def values_of_cases(method: str, test_set: str, measure: str) -> tuple[np.ndarray, list[str]]:
     """Return values `(seeds, cases)` and the patients of the cases."""
     rows = results("cases").loc[[(test_set, method)]]
     values = rows.set_index(["seed", "case"])[measure].unstack()
@@ -310,8 +314,9 @@ def _confidence(method: str, test_set: str) -> list[str]:
 
 
 def _sum_of_ranks(means: pd.DataFrame, method: str) -> list[str]:
-    """Return the sum of the ranks by the paper's measures."""
-    return [f"{(means[PAPER] * [-1, 1, 1, 1]).rank().sum(axis=1)[method]:g}"]
+    """Return the sum of the ranks by the paper's measures, as printed: with ties."""
+    printed = means[PAPER].round({"hd95": 2}).round(3)
+    return [f"{(printed * [-1, 1, 1, 1]).rank().sum(axis=1)[method]:g}"]
 
 
 def _data_set(test_set: str) -> str:
@@ -422,4 +427,6 @@ def _difference_cell(place: tuple[str, str, str], reference: str) -> str:
 
 
 if __name__ == "__main__":
-    cli.run("fill_tables", fill)
+    from study.tables import fill_tables  # the same module as that which tables import
+
+    cli.run("fill_tables", fill_tables.fill)

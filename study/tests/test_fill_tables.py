@@ -23,7 +23,7 @@ nacl,0,0,,without,case0,predicted,10,30,33,33
 nacl,0,0,,without,case0,all,90,90,180,180
 """
 LOSSES = ("focal", "nacl", "cross_entropy")
-SHIFTS = {"focal": 0.01, "nacl": -0.2, "cross_entropy": 0}
+SHIFTS = {"focal": 0.01, "nacl": -0.4, "cross_entropy": 0}
 
 
 def make_cases() -> pd.DataFrame:

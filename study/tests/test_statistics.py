@@ -13,6 +13,7 @@ from calib_tools.report.statistics import Estimate
 from study.compare.published import PUBLISHED
 from study.compare.ranks import case_ranks, means_over_common_cases, ranks_of
 from study.compare.statistics import mean_with_interval, paired_difference, seeds_and_patients
+from study.tables.seeds import independent, of_seeds
 from tests.calib_tools.report.made_up import patients_of
 
 NAN = np.nan
@@ -22,8 +23,8 @@ def mean(values: np.ndarray) -> Estimate:
     return mean_with_interval(values, patients_of(values.shape[-1]))
 
 
-def difference(values: np.ndarray, reference: np.ndarray, same_seeds: bool = False) -> Estimate:
-    return paired_difference(values, reference, patients_of(values.shape[-1]), same_seeds)
+def difference(values: np.ndarray, reference: np.ndarray) -> Estimate:
+    return paired_difference(values, reference, patients_of(values.shape[-1]))
 
 
 def test_one_seed_is_over_patients_alone() -> None:
@@ -31,7 +32,7 @@ def test_one_seed_is_over_patients_alone() -> None:
     names = patients_of(12)
     assert mean(runs[:1]) == statistics.mean_with_interval(runs[0], names)
     expected = statistics.paired_difference(runs[0], runs[1:].mean(0), names)
-    assert difference(runs[0], runs[1:]) == expected
+    assert difference(runs[0], runs[1:]) == expected  # also where the numbers of seeds differ
 
 
 def test_cases_of_a_patient_count_as_one() -> None:
@@ -45,53 +46,57 @@ def test_cases_of_a_patient_count_as_one() -> None:
     assert np.isnan(mean_with_interval(values, patients_of(12, 3)).low)  # four patients
 
 
-def oracle(tables: list[np.ndarray]) -> tuple[float, float]:
-    """Squared standard error and degrees of freedom, from the formula written out with loops."""
-    seeds, patients = [len(t) for t in tables], tables[0].shape[1]
-    spread = [np.var([row.mean() for row in t], ddof=1) for t in tables]
-    of_each = [
-        np.mean(tables[0][:, p]) - sum(np.mean(t[:, p]) for t in tables[1:])
-        for p in range(patients)
-    ]
-    of_patients, noise = np.var(of_each, ddof=1), []
-    for t in tables:
-        total = 0.0
-        for s, p in product(range(len(t)), range(patients)):
-            total += (t[s, p] - t[s].mean() - t[:, p].mean() + t.mean()) ** 2
-        noise.append(total / ((len(t) - 1) * (patients - 1)))
-    of_seeds = sum(a / s for a, s in zip(spread, seeds, strict=True))
-    se2 = (
-        of_seeds
-        + of_patients / patients
-        - sum(e / (s * patients) for e, s in zip(noise, seeds, strict=True))
-    )
-    se2 = max(se2, of_patients / patients, of_seeds)
-    terms = [(a / s, s - 1) for a, s in zip(spread, seeds, strict=True)] + [
-        (of_patients / patients, patients - 1)
-    ]
-    return se2, se2**2 / sum(part**2 / df for part, df in terms)
+def variance_parts(table: np.ndarray) -> tuple[float, float, float]:
+    """Variances of the means of seeds and of patients, and of the residuals, with loops."""
+    seeds, patients = table.shape
+    of_seeds = np.var([row.mean() for row in table], ddof=1) / seeds
+    of_patients = np.var([table[:, p].mean() for p in range(patients)], ddof=1) / patients
+    total = 0.0
+    for s, p in product(range(seeds), range(patients)):
+        total += (table[s, p] - table[s].mean() - table[:, p].mean() + table.mean()) ** 2
+    return of_seeds, of_patients, total / ((seeds - 1) * (patients - 1)) / (seeds * patients)
 
 
-@pytest.mark.parametrize("seeds", [(3,), (3, 3), (2, 5)])
-def test_t_interval_is_the_formula(seeds: tuple[int, ...]) -> None:
+def made_up(rng: np.random.Generator, seeds: int) -> np.ndarray:
+    return rng.normal(size=10) + rng.normal(size=(seeds, 1)) + 0.5 * rng.normal(size=(seeds, 10))
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_t_interval_is_the_formula(seeds: int) -> None:
     rng = np.random.default_rng(3)
-    people = rng.normal(size=10)
-    tables = [people + rng.normal(size=(s, 1)) + 0.5 * rng.normal(size=(s, 10)) for s in seeds]
-    of_all = tables[0].mean() - sum(t.mean() for t in tables[1:])
-    se2, df = oracle(tables)
-    low, high, p_value = seeds_and_patients(of_all, tables)
-    assert (low, high) == pytest.approx(stats.t.interval(0.95, df, of_all, se2**0.5))
-    assert p_value == pytest.approx(2 * stats.t.sf(abs(of_all) / se2**0.5, df))
-    found = mean(tables[0]) if len(tables) == 1 else difference(*tables)
-    expected = (of_all, low, high, NAN if len(tables) == 1 else p_value)
-    assert found[:4] == pytest.approx(expected, nan_ok=True)
+    one, other = made_up(rng, seeds), made_up(rng, seeds)
+    table = one - other
+    of_seeds, of_patients, residual = variance_parts(table)
+    se2 = max(of_seeds + of_patients - residual, of_seeds, of_patients)
+    df = se2**2 / (of_seeds**2 / (seeds - 1) + of_patients**2 / 9)
+    interval = stats.t.interval(0.95, df, table.mean(), se2**0.5)
+    p_value = 2 * stats.t.sf(abs(table.mean()) / se2**0.5, df)
+    expected = (table.mean(), *interval, p_value)
+    assert seeds_and_patients(table) == pytest.approx(expected)
+    assert difference(one, other)[:4] == pytest.approx(expected)
+    assert mean(table)[:4] == pytest.approx((*expected[:3], NAN), nan_ok=True)
+
+
+def test_interval_of_independent_seeds_is_the_formula() -> None:
+    rng = np.random.default_rng(3)
+    one, other = made_up(rng, 3), made_up(rng, 3)
+    (seeds_1, _, residual_1), (seeds_2, _, residual_2) = map(variance_parts, (one, other))
+    of_patients = np.var(one.mean(0) - other.mean(0), ddof=1) / 10
+    se2 = max(
+        seeds_1 + seeds_2 + of_patients - residual_1 - residual_2, of_patients, seeds_1 + seeds_2
+    )
+    df = se2**2 / (seeds_1**2 / 2 + seeds_2**2 / 2 + of_patients**2 / 9)
+    expected = stats.t.interval(0.95, df, one.mean() - other.mean(), se2**0.5)
+    assert independent(one, other, patients_of(10)) == pytest.approx(expected)
+    by_seed = stats.ttest_1samp((one - other).mean(1), 0).confidence_interval()
+    assert of_seeds(one, other) == pytest.approx((by_seed.low, by_seed.high))
 
 
 def test_seeds_are_paired_and_one_without_a_value_takes_the_mean_of_the_others() -> None:
     rng = np.random.default_rng(6)
     runs = rng.normal(size=(3, 1)) + rng.normal(size=(3, 12))
-    paired = difference(runs + 0.01 * rng.normal(size=(3, 12)), runs, same_seeds=True)
-    assert paired.high - paired.low < 0.1 < np.subtract(*difference(runs + 0.01, runs)[2:0:-1])
+    paired = difference(runs + 0.01 * rng.normal(size=(3, 12)), runs)
+    assert paired.high - paired.low < 0.1 < np.subtract(*mean(runs)[2:0:-1])
     filled = runs.copy()
     runs[0, 2], filled[0, 2] = NAN, runs[1:, 2].mean()
     assert mean(runs)[:3] == pytest.approx(mean(filled)[:3])
@@ -101,16 +106,18 @@ def test_seeds_are_paired_and_one_without_a_value_takes_the_mean_of_the_others()
 def test_coverage_of_the_t_interval_over_new_trainings_and_patients(
     effects: tuple[float, float, float],
 ) -> None:
-    """Two losses that are equally good, with effects of seeds, patients, and both."""
+    """Two losses that are equally good, with effects of seeds, patients, and both; a part of the
+    effect of a seed is shared.
+    """
     found = []
     for draw in range(800):
-        rng, (of_seeds, of_patients, of_both) = np.random.default_rng(draw), effects
-        people = of_patients * rng.normal(size=16)
+        rng, (per_seed, per_patient, per_both) = np.random.default_rng(draw), effects
+        shared = per_patient * rng.normal(size=16) + rng.normal(size=(3, 1))
         tables = [
-            of_seeds * rng.normal(size=(3, 1)) + of_both * rng.normal(size=(3, 16))
+            shared + per_seed * rng.normal(size=(3, 1)) + per_both * rng.normal(size=(3, 16))
             for _ in range(2)
         ]
-        found.append(difference(tables[0] + people, tables[1]))
+        found.append(difference(*tables))
     covered = np.mean([estimate.low <= 0 <= estimate.high for estimate in found])
     assert 0.93 <= covered <= 0.99
     assert np.mean([estimate.p_value < 0.05 for estimate in found]) == pytest.approx(1 - covered)
