@@ -46,7 +46,8 @@ PLAIN = {  # the authors' regime: no augmentation, and the weights of the last e
     "val_interval": EPOCHS["authors"],
 }
 OPTIONS: dict[str, dict[str, Any]] = {"ours": {"val_interval": 4}, "authors": PLAIN}
-ANY_SCANNER = "_any_scanner"  # after the loss: intensities are augmented, too
+ANY_SCANNER = "_any_scanner"  # after the loss: see AUGMENTED
+AUGMENTED = {"any_scanner": True, "max_epochs": 60}  # intensities, too
 OURS = ("cross_entropy", f"cross_entropy{ANY_SCANNER}")
 TEST_SETS = {"": "testing", "validation": "validation"}  # in the tables, and their splits
 
@@ -68,7 +69,8 @@ class Network:
     def options(self) -> dict[str, Any]:
         """The options of its training."""
         given = {"max_epochs": EPOCHS[self.regime], "compile": True, "bfloat16": True}
-        return given | OPTIONS[self.regime] | {"any_scanner": self.method != self.loss}
+        given |= OPTIONS[self.regime]
+        return given if self.method == self.loss else given | AUGMENTED
 
     @property
     def keys(self) -> dict[str, Any]:
