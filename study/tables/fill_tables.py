@@ -45,6 +45,7 @@ from calib_tools import cli
 from calib_tools.report.statistics import Estimate
 from study.compare.compact import COMPACT
 from study.compare.published import PUBLISHED
+from study.compare.ranks import case_ranks
 from study.compare.statistics import mean_with_interval, paired_difference
 from study.heart.tables import difference_of
 
@@ -71,6 +72,7 @@ TITLES = {
     "acdc_authors_seen": "training",
     "few": "test",
     "few_seen": "training",
+    "flare_authors": "abdomen",
 }
 # p-values are corrected over these losses, and L1-ACE if it is compared with CE + Dice.
 LOSSES = (
@@ -101,6 +103,7 @@ SOURCES = {
     "confidence": ("confidence / accuracy, %", " / "),
     "rank": ("sum-rank ↓", ""),
     "paper_rank": ("sum-rank (paper) ↓", ""),
+    "case_rank": ("mean case rank ↓", ""),
     "expected_dsc": ("expected DSC", ""),
     "dsc_bias": ("expected DSC - DSC", ""),
     "gap_closed": ("gap closed ↑", ""),
@@ -329,6 +332,19 @@ def _rank(method: str, test_set: str) -> list[str]:
     return _sum_of_ranks(pd.DataFrame(means, TABLE1), method)
 
 
+def _case_rank(method: str, test_set: str) -> list[str]:
+    """Return the mean of the ranks by the paper's measures on single cases (its Fig. 1)."""
+    costs = [
+        [
+            sign * values_of_cases(name, test_set, of)[0].mean(0)
+            for of, sign in zip(PAPER, (-1, 1, 1, 1), strict=True)
+        ]
+        for name in TABLE1
+    ]
+    ranks = case_ranks(np.moveaxis(np.array(costs), 1, 2))
+    return [f"{np.nanmean(ranks[TABLE1.index(method)]):.1f}"]
+
+
 def _format_mean(column: str, sign: str = "") -> Callable[[str, str], list[str]]:
     return lambda method, test_set: [f"{mean(method, test_set, column).mean:{sign}.3f}"]
 
@@ -339,6 +355,7 @@ NUMBERS: dict[str, Callable[..., list[str]]] = {  # by the first word of a sourc
     "gap": lambda *place: [f"{end:+.3f}" for end in calibration(*place)[:3]],
     "heart": lambda one, _, *place: [f"{end:+.3f}" for end in difference_of(one, *place)[:3]],
     "rank": _rank,
+    "case_rank": _case_rank,
     "paper_rank": lambda method, name: _sum_of_ranks(
         PUBLISHED.loc[_data_set(name)].loc[TABLE1], method
     ),

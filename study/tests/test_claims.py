@@ -41,6 +41,7 @@ from tests.helpers import ROOT
 CE, DICE, DICE_T = "cross_entropy", "ce_dice", "ce_dice+T"
 SETS, SHIFTED, TASK04, FEW = ("acdc", "bssfp", "lge"), ("bssfp", "lge"), "hippocampus", "few"
 AUTHORS = "acdc_authors"
+ABDOMEN = "flare_authors"
 REGIMES = ("acdc", TASK04, FEW, AUTHORS)
 PENALTIES = [name for name in LOSSES if name != CE]
 UNDERCONFIDENT = ("focal", "label_smoothing", "mbls", "nacl")
@@ -124,6 +125,16 @@ def means_of_authors(measure: str, end: str = "") -> pd.Series[float]:
     """The mean of each of the seven losses in the authors' regime."""
     means = results("cases").loc[AUTHORS].groupby(level=0)[measure].mean()
     return means[[f"{name}{end}" for name in TABLE1]]
+
+
+def on_abdomen(measure: str) -> pd.Series[float]:
+    """The mean of each of the seven losses on the abdomen, in the authors' regime."""
+    return results("cases").loc[ABDOMEN].groupby(level=0)[measure].mean()[TABLE1]
+
+
+def place_on_abdomen(measure: str) -> float:
+    """NACL's place on the abdomen."""
+    return on_abdomen(measure).rank(ascending=measure != "dsc")["nacl"]
 
 
 def lead(kind: str) -> float:
@@ -555,6 +566,13 @@ CLAIMS: dict[str, dict[str, Callable[[], bool]]] = {
                 == [1, 2, 6]
                 and rank("mbls", f"{AUTHORS}_vendor_b") == 1
             )
+        ),
+        "**So far, NACL does not lead here.**": lambda: (
+            rank("nacl", ABDOMEN) > 1 == published_rank_on("flare")
+        ),
+        "higher than that of FL, LS and MbLS; its DSC is fourth of seven, its CECE fifth": lambda: (
+            [place_on_abdomen(of) for of in ("ece", "dsc", "cece")] == [4, 4, 5]
+            and {*on_abdomen("ece").nsmallest(3).index} == {"focal", "label_smoothing", "mbls"}
         ),
         "Its DSC is third": lambda: means_of_authors("dsc").rank(ascending=False)["nacl"] == 3,
         "within 0.002 of those of ECP, LS and MbLS": lambda: all(

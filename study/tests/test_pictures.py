@@ -10,6 +10,7 @@ import torch
 from matplotlib.figure import Figure
 
 from calib_components.losses import NACLLoss
+from study.tables.draw_magnitudes import draw_magnitudes
 from study.tables.draw_penalty_weight import ceiling, draw_penalty_weight
 from study.tables.draw_regions import draw_regions
 from study.tables.draw_results import ROWS, draw_panel, draw_results
@@ -18,7 +19,12 @@ from study.tables.fill_tables import mean
 
 @pytest.mark.parametrize(
     "draw",
-    [draw_penalty_weight, draw_results, pytest.param(draw_regions, marks=pytest.mark.slow)],
+    [
+        draw_penalty_weight,
+        draw_results,
+        draw_magnitudes,
+        pytest.param(draw_regions, marks=pytest.mark.slow),
+    ],
 )
 def test_picture_is_drawn(draw: Callable[[Path], None], tmp_path: Path) -> None:
     draw(tmp_path / "picture.png")
