@@ -19,6 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from calib_components.errors import InputError, check_choice, check_count
+from calib_workflows.options import LEFT_OUT
 
 POLL = 0.5  # seconds
 BETWEEN_LINES = 30.0  # seconds, in a log
@@ -150,7 +151,7 @@ def run_command(command: Sequence[str], log_file: Path) -> str | None:
             _running.discard(process)
         log.seek(start)
         lines = [line for line in log.read().splitlines() if line.strip()]
-    if code == 0:
+    if code in (0, LEFT_OUT):
         return None
     # The cause is the first exception
     raised = [line for line in lines if re.match(r"[\w.]*(Error|Exception): ", line)]

@@ -15,7 +15,7 @@ from calib_components.errors import make_folder, reading
 from calib_tools.bundle_command import bundle_command
 from calib_tools.jobs import Progress, end, make_executor, run_command, run_jobs
 from calib_workflows.inference.images import ImageFolder
-from calib_workflows.options import read_as_typed
+from calib_workflows.options import LEFT_OUT, read_as_typed
 from calib_workflows.pages.quality import FOLDER
 from calib_workflows.weights import check_weights_file
 
@@ -38,7 +38,7 @@ def run_shares(
     """
     file, output_dir = bundle / "configs" / "inference.yaml", Path(options["output_dir"])
     images = _find_images(file, options)
-    total, records = len(images.find()), output_dir / FOLDER
+    total, records = len(images.find()) - len(images.left_out), output_dir / FOLDER
     logs = output_dir / ".run_cases"
     pool = make_executor(executor, jobs, logs / "slurm", slurm)
     number = min(total, jobs)
@@ -55,6 +55,9 @@ def run_shares(
     if len(failed) < number:
         print(images.write_table())  # of all shares
     end(f"{number - len(failed)} of {number} shares are finished", failed)
+    if images.left_out:
+        print(f"{len(images.left_out)} images were left out, see above")
+        sys.exit(LEFT_OUT)
 
 
 def _find_images(file: Path, options: Mapping[str, Any]) -> ImageFolder:

@@ -40,6 +40,7 @@ ENTRIES = ("_meta_", "finalize", "imports", "initialize", "run", "save_execute_c
 GROUPS = ("train", "validate")
 TYPED: dict[str, bool | None] = {"true": True, "false": False, "null": None}  # as on a command line
 PLACES = ("_dir", "_file", "_path", "_root", "datalist")  # endings of options that are paths
+LEFT_OUT = 3  # status of a process that has done all but what it named and left out
 INTERRUPTED = "Interrupted. --resume true continues a training, --skip_existing true the others."
 # A training writes its best weights and its state into ckpt_dir
 BEST, LAST = "model.pt", "last.ckpt"

@@ -8,13 +8,14 @@ A series stands for one image. Its path is that of its first file; its name is
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from nibabel import Nifti1Image
@@ -26,17 +27,17 @@ from calib_workflows.data.files import NIFTI
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-log = logging.getLogger(__name__)
 SUFFIX = ".dcm"
 DIRECTORY = "DICOMDIR"
-SEGMENTATIONS = ("SEG", "RTSTRUCT", "RTDOSE")  # modalities that are no images
+NO_IMAGES = ("SEG", "RTSTRUCT", "RTDOSE")  # modalities whose pixels are no grey values
 NAMED_BY = ("PatientID", "StudyDate", "SeriesNumber")
 LONGEST = 100  # characters of a name
 PLACED_BY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns")
+REFERRED_BY = ("SOPInstanceUID", "SOPClassUID", "StudyInstanceUID")  # DICOM SEG names its images
 # Of the headers of a folder, whose others would take 100 kB a slice
 KEPT = [
-    *(*NAMED_BY, *PLACED_BY, "SeriesInstanceUID", "Modality", "SamplesPerPixel"),
-    *("NumberOfFrames", "SpacingBetweenSlices", "SliceThickness"),
+    *(*NAMED_BY, *PLACED_BY, *REFERRED_BY, "SeriesInstanceUID", "Modality", "SamplesPerPixel"),
+    *("NumberOfFrames", "SpacingBetweenSlices", "SliceThickness", "ImageType", "RescaleSlope"),
 ]
 # What DICOM SEG copies of its images, and they may lack
 COPIED = (
@@ -54,12 +55,23 @@ def is_dicom(file: str | os.PathLike) -> bool:
     if file.name.lower().endswith(NIFTI) or not file.is_file():  # opens no file of a NIfTI folder
         return False
     with open(file, "rb") as opened:
-        return opened.read(132).endswith(b"DICM") or file.suffix.lower() == SUFFIX
+        start = opened.read(132)
+    return start.endswith(b"DICM") or _is_bare(start) or file.suffix.lower() == SUFFIX
+
+
+def _is_bare(start: bytes) -> bool:
+    """Return whether bytes begin with an element of DICOM, without the preamble that files should
+    have.
+    """
+    group, element, kind, length = start[:2], start[2:4], start[4:6], start[4:8]
+    is_first = group in (b"\x02\x00", b"\x08\x00") and element[1:] == b"\x00"
+    is_explicit = kind.isalpha() and kind.isupper()
+    return is_first and (is_explicit or int.from_bytes(length, "little") < LONGEST)
 
 
 def series_of(file: str | os.PathLike) -> list[Path]:
-    """Return the files of the series of a DICOM file that lie in its folder; none if it is no
-    image, such as a report.
+    """Return the files of the series of a DICOM file that lie in its folder; none of a directory
+    of other files.
     """
     return [*_headers_beside(Path(file))]
 
@@ -72,33 +84,22 @@ def _headers_beside(file: Path) -> dict[Path, Dataset]:
 
 @functools.lru_cache(maxsize=16)
 def _series_in(folder: Path, changed: int) -> dict[str, dict[Path, Dataset]]:
-    """Return the headers of each series in a folder, which may have `changed` since."""
-    placed: dict[str, dict[Path, Dataset]] = defaultdict(dict)
-    others: dict[str, Path] = {}
+    """Return the headers of each series in a folder, which may have `changed` since. A file that
+    names no series is one by itself.
+    """
+    series: dict[str, dict[Path, Dataset]] = defaultdict(dict)
     for file in sorted(folder.iterdir()):
         if file.name.startswith(".") or file.name == DIRECTORY or not is_dicom(file):
             continue
         header = _read(file, stop_before_pixels=True, specific_tags=KEPT)
-        if "SeriesInstanceUID" not in header:
-            raise InputError(f"{file} is no whole DICOM file. Export it again, or remove it.")
-        series = str(header.SeriesInstanceUID)
-        if _is_image(header):
-            placed[series][file] = header
-        else:
-            others[series] = file
-            log.warning("%s is no 3D image, as DICOM, and is skipped", file)
-    for series in placed.keys() & others.keys():
-        raise InputError(
-            f"{others[series]}: a slice of a series has no place or values. Export it again."
-        )
-    return placed
+        series[str(header.get("SeriesInstanceUID") or file)][file] = header
+    return series
 
 
-def _is_image(header: Dataset) -> bool:
-    """Return whether a file holds grey values whose places are known."""
-    is_placed = _has_frames(header) or all(name in header for name in PLACED_BY)
-    is_grey = header.get("SamplesPerPixel") == 1
-    return is_placed and is_grey and header.get("Modality") not in SEGMENTATIONS
+def series_uid(file: str | os.PathLike) -> str:
+    """Return what tells the series of a file from others."""
+    (header, *_) = _headers_beside(Path(file)).values()
+    return str(header.get("SeriesInstanceUID") or file)
 
 
 def _has_frames(header: Dataset) -> bool:
@@ -107,15 +108,37 @@ def _has_frames(header: Dataset) -> bool:
 
 def series_name(file: str | os.PathLike) -> str:
     """Return the name of the image that a series is."""
-    header = _read(Path(file), stop_before_pixels=True)
+    return _names.get(series_uid(file)) or _plain_name(file)
+
+
+_names: dict[str, str] = {}  # of series that others are called like
+
+
+def _plain_name(file: str | os.PathLike) -> str:
+    (header, *_) = _headers_beside(Path(file)).values()
     words = [str(header.get(name) or "") for name in NAMED_BY]
     name = re.sub(r"[^\w.-]+", "-", "_".join(filter(None, words))).strip(".-_")
     return name[:LONGEST] or Path(file).stem
 
 
+def tell_apart(files: Iterable[Path]) -> None:
+    """Give series of one name, such as of two studies of a day, each a name of its own.
+
+    Args:
+        files: The first file of each series.
+    """
+    alike: dict[str, list[str]] = defaultdict(list)
+    for file in files:
+        alike[_plain_name(file)].append(series_uid(file))
+    for name, series in alike.items():
+        for uid in series if len({*series}) > 1 else ():
+            _names[uid] = f"{name}_{hashlib.sha256(uid.encode()).hexdigest()[:6]}"
+
+
 def patient_id(file: str | os.PathLike) -> str:
     """Return the PatientID of a series; "" without one."""
-    return str(_read(Path(file), stop_before_pixels=True).get("PatientID") or "")
+    (header, *_) = _headers_beside(Path(file)).values()
+    return str(header.get("PatientID") or "")
 
 
 def open_series(file: str | os.PathLike) -> Nifti1Image:
@@ -124,12 +147,10 @@ def open_series(file: str | os.PathLike) -> Nifti1Image:
 
     Raises:
         InputError: pydicom or highdicom is missing, the file is no image, or its slices do not make
-            a volume: some are missing, lie at one place or beside it, or differ in direction.
+            a volume: some are missing, lie at one place or beside it, differ in direction, or are
+            a localizer's.
     """
-    headers = _headers_beside(Path(file))
-    if not headers:
-        raise InputError(f"{file}: no DICOM image, such as CT or MR.")
-    files, affine, shape = _in_order(headers)
+    files, affine, shape = _in_order(_headers_beside(Path(file)))
     return Nifti1Image(_Voxels(files, shape), TO_RAS @ affine)
 
 
@@ -157,60 +178,73 @@ class _Voxels:
             return values
 
 
+class Segment(NamedTuple):
+    """What a DICOM SEG says of a structure: a code of SNOMED CT with its meaning, and a colour.
+
+    Attributes:
+        name: Its name.
+        color: `rrggbb`.
+        code: Such as `10200004`; "" for one that is not known.
+        meaning: Of the code, such as `Liver`.
+        category: `anatomy`, or `abnormal` of a lesion.
+    """
+
+    name: str
+    color: str
+    code: str = ""
+    meaning: str = ""
+    category: str = "anatomy"
+
+
+def check_source(file: str | os.PathLike) -> None:
+    """Raise `InputError` if a DICOM SEG could not refer to the files of a series."""
+    for place, header in _headers_beside(Path(file)).items():
+        for name in REFERRED_BY:
+            if not header.get(name):
+                raise InputError(f"{place} has no {name}, to which a DICOM SEG refers.")
+
+
 def write_segmentation(
-    file: Path, masks: np.ndarray, names: Sequence[str], image: str | os.PathLike
+    file: Path, masks: np.ndarray, segments: Sequence[Segment], image: str | os.PathLike
 ) -> None:
     """Write masks of the structures of a series as DICOM SEG.
+
+    What the files of the series lack or state wrongly, and a DICOM SEG may leave empty, is empty in
+    it.
 
     Args:
         file: Where it is written.
         masks: `(structures, X, Y, Z)` on the grid of the series: boolean, or probabilities, which
             are stored in steps of 1/255.
-        names: Names of the structures.
+        segments: The structures.
         image: Path of the series.
     """
     import highdicom
-    from pydicom.sr.codedict import codes
 
     import calib_components
 
     logging.getLogger("highdicom").setLevel(logging.WARNING)
     files, affine, _ = _in_order(_headers_beside(Path(image)))
+    thickness = float(np.linalg.norm(affine[:3, 2]))
     headers, frame = [_read(each, stop_before_pixels=True) for each in files], highdicom.UID()
     for header in headers:
-        header.setdefault("FrameOfReferenceUID", frame)
-        for name in COPIED:
-            header.setdefault(name, "")
+        _complete(header, frame, thickness)
     product, version = calib_components.__name__, calib_components.__version__
-    by = highdicom.AlgorithmIdentificationSequence(
-        product, codes.DCM.ArtificialIntelligence, version
-    )
-    segments = [
-        highdicom.seg.SegmentDescription(
-            segment_number=number,
-            segment_label=name,
-            segmented_property_category=codes.SCT.AnatomicalStructure,
-            segmented_property_type=codes.SCT.AnatomicalStructure,
-            algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-            algorithm_identification=by,
-        )
-        for number, name in enumerate(names, 1)
-    ]
     is_binary = masks.dtype == bool
     volume = highdicom.Volume(
         (masks.astype(np.uint8) if is_binary else masks).transpose(3, 2, 1, 0),
         affine[:, [2, 1, 0, 3]],
         coordinate_system="PATIENT",
         frame_of_reference_uid=headers[0].FrameOfReferenceUID,
-        channels={"SegmentNumber": [*range(1, len(names) + 1)]},
+        channels={"SegmentNumber": [*range(1, len(segments) + 1)]},
     )
-    highdicom.seg.Segmentation(
+    seg = highdicom.seg.Segmentation(
         headers,
         volume,
         "BINARY" if is_binary else "FRACTIONAL",
-        segments,
+        [_describe(number, segment) for number, segment in enumerate(segments, 1)],
         series_instance_uid=highdicom.UID(),
-        series_number=int(headers[0].get("SeriesNumber") or 0) + 1000,
+        series_number=_series_number(headers[0], is_binary),
         sop_instance_uid=highdicom.UID(),
         instance_number=1,
         manufacturer=product,
@@ -218,7 +252,75 @@ def write_segmentation(
         software_versions=version,
         device_serial_number="none",
         content_description="research only",
-    ).save_as(file)
+    )
+    what = "Segmentation" if is_binary else "Probabilities"
+    seg.SeriesDescription = f"{what}, research only"
+    seg.SpecificCharacterSet = "ISO_IR 192"  # UTF-8, for any name
+    seg.save_as(file)
+
+
+def _describe(number: int, segment: Segment) -> Any:
+    """Return the description of a segment."""
+    import highdicom
+    from pydicom.sr.codedict import codes
+
+    import calib_components
+
+    category = kind = (
+        codes.SCT.MorphologicallyAbnormalStructure
+        if segment.category == "abnormal"
+        else codes.SCT.AnatomicalStructure
+    )
+    if segment.code:
+        kind = highdicom.sr.CodedConcept(segment.code, "SCT", segment.meaning)
+    rgb = [int(segment.color[place : place + 2], 16) for place in (0, 2, 4)]
+    return highdicom.seg.SegmentDescription(
+        segment_number=number,
+        segment_label=_label(segment.name, number),
+        segmented_property_category=category,
+        segmented_property_type=kind,
+        algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=highdicom.AlgorithmIdentificationSequence(
+            calib_components.__name__,
+            codes.DCM.ArtificialIntelligence,
+            calib_components.__version__,
+        ),
+        display_color=highdicom.color.CIELabColor.from_rgb(*rgb),
+    )
+
+
+def _label(name: str, number: int) -> str:
+    """Return a name as a text of DICOM: one line of at most 64 characters without a backslash."""
+    text = "".join(c if c.isprintable() and c != "\\" else " " for c in name)
+    return " ".join(text.split())[:64] or f"segment {number}"
+
+
+def _series_number(header: Dataset, is_binary: bool) -> int:
+    """Return the number of the series of a SEG: 1000, or of probabilities 2000, above that of the
+    images.
+    """
+    try:
+        number = int(header.get("SeriesNumber") or 0)
+    except (TypeError, ValueError):
+        number = 0
+    return number + (1000 if is_binary else 2000)
+
+
+def _complete(header: Dataset, frame: str, thickness: float) -> None:
+    """Fill in what a SEG copies of an image, and the image lacks or states wrongly."""
+    from pydicom.valuerep import DA, TM
+
+    header.setdefault("FrameOfReferenceUID", frame)
+    for name, value in (("SliceThickness", thickness), ("Modality", "OT")):
+        if header.get(name) in (None, ""):
+            setattr(header, name, value)
+    for name in COPIED:
+        header.setdefault(name, "")
+    for name, kind in (("StudyDate", DA), ("PatientBirthDate", DA), ("StudyTime", TM)):
+        try:
+            kind(header.get(name))
+        except (TypeError, ValueError):
+            setattr(header, name, "")
 
 
 def _read(file: Path, **options: Any) -> Dataset:
@@ -226,10 +328,16 @@ def _read(file: Path, **options: Any) -> Dataset:
     try:
         import highdicom  # noqa: F401
         from pydicom import dcmread
+        from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
     except ImportError as error:
         raise InputError(f"{file} is DICOM. Install highdicom: pip install highdicom.") from error
     with reading(file, "a DICOM file"):
-        return dcmread(file, force=True, **options)
+        dataset = dcmread(file, force=True, **options)
+        if "TransferSyntaxUID" not in dataset.file_meta:  # of a file without preamble
+            is_implicit, _ = dataset.original_encoding
+            syntax = ImplicitVRLittleEndian if is_implicit else ExplicitVRLittleEndian
+            dataset.file_meta.TransferSyntaxUID = syntax
+        return dataset
 
 
 def _in_order(
@@ -241,7 +349,11 @@ def _in_order(
     import highdicom
 
     files, headers = [*series], [*series.values()]
+    if "SeriesInstanceUID" not in headers[0]:
+        raise InputError(f"{files[0]} is no whole DICOM file. Export it again, or remove it.")
     title = f"{files[0].parent}: series {series_name(files[0])}"
+    if flaw := _flaw_of_headers(series):
+        raise InputError(f"{title}: {flaw}")
     if len(files) == 1 and _has_frames(headers[0]):
         with reading(files[0], "a DICOM image"):
             image = highdicom.imread(files[0], lazy_frame_retrieval=True)
@@ -264,8 +376,8 @@ def _in_order(
     order = np.argsort(offsets)
     spacing = _spacing(headers[0], offsets[order])
     expected = positions[order[0]] + np.outer(np.arange(len(files)), spacing * normal)
-    flaw = _flaw(grids, offsets[order], np.linalg.norm(positions[order] - expected, axis=1))
-    if flaw:
+    errors = np.linalg.norm(positions[order] - expected, axis=1)
+    if flaw := _flaw(grids, offsets[order], errors):
         raise InputError(f"{title}: {flaw}")
     turn = np.stack([*grids[0, :6].reshape(2, 3), normal], axis=1)
     sizes = [*grids[0, 7:5:-1], spacing]  # of columns, rows and slices
@@ -280,6 +392,38 @@ def _spacing(header: Dataset, offsets: np.ndarray) -> float:
     return float(header.get("SpacingBetweenSlices") or header.get("SliceThickness") or 1)
 
 
+def _flaw_of_headers(series: Mapping[Path, Dataset]) -> str:
+    """Say why files are no image, or no whole one; nothing if they may be."""
+    for file, header in series.items():
+        with reading(file, "a DICOM image"):
+            flaw = _flaw_of_header(header, file.name)
+        if flaw:
+            return flaw
+    if len({"RescaleSlope" in header for header in series.values()}) > 1:
+        return "some slices have no RescaleSlope, and others have one. Export it again."
+    return ""
+
+
+def _flaw_of_header(header: Dataset, name: str) -> str:
+    """Say why a file of a name is no image, or no slice of one; nothing if it may be."""
+    if "Rows" not in header or header.get("Modality") in NO_IMAGES:
+        kind = header.get("SOPClassUID")
+        return f"no image, but {kind.name if kind else header.get('Modality') or 'other data'}."
+    if header.get("SamplesPerPixel") != 1:
+        return f"{name} has {header.get('SamplesPerPixel')} samples a pixel, as colours."
+    if "LOCALIZER" in (header.get("ImageType") or ()):
+        return "a localizer."
+    if _has_frames(header):
+        return ""
+    for missing in PLACED_BY:
+        if header.get(missing) in (None, ""):
+            return f"{name} has no {missing}: no slice of a volume, or a damaged one."
+    spacing = np.array(header.PixelSpacing, float)
+    if not (spacing > 0).all() or not np.isfinite(spacing).all():
+        return f"{name} has PixelSpacing {spacing.tolist()}. Export it again."
+    return ""
+
+
 def _flaw(grids: np.ndarray, offsets: np.ndarray, errors: np.ndarray) -> str:
     """Say why slices make no volume; nothing if they do.
 
@@ -289,14 +433,16 @@ def _flaw(grids: np.ndarray, offsets: np.ndarray, errors: np.ndarray) -> str:
         errors: How far each slice lies from its place in an even stack, in mm.
     """
     steps = np.diff(offsets)
+    if np.ptp(grids[:, :6], axis=0).max() > SAME_PLACE:
+        return "its slices differ in direction, as a localizer's do."
     if np.ptp(grids, axis=0).max() > SAME_PLACE:
-        return "its slices differ in direction, size of pixels or shape. Convert it with dcm2niix."
+        return "its slices differ in size of pixels or shape. Convert it with dcm2niix."
     if (steps < SAME_PLACE).any():
         return (
             f"{(steps < SAME_PLACE).sum()} of {len(offsets)} slices lie where another one does:"
             " repeated, or of several phases. Leave one of each, or convert it with dcm2niix."
         )
-    if len(steps) and steps.max() > 1.5 * np.median(steps):
+    if len(steps) and steps.max() > 1.5 * steps.min():
         return (
             f"its slices lie {steps.min():.4g} to {steps.max():.4g} mm apart: some are missing."
             " Export the whole series."

@@ -13,7 +13,8 @@ import logging
 import operator
 import os
 import re
-from collections import Counter
+import sys
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,15 @@ from ignite.engine import Engine, Events
 from monai.utils import ensure_tuple
 
 from calib_components.errors import InputError, check_choice, check_writable, printable
-from calib_workflows.data.dicom import is_dicom, patient_id, series_name, series_of
+from calib_workflows.data.dicom import (
+    check_source,
+    is_dicom,
+    patient_id,
+    series_name,
+    series_of,
+    series_uid,
+    tell_apart,
+)
 from calib_workflows.data.files import (
     LABEL_SUFFIXES,
     files_below,
@@ -33,6 +42,7 @@ from calib_workflows.data.files import (
 )
 from calib_workflows.data.nifti import open_nifti, open_together, stored_in
 from calib_workflows.folders import OutputFolder
+from calib_workflows.options import LEFT_OUT
 from calib_workflows.pages.quality import FOLDER, TABLES, Review, write_table
 
 log = logging.getLogger(__name__)
@@ -56,7 +66,8 @@ def find_images(path: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> l
     """Find the images in a folder and its subfolders, sorted by file; some may lack files, see
     `ImageFolder.check`.
 
-    Files that end in `.nii` or `.nii.gz`, in any case, are images, and so are DICOM series. Hidden
+    Files that end in `.nii` or `.nii.gz`, in any case, are images, and so are DICOM series, also
+    those that hold something else, such as a report: `ImageFolder` leaves them out. Hidden
     files and folders are skipped, as are labels (`*_gt`, `*_seg`, `*_label`) and maps that
     inference writes. Links to folders are followed.
 
@@ -71,7 +82,9 @@ def find_images(path: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> l
     path = Path(path)
     if path.is_dir():
         files = [file for file in files_below(path) if not _is_label(file, file_suffixes)]
-        images = [_image_of_series(file) for file in files if _is_series(file)]
+        series = [file for file in files if _is_series(file)]
+        tell_apart(series)
+        images = [_image_of_series(file) for file in series]
         return sorted([*images, *_images(files, file_suffixes)], key=operator.attrgetter("files"))
     if is_dicom(path):
         return [_image_of_series(file) for file in series_of(path)[:1]]
@@ -185,6 +198,7 @@ class ImageFolder:
         run = {**self.stamp, "dataset_dir": folder}
         self.output = OutputFolder(self.output_dir, run, self.shard, self.overwrite)
         self.names: set[str] = set()  # of all results, between `check` and the claim
+        self._flaws: dict[Image, str] = {}  # why each cannot be segmented, or ""
 
     def attach(self, engine: Engine) -> None:
         """Claim the output folder when the engine that writes the maps starts, with its weights."""
@@ -208,23 +222,31 @@ class ImageFolder:
         return [
             {"image": [str(file) for file in image.files]}
             for image in images
-            if not (is_continued and self._is_finished(image))
+            if not (is_continued and self._is_finished(image)) and not self._flaw(image)
         ]
 
+    @property
+    def left_out(self) -> list[str]:
+        """Why images of this run, once they are checked, cannot be segmented, a line each."""
+        return [*dict.fromkeys(filter(None, self._flaws.values()))]
+
     def check(self) -> None:
-        """Check, from the headers alone, that every image can be segmented and that no file is
+        """Check, from the headers alone, which images can be segmented and that no file is
         replaced.
 
-        Files of the folder that are left out as labels or maps are counted in a warning.
+        An image whose file is missing, cannot be read or has an unsuitable shape or grid, and a
+        DICOM series that is no volume, are each named in a warning and left out. Files of the
+        folder that are called like labels or maps are counted in a warning.
 
         Raises:
-            InputError: There is no image, a file is missing, cannot be read or has an unsuitable
-                shape or grid, two images have the same name, maps exist already, the output folder
+            InputError: No image can be segmented, two have the same name, maps exist already, the
+                output folder
                 cannot be written, has results of another run or is written to by one, `review` is
                 not a share, or `patient_pattern` finds no patient in a name.
         """
         Review.from_options(self.review, self.review_below)
         self._warn_of_labels()
+        self._flaws.clear()
         every = self.find()
         images = shard_of(every, self.shard)
         if not images:
@@ -232,22 +254,36 @@ class ImageFolder:
                 "dataset_dir is or holds no .nii or .nii.gz image, and no DICOM series of one:"
                 f" {self.path}."
             )
-        _check_names(every)
-        self._patients([image.name for image in every])
+        suitable = [image for image in images if not self._flaw(image)]
+        if not suitable and len(images) == len(every):
+            raise InputError(self.left_out[0])
+        for flaw in self.left_out:
+            log.warning("Left out: %s", flaw)
+        _check_names([image for image in every if not self._flaws.get(image)])
+        self._patients([image.name for image in suitable])
         phases = sum(stored_in(image.files[0])[1] is not None for image in images)
         if phases:
             log.info("%d images are phases, along the fourth axis of a file", phases)
-        for image in images:
-            self._check_image(image)
         check_writable("output_dir", self.output_dir)
-        self._check_results(images, every)
+        self._check_results(suitable, every)
 
     def find(self) -> list[Image]:
         """Find the images of all shards, with each phase as an image."""
         images = find_images(self.path, self.file_suffixes)
+        self._flaws |= _divided_series(images)
         if self.in_channels > 1:
             return images
         return [phase for image in images for phase in _phases(image)]
+
+    def _flaw(self, image: Image) -> str:
+        """Return why an image cannot be segmented; "" if it can."""
+        if image not in self._flaws:
+            try:
+                self._check_image(image)
+                self._flaws[image] = ""
+            except InputError as error:
+                self._flaws[image] = printable(error)
+        return self._flaws[image]
 
     def _warn_of_labels(self) -> None:
         below = files_below(self.path) if self.path.is_dir() else ()
@@ -263,8 +299,11 @@ class ImageFolder:
 
     def _check_image(self, image: Image) -> None:
         channels = self.in_channels if len(image.files) == 1 else 1
-        if DICOM_MAPS.keys() & self.save and not is_dicom(image.files[0]):
-            raise InputError(f"save: DICOM is written of DICOM alone, not of {image.files[0]}.")
+        is_series = is_dicom(image.files[0])
+        if DICOM_MAPS.keys() & self.save:
+            if not is_series:
+                raise InputError(f"save: DICOM is written of DICOM alone, not of {image.files[0]}.")
+            check_source(image.files[0])
         for file in image.files:
             if not stored_in(file)[0].is_file():
                 raise InputError(
@@ -275,6 +314,10 @@ class ImageFolder:
             if len(shape) not in (3, 4) or (*shape, 1)[3] != channels:
                 raise InputError(
                     f"{file}: shape {shape} is not that of a 3D image with {channels} channel(s)."
+                )
+            if is_series and shape[2] == 1:
+                raise InputError(
+                    f"{file.parent}: series {image.name}: one slice, such as a localizer."
                 )
 
     def _check_results(self, images: Sequence[Image], every: Sequence[Image]) -> None:
@@ -304,6 +347,15 @@ class ImageFolder:
         log.info(text)
         return text
 
+    def finish(self) -> None:
+        """Write the table, see `write_table`; if images were left out, say so and end the process
+        with status 3.
+        """
+        self.write_table()
+        if self.left_out:
+            log.warning("%d images were left out, see above", len(self.left_out))
+            sys.exit(LEFT_OUT)
+
     def _patients(self, names: Sequence[str]) -> dict[str, str] | None:
         """Return the patient of each scan; None where no pattern says it."""
         return patients_of(names, self.patient_pattern) if self.patient_pattern else None
@@ -330,13 +382,35 @@ def _phases(image: Image) -> list[Image]:
     file = image.files[0]
     if is_dicom(file):
         return [image]
-    shape = open_nifti(file).shape if len(image.files) == 1 and file.is_file() else ()
+    try:
+        shape = open_nifti(file).shape if len(image.files) == 1 and file.is_file() else ()
+    except InputError:  # `ImageFolder` names it
+        return [image]
     if len(shape) != 4 or shape[3] == 1:
         return [image]
     digits = max(2, len(str(shape[3] - 1)))
     stem, _, ending = split_name(file.name)
     names = [f"{stem}_phase{number:0{digits}}" for number in range(shape[3])]
     return [Image(name, (file.with_name(f"{name}{ending}"),)) for name in names]
+
+
+def _divided_series(images: Sequence[Image]) -> dict[Image, str]:
+    """Return the DICOM series whose files lie in several folders, or are there twice, and say so of
+    each.
+    """
+    places: dict[str, list[Image]] = defaultdict(list)
+    for image in images:
+        if is_dicom(image.files[0]):
+            places[series_uid(image.files[0])].append(image)
+    flaws = {}
+    for parts in places.values():
+        folders = ", ".join(str(image.files[0].parent) for image in parts)
+        for image in parts if len(parts) > 1 else ():
+            flaws[image] = (
+                f"series {image.name} lies in several folders: {folders}. Put its files into one,"
+                " or remove a copy."
+            )
+    return flaws
 
 
 def _check_names(images: Sequence[Image]) -> None:

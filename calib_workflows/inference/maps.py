@@ -8,6 +8,7 @@ of a scan.
 from __future__ import annotations
 
 import gzip
+import itertools
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from calib_components.errors import InputError, check_choice, make_folder, writi
 from calib_components.posthoc import find_reference, find_tests
 from calib_components.quality import Reference, ScanEstimates
 from calib_components.quality.estimates import require_probabilities
-from calib_workflows.data.dicom import is_dicom, series_name, write_segmentation
+from calib_workflows.data.dicom import Segment, is_dicom, series_name, write_segmentation
 from calib_workflows.data.nifti import channels_last
 from calib_workflows.data.transforms import file_name
 from calib_workflows.inference.crops import crop_of
@@ -34,6 +35,7 @@ from calib_workflows.inference.images import DICOM_MAPS, MAPS, patient_of, resul
 from calib_workflows.inference.inferers import agreement_of
 from calib_workflows.inference.scratch import release, scratch
 from calib_workflows.pages.quality import CENTER, describe_scan, draw_scan, write_record
+from calib_workflows.pages.slices import COLORS
 
 QUALITY = "quality"  # key of an item
 TYPES = {8: torch.uint8, 16: torch.uint16, 32: torch.float32}  # of maps, by their bits
@@ -248,6 +250,8 @@ class SaveMapd(SaveImaged):  # MONAI Label leaves out what is a SaveImaged
             header gets its weights.
         structures: Names of the structures, for maps of DICOM series, which become
             `NAME_seg.dcm` and `NAME_probability.dcm`.
+        segment_codes: Code of SNOMED CT and meaning of structures in them, by name, and `abnormal`
+            for a lesion, see `calib_workflows.data.dicom.Segment`.
 
     Raises:
         InputError: When called: a file cannot be written.
@@ -261,9 +265,13 @@ class SaveMapd(SaveImaged):  # MONAI Label leaves out what is a SaveImaged
         allow_missing_keys: bool = False,
         stamp: Mapping[str, Any] | None = None,
         structures: Sequence[str] = (),
+        segment_codes: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
-        self.structures = structures
+        self.segments = [
+            Segment(name, color, *(segment_codes or {}).get(name, ()))
+            for name, color in zip(structures, itertools.cycle(COLORS))
+        ]
         self.output_dir = Path(output_dir)
         self.file_suffixes = file_suffixes
         self.stamp = f"weights {stamp['weights']}" if stamp else ""
@@ -289,7 +297,7 @@ class SaveMapd(SaveImaged):  # MONAI Label leaves out what is a SaveImaged
         if masks.dtype != bool:
             masks = masks / np.float32(255)
         with writing(self.output_dir / name) as unfinished:
-            write_segmentation(unfinished, masks, [*self.structures], image)
+            write_segmentation(unfinished, masks, self.segments, image)
 
 
 def write_map(

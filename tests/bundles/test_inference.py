@@ -4,6 +4,7 @@ package.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from highdicom.seg import segread
+from pydicom.data import get_testdata_file
 
 from calib_components.posthoc import ClassBias
 from calib_workflows.weights import with_calibrator
@@ -108,7 +110,11 @@ def test_dicom_series_are_segmented_as_their_volumes(weights: Path, tmp_path: Pa
     save_series(tmp_path / "dicom" / "scan", volume, affine)
     save(tmp_path / "scan.nii.gz", volume.astype(np.int16), affine)
     infer(tmp_path / "scan.nii.gz", weights, tmp_path / "nifti", save="label")
-    infer(tmp_path / "dicom", weights, tmp_path / "out", save=["label", "dicom"])
+    (tmp_path / "dicom" / "report").mkdir()
+    shutil.copy(str(get_testdata_file("test-SR.dcm")), tmp_path / "dicom" / "report")
+    with pytest.raises(SystemExit) as ended:
+        infer(tmp_path / "dicom", weights, tmp_path / "out", save=["label", "dicom"])
+    assert ended.value.code == 3  # the report was left out
     name = "P-1_20240102_3"
     assert pd.read_csv(tmp_path / "out" / "quality.csv")["scan"].unique() == [name]
     found, expected = (
@@ -118,7 +124,10 @@ def test_dicom_series_are_segmented_as_their_volumes(weights: Path, tmp_path: Pa
     np.testing.assert_allclose(found.affine, expected.affine, atol=1e-4)
     assert (np.asarray(found.dataobj) == np.asarray(expected.dataobj)).all()
     assert np.asarray(found.dataobj).any()
-    masks = segread(tmp_path / f"out/{name}_seg.dcm").get_volume(combine_segments=True).array
+    seg = segread(tmp_path / f"out/{name}_seg.dcm")
+    codes = [part.SegmentedPropertyTypeCodeSequence[0].CodeMeaning for part in seg.SegmentSequence]
+    assert codes == ["Right ventricle", "Left ventricle myocardium", "Left ventricle"]
+    masks = seg.get_volume(combine_segments=True).array
     counts = np.bincount(np.asarray(found.dataobj).ravel(), minlength=4)
     assert np.bincount(masks.ravel(), minlength=4)[1:].tolist() == counts[1:].tolist()
     line = refusal(

@@ -64,6 +64,22 @@ def test_images_are_shared_among_no_more_shares_than_there_are(
     assert out.count("killed; see LOG") == 1
 
 
+def test_an_image_that_is_left_out_is_named_once(
+    tmp_path: Path,
+    commands: list[dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bundle, images = copy_with_weights(ACDC, tmp_path), make_images(ACDC, tmp_path / "images")
+    (images / "broken.nii").write_bytes(b"")
+    with pytest.raises(SystemExit) as caught:
+        segment("infer", bundle, dataset_dir=images, output_dir=tmp_path / "out")
+    assert caught.value.code == 3
+    assert capsys.readouterr().out.endswith("1 images were left out, see above\n")
+    (line,) = caplog.messages
+    assert line.startswith(f"Left out: {images / 'broken.nii'}: cannot read the file")
+
+
 def test_weights_are_found_in_the_bundle_before_anything_runs(
     tmp_path: Path, commands: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import highdicom
 import nibabel as nib
@@ -13,16 +14,18 @@ import pydicom
 import pytest
 import SimpleITK as sitk  # noqa: N813
 from pydicom.data import get_testdata_file
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileMetaDataset
+from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from calib_components.errors import InputError
-from calib_workflows.data.dicom import TO_RAS, write_segmentation
+from calib_workflows.data.dicom import TO_RAS, Segment, check_source, write_segmentation
 from calib_workflows.data.nifti import open_nifti, read_values
 from calib_workflows.data.transforms import LoadVolumed
 from calib_workflows.inference import find_images
 
-STRUCTURES = ["a", "b"]
+STRUCTURES = [Segment("a", "0000ff"), Segment("b", "ff0000", "10200004", "Liver")]
 OBLIQUE = np.array(
     [[0.9, 0.1, 0.6, -20], [-0.2, 1.1, 0.1, 30], [-0.5, -0.1, 1.9, 7.5], [0, 0, 0, 1.0]]
 )
@@ -116,9 +119,6 @@ def test_several_series_of_a_folder_are_several_images(tmp_path: Path) -> None:
         save_series(tmp_path / "all", volume_of(number), AFFINES["oblique"], number)
         for file in (tmp_path / "all").glob("IM*"):
             file.rename(file.with_name(f"{number}{file.name.replace('IM', 'S')}"))
-    (tmp_path / "all" / "report.dcm").write_bytes(
-        Path(str(get_testdata_file("test-SR.dcm"))).read_bytes()
-    )
     images = find_images(tmp_path)
     assert [image.name for image in images] == ["P-1_20240102_3", "P-1_20240102_4"]
     for number, image in enumerate(images, 3):
@@ -127,13 +127,29 @@ def test_several_series_of_a_folder_are_several_images(tmp_path: Path) -> None:
         assert alone == image
 
 
+def set_value(name: str, value: Any) -> Callable[[pydicom.Dataset], None]:
+    return lambda file: setattr(file, name, value)
+
+
+CHANGES = {
+    "mixed": set_value("PixelSpacing", [3, 3]),
+    "turned": set_value("ImageOrientationPatient", [1, 0, 0, 0, 1, 0]),
+    "unscaled": lambda file: delattr(file, "RescaleSlope"),
+    "size": set_value("PixelSpacing", [0, 0]),
+}
+
+
 @pytest.mark.parametrize(
     ("flaw", "message"),
     [
         ("missing", "apart: some are missing"),
         ("repeated", "1 of 6 slices lie where another"),
         ("tilted", "beside their place in an even stack"),
-        ("mixed", "differ in direction, size of pixels or shape"),
+        ("mixed", "differ in size of pixels or shape"),
+        ("turned", "differ in direction, as a localizer's do"),
+        ("localizer", "a localizer"),
+        ("unscaled", "some slices have no RescaleSlope"),
+        ("size", r"IM007 has PixelSpacing \[0.0, 0.0\]"),
     ],
 )
 def test_series_that_are_no_volume_are_refused(flaw: str, message: str, tmp_path: Path) -> None:
@@ -147,10 +163,15 @@ def test_series_that_are_no_volume_are_refused(flaw: str, message: str, tmp_path
             file = pydicom.dcmread(name)
             file.ImagePositionPatient[1] += 0.1 * index
             file.save_as(name)
-    elif flaw == "mixed":
+    elif flaw in CHANGES:
         file = pydicom.dcmread(second)
-        file.PixelSpacing = [3, 3]
+        CHANGES[flaw](file)
         file.save_as(second)
+    elif flaw == "localizer":
+        for name in slices.values():
+            file = pydicom.dcmread(name)
+            file.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+            file.save_as(name)
     else:
         file = pydicom.dcmread(second)
         file.SOPInstanceUID = file.file_meta.MediaStorageSOPInstanceUID = generate_uid()
@@ -159,17 +180,69 @@ def test_series_that_are_no_volume_are_refused(flaw: str, message: str, tmp_path
         open_nifti(first)
 
 
+def set_raw(file: Path, name: str, value: bytes) -> None:
+    """Write a value that pydicom would not write."""
+    header, tag = pydicom.dcmread(file), Tag(name)
+    kind = pydicom.datadict.dictionary_VR(tag)
+    header[tag] = RawDataElement(tag, kind, len(value), value, 0, False, True)
+    header.save_as(file)
+
+
+def test_values_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+    folder = save_series(tmp_path / "scan", volume_of(0), AFFINES["straight"])
+    set_raw(folder / "IM007", "NumberOfFrames", b"ab")
+    with pytest.raises(InputError, match=r"IM007: cannot read a DICOM image: .*'ab'"):
+        open_nifti(folder / "IM000")
+
+
+@pytest.mark.parametrize("missing", ["SliceThickness", "Modality", "PatientName", "StudyTime"])
+def test_what_images_lack_is_filled_in(missing: str, tmp_path: Path) -> None:
+    folder = save_series(tmp_path / "scan", volume_of(0), AFFINES["straight"])
+    for file in folder.iterdir():
+        header = pydicom.dcmread(file)
+        delattr(header, missing)
+        header.save_as(file)
+        set_raw(file, "StudyDate", b"notadate")
+        set_raw(file, "SeriesNumber", b"AB")
+    (image,) = find_images(folder)
+    assert check_source(image.files[0]) is None
+    segments = [
+        Segment("a\\b\n" + 70 * "c", "0000ff"),
+        Segment("名前", "00ff00"),
+        Segment("", "ff0000"),
+    ]
+    masks = np.ones((3, *open_nifti(image.files[0]).shape), bool)
+    write_segmentation(tmp_path / "seg.dcm", masks, segments, image.files[0])
+    found = highdicom.seg.segread(tmp_path / "seg.dcm")
+    labels = [segment.SegmentLabel for segment in found.SegmentSequence]
+    assert labels == ["a b " + 60 * "c", "名前", "segment 3"]
+    assert (found.StudyDate, found.SeriesNumber) == ("", 1000)
+
+
+@pytest.mark.parametrize("missing", ["SOPInstanceUID", "SOPClassUID", "StudyInstanceUID"])
+def test_images_that_cannot_be_referred_to_are_refused_before(missing: str, tmp_path: Path) -> None:
+    folder = save_series(tmp_path / "scan", volume_of(0), AFFINES["straight"])
+    header = pydicom.dcmread(folder / "IM007")
+    delattr(header, missing)
+    header.save_as(folder / "IM007", enforce_file_format=False)
+    with pytest.raises(InputError, match=f"IM007 has no {missing}"):
+        check_source(folder / "IM000")
+
+
 def test_damaged_files_and_slices_without_a_place_are_refused(tmp_path: Path) -> None:
     folder = save_series(tmp_path / "scan", volume_of(0), AFFINES["straight"])
     first, second, *_ = sorted(folder.iterdir())
     file = pydicom.dcmread(second)
     del file.ImagePositionPatient
     file.save_as(second)
-    with pytest.raises(InputError, match=f"{second}: a slice of a series has no place"):
+    with pytest.raises(InputError, match=f"{second.name} has no ImagePositionPatient"):
         open_nifti(first)
-    second.write_bytes(second.read_bytes()[:400])
+    start = second.read_bytes()[:400]
+    second.unlink()  # a folder that changed is read again
+    second.write_bytes(start)
+    _, damaged = find_images(folder)
     with pytest.raises(InputError, match=f"{second} is no whole DICOM file"):
-        find_images(folder)
+        open_nifti(damaged.files[0])
 
 
 def test_names_are_those_of_files(tmp_path: Path) -> None:
@@ -216,7 +289,18 @@ def test_segmentations_are_read_where_they_lie(kind: str, tmp_path: Path) -> Non
     masks = p > 0.4 if kind == "labels" else p
     write_segmentation(tmp_path / "seg.dcm", masks, STRUCTURES, image.files[0])
     seg = highdicom.seg.segread(tmp_path / "seg.dcm")
-    assert [segment.SegmentLabel for segment in seg.SegmentSequence] == STRUCTURES
+    first, second = seg.SegmentSequence
+    assert [first.SegmentLabel, second.SegmentLabel] == ["a", "b"]
+    (code,) = second.SegmentedPropertyTypeCodeSequence
+    assert (code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning) == (
+        *("10200004", "SCT", "Liver"),
+    )
+    color = highdicom.color.CIELabColor.from_dicom_value(
+        second.RecommendedDisplayCIELabValue
+    ).to_rgb()
+    assert color == pytest.approx((255, 0, 0), abs=2)
+    assert seg.SeriesNumber == (1003 if kind == "labels" else 2003)
+    assert seg.SeriesDescription.endswith("research only")
     source = pydicom.dcmread(image.files[0])
     assert (seg.FrameOfReferenceUID, seg.StudyInstanceUID) == (
         source.FrameOfReferenceUID,

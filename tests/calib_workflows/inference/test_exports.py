@@ -1,0 +1,143 @@
+"""A folder as a hospital's archive exports it: what can be segmented is, the rest is listed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import highdicom
+import numpy as np
+import pydicom
+import pytest
+from pydicom.data import get_testdata_file
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import RLELossless, generate_uid
+
+from calib_components.errors import InputError
+from calib_workflows.data.nifti import open_nifti
+from calib_workflows.inference.images import ImageFolder, result_name
+from tests.calib_workflows.data.test_dicom import AFFINES, check_same, save_series, volume_of
+
+AFFINE = AFFINES["oblique"]
+LEFT_OUT = {  # name of the folder, and what is said of it
+    "localizer": "differ in direction, as a localizer's do",
+    "scout": "one slice, such as a localizer",
+    "gap": "some are missing",
+    "report": "no image, but Comprehensive SR Storage",
+    "pdf": "no image, but Encapsulated PDF Storage",
+    "seg": "no image, but Segmentation Storage",
+    "parts": "lies in several folders",
+    "damaged": "IM0 is no whole DICOM file",
+}
+SEGMENTED = ("plain", "bare", "rle", "frames", "study")
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Series of one patient, a folder each, of which only some can be segmented."""
+    root = tmp_path_factory.mktemp("export")
+    series = {
+        name: save_series(root / "DICOM" / "ST0" / name, volume_of(number), AFFINE, number)
+        for number, name in enumerate(
+            ["plain", "bare", "rle", "frames", "localizer", "scout", "gap"]
+        )
+    }
+    for file in series["bare"].iterdir():  # what was sent over the network, and saved as it came
+        header = pydicom.dcmread(file)
+        header.file_meta, header.preamble = FileMetaDataset(), None
+        header.save_as(file, implicit_vr=True, little_endian=True, enforce_file_format=False)
+        assert file.read_bytes()[:1] == b"\x08"
+    for file in series["rle"].iterdir():
+        header = pydicom.dcmread(file)
+        header.compress(RLELossless)
+        header.save_as(file)
+    slices = [pydicom.dcmread(file) for file in series["frames"].iterdir()]
+    frames = highdicom.legacy.LegacyConvertedEnhancedMRImage(
+        slices, generate_uid(), 3, generate_uid(), 1
+    )
+    shutil.rmtree(series["frames"])
+    series["frames"].mkdir()
+    frames.save_as(series["frames"] / "IM0")
+    turned = pydicom.dcmread(series["localizer"] / "IM007")
+    turned.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    turned.save_as(series["localizer"] / "IM007")
+    for file in sorted(series["scout"].iterdir())[1:]:
+        file.unlink()
+    (series["gap"] / "IM014").unlink()
+    # Another study of that day, whose series has the number of another
+    save_series(root / "DICOM" / "ST1" / "study", volume_of(9), AFFINE, 0)
+    for name, source in {"report": "test-SR.dcm", "seg": "liver_1frame.dcm"}.items():
+        (root / "DICOM" / "ST1" / name).mkdir()
+        file = str(get_testdata_file(source))
+        shutil.copy(file, root / "DICOM" / "ST1" / name / "IM0")
+    report = pydicom.dcmread(root / "DICOM" / "ST1" / "report" / "IM0")
+    report.SOPClassUID = report.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.88.33"
+    report.save_as(root / "DICOM" / "ST1" / "report" / "IM0")
+    report.SOPClassUID = "1.2.840.10008.5.1.4.1.1.104.1"
+    report.SeriesInstanceUID = generate_uid()
+    (root / "DICOM" / "ST1" / "pdf").mkdir()
+    report.save_as(root / "DICOM" / "ST1" / "pdf" / "IM0")
+    parts = save_series(root / "DICOM" / "parts" / "A", volume_of(0), AFFINE, 20)
+    (parts.parent / "B").mkdir()
+    (parts / "IM007").rename(parts.parent / "B" / "IM007")
+    (root / "DICOM" / "damaged").mkdir()
+    (root / "DICOM" / "damaged" / "IM0").write_bytes(bytes(128) + b"DICM")
+    (root / "DICOMDIR").write_bytes(Path(str(get_testdata_file("DICOMDIR"))).read_bytes())
+    (root / "autorun.inf").write_text("[autorun]")
+    (root / "VIEWER.EXE").write_bytes(b"MZ" + bytes(400))
+    return root
+
+
+def folder_of(export: Path, out: Path, **options: object) -> ImageFolder:
+    return ImageFolder(export, 1, [], out, **options)  # type: ignore[arg-type]
+
+
+def test_all_series_that_can_be_are_segmented_and_the_others_are_named(
+    export: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = folder_of(export, tmp_path)
+    folder.check()
+    images = {Path(item["image"][0]).parent.name: item["image"][0] for item in folder.items()}
+    assert {*images} == {*SEGMENTED}
+    for number, name in enumerate(SEGMENTED[:4]):
+        check_same(open_nifti(images[name]), volume_of(number), AFFINE)
+    check_same(open_nifti(images["study"]), volume_of(9), AFFINE)
+    assert len({result_name(file) for file in images.values()}) == len(SEGMENTED)
+    for name, reason in LEFT_OUT.items():
+        assert sum(name in line and reason in line for line in folder.left_out) >= 1, name
+    assert len(folder.left_out) == len(LEFT_OUT)
+    assert [f"Left out: {line}" for line in folder.left_out] == caplog.messages
+
+
+def test_a_run_that_left_something_out_ends_with_status_3(
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ImageFolder, "write_table", lambda _: "")
+    folder = folder_of(export, tmp_path, save="label")
+    folder.check()
+    with pytest.raises(SystemExit) as ended:
+        folder.finish()
+    assert ended.value.code == 3
+
+
+def test_an_export_without_any_image_is_refused(export: Path, tmp_path: Path) -> None:
+    folder = folder_of(export / "DICOM" / "ST1" / "report", tmp_path)
+    with pytest.raises(InputError, match="no image, but Comprehensive SR"):
+        folder.check()
+
+
+def test_each_header_is_read_once(
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, plain = [], pydicom.dcmread
+    shutil.copytree(export, tmp_path / "in")
+
+    def count(file: Path, **options: object) -> pydicom.Dataset:
+        read.append(file)
+        return plain(file, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pydicom, "dcmread", count)
+    folder = folder_of(tmp_path / "in", tmp_path / "out", save="dicom")
+    folder.check()
+    folder.items()
+    assert len(read) == len({*read}) == np.size(read)
