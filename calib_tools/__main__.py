@@ -41,6 +41,7 @@ COMMANDS: dict[str, Any] = {
     "prepare_data": commands.prepare_data,
     "evaluate_predictions": commands.evaluate_predictions,
     "calibrate_predictions": commands.calibrate_predictions,
+    "probability_maps": commands.probability_maps,
     "report": commands.report_folders,
     "run_cases": commands.run_cases,
     "nnunet": {

@@ -367,6 +367,57 @@ def calibrate_predictions(
     print(calibrate.NEXT.format(count=len(readers), what=what, out=printable(out)))
 
 
+def probability_maps(
+    *predictions: Path,
+    out: Path,
+    structures: Sequence[str] | None = None,
+    sigmoid: bool = False,
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write saved probabilities as NIfTI maps on the grid of the image, of several networks or
+    folds their mean.
+
+    `out` gets, of each case, `NAME_probability.nii.gz` `(X, Y, Z, C)`, the background first, and
+    `NAME_uncertainty.nii.gz`, the entropy divided by its largest value, in steps of 1/65535. Of
+    several networks, it also gets the label map of the mean, `NAME_seg.nii.gz`, and
+    `agreement.csv`, the mean DSC over pairs of networks.
+
+    Args:
+        predictions: Folders of probabilities: nnU-Net's .npz with its label maps beside them, NIfTI
+            files, or .npy; one, or several of the same cases, such as of folds.
+        out: Folder of the maps.
+        structures: Names and label codes, such as liver=1,tumour=2; WT=1+2+4 is a structure of
+            several codes. Default: the channels are label codes 0, 1, 2, and so on.
+        sigmoid: Whether each channel is a structure with a sigmoid of its own.
+        workers: Number of processes, each with a case in memory. Default: one per core, at most 8.
+        overwrite: Whether maps of other predictions in `out` are replaced.
+
+    Raises:
+        InputError: A folder or file is unsuitable, no file says where voxels lie, or `out` cannot
+            be written.
+    """
+    from calib_tools.predictions import maps, pairing
+    from calib_tools.predictions.classes import check_probabilities, classes_of
+    from calib_workflows.folders import OutputFolder
+
+    if not predictions:
+        raise InputError("predictions: give a folder, or those of several networks.")
+    networks = pairing.name_networks(predictions)
+    found = pairing.find_members(networks)
+    check_probabilities(next(iter(found.values())), "A map of probabilities")
+    classes = classes_of([*found.values()], structures, sigmoid)
+    run = {**pairing.places_of(networks, {}), "structures": structures, "sigmoid": sigmoid}
+    output = OutputFolder(out, run, overwrite=overwrite)
+    for source in networks.values():
+        if source.resolve() in (out.resolve(), *out.resolve().parents):
+            raise InputError(f"--out: {out} is in {source}. Give another folder.")
+    output.check(maps.names_of_maps(found))
+    maps.write_maps(found, classes, output, workers)
+    mean = f", means of {len(networks)} networks" if len(networks) > 1 else ""
+    print(printable(f"{out}: maps of {len(found)} cases{mean}"))
+
+
 def report_folders(
     *folders: Path,
     out: Path = Path("report"),

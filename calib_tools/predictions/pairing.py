@@ -165,6 +165,13 @@ def read_folders(
     return networks, _one_or_several("labels", labels, "--raters", raters, ALL)
 
 
+def name_networks(folders: Sequence[Path]) -> dict[str, Path]:
+    """Return the folders of one network, called "", or of several by name."""
+    if len(folders) == 1:
+        return {"": folders[0]}
+    return _name_folders(folders, "predictions", AVERAGE)
+
+
 def _one_or_several(
     name: str, folder: Path | None, option: str, folders: Sequence[Path] | None, reserved: str
 ) -> dict[str, Path]:
