@@ -11,8 +11,11 @@ SUM_TOLERANCE = 1e-2  # of a sum over classes: half precision rounds it by about
 def are_probabilities(values: torch.Tensor, class_axis: int | None = None) -> torch.Tensor:
     """Whether values are from 0 to 1 and, with a `class_axis`, sum to 1 along it.
 
-    The result is a tensor, `()`, for which a GPU does not wait. NaN is no probability.
+    The result is a tensor, `()`, for which a GPU does not wait. NaN is no probability, and of no
+    values the answer is no.
     """
+    if not values.numel():
+        return torch.zeros((), dtype=torch.bool, device=values.device)
     low, high = values.aminmax()
     are_valid = (low >= -RANGE_TOLERANCE) & (high <= 1 + RANGE_TOLERANCE)
     if class_axis is not None:

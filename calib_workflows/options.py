@@ -33,7 +33,7 @@ from calib_components.errors import (
     nearest,
     reading,
 )
-from calib_workflows.data.facts import FACTS, Facts, check_fact, facts_beside
+from calib_workflows.data.facts import FACTS, MULTIPLES, Facts, check_fact, facts_beside
 
 # Ids that MONAI looks up
 ENTRIES = ("_meta_", "finalize", "imports", "initialize", "run", "save_execute_config")
@@ -194,6 +194,10 @@ def _check_facts(config: ConfigParser, facts: Facts) -> None:
             "config_file: network, data or weights are 3D. Give configs/volumes.yaml, too."
         )
     options = facts_in_use(config)
+    if max(options.crop_size) == MULTIPLES[options.spatial_dims]:
+        raise InputError(  # the network's lowest layer would see one voxel, which has no variance
+            f"crop_size: {options.crop_size} is too small for the network. Double a side."
+        )
     if "datalist" in config and options.slice_axis != facts.slice_axis:
         raise InputError(
             "slice_axis: cases are prepared, and later inference would take this axis. Leave the"

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from calib_components.errors import InputError, warn_once
+from calib_components.errors import InputError, check_count, warn_once
 from calib_components.losses.slabs import slabs_of
 from calib_components.losses.targets import Labels, check_target, plain, require
 
@@ -49,6 +49,8 @@ class CalibrationLoss(nn.Module, ABC):
 
     def __init__(self, ignore_index: int | None = None) -> None:
         super().__init__()
+        if ignore_index is not None:
+            check_count("ignore_index", ignore_index, -(2**31))
         self.ignore_index = ignore_index
 
     def extra_repr(self) -> str:
@@ -77,7 +79,9 @@ class CalibrationLoss(nn.Module, ABC):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss of logits and a target."""
-        logits = plain(input)
+        logits = plain("input", input)
+        if not logits.is_floating_point():
+            raise InputError(f"input must be logits, floating point, got {logits.dtype}.")
         if logits.ndim not in (4, 5) or logits.shape[1] < 2 or not logits.numel():
             raise InputError(
                 "input must be logits of shape (B, N, H, W) or (B, N, H, W, D) with N >= 2"

@@ -58,7 +58,7 @@ class L1ACELoss(CalibrationLoss):
         self, num_bins: int = 20, ignore_empty_classes: bool = True, ignore_index: int | None = None
     ) -> None:
         super().__init__(ignore_index)
-        check_count("num_bins", num_bins, 1)
+        check_count("num_bins", num_bins, 1, 1000)
         self.num_bins = num_bins
         self.ignore_empty_classes = ignore_empty_classes
 

@@ -79,7 +79,7 @@ def neighbor_prior(
     """
     window = Window(prior, kernel_size, sigma, padding)
     check_count("num_classes", num_classes, 2)
-    target = plain(target)
+    target = plain("target", target)
     if target.ndim == 3 or (target.ndim == 4 and target.shape[1] not in (1, num_classes)):
         target = target.unsqueeze(1)
     if target.ndim not in (4, 5):
@@ -117,7 +117,7 @@ class Window:
         check_choice("prior", self.prior, PRIORS)
         check_choice("padding", self.padding, PADDINGS)
         # The weights of the SVLS kernel come from neighbours.
-        check_count("kernel_size", self.kernel_size, 3 if self.prior == "gaussian" else 1)
+        check_count("kernel_size", self.kernel_size, 3 if self.prior == "gaussian" else 1, 99)
         if self.kernel_size % 2 == 0:
             raise InputError(f"kernel_size must be odd, got {self.kernel_size}.")
         check_number("sigma", self.sigma, 0.1)

@@ -63,7 +63,9 @@ def check_target(
     this type.
     """
     batch, num_classes, *space = shape
-    target = plain(target).detach()
+    target = plain("target", target).detach()
+    if target.is_complex():
+        raise InputError(f"target must hold real numbers, got {target.dtype}.")
     if target.shape == shape:
         if ignore_index is not None:
             raise InputError("ignore_index must be None if the target holds probabilities.")
@@ -104,10 +106,13 @@ def _check_indices(target: Tensor, num_classes: int, ignore_index: int | None) -
     return values
 
 
-def plain(tensor: Tensor) -> Tensor:
-    """Return a plain tensor, without the slow bookkeeping of subclasses such as
-    `monai.data.MetaTensor`.
+def plain(name: str, tensor: Tensor) -> Tensor:
+    """Return an argument of a loss as a plain tensor, without the slow bookkeeping of subclasses
+    such as `monai.data.MetaTensor`.
     """
+    if not isinstance(tensor, Tensor):
+        hint = " Of deep supervision, add up the losses." if isinstance(tensor, list) else ""
+        raise InputError(f"{name} must be a tensor, got {type(tensor).__name__}.{hint}")
     return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)
 
 

@@ -116,7 +116,8 @@ class Region:
     spacing: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        check_choice("region", self.kind, [*REGIONS, "structure"])
+        if self.kind != "structure":
+            check_choice("region", self.kind, REGIONS)
         radius = self._kind.radius if self.radius is None else self.radius
         if radius is not None:
             if self._kind.radius is None:

@@ -291,6 +291,8 @@ def _predicted_classes(values: np.ndarray, classes: Classes) -> np.ndarray:
 
 def find_case_images(folder: Path, cases: Iterable[str]) -> dict[str, Path]:
     """Find the image of each case in a folder: NAME, or NAME_0000, nnU-Net's first channel."""
+    if not folder.is_dir():
+        raise InputError(f"--images: {folder}: no such folder.")
     files: dict[str, list[Path]] = {}
     for image in find_images(folder):
         files.setdefault(image.name, []).append(image.files[0])

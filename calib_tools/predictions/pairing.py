@@ -111,9 +111,13 @@ def read_pairs(
     """
     pairs: dict[str, LabelledPrediction] = {}
     with reading(table, "a table of case, prediction and label") as file:
+        if not file.is_file():  # such as a device, which has no end
+            raise FileNotFoundError("no such file")
         for row in csv.DictReader(file.read_text(encoding="utf-8-sig").splitlines()):
             case, patient = row["case"], row.get("patient") or ""
-            if case in pairs or Path(case).name != case:
+            if not (case and row["prediction"] and row["label"]):
+                raise InputError(f"{table}: a row lacks its case, prediction or label: {row}.")
+            if case in pairs or Path(case).name != case or case == "..":
                 raise InputError(f"{table}: {case!r} occurs twice, or is no file name.")
             prediction = Prediction({"": make_reader(predictions / row["prediction"])})
             label = make_reader(labels / row["label"])

@@ -9,7 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from calib_components.errors import reading
+from monai.utils import ensure_tuple
+
+from calib_components.errors import InputError, reading
 from calib_tools.prepare.case import SourceCase, find_pairs
 
 LAYOUT = "imagesTr/NAME.nii.gz (of nnU-Net, NAME_0000.nii.gz) and labelsTr/NAME.nii.gz"
@@ -37,10 +39,17 @@ def read_task(src: Path) -> dict[str, Any]:
             suffixes = [f"_{channel:04d}" for channel in range(channels)]
         else:
             labels = [(name, code) for code, name in labels]
-        # Lists of codes, nnU-Net's regions, are refused where structures are read
         structures = [
-            f"{name}={code}" for name, code in labels if str(code) != "0" and name != "ignore"
+            f"{name}={'+'.join(map(str, ensure_tuple(codes)))}"  # nnU-Net's regions have several
+            for name, codes in labels
+            if str(codes) != "0"
         ]
+        if ignored := [text for text in structures if text.startswith("ignore=")]:
+            raise InputError(
+                f"{file}: {ignored[0]} marks voxels that do not count, which prepared cases cannot"
+                " have. Give them the code of a class in copies of the labels; to evaluate"
+                " predictions, evaluate_predictions has --ignore_index."
+            )
     return {
         "name": str(task.get("name", "")),
         "structures": structures,

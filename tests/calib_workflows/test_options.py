@@ -184,6 +184,7 @@ def test_options_mean_what_is_typed() -> None:
         # It would mislead later inference
         ("acdc_mri", "train.yaml", {"slice_axis": 0}, "slice_axis"),
         ("flare_ct", "inference.yaml", {"tta": True}, "tta"),
+        ("acdc_mri", "inference.yaml", {"crop_size": [16, 16]}, "crop_size: .* too small"),
         (
             "hippocampus_mri",
             "train.yaml",

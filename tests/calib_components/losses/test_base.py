@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -50,9 +51,14 @@ NAN = torch.where(X.max() == X, math.nan, X)
         (X, X.sigmoid(), "sum to 1"),
         (NAN, Y, "input: logits must be finite"),
         (torch.where(X.max() == X, math.inf, X), Y, "input: logits must be finite"),
+        (Y.expand_as(X), Y, "input must be logits, floating point, got torch.int64"),
+        (X > 0, Y, "input must be logits, floating point, got torch.bool"),
+        (X, Y.to(torch.complex64), "target must hold real numbers"),
+        ([X, X], Y, "input must be a tensor, got list. Of deep supervision"),
+        (X, None, "target must be a tensor, got NoneType"),
     ],
 )
-def test_bad_input(logits: torch.Tensor, target: torch.Tensor, message: str) -> None:
+def test_bad_input(logits: Any, target: Any, message: str) -> None:
     for loss in (NACLLoss(), LabelSmoothingLoss(), L1ACELoss(), L1ACEDiceCELoss()):
         with pytest.raises(InputError, match=message):
             loss(logits, target)
@@ -76,6 +82,10 @@ def test_ignore_index_and_target() -> None:
         (NACLLoss, "penalty_weight", -0.1),
         (NACLLoss, "kernel_size", 4),
         (NACLLoss, "kernel_size", -1),
+        (NACLLoss, "kernel_size", 10**9 + 1),
+        (NACLLoss, "ignore_index", "a"),
+        (NACLLoss, "ignore_index", 1.5),
+        (NACLLoss, "ignore_index", True),
         (SVLSLoss, "kernel_size", 1),
         (SVLSLoss, "sigma", 0),
         (FocalLoss, "gamma", -1),
@@ -84,6 +94,7 @@ def test_ignore_index_and_target() -> None:
         (MbLSLoss, "penalty_weight", -1),
         (EntropyPenaltyLoss, "penalty_weight", -1),
         (L1ACELoss, "num_bins", 0),
+        (L1ACELoss, "num_bins", 10**9),
         (L1ACEDiceCELoss, "penalty_weight", -1),
     ],
 )

@@ -146,6 +146,9 @@ def test_pairs_from_a_table(predictions: Path, labels: Path, tmp_path: Path) -> 
         ("case,prediction,label\na,b.mha,c.nii", "b.mha: unknown format"),
         ("case,prediction,label\na,b.nii,case.nii.gz", "b.nii"),
         ("case,prediction,label\na,b.nii,c.nii\na,d.nii,e.nii", "'a' occurs twice"),
+        ("case,prediction,label\na,b.nii", "lacks its case, prediction or label"),
+        ("case,prediction,label\n,b.nii,c.nii", "lacks its case, prediction or label"),
+        ("case,prediction,label\n..,b.nii,c.nii", "is no file name"),
     ):
         table.write_text(text)
         with pytest.raises(InputError, match=expected):

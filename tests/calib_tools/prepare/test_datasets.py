@@ -305,6 +305,12 @@ class TestNnunet:
         prepare_data("nnunet", src, tmp_path / "own", structures=["both=1+2"], **self.OPTIONS)
         assert facts_beside(tmp_path / "own" / "facts.yaml").structures == {"both": [1, 2]}
 
+    def test_regions_are_structures_of_several_codes(self, tmp_path: Path) -> None:
+        src = make_nnunet(tmp_path / "raw", {"background": 0, "whole": [1, 2], "TZ": [2]})
+        prepare_data("nnunet", src, tmp_path / "out", **self.OPTIONS)
+        facts = facts_beside(tmp_path / "out" / "facts.yaml")
+        assert facts.structures == {"whole": [1, 2], "TZ": [2]}
+
     def test_facts_have_the_name_of_the_description_or_else_of_the_folder(
         self, tmp_path: Path
     ) -> None:
@@ -319,8 +325,7 @@ class TestNnunet:
     @pytest.mark.parametrize(
         ("dataset", "labels", "lost", "message"),
         [
-            ("nnunet", {**LABELS, "both": [1, 2]}, "", r"dataset\.json, .*'both=\[1, 2\]' is not"),
-            ("nnunet", {"PZ": 1, "ignore": 2}, "", "label values 2 are none of"),
+            ("nnunet", {"PZ": 1, "ignore": 2}, "", r"dataset\.json: ignore=2 marks voxels"),
             ("nnunet", LABELS, "imagesTr/p1_b_0001.nii.gz", r"p1_b_0001\.nii\.gz: no such file"),
             ("nnunet", LABELS, "dataset.json", "labels: give the names"),
             ("msd", {**LABELS, "both": "x"}, "", r"dataset\.json, .*'both=x' is not"),
