@@ -18,6 +18,7 @@ from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileMetaDataset
 from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from scipy import spatial
 
 from calib_components.errors import InputError
 from calib_workflows.data.dicom import TO_RAS, Segment, check_source, write_segmentation
@@ -316,3 +317,50 @@ def test_segmentations_are_read_where_they_lie(kind: str, tmp_path: Path) -> Non
         expected = masks[number][tuple(places.round().astype(int).T)]
         values = found.array[..., number].T[tuple(here.T)]
         np.testing.assert_allclose(values, expected, atol=1 / 255)
+
+
+def by_highdicom(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return a mask `(X, Y, Z)` and its affine in DICOM's axes, as highdicom reads it."""
+    volume = highdicom.seg.segread(file).get_volume(combine_segments=True)
+    return volume.array.T > 0, volume.affine[:, [2, 1, 0, 3]]
+
+
+def by_simpleitk(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    image = sitk.ReadImage(str(file))
+    turn = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    affine = nib.affines.from_matvec(turn, image.GetOrigin())
+    return sitk.GetArrayFromImage(image).T > 0, affine
+
+
+def by_pydicom(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """From the attributes of each frame, as the standard defines them (C.7.6.2.1.1)."""
+    seg = pydicom.dcmread(file)
+    shared, frames = seg.SharedFunctionalGroupsSequence[0], seg.PerFrameFunctionalGroupsSequence
+    measures = shared.PixelMeasuresSequence[0]
+    along = np.reshape(shared.PlaneOrientationSequence[0].ImageOrientationPatient, (2, 3))
+    places = np.array([frame.PlanePositionSequence[0].ImagePositionPatient for frame in frames])
+    order = np.argsort(places @ np.cross(*along))
+    step = (places[order[-1]] - places[order[0]]) / (len(frames) - 1)
+    turn = np.stack([*along * np.reshape(measures.PixelSpacing[::-1], (2, 1)), step], 1)
+    affine = nib.affines.from_matvec(turn, places[order[0]])
+    return seg.pixel_array[order].T > 0, affine
+
+
+@pytest.mark.parametrize("name", AFFINES)
+@pytest.mark.parametrize("read", [by_highdicom, by_simpleitk, by_pydicom])
+def test_readers_of_a_segmentation_agree_in_millimetres(
+    read: Callable[[Path], tuple[np.ndarray, np.ndarray]], name: str, tmp_path: Path
+) -> None:
+    # GDCM, in SimpleITK, misreads frames whose bits fill no whole bytes
+    folder = save_series(tmp_path / "scan", volume_of(3, (8, 7, 5)), AFFINES[name])
+    (image,) = find_images(folder)
+    series = open_nifti(image.files[0])
+    mask = np.random.default_rng(0).uniform(size=series.shape) > 0.5
+    write_segmentation(tmp_path / "seg.dcm", mask[None], STRUCTURES[:1], image.files[0])
+    found, affine = read(tmp_path / "seg.dcm")
+    assert found.shape == mask.shape
+    here = nib.affines.apply_affine(TO_RAS @ affine, np.argwhere(found))
+    there = nib.affines.apply_affine(series.affine, np.argwhere(mask))
+    apart, _ = spatial.KDTree(there).query(here)
+    assert len(here) == len(there)
+    assert apart.max() < 0.01
