@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from typing import Any
 from tqdm import tqdm
 
 from calib_components.errors import InputError, check_choice, check_count
-from calib_workflows.options import LEFT_OUT
 
 POLL = 0.5  # seconds
 BETWEEN_LINES = 30.0  # seconds, in a log
@@ -136,9 +135,11 @@ def end(summary: str, failed: Mapping[str, str]) -> None:
         sys.exit(1)
 
 
-def run_command(command: Sequence[str], log_file: Path) -> str | None:
-    """Run a command, whose output is added to a file; return why it failed, in one line, or
-    None.
+def run_command(
+    command: Sequence[str], log_file: Path, accepted: Container[int] = (0,)
+) -> str | None:
+    """Run a command, whose output is added to a file; return why it failed, in one line, or None
+    for one of the accepted exit statuses.
     """
     with open(log_file, "a+", errors="replace") as log:
         start = log.tell()
@@ -151,7 +152,7 @@ def run_command(command: Sequence[str], log_file: Path) -> str | None:
             _running.discard(process)
         log.seek(start)
         lines = [line for line in log.read().splitlines() if line.strip()]
-    if code in (0, LEFT_OUT):
+    if code in accepted:
         return None
     # The cause is the first exception
     raised = [line for line in lines if re.match(r"[\w.]*(Error|Exception): ", line)]

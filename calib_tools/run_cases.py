@@ -49,7 +49,8 @@ def run_shares(
     for i in range(1, number + 1):
         typed = bundle_command([file], {**options, "shard": f"{i}/{number}"})
         log = logs / f"share_{i}_of_{number}.log"
-        shares[f"share {i} of {number}"] = partial(run_command, [sys.executable, *typed[1:]], log)
+        command = [sys.executable, *typed[1:]]
+        shares[f"share {i} of {number}"] = partial(run_command, command, log, (0, LEFT_OUT))
     progress = Progress(total, "scan", lambda: len([*records.glob("*.json")]))
     failed = run_jobs(shares, pool, progress)
     if len(failed) < number:

@@ -28,7 +28,8 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """The options of the commands that would run, as Fire reads them."""
     read: list[dict[str, Any]] = []
 
-    def record(command: Sequence[str], log: Path) -> str | None:
+    def record(command: Sequence[str], log: Path, accepted: tuple[int, ...]) -> str | None:
+        assert accepted == (0, 3)
         fire.Fire(lambda **options: read.append(options), [*command[4:]])
         return "killed; see LOG" if read[-1]["shard"] == "2/2" else None
 
