@@ -11,6 +11,8 @@ import functools
 import hashlib
 import json
 import logging
+import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +28,12 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
+
+# Buffers of weights that a network gets when it loads them
+OF_THE_CALIBRATION = {
+    *("reference", "tests", "fitted_on", "temperature"),
+    *("bias_scale", "bias_shift", "vector_scale", "vector_shift"),
+}
 
 
 def remember(datastore: Datastore, image: str, record: dict[str, Any], **scores: float) -> None:
@@ -71,7 +79,7 @@ class UncertaintyScoring(ScoringMethod):
 
 class Pick(Strategy):
     """Picks the image without a label that has the highest score, times a sign; images without a
-    score come last.
+    score come last. The server scores all of them when it starts, and after each pick.
     """
 
     def __init__(self, text: str, score: str, sign: int) -> None:
@@ -84,7 +92,11 @@ class Pick(Strategy):
         if not infos:
             return None
         image = max(infos, key=lambda name: self.sign * infos[name].get(self.score, -2 * self.sign))
-        return {"id": image, self.score: infos[image].get(self.score)}
+        picked = {"id": image, self.score: infos[image].get(self.score)}
+        scored = sum(self.score in info for info in infos.values())
+        if scored < len(infos):
+            picked["note"] = f"{scored} of {len(infos)} images are scored, the server goes on."
+        return picked
 
 
 class CalibrateTask(TrainTask):
@@ -129,6 +141,20 @@ class CalibrateTask(TrainTask):
         return {"labels": len(labelled), "calibrators": (output / "calibrators.csv").read_text()}
 
 
+def _is_alarm(record: logging.LogRecord) -> bool:
+    """Whether a message is more than that the weights hold what their calibration needs, or are an
+    ensemble's, which MONAI Label finds missing in the network.
+    """
+    found = re.search(r"Checkpoint keys don't match.*?: \{(.*)\}$", record.getMessage())
+    if found:
+        names = {*re.findall(r"'([^']+)'", found[1])}
+        return not (names <= OF_THE_CALIBRATION or any(".members." in name for name in names))
+    return "unless load_strict is set" not in record.getMessage()
+
+
+logging.getLogger("monailabel.tasks.infer.basic_infer").addFilter(_is_alarm)
+
+
 def _first(value: Any) -> Any:
     """Return the first of the values that a client may choose from, or the chosen one."""
     return value[0] if isinstance(value, list) else value
@@ -160,12 +186,15 @@ class BundleApp(monaibundle.MyApp, MONAILabelApp):
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         with self._answering():
             # Of the bundle, which is on the path after the server has loaded it
-            from calib_components.errors import check_choice
+            from calib_components.errors import InputError, check_choice
 
+            image, studies = request["image"], datastore or self.datastore()
+            if not (os.path.exists(image) or studies.get_image_uri(image)):
+                raise InputError(f"There is no image called {image}.")
             typed = str(request.get("show_uncertainty", False)).lower()
             check_choice("show_uncertainty", typed, ("true", "false"))
             answer = super().infer({**request, "show_uncertainty": typed == "true"}, datastore)
-            self._add_folder(request["image"], answer["params"])
+            self._add_folder(image, answer["params"])
             return answer
 
     def _add_folder(self, image: str, record: dict[str, Any]) -> None:

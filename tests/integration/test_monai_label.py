@@ -223,10 +223,15 @@ def test_volumes_of_real_patients(tmp_path: Path) -> None:
 
     served = tmp_path / "home" / "monaibundle" / "model" / model / "models" / "model.pt"
     with server(HIPPOCAMPUS, tmp_path / "studies", tmp_path / "home") as address:
+        picked = requests.post(f"{address}/activelearning/quality", json={}, timeout=60).json()
+        assert picked["expected_dsc"] is not None or "images are scored" in picked["note"]
         first = infer(address, model, name, maps)
         np.testing.assert_array_equal(first, own)
         assert dice(first, truth) > 0.8
-        for image, reason in (("cine", "has 2 channels"), ("unknown", "no such image")):
+        for image, reason in (
+            ("cine", "has 2 channels"),
+            ("unknown", "There is no image called unknown."),
+        ):
             refused = requests.post(f"{address}/infer/{model}?image={image}", timeout=600)
             assert refused.status_code == 422
             assert reason in refused.json()["detail"]
@@ -258,3 +263,4 @@ def test_volumes_of_real_patients(tmp_path: Path) -> None:
         assert "was trained on labels submitted here" in refused.json()["detail"]
     # Other weights, which need another one
     assert torch.load(served, weights_only=True)["temperature"] == 1
+    assert "Checkpoint keys" not in (tmp_path / "home.log").read_text()
