@@ -228,7 +228,7 @@ def write_segmentation(
     thickness = float(np.linalg.norm(affine[:3, 2]))
     headers, frame = [_read(each, stop_before_pixels=True) for each in files], highdicom.UID()
     for header in headers:
-        _complete(header, frame, thickness)
+        _complete(header, headers[0], frame, thickness)
     product, version = calib_components.__name__, calib_components.__version__
     is_binary = masks.dtype == bool
     volume = highdicom.Volume(
@@ -306,14 +306,21 @@ def _series_number(header: Dataset, is_binary: bool) -> int:
     return number + (1000 if is_binary else 2000)
 
 
-def _complete(header: Dataset, frame: str, thickness: float) -> None:
-    """Fill in what a SEG copies of an image, and the image lacks or states wrongly."""
+def _complete(header: Dataset, first: Dataset, frame: str, thickness: float) -> None:
+    """Fill in what a SEG copies of an image, and the image lacks or states wrongly, or otherwise
+    than the first one, from which rounding may tell it.
+    """
     from pydicom.valuerep import DA, TM
 
     header.setdefault("FrameOfReferenceUID", frame)
-    for name, value in (("SliceThickness", thickness), ("Modality", "OT")):
-        if header.get(name) in (None, ""):
-            setattr(header, name, value)
+    for name in ("FrameOfReferenceUID", "ImageOrientationPatient"):
+        if name in first:
+            setattr(header, name, first[name].value)
+    header.SliceThickness = thickness
+    if not re.fullmatch("[A-Z0-9_ ]+", str(header.get("Modality") or "")):
+        header.Modality = "OT"
+    if header.get("PatientSex") not in ("M", "F", "O"):
+        header.PatientSex = ""
     for name in COPIED:
         header.setdefault(name, "")
     for name, kind in (("StudyDate", DA), ("PatientBirthDate", DA), ("StudyTime", TM)):
@@ -371,7 +378,12 @@ def _in_order(
             float,
         )
         positions = np.array([header.ImagePositionPatient for header in headers], float)
-        normal = np.cross(*grids[0, :6].reshape(2, 3))
+        along = grids[0, :6].reshape(2, 3)
+        along = along / np.linalg.norm(along, axis=1, keepdims=True)  # headers round them
+        normal = np.cross(*along)
+        normal = normal / np.linalg.norm(normal)
+        if positions.shape[1:] != (3,) or not np.isfinite([*positions.ravel(), *normal]).all():
+            raise ValueError("its slices have no place, or no directions")
     offsets = positions @ normal
     order = np.argsort(offsets)
     spacing = _spacing(headers[0], offsets[order])
@@ -379,7 +391,7 @@ def _in_order(
     errors = np.linalg.norm(positions[order] - expected, axis=1)
     if flaw := _flaw(grids, offsets[order], errors):
         raise InputError(f"{title}: {flaw}")
-    turn = np.stack([*grids[0, :6].reshape(2, 3), normal], axis=1)
+    turn = np.stack([*along, normal], axis=1)
     sizes = [*grids[0, 7:5:-1], spacing]  # of columns, rows and slices
     shape = (headers[0].Columns, headers[0].Rows, len(files))
     return [files[index] for index in order], from_matvec(turn * sizes, expected[0]), shape
@@ -413,6 +425,9 @@ def _flaw_of_header(header: Dataset, name: str) -> str:
         return f"{name} has {header.get('SamplesPerPixel')} samples a pixel, as colours."
     if "LOCALIZER" in (header.get("ImageType") or ()):
         return "a localizer."
+    slope = header.get("RescaleSlope", 1)
+    if slope in (None, "") or not np.isfinite(float(slope)) or float(slope) == 0:
+        return f"{name} has RescaleSlope {slope}. Export it again."
     if _has_frames(header):
         return ""
     for missing in PLACED_BY:

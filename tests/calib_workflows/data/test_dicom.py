@@ -364,3 +364,38 @@ def test_readers_of_a_segmentation_agree_in_millimetres(
     apart, _ = spatial.KDTree(there).query(here)
     assert len(here) == len(there)
     assert apart.max() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ImagePositionPatient", [float("nan"), 0, 0]),
+        ("RescaleSlope", 0),
+        ("RescaleSlope", float("nan")),
+    ],
+)
+def test_values_that_place_or_scale_nothing_are_refused(
+    name: str, value: object, tmp_path: Path
+) -> None:
+    folder = save_series(tmp_path / "scan", volume_of(0), AFFINES["straight"])
+    header = pydicom.dcmread(folder / "IM007")
+    setattr(header, name, value)
+    header.save_as(folder / "IM007")
+    with pytest.raises(InputError, match="has RescaleSlope|have no place"):
+        open_nifti(folder / "IM000")
+
+
+def test_rounded_directions_are_no_tilt_and_differ_in_no_segmentation(tmp_path: Path) -> None:
+    turn = nib.eulerangles.euler2mat(0, 0.4, 0)
+    affine = nib.affines.from_matvec(turn * [0.5, 0.5, 2], [10, 20, 30])
+    folder = save_series(tmp_path / "scan", volume_of(0, (6, 7, 60)), affine)
+    for number, file in enumerate(sorted(folder.iterdir())):
+        header = pydicom.dcmread(file)
+        rounded = np.round([float(each) for each in header.ImageOrientationPatient], 3)
+        header.ImageOrientationPatient = [*(rounded + 1e-6 * number)]
+        header.PatientSex, header.Modality = "Unknown", "mr"
+        header.save_as(file)
+    (image,) = find_images(folder)
+    mask = np.ones((1, *open_nifti(image.files[0]).shape), bool)
+    write_segmentation(tmp_path / "seg.dcm", mask, STRUCTURES[:1], image.files[0])
+    assert highdicom.seg.segread(tmp_path / "seg.dcm").PatientSex == ""
