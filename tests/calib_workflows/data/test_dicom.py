@@ -381,7 +381,7 @@ def test_values_that_place_or_scale_nothing_are_refused(
     header = pydicom.dcmread(folder / "IM007")
     setattr(header, name, value)
     header.save_as(folder / "IM007")
-    with pytest.raises(InputError, match="has RescaleSlope|have no place"):
+    with pytest.raises(InputError, match=r"has RescaleSlope|have no place"):
         open_nifti(folder / "IM000")
 
 
