@@ -140,9 +140,10 @@ def test_metadata_of_the_bundles_are_those_of_the_cases() -> None:
     }
     metrics = json.loads((FLARE / "configs/metadata.json").read_text())["eval_metrics"]
     cases = results("abdomen/ours").cases
-    first = cases[(cases["test_set"] == "") & (cases["fold"] == 0)]
+    tested = cases[(cases["test_set"] == "") & (cases["method"] == "cross_entropy_any_scanner")]
+    assert len(tested) == 14
     assert metrics == {
-        f"mean_dice_{organ}_of_five_patients": round(float(first[f"dsc_{organ}"].mean()), 3)
+        f"mean_dice_{organ}_out_of_fold": round(float(tested[f"dsc_{organ}"].mean()), 3)
         for organ in ("liver", "kidneys", "spleen", "pancreas")
     }
 
