@@ -378,10 +378,10 @@ def probability_maps(
     """Write saved probabilities as NIfTI maps on the grid of the image, of several networks or
     folds their mean.
 
-    `out` gets, of each case, `NAME_probability.nii.gz` `(X, Y, Z, C)`, the background first, and
+    `out` gets, of each case, `NAME_probability.nii.gz` `(X, Y, Z, C)` and
     `NAME_uncertainty.nii.gz`, the entropy divided by its largest value, in steps of 1/65535. Of
-    several networks, it also gets the label map of the mean, `NAME_seg.nii.gz`, and
-    `agreement.csv`, the mean DSC over pairs of networks.
+    several networks, it also gets `agreement.csv`, the mean DSC over pairs of networks, and with a
+    softmax, whose first channel is the background, the label map of the mean, `NAME_seg.nii.gz`.
 
     Args:
         predictions: Folders of probabilities: nnU-Net's .npz with its label maps beside them, NIfTI
@@ -471,8 +471,8 @@ def run_cases(
     """Segment images in shares: side by side, or as an array of Slurm jobs.
 
     A share is a run of the bundle with `--shard i/n --skip_existing true`. The same command
-    continues: images that have their maps are skipped. An image that cannot be segmented ends its
-    share.
+    continues: images that have their maps are skipped. An image whose file or header is unsuitable is
+    named and left out, and the exit status is 3.
 
     Any id of the bundle's inference.yaml is an option as well. Common ones: `--load_path FILE`,
     other weights, such as models/cross_entropy/ensemble.pt of the bundle; `--ckpt_dir FOLDER`,

@@ -111,7 +111,9 @@ def plain(name: str, tensor: Tensor) -> Tensor:
     such as `monai.data.MetaTensor`.
     """
     if not isinstance(tensor, Tensor):
-        hint = " Of deep supervision, add up the losses." if isinstance(tensor, list) else ""
+        hint = (
+            " Of deep supervision, add up the losses." if isinstance(tensor, list | tuple) else ""
+        )
         raise InputError(f"{name} must be a tensor, got {type(tensor).__name__}.{hint}")
     return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import functools
-import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from calib_components.errors import InputError, make_folder, writing
@@ -49,12 +48,8 @@ def write_maps(
     with output.claim(names_of_maps(predictions)):
         rows = [*filter(None, map_cases(write, [*predictions.items()], workers, "map"))]
         if rows:
-            text = io.StringIO()
-            table = csv.DictWriter(text, ["case", *classes.structures], lineterminator="\n")
-            table.writeheader()
-            table.writerows(rows)
             with writing(output.path / AGREEMENT) as unfinished:
-                unfinished.write_text(text.getvalue())
+                pd.DataFrame(rows).to_csv(unfinished, index=False, lineterminator="\n")
 
 
 def _write_case(

@@ -65,8 +65,10 @@ def _is_bare(start: bytes) -> bool:
     """
     group, element, kind, length = start[:2], start[2:4], start[4:6], start[4:8]
     is_first = group in (b"\x02\x00", b"\x08\x00") and element[1:] == b"\x00"
-    is_explicit = kind.isalpha() and kind.isupper()
-    return is_first and (is_explicit or int.from_bytes(length, "little") < LONGEST)
+    # The first elements are a length, a character set, a type or an identifier
+    is_explicit = kind in (b"UL", b"CS", b"UI", b"OB", b"DA", b"SH")
+    size = int.from_bytes(length, "little")
+    return is_first and (is_explicit or (0 < size < LONGEST and size % 2 == 0))
 
 
 def series_of(file: str | os.PathLike) -> list[Path]:
@@ -82,7 +84,7 @@ def _headers_beside(file: Path) -> dict[Path, Dataset]:
     return next((headers for headers in series.values() if file in headers), {})
 
 
-@functools.lru_cache(maxsize=16)
+@functools.cache  # about 10 kB a file
 def _series_in(folder: Path, changed: int) -> dict[str, dict[Path, Dataset]]:
     """Return the headers of each series in a folder, which may have `changed` since. A file that
     names no series is one by itself.
@@ -121,12 +123,18 @@ def _plain_name(file: str | os.PathLike) -> str:
     return name[:LONGEST] or Path(file).stem
 
 
+def forget_headers() -> None:
+    """Read folders again, whose files may have been replaced."""
+    _series_in.cache_clear()
+
+
 def tell_apart(files: Iterable[Path]) -> None:
     """Give series of one name, such as of two studies of a day, each a name of its own.
 
     Args:
         files: The first file of each series.
     """
+    _names.clear()
     alike: dict[str, list[str]] = defaultdict(list)
     for file in files:
         alike[_plain_name(file)].append(series_uid(file))

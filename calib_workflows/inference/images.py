@@ -26,6 +26,7 @@ from monai.utils import ensure_tuple
 from calib_components.errors import InputError, check_choice, check_writable, printable
 from calib_workflows.data.dicom import (
     check_source,
+    forget_headers,
     is_dicom,
     patient_id,
     series_name,
@@ -227,8 +228,8 @@ class ImageFolder:
 
     @property
     def left_out(self) -> list[str]:
-        """Why images of this run, once they are checked, cannot be segmented, a line each."""
-        return [*dict.fromkeys(filter(None, self._flaws.values()))]
+        """Why images of this run, once they are checked, cannot be segmented."""
+        return [flaw for flaw in self._flaws.values() if flaw]
 
     def check(self) -> None:
         """Check, from the headers alone, which images can be segmented and that no file is
@@ -247,6 +248,7 @@ class ImageFolder:
         Review.from_options(self.review, self.review_below)
         self._warn_of_labels()
         self._flaws.clear()
+        forget_headers()
         every = self.find()
         images = shard_of(every, self.shard)
         if not images:
@@ -257,9 +259,10 @@ class ImageFolder:
         suitable = [image for image in images if not self._flaw(image)]
         if not suitable and len(images) == len(every):
             raise InputError(self.left_out[0])
-        for flaw in self.left_out:
+        for flaw in dict.fromkeys(self.left_out):
             log.warning("Left out: %s", flaw)
-        _check_names([image for image in every if not self._flaws.get(image)])
+        divided = _divided_series(every)
+        _check_names([image for image in every if image not in divided])
         self._patients([image.name for image in suitable])
         phases = sum(stored_in(image.files[0])[1] is not None for image in images)
         if phases:
