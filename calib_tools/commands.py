@@ -471,8 +471,8 @@ def run_cases(
     """Segment images in shares: side by side, or as an array of Slurm jobs.
 
     A share is a run of the bundle with `--shard i/n --skip_existing true`. The same command
-    continues: images that have their maps are skipped. An image whose file or header is unsuitable is
-    named and left out, and the exit status is 3.
+    continues: images that have their maps are skipped. An image whose file or header is unsuitable
+    is named and left out, and the exit status is 3.
 
     Any id of the bundle's inference.yaml is an option as well. Common ones: `--load_path FILE`,
     other weights, such as models/cross_entropy/ensemble.pt of the bundle; `--ckpt_dir FOLDER`,
