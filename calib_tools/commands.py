@@ -398,6 +398,7 @@ def probability_maps(
             be written.
     """
     from calib_tools.predictions import maps, pairing
+    from calib_tools.predictions.calibrate import check_apart
     from calib_tools.predictions.classes import check_probabilities, classes_of
     from calib_workflows.folders import OutputFolder
 
@@ -409,9 +410,7 @@ def probability_maps(
     classes = classes_of([*found.values()], structures, sigmoid)
     run = {**pairing.places_of(networks, {}), "structures": structures, "sigmoid": sigmoid}
     output = OutputFolder(out, run, overwrite=overwrite)
-    for source in networks.values():
-        if source.resolve() in (out.resolve(), *out.resolve().parents):
-            raise InputError(f"--out: {out} is in {source}. Give another folder.")
+    check_apart(out, networks.values())
     output.check(maps.names_of_maps(found))
     maps.write_maps(found, classes, output, workers)
     mean = f", means of {len(networks)} networks" if len(networks) > 1 else ""

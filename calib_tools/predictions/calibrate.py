@@ -77,9 +77,7 @@ def refuse_calibrated(folders: Mapping[str, Path], predictions: Iterable[Predict
 def check_out(folder: OutputFolder, sources: Sequence[Path], names: set[str]) -> None:
     """Check that the output is apart from the sources, and keeps no maps of other predictions."""
     out = folder.path
-    for source in sources:
-        if source.resolve() in (out.resolve(), *out.resolve().parents):
-            raise InputError(f"--out: {out} is in {source}. Give another folder.")
+    check_apart(out, sources)
     maps = {file.name for ending in ENDINGS for file in out.glob(f"[!.]*{ending}")}
     others = maps - names - folder.check(names)
     if others:
@@ -87,6 +85,13 @@ def check_out(folder: OutputFolder, sources: Sequence[Path], names: set[str]) ->
             f"--out: {out / min(others)} is of another prediction. Delete it, or give another"
             " folder."
         )
+
+
+def check_apart(out: Path, sources: Iterable[Path]) -> None:
+    """Raise `InputError` if the output is in a folder of the input."""
+    for source in sources:
+        if source.resolve() in (out.resolve(), *out.resolve().parents):
+            raise InputError(f"--out: {out} is in {source}. Give another folder.")
 
 
 def names_of_files(readers: Mapping[str, Prediction]) -> set[str]:

@@ -115,16 +115,22 @@ def read_pairs(
             raise FileNotFoundError("no such file")
         for row in csv.DictReader(file.read_text(encoding="utf-8-sig").splitlines()):
             case, patient = row["case"], row.get("patient") or ""
-            if not (case and row["prediction"] and row["label"]):
-                raise InputError(f"{table}: a row lacks its case, prediction or label: {row}.")
-            if case in pairs or Path(case).name != case or case == "..":
-                raise InputError(f"{table}: {case!r} occurs twice, or is no file name.")
+            _check_row(row, pairs, table)
             prediction = Prediction({"": make_reader(predictions / row["prediction"])})
             label = make_reader(labels / row["label"])
             pairs[case] = LabelledPrediction(case, prediction, {rater: label}, patient)
     if not pairs:
         raise InputError(f"{table} has no rows.")
     return [pairs[case] for case in sorted(pairs)]
+
+
+def _check_row(row: Mapping[str, str], pairs: Collection[str], table: Path) -> None:
+    """Check a row of a table, after those of other cases."""
+    case = row["case"]
+    if not (case and row["prediction"] and row["label"]):
+        raise InputError(f"{table}: a row lacks its case, prediction or label: {row}.")
+    if case in pairs or Path(case).name != case or case == "..":
+        raise InputError(f"{table}: {case!r} occurs twice, or is no file name.")
 
 
 def named_patients(pairs: Iterable[LabelledPrediction]) -> dict[str, str]:

@@ -361,8 +361,6 @@ def _in_order(
     """Return the files of a series from the first slice to the last, and the affine, in DICOM's
     axes, and shape of its voxels `(X, Y, Z)`.
     """
-    import highdicom
-
     files, headers = [*series], [*series.values()]
     if "SeriesInstanceUID" not in headers[0]:
         raise InputError(f"{files[0]} is no whole DICOM file. Export it again, or remove it.")
@@ -370,12 +368,7 @@ def _in_order(
     if flaw := _flaw_of_headers(series):
         raise InputError(f"{title}: {flaw}")
     if len(files) == 1 and _has_frames(headers[0]):
-        with reading(files[0], "a DICOM image"):
-            image = highdicom.imread(files[0], lazy_frame_retrieval=True)
-            geometry = image.get_volume_geometry(allow_duplicate_positions=False)
-        if geometry is None:
-            raise InputError(f"{title}: its frames make no volume. Convert it with dcm2niix.")
-        return files, geometry.affine[:, [2, 1, 0, 3]], geometry.spatial_shape[::-1]
+        return files, *_frames_in_order(files[0], title)
     with reading(files[0], "a DICOM series"):
         # What all slices of a volume have in common: directions, sizes of pixels, shape
         grids = np.array(
@@ -386,10 +379,8 @@ def _in_order(
             float,
         )
         positions = np.array([header.ImagePositionPatient for header in headers], float)
-        along = grids[0, :6].reshape(2, 3)
-        along = along / np.linalg.norm(along, axis=1, keepdims=True)  # headers round them
-        normal = np.cross(*along)
-        normal = normal / np.linalg.norm(normal)
+        along = _unit(grids[0, :6].reshape(2, 3))  # headers round them
+        normal = _unit(np.cross(*along))
         if positions.shape[1:] != (3,) or not np.isfinite([*positions.ravel(), *normal]).all():
             raise ValueError("its slices have no place, or no directions")
     offsets = positions @ normal
@@ -405,6 +396,23 @@ def _in_order(
     return [files[index] for index in order], from_matvec(turn * sizes, expected[0]), shape
 
 
+def _frames_in_order(file: Path, title: str) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Return affine and shape of the frames of one file, see `_in_order`."""
+    import highdicom
+
+    with reading(file, "a DICOM image"):
+        image = highdicom.imread(file, lazy_frame_retrieval=True)
+        geometry = image.get_volume_geometry(allow_duplicate_positions=False)
+    if geometry is None:
+        raise InputError(f"{title}: its frames make no volume. Convert it with dcm2niix.")
+    return geometry.affine[:, [2, 1, 0, 3]], geometry.spatial_shape[::-1]
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    """Return vectors `(..., 3)` of length 1."""
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True))
+
+
 def _spacing(header: Dataset, offsets: np.ndarray) -> float:
     """Return the distance of slices; a single one has the thickness that its header states."""
     if len(offsets) > 1:
@@ -416,7 +424,7 @@ def _flaw_of_headers(series: Mapping[Path, Dataset]) -> str:
     """Say why files are no image, or no whole one; nothing if they may be."""
     for file, header in series.items():
         with reading(file, "a DICOM image"):
-            flaw = _flaw_of_header(header, file.name)
+            flaw = _flaw_of_values(header, file.name) or _flaw_of_place(header, file.name)
         if flaw:
             return flaw
     if len({"RescaleSlope" in header for header in series.values()}) > 1:
@@ -424,8 +432,8 @@ def _flaw_of_headers(series: Mapping[Path, Dataset]) -> str:
     return ""
 
 
-def _flaw_of_header(header: Dataset, name: str) -> str:
-    """Say why a file of a name is no image, or no slice of one; nothing if it may be."""
+def _flaw_of_values(header: Dataset, name: str) -> str:
+    """Say why a file of a name is no image of a volume; nothing if it may be."""
     if "Rows" not in header or header.get("Modality") in NO_IMAGES:
         kind = header.get("SOPClassUID")
         return f"no image, but {kind.name if kind else header.get('Modality') or 'other data'}."
@@ -436,7 +444,12 @@ def _flaw_of_header(header: Dataset, name: str) -> str:
     slope = header.get("RescaleSlope", 1)
     if slope in (None, "") or not np.isfinite(float(slope)) or float(slope) == 0:
         return f"{name} has RescaleSlope {slope}. Export it again."
-    if _has_frames(header):
+    return ""
+
+
+def _flaw_of_place(header: Dataset, name: str) -> str:
+    """Say why the place of a slice is not known, or its size; nothing if both are."""
+    if _has_frames(header):  # highdicom reads where each lies
         return ""
     for missing in PLACED_BY:
         if header.get(missing) in (None, ""):

@@ -82,17 +82,22 @@ def find_images(path: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> l
     """
     path = Path(path)
     if path.is_dir():
-        files = [file for file in files_below(path) if not _is_label(file, file_suffixes)]
-        series = [file for file in files if _is_series(file)]
-        tell_apart(series)
-        images = [_image_of_series(file) for file in series]
-        return sorted([*images, *_images(files, file_suffixes)], key=operator.attrgetter("files"))
+        return _images_below(path, file_suffixes)
     if is_dicom(path):
         return [_image_of_series(file) for file in series_of(path)[:1]]
     if split_name(path.name, file_suffixes).suffix:
         beside = _images(sorted(path.parent.glob("*")), file_suffixes)
         return [image for image in beside if path in image.files]
     return _images([path], ())
+
+
+def _images_below(folder: Path, file_suffixes: Sequence[str]) -> list[Image]:
+    """Return the images of a folder, see `find_images`; DICOM series of one name are told apart."""
+    files = [file for file in files_below(folder) if not _is_label(file, file_suffixes)]
+    series = [file for file in files if _is_series(file)]
+    tell_apart(series)
+    images = [_image_of_series(file) for file in series]
+    return sorted([*images, *_images(files, file_suffixes)], key=operator.attrgetter("files"))
 
 
 def _images(files: Iterable[Path], file_suffixes: Sequence[str]) -> list[Image]:
@@ -250,21 +255,11 @@ class ImageFolder:
         self._flaws.clear()
         forget_headers()
         every = self.find()
-        images = shard_of(every, self.shard)
-        if not images:
-            raise InputError(
-                "dataset_dir is or holds no .nii or .nii.gz image, and no DICOM series of one:"
-                f" {self.path}."
-            )
-        suitable = [image for image in images if not self._flaw(image)]
-        if not suitable and len(images) == len(every):
-            raise InputError(self.left_out[0])
-        for flaw in dict.fromkeys(self.left_out):
-            log.warning("Left out: %s", flaw)
+        suitable = self._suitable(every)
         divided = _divided_series(every)
         _check_names([image for image in every if image not in divided])
         self._patients([image.name for image in suitable])
-        phases = sum(stored_in(image.files[0])[1] is not None for image in images)
+        phases = sum(stored_in(image.files[0])[1] is not None for image in suitable)
         if phases:
             log.info("%d images are phases, along the fourth axis of a file", phases)
         check_writable("output_dir", self.output_dir)
@@ -277,6 +272,21 @@ class ImageFolder:
         if self.in_channels > 1:
             return images
         return [phase for image in images for phase in _phases(image)]
+
+    def _suitable(self, every: Sequence[Image]) -> list[Image]:
+        """Return the images of this run that can be segmented; the others are named."""
+        images = shard_of(every, self.shard)
+        if not images:
+            raise InputError(
+                "dataset_dir is or holds no .nii or .nii.gz image, and no DICOM series of one:"
+                f" {self.path}."
+            )
+        suitable = [image for image in images if not self._flaw(image)]
+        if not suitable and len(images) == len(every):
+            raise InputError(self.left_out[0])
+        for flaw in dict.fromkeys(self.left_out):
+            log.warning("Left out: %s", flaw)
+        return suitable
 
     def _flaw(self, image: Image) -> str:
         """Return why an image cannot be segmented; "" if it can."""
