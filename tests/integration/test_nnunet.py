@@ -83,7 +83,7 @@ def run_page(folder: Path, acdc: Path) -> str:
         r"(?<=/)nnUNetTrainer(?=__)": SHORT,
         rf" -tr {DOCUMENTED}": "",
         "0 1 2 3 4": "0 1",
-        ",nnunet/fold2,nnunet/fold3,nnunet/fold4": "",
+        "([, ])nnunet/fold2[, ]nnunet/fold3[, ]nnunet/fold4": "",
         r"nnUNetv2_train": f"nnUNetv2_train -device cpu -tr {SHORT}",
         r"-d 27 -c 2d(?= -f| --save)": f"-d 27 -c 2d -tr {SHORT}",
         r"(nnUNetv2_predict\w*)": r"\1 -device cpu",
@@ -124,6 +124,7 @@ def check_files(nnunet: Path, model: Path, printed: str) -> None:
     ):
         assert (nnunet / name / "report" / "index.html").is_file()
         assert len(Evaluation.read(nnunet / name).summary["patients"]) == 2 * TEST_PATIENTS
+    assert (nnunet / "maps" / "agreement.csv").is_file()
     done = Evaluation.read(nnunet / "evaluation_calibrated").summary["calibration"]
     assert done == {"calibrator": "temperature", "region": "all", "patients": estimate.patients}
     folds = Evaluation.read(nnunet / "evaluation_folds")
