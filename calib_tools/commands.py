@@ -98,16 +98,15 @@ def prepare_data(
         "slice_axis": slice_axis,
         "spacing": spacing,
     }
+    task = prepare.read_task(dataset, src) if is_own else {}
     is_new = is_own and (like is None or like in prepare.LIKE)  # for a training
     if is_new:
         facts = facts_of_dataset(like or prepare.OWN[dataset], src, **geometry)
         facts = replace(facts, spacing=list(spacing) if spacing else None)  # else as acquired
-        facts = prepare.with_own_classes(facts, dataset, src, labels, structures, in_channels)
+        facts = prepare.with_own_classes(facts, task, src, labels, structures, in_channels)
     elif is_own:
         given = {**geometry, "in_channels": in_channels}
-        if not labels and not structures and dataset != "generic":
-            structures = prepare.structures_of_task(src)
-        facts = prepare.facts_of_weights(Path(str(like)), src, labels, structures, given)
+        facts = prepare.facts_of_weights(Path(str(like)), task, src, labels, structures, given)
     else:
         facts = facts_of_dataset(dataset, src, **geometry)
     cases, listed = prepare.list_cases(dataset, src, patient, split)

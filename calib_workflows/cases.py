@@ -21,6 +21,7 @@ from monai.utils import convert_to_tensor
 from calib_components.errors import InputError, printable
 from calib_components.metrics.case import Case
 from calib_components.posthoc.base import gathered
+from calib_workflows.data.facts import IGNORED
 from calib_workflows.data.nifti import voxel_volume
 from calib_workflows.inference.crops import Crop, crop_of
 from calib_workflows.inference.inferers import agreement_of
@@ -109,13 +110,14 @@ class NetworkCase(LabelledCase):
             self.structures,
             probabilities,
             probabilities.max(0).indices,  # what argmax(0) gives, in a fraction of its time
+            ignore_index=IGNORED,
             pairwise_dsc=agreement,
             **_voxel_size(self.output["label"]),
         )
 
     @property
     def label_map(self) -> torch.Tensor:
-        return self._label[0]
+        return self._label[0].masked_fill(self._label[0] == IGNORED, 0)
 
 
 def _voxel_size(label: torch.Tensor) -> dict[str, Any]:

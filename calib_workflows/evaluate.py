@@ -36,7 +36,7 @@ from calib_workflows.cases import (
 )
 from calib_workflows.data.facts import Facts
 from calib_workflows.data.overlap import content_of
-from calib_workflows.data.transforms import check_labels
+from calib_workflows.data.transforms import check_indices
 from calib_workflows.evaluation_files import (
     FILES,
     MISSED,
@@ -83,7 +83,7 @@ def check_case(item: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
     """
     if not item["image"].isfinite().all():
         raise InputError(f"{item['case']}: image has NaN or infinite values.")
-    check_labels(item["label"], range(len(item["pred"])), f"{item['case']}: label")
+    check_indices(item["label"], len(item["pred"]), f"{item['case']}: label")
     if not item["pred"].isfinite().all():
         raise InputError(
             f"{item['case']}: logits of the network are NaN or infinite. Try --amp false."

@@ -21,7 +21,6 @@ from calib_components.metrics.raters import RatedCase
 from calib_components.quality import PairwiseDice, ScanEstimates
 from calib_tools.parallel import map_cases
 from calib_tools.predictions.classes import (
-    IGNORED,
     Classes,
     combine_masks,
     label_classes,
@@ -30,6 +29,7 @@ from calib_tools.predictions.classes import (
 from calib_tools.predictions.formats import Prediction, Reader, Stored
 from calib_tools.predictions.pairing import LabelledPrediction, find_turn
 from calib_workflows.cases import Cases, LabelledCase, Result
+from calib_workflows.data.facts import IGNORED
 from calib_workflows.data.nifti import Grid, open_nifti, read_values, turn_onto, voxel_volume
 from calib_workflows.inference.images import find_images
 

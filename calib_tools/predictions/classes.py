@@ -12,9 +12,9 @@ import numpy as np
 from calib_components.errors import InputError
 from calib_tools.cli import parse_structures
 from calib_tools.predictions.formats import Prediction
+from calib_workflows.data.facts import IGNORED
 
 PROBABILITY = "_probability"  # ending of the maps of probabilities that a bundle writes
-IGNORED = 255  # what voxels to leave out become in a label of bytes
 
 Codes = frozenset[int]
 

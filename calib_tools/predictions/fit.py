@@ -14,9 +14,10 @@ from calib_components.errors import InputError, check_choice
 from calib_components.metrics.regions import Region
 from calib_components.posthoc import Calibrator, Estimate, TemperatureScaling
 from calib_tools.predictions.cases import SavedCase, SavedCases
-from calib_tools.predictions.classes import IGNORED, Classes
+from calib_tools.predictions.classes import Classes
 from calib_tools.predictions.formats import SMALLEST
 from calib_workflows.cases import LabelledCase
+from calib_workflows.data.facts import IGNORED
 from calib_workflows.fit import (
     CHOICES,
     comparison_table,

@@ -19,7 +19,7 @@ from nibabel.orientations import apply_orientation
 from calib_components.errors import InputError
 from calib_tools.prepare.facts import volume_transforms
 from calib_workflows.data.cases import IMAGE, LABEL, SOURCE
-from calib_workflows.data.facts import Facts
+from calib_workflows.data.facts import IGNORED, Facts
 from calib_workflows.data.files import LABEL_SUFFIXES, find_cases, split_name
 from calib_workflows.data.nifti import Grid, open_nifti, read_values, turn_onto
 from calib_workflows.data.transforms import ClassIndicesd, check_image, file_name
@@ -143,7 +143,7 @@ def transform_case(case: SourceCase, facts: Facts) -> dict[str, Any]:
     # Before the files are read: if one changes, it is made anew
     source = made_from(case, facts)
     data = load_case(case, facts)
-    classes = data["label"].as_tensor().unique().int().tolist()
+    classes = [index for index in data["label"].unique().int().tolist() if index != IGNORED]
     data = volume_transforms(facts)(data)
     image = check_image(data["image"])
     seen = data["label"].as_tensor()
@@ -171,7 +171,7 @@ def load_case(case: SourceCase, facts: Facts) -> dict[Any, Any]:
             raise InputError(
                 f"{file_name(item[key])}: {len(item[key])} channel(s) in place of {num_channels}."
             )
-    return ClassIndicesd("label", facts.label_codes)(item)
+    return ClassIndicesd("label", facts.label_codes, facts.ignored_code)(item)
 
 
 def read_volume(path: Path, target: MetaTensor | None = None) -> MetaTensor:

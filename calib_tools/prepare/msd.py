@@ -11,7 +11,7 @@ from typing import Any
 
 from monai.utils import ensure_tuple
 
-from calib_components.errors import InputError, reading
+from calib_components.errors import reading
 from calib_tools.prepare.case import SourceCase, find_pairs
 
 LAYOUT = "imagesTr/NAME.nii.gz (of nnU-Net, NAME_0000.nii.gz) and labelsTr/NAME.nii.gz"
@@ -25,34 +25,30 @@ def find_cases(src: Path) -> list[SourceCase]:
 
 
 def read_task(src: Path) -> dict[str, Any]:
-    """Return the name, the structures, as `--structures` names them, the number of channels and the
-    suffixes of their files in `dataset.json`, if there.
+    """Return the name, the structures, as `--structures` names them, the number of channels, the
+    suffixes of their files and the code of voxels that do not count in `dataset.json`, if there.
     """
     file = src / "dataset.json"
     if not file.is_file():
         return {}
     with reading(file, "the description of a task"):
         task = json.loads(file.read_bytes())
-        labels, suffixes = task["labels"].items(), []
+        labels, suffixes, ignored = dict(task["labels"]), [], None
         channels = max(1, len(task.get(OF_NNUNET, task.get("modality", {}))))
         if OF_NNUNET in task:
             suffixes = [f"_{channel:04d}" for channel in range(channels)]
+            ignored = labels.pop("ignore", None)
         else:
-            labels = [(name, code) for code, name in labels]
+            labels = {name: code for code, name in labels.items()}
         structures = [
             f"{name}={'+'.join(map(str, ensure_tuple(codes)))}"  # nnU-Net's regions have several
-            for name, codes in labels
+            for name, codes in labels.items()
             if str(codes) != "0"
         ]
-        if ignored := [text for text in structures if text.startswith("ignore=")]:
-            raise InputError(
-                f"{file}: {ignored[0]} marks voxels that do not count, which prepared cases cannot"
-                " have. Give them the code of a class in copies of the labels; to evaluate"
-                " predictions, evaluate_predictions has --ignore_index."
-            )
     return {
         "name": str(task.get("name", "")),
         "structures": structures,
         "in_channels": channels,
         "file_suffixes": suffixes,
+        "ignored_code": None if ignored is None else int(ignored),
     }

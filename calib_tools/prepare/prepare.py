@@ -44,6 +44,7 @@ RECIPE = (
     "in_channels",
     "class_names",
     "label_codes",
+    "ignored_code",
     "image_size",
     "slice_axis",
     "spacing",
@@ -53,14 +54,15 @@ RECIPE = (
 
 def with_own_classes(
     facts: Facts,
-    dataset: str,
+    task: Mapping[str, Any],
     src: Path,
     labels: Sequence[str] | None,
     structures: Sequence[str] | None,
     in_channels: int | None,
 ) -> Facts:
-    """Return facts with the classes and channels that the options or the data set state."""
-    task = {} if dataset == "generic" else msd.read_task(src)
+    """Return facts with the classes and channels that the options or the data set's own description
+    state, see `read_task`.
+    """
     if in_channels is None:
         in_channels = task.get("in_channels", 1)
     option = "--labels" if labels else "--structures"
@@ -73,12 +75,18 @@ def with_own_classes(
             " weights, --like the folder of these."
         )
     name = task.get("name") or src.resolve().name
-    facts = replace(facts, name=name, file_suffixes=task.get("file_suffixes", []))
+    facts = replace(
+        facts,
+        name=name,
+        file_suffixes=task.get("file_suffixes", []),
+        ignored_code=task.get("ignored_code"),
+    )
     return with_structures(facts, _parse_labels(labels, structures, option), in_channels)
 
 
 def facts_of_weights(
     weights: Path,
+    task: Mapping[str, Any],
     src: Path,
     labels: Sequence[str] | None,
     structures: Sequence[str] | None,
@@ -101,6 +109,8 @@ def facts_of_weights(
         if value is not None and option != "slice_axis":
             raise InputError(f"{option} is that of the weights that --like names. Leave it out.")
     names, codes = facts.class_names[1:], facts.label_codes
+    if not labels:
+        structures = structures or task.get("structures")
     if labels or structures:
         named = _parse_labels(labels, structures, "--structures")
         if {*named} != {*names} or any(len(values) > 1 for values in named.values()):
@@ -111,12 +121,19 @@ def facts_of_weights(
         codes = [0, *(min(named[name]) for name in names)]
     axis = facts.slice_axis if given["slice_axis"] is None else given["slice_axis"]
     place = src.resolve()
-    return replace(facts, name=place.name, label_codes=codes, slice_axis=axis, source=str(place))
+    return replace(
+        facts,
+        name=place.name,
+        label_codes=codes,
+        ignored_code=task.get("ignored_code"),
+        slice_axis=axis,
+        source=str(place),
+    )
 
 
-def structures_of_task(src: Path) -> list[str] | None:
-    """Return the structures with their codes that the data set states, such as `liver=1`."""
-    return msd.read_task(src).get("structures")
+def read_task(dataset: str, src: Path) -> dict[str, Any]:
+    """Return what a data set of the user says of itself, see `msd.read_task`."""
+    return {} if dataset == "generic" else msd.read_task(src)
 
 
 def _parse_labels(

@@ -35,7 +35,7 @@ from numpy.typing import ArrayLike
 from calib_components.errors import InputError, check_choice, reading, writing_folder
 from calib_workflows.data.nifti import channels_last, open_nifti, open_together
 from calib_workflows.data.overlap import find_shared
-from calib_workflows.data.transforms import check_finite, check_labels
+from calib_workflows.data.transforms import check_finite, check_indices, check_labels
 
 IMAGE, LABEL, SOURCE = "image.nii", "label.nii", "source.json"
 CONTENT = "content"  # in source.json: SHA-256 of the two files
@@ -219,7 +219,7 @@ class LoadSliced(MapTransform):
             key: load_sample(data[key], data.get("slice")) for key in self.key_iterator(data)
         }
         if self.num_classes is not None:
-            check_labels(samples["label"], range(self.num_classes), data["label"])
+            check_indices(samples["label"], self.num_classes, data["label"])
         return samples
 
 

@@ -20,6 +20,7 @@ import yaml
 from calib_components.errors import InputError, check_choice, reading, writing
 
 FACTS, DATALIST = "facts.yaml", "datalist.json"  # in a folder of prepared cases
+IGNORED = 255  # what voxels that do not count have in a prepared label, which is stored as bytes
 # Of the sides that a network sees, which it halves four times, or three times in 3D
 MULTIPLES = {2: 16, 3: 8}
 EXAMPLES = {2: "two multiples of 16, such as 192,192", 3: "three multiples of 8, such as 96,96,48"}
@@ -37,6 +38,8 @@ class Facts:
         in_channels: Number of channels of an image.
         class_names: Name of each class.
         label_codes: Value of each class in the data set's own label files.
+        ignored_code: Value of voxels that do not count in the data set's own label files; None if
+            all count.
         structures: Class indices of each structure that is scored, by its name.
         file_suffixes: Suffixes of the files of one image, in the order of its channels; empty if it
             is a single file.
@@ -75,6 +78,7 @@ class Facts:
     spacing: list[int | float] | None = None
     window: list[int | float] | None = None
     source: str = ""
+    ignored_code: int | None = None
     schema_version: int = 1
 
     @classmethod
@@ -95,6 +99,11 @@ class Facts:
             check_fact(key, value, name)
         facts._check(name)
         return facts
+
+    @property
+    def ignore_index(self) -> int | None:
+        """Value of voxels that do not count in prepared labels, for losses; None if all count."""
+        return None if self.ignored_code is None else IGNORED
 
     def crop_within(self, image_size: Sequence[int]) -> list[int]:
         """Return the size of a crop of slices of some size, which is not larger than these."""

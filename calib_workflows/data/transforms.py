@@ -25,6 +25,7 @@ from monai.utils import ensure_tuple
 from nibabel.orientations import aff2axcodes
 
 from calib_components.errors import InputError, root_cause
+from calib_workflows.data.facts import IGNORED
 from calib_workflows.data.nifti import NiftiReader
 
 # How far off the trained pixel sizes an image may be before there is a warning
@@ -182,20 +183,39 @@ class ClassIndicesd(EachVolumed):
     Args:
         keys: The labels.
         label_codes: Value of each class, by index.
+        ignored_code: Value of voxels that do not count, which become `IGNORED`; None if all count.
 
     Raises:
         InputError: When called: a label has another value.
     """
 
-    def __init__(self, keys: KeysCollection, label_codes: Sequence[int]) -> None:
+    def __init__(
+        self, keys: KeysCollection, label_codes: Sequence[int], ignored_code: int | None = None
+    ) -> None:
         super().__init__(keys)
+        indices = [*range(len(label_codes))]
         self.label_codes = list(label_codes)
-        self.map = MapLabelValue(self.label_codes, range(len(self.label_codes)))
+        if ignored_code is not None:
+            self.label_codes.append(ignored_code)
+            indices.append(IGNORED)
+        self.map = MapLabelValue(self.label_codes, indices)
 
     def change(self, volume: torch.Tensor) -> torch.Tensor:
         label = whole(volume)
         check_labels(label, self.label_codes, file_name(label))
         return self.map(label)
+
+
+def is_counted(label: torch.Tensor) -> torch.Tensor:
+    """Return the mask of the voxels of a prepared label that count."""
+    return label != IGNORED
+
+
+def check_indices(label: torch.Tensor, num_classes: int, file: object) -> None:
+    """Raise an `InputError` that names the file if a prepared label has other values than class
+    indices and `IGNORED`.
+    """
+    check_labels(label.where(is_counted(label), 0), range(num_classes), file)
 
 
 def check_labels(label: torch.Tensor, codes: Sequence[int], file: object) -> None:

@@ -311,6 +311,20 @@ class TestNnunet:
         facts = facts_beside(tmp_path / "out" / "facts.yaml")
         assert facts.structures == {"whole": [1, 2], "TZ": [2]}
 
+    def test_voxels_of_the_ignore_label_have_a_value_of_their_own(self, tmp_path: Path) -> None:
+        src = make_nnunet(tmp_path / "raw", {"background": 0, "PZ": 1, "ignore": 2})
+        prepare_data("nnunet", src, tmp_path / "out", **self.OPTIONS)
+        facts = facts_beside(tmp_path / "out" / "facts.yaml")
+        assert (facts.structures, facts.label_codes, facts.ignored_code) == ({"PZ": [1]}, [0, 1], 2)
+        raw = read(src / "labelsTr" / f"{NAMES[0]}.nii.gz")
+        made = read(tmp_path / "out" / NAMES[0] / "label.nii")
+        np.testing.assert_array_equal(made, np.where(raw == 2, 255, raw))
+        recorded = json.loads((tmp_path / "out" / NAMES[0] / "source.json").read_bytes())
+        assert recorded["classes"] == [0, 1]
+        (src / "dataset.json").unlink()
+        with pytest.raises(InputError, match="prepared with ignored_code 2, not None"):
+            prepare_data("nnunet", src, tmp_path / "out", ["PZ"], in_channels=2, **self.OPTIONS)
+
     def test_facts_have_the_name_of_the_description_or_else_of_the_folder(
         self, tmp_path: Path
     ) -> None:
@@ -325,7 +339,6 @@ class TestNnunet:
     @pytest.mark.parametrize(
         ("dataset", "labels", "lost", "message"),
         [
-            ("nnunet", {"PZ": 1, "ignore": 2}, "", r"dataset\.json: ignore=2 marks voxels"),
             ("nnunet", LABELS, "imagesTr/p1_b_0001.nii.gz", r"p1_b_0001\.nii\.gz: no such file"),
             ("nnunet", LABELS, "dataset.json", "labels: give the names"),
             ("msd", {**LABELS, "both": "x"}, "", r"dataset\.json, .*'both=x' is not"),
