@@ -14,6 +14,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,12 +33,18 @@ DIRECTORY = "DICOMDIR"
 NO_IMAGES = ("SEG", "RTSTRUCT", "RTDOSE")  # modalities whose pixels are no grey values
 NAMED_BY = ("PatientID", "StudyDate", "SeriesNumber")
 LONGEST = 100  # characters of a name
-PLACED_BY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns")
+SIZED_BY = ("Rows", "Columns")
+# What says where a slice lies, and of how many values each is
+PLACED_BY = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
+DECODED_BY = ("BitsAllocated", "BitsStored", "PixelRepresentation", "PhotometricInterpretation")
+RESCALED_BY = ("RescaleSlope", "RescaleIntercept")
+SHARED = ("PatientID", "StudyInstanceUID")  # by all slices of a volume
 REFERRED_BY = ("SOPInstanceUID", "SOPClassUID", "StudyInstanceUID")  # DICOM SEG names its images
 # Of the headers of a folder, whose others would take 100 kB a slice
 KEPT = [
-    *(*NAMED_BY, *PLACED_BY, *REFERRED_BY, "SeriesInstanceUID", "Modality", "SamplesPerPixel"),
-    *("NumberOfFrames", "SpacingBetweenSlices", "SliceThickness", "ImageType", "RescaleSlope"),
+    *(*NAMED_BY, *SIZED_BY, *PLACED_BY, *DECODED_BY, *RESCALED_BY, *REFERRED_BY),
+    *("SeriesInstanceUID", "Modality", "ImageType", "SamplesPerPixel", "NumberOfFrames"),
+    *("SpacingBetweenSlices", "SliceThickness"),
 ]
 # What DICOM SEG copies of its images, and they may lack
 COPIED = (
@@ -91,7 +98,8 @@ def _series_in(folder: Path, changed: int) -> dict[str, dict[Path, Dataset]]:
     """
     series: dict[str, dict[Path, Dataset]] = defaultdict(dict)
     for file in sorted(folder.iterdir()):
-        if file.name.startswith(".") or file.name == DIRECTORY or not is_dicom(file):
+        is_directory = file.name.upper().split(";")[0] == DIRECTORY  # ";1" on old discs
+        if file.name.startswith(".") or is_directory or not is_dicom(file):
             continue
         header = _read(file, stop_before_pixels=True, specific_tags=KEPT)
         series[str(header.get("SeriesInstanceUID") or file)][file] = header
@@ -174,16 +182,17 @@ class _Voxels:
         import highdicom
         from pydicom.pixels import apply_modality_lut
 
-        with reading(self.files[0], "a DICOM series that can be decoded"):
-            if len(self.files) < self.shape[2]:  # one file of all frames
+        if len(self.files) < self.shape[2]:  # one file of all frames
+            with reading(self.files[0], "its frames"):
                 image = highdicom.imread(self.files[0])
                 volume = image.get_volume(dtype=np.float32, apply_presentation_lut=False)
                 return volume.array.transpose(2, 1, 0)
-            values = np.empty(self.shape, np.float32)
-            for index, file in enumerate(self.files):
+        values = np.empty(self.shape, np.float32)
+        for index, file in enumerate(self.files):
+            with reading(file, "its pixels"):
                 slice_ = _read(file)
                 values[..., index] = apply_modality_lut(slice_.pixel_array, slice_).T
-            return values
+        return values
 
 
 class Segment(NamedTuple):
@@ -205,11 +214,15 @@ class Segment(NamedTuple):
 
 
 def check_source(file: str | os.PathLike) -> None:
-    """Raise `InputError` if a DICOM SEG could not refer to the files of a series."""
+    """Raise `InputError` if no DICOM SEG could be written of a series, by writing one of a slice."""
     for place, header in _headers_beside(Path(file)).items():
         for name in REFERRED_BY:
             if not header.get(name):
                 raise InputError(f"{place} has no {name}, to which a DICOM SEG refers.")
+    files, affine, shape = _in_order(_headers_beside(Path(file)))
+    mask = np.ones((1, *shape[:2], 1), bool)  # of one slice
+    with reading(files[0], "what a DICOM SEG copies of it"):
+        _segmentation(files[:1], affine, mask, [Segment("any", "000000")]).save_as(BytesIO())
 
 
 def write_segmentation(
@@ -227,12 +240,19 @@ def write_segmentation(
         segments: The structures.
         image: Path of the series.
     """
+    files, affine, _ = _in_order(_headers_beside(Path(image)))
+    _segmentation(files, affine, masks, segments).save_as(file)
+
+
+def _segmentation(
+    files: Sequence[Path], affine: np.ndarray, masks: np.ndarray, segments: Sequence[Segment]
+) -> Any:
+    """Return the DICOM SEG of masks, see `write_segmentation`, of files in order."""
     import highdicom
 
     import calib_components
 
     logging.getLogger("highdicom").setLevel(logging.WARNING)
-    files, affine, _ = _in_order(_headers_beside(Path(image)))
     thickness = float(np.linalg.norm(affine[:3, 2]))
     headers, frame = [_read(each, stop_before_pixels=True) for each in files], highdicom.UID()
     for header in headers:
@@ -260,11 +280,11 @@ def write_segmentation(
         software_versions=version,
         device_serial_number="none",
         content_description="research only",
+        specific_character_set="ISO_IR 192",  # UTF-8, for any name
     )
     what = "Segmentation" if is_binary else "Probabilities"
     seg.SeriesDescription = f"{what}, research only"
-    seg.SpecificCharacterSet = "ISO_IR 192"  # UTF-8, for any name
-    seg.save_as(file)
+    return seg
 
 
 def _describe(number: int, segment: Segment) -> Any:
@@ -311,7 +331,7 @@ def _series_number(header: Dataset, is_binary: bool) -> int:
         number = int(header.get("SeriesNumber") or 0)
     except (TypeError, ValueError):
         number = 0
-    return number + (1000 if is_binary else 2000)
+    return max(number, 0) + (1000 if is_binary else 2000)
 
 
 def _complete(header: Dataset, first: Dataset, frame: str, thickness: float) -> None:
@@ -424,23 +444,35 @@ def _flaw_of_headers(series: Mapping[Path, Dataset]) -> str:
     """Say why files are no image, or no whole one; nothing if they may be."""
     for file, header in series.items():
         with reading(file, "a DICOM image"):
-            flaw = _flaw_of_values(header, file.name) or _flaw_of_place(header, file.name)
+            flaw = (
+                _flaw_of_values(header, file.name)
+                or _flaw_of_place(header, file.name)
+                or _flaw_of_size(header, file)
+            )
         if flaw:
             return flaw
-    if len({"RescaleSlope" in header for header in series.values()}) > 1:
-        return "some slices have no RescaleSlope, and others have one. Export it again."
+    for name in RESCALED_BY:
+        if len({name in header for header in series.values()}) > 1:
+            return f"some slices have no {name}, and others have one. Export it again."
+    for name in SHARED:
+        if len({str(header.get(name)) for header in series.values()}) > 1:
+            return f"its slices differ in {name}. Export it again."
     return ""
 
 
 def _flaw_of_values(header: Dataset, name: str) -> str:
     """Say why a file of a name is no image of a volume; nothing if it may be."""
-    if "Rows" not in header or header.get("Modality") in NO_IMAGES:
+    is_image = any(name in header for name in (*SIZED_BY, *DECODED_BY))
+    if not is_image or header.get("Modality") in NO_IMAGES:
         kind = header.get("SOPClassUID")
         return f"no image, but {kind.name if kind else header.get('Modality') or 'other data'}."
     if header.get("SamplesPerPixel") != 1:
-        return f"{name} has {header.get('SamplesPerPixel')} samples a pixel, as colours."
+        return f"{name} has SamplesPerPixel {header.get('SamplesPerPixel')}: no grey values."
     if "LOCALIZER" in (header.get("ImageType") or ()):
         return "a localizer."
+    for missing in (*SIZED_BY, *DECODED_BY):
+        if header.get(missing) in (None, ""):
+            return f"{name} has no {missing}. Export it again."
     slope = header.get("RescaleSlope", 1)
     if slope in (None, "") or not np.isfinite(float(slope)) or float(slope) == 0:
         return f"{name} has RescaleSlope {slope}. Export it again."
@@ -454,9 +486,23 @@ def _flaw_of_place(header: Dataset, name: str) -> str:
     for missing in PLACED_BY:
         if header.get(missing) in (None, ""):
             return f"{name} has no {missing}: no slice of a volume, or a damaged one."
+    for place, count in PLACED_BY.items():
+        if np.size(header[place].value) != count:
+            return f"{name} has {place} of other than {count} numbers. Export it again."
     spacing = np.array(header.PixelSpacing, float)
     if not (spacing > 0).all() or not np.isfinite(spacing).all():
         return f"{name} has PixelSpacing {spacing.tolist()}. Export it again."
+    return ""
+
+
+def _flaw_of_size(header: Dataset, file: Path) -> str:
+    """Say that a file is too small for its pixels; nothing if it is not, or they are compressed."""
+    syntax = header.file_meta.TransferSyntaxUID
+    if syntax.is_compressed or syntax.is_deflated:
+        return ""
+    frames = int(header.get("NumberOfFrames") or 1)
+    if file.stat().st_size < header.Rows * header.Columns * frames * header.BitsAllocated // 8:
+        return f"{file.name} has not all of its pixels. Export it again."
     return ""
 
 

@@ -313,10 +313,9 @@ class ImageFolder:
     def _check_image(self, image: Image) -> None:
         channels = self.in_channels if len(image.files) == 1 else 1
         is_series = is_dicom(image.files[0])
-        if DICOM_MAPS.keys() & self.save:
-            if not is_series:
-                raise InputError(f"save: DICOM is written of DICOM alone, not of {image.files[0]}.")
-            check_source(image.files[0])
+        writes_dicom = bool(DICOM_MAPS.keys() & self.save)
+        if writes_dicom and not is_series:
+            raise InputError(f"save: DICOM is written of DICOM alone, not of {image.files[0]}.")
         for file in image.files:
             if not stored_in(file)[0].is_file():
                 raise InputError(
@@ -332,6 +331,8 @@ class ImageFolder:
                 raise InputError(
                     f"{file.parent}: series {image.name}: one slice, such as a localizer."
                 )
+        if writes_dicom:
+            check_source(image.files[0])
 
     def _check_results(self, images: Sequence[Image], every: Sequence[Image]) -> None:
         """Refuse to replace maps unasked, and results of another run."""

@@ -136,7 +136,14 @@ CHANGES = {
     "mixed": set_value("PixelSpacing", [3, 3]),
     "turned": set_value("ImageOrientationPatient", [1, 0, 0, 0, 1, 0]),
     "unscaled": lambda file: delattr(file, "RescaleSlope"),
+    "uncentred": lambda file: delattr(file, "RescaleIntercept"),
     "size": set_value("PixelSpacing", [0, 0]),
+    "sizes": set_value("PixelSpacing", [1, 1, 1]),
+    "undecoded": lambda file: delattr(file, "BitsAllocated"),
+    "shapeless": lambda file: delattr(file, "Rows"),
+    "cut": lambda file: setattr(file, "PixelData", file.PixelData[:20]),
+    "empty": lambda file: delattr(file, "PixelData"),
+    "another's": set_value("PatientID", "P 2"),
 }
 
 
@@ -150,11 +157,18 @@ CHANGES = {
         ("turned", "differ in direction, as a localizer's do"),
         ("localizer", "a localizer"),
         ("unscaled", "some slices have no RescaleSlope"),
+        ("uncentred", "some slices have no RescaleIntercept"),
         ("size", r"IM007 has PixelSpacing \[0.0, 0.0\]"),
+        ("sizes", "IM007 has PixelSpacing of other than 2 numbers"),
+        ("undecoded", "IM007 has no BitsAllocated"),
+        ("shapeless", "IM007 has no Rows"),
+        ("cut", "IM007 has not all of its pixels"),
+        ("empty", "IM007 has not all of its pixels"),
+        ("another's", "its slices differ in PatientID"),
     ],
 )
 def test_series_that_are_no_volume_are_refused(flaw: str, message: str, tmp_path: Path) -> None:
-    folder = save_series(tmp_path / "scan", volume_of(0), AFFINES["oblique"])
+    folder = save_series(tmp_path / "scan", volume_of(0, (64, 64, 5)), AFFINES["oblique"])
     slices = {pydicom.dcmread(file).InstanceNumber: file for file in folder.iterdir()}
     first, second = slices[1], slices[2]
     if flaw == "missing":
@@ -227,6 +241,27 @@ def test_images_that_cannot_be_referred_to_are_refused_before(missing: str, tmp_
     delattr(header, missing)
     header.save_as(folder / "IM007", enforce_file_format=False)
     with pytest.raises(InputError, match=f"IM007 has no {missing}"):
+        check_source(folder / "IM000")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("StudyInstanceUID", ["1.2", "1.3"]),
+        ("SOPClassUID", "1.2.3.4.5"),
+        ("PatientName", "A\\B"),
+    ],
+)
+def test_what_a_segmentation_cannot_copy_is_found_before(
+    name: str, value: Any, tmp_path: Path
+) -> None:
+    folder = save_series(tmp_path / "scan", volume_of(0), AFFINES["straight"])
+    for file in folder.iterdir():
+        header = pydicom.dcmread(file)
+        setattr(header, name, value)
+        header.save_as(file)
+    assert open_nifti(folder / "IM000").shape == (6, 7, 5)
+    with pytest.raises(InputError, match="IM000: cannot read what a DICOM SEG copies of it"):
         check_source(folder / "IM000")
 
 
