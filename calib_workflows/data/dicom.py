@@ -214,7 +214,7 @@ class Segment(NamedTuple):
 
 
 def check_source(file: str | os.PathLike) -> None:
-    """Raise `InputError` if no DICOM SEG could be written of a series, by writing one of a slice."""
+    """Raise `InputError` if no DICOM SEG could be written of a series, by a trial."""
     for place, header in _headers_beside(Path(file)).items():
         for name in REFERRED_BY:
             if not header.get(name):
