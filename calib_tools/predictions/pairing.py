@@ -241,8 +241,8 @@ def find_members(folders: Mapping[str, Path]) -> dict[str, Prediction]:
     for name, readers in found.items():
         if missing := sorted(cases.keys() ^ readers.keys()):
             raise InputError(
-                f"--members: {folders[name]} and {next(iter(folders.values()))} hold predictions of"
-                f" other cases, such as {missing[0]}. Members predict the same ones."
+                f"{folders[name]} and {next(iter(folders.values()))} hold predictions of other"
+                f" cases, such as {missing[0]}. Several networks predict the same ones."
             )
     return {
         case: Prediction({name: readers[case] for name, readers in found.items()}) for case in cases

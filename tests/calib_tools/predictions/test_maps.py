@@ -61,6 +61,19 @@ def test_folds_become_their_mean_with_its_labels_and_their_agreement(tmp_path: P
         assert row[name] == pytest.approx(dsc, abs=1e-4)
 
 
+def test_folds_that_find_no_structure_agree_on_none(tmp_path: Path) -> None:
+    p = softmax_of(0)
+    p[1] += p[2]  # no voxel is the second structure
+    p[2] = 0
+    folds = [tmp_path / f"fold_{fold}" for fold in range(2)]
+    for fold in folds:
+        save_nnunet(fold, "c0", p, AFFINE, np.float32)
+    probability_maps(*folds, out=tmp_path / "out", structures=["a=1", "b=2"], workers=1)
+    (row,) = pd.read_csv(tmp_path / "out" / "agreement.csv").to_dict("records")
+    assert row["a"] == 1
+    assert np.isnan(row["b"])
+
+
 def test_channels_of_sigmoids_have_the_mean_of_their_entropies(tmp_path: Path) -> None:
     p = np.random.default_rng(0).uniform(size=(2, *SHAPE)).astype(np.float32)
     save_nnunet(tmp_path / "in", "c0", p, AFFINE, np.float32)
