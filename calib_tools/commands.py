@@ -98,7 +98,7 @@ def prepare_data(
         "slice_axis": slice_axis,
         "spacing": spacing,
     }
-    task = prepare.read_task(dataset, src) if is_own else {}
+    task = prepare.read_task(dataset, src)
     is_new = is_own and (like is None or like in prepare.LIKE)  # for a training
     if is_new:
         facts = facts_of_dataset(like or prepare.OWN[dataset], src, **geometry)

@@ -108,32 +108,37 @@ def facts_of_weights(
     for option, value in given.items():
         if value is not None and option != "slice_axis":
             raise InputError(f"{option} is that of the weights that --like names. Leave it out.")
-    names, codes = facts.class_names[1:], facts.label_codes
     if not labels:
         structures = structures or task.get("structures")
-    if labels or structures:
-        named = _parse_labels(labels, structures, "--structures")
-        if {*named} != {*names} or any(len(values) > 1 for values in named.values()):
-            raise InputError(
-                "--structures: give one value for each structure of the weights:"
-                f" {', '.join(names)}."
-            )
-        codes = [0, *(min(named[name]) for name in names)]
     axis = facts.slice_axis if given["slice_axis"] is None else given["slice_axis"]
     place = src.resolve()
     return replace(
         facts,
         name=place.name,
-        label_codes=codes,
+        label_codes=_codes_of(facts, labels, structures),
         ignored_code=task.get("ignored_code"),
         slice_axis=axis,
         source=str(place),
     )
 
 
+def _codes_of(
+    facts: Facts, labels: Sequence[str] | None, structures: Sequence[str] | None
+) -> list[int]:
+    """Return the codes of the classes of weights in label files, which options may state."""
+    if not labels and not structures:
+        return facts.label_codes
+    names, named = facts.class_names[1:], _parse_labels(labels, structures, "--structures")
+    if {*named} != {*names} or any(len(values) > 1 for values in named.values()):
+        raise InputError(
+            f"--structures: give one value for each structure of the weights: {', '.join(names)}."
+        )
+    return [0, *(min(named[name]) for name in names)]
+
+
 def read_task(dataset: str, src: Path) -> dict[str, Any]:
-    """Return what a data set of the user says of itself, see `msd.read_task`."""
-    return {} if dataset == "generic" else msd.read_task(src)
+    """Return what the `dataset.json` of a data set of the user says of it, see `msd.read_task`."""
+    return msd.read_task(src) if DATASETS[dataset] is msd else {}
 
 
 def _parse_labels(

@@ -33,18 +33,19 @@ DIRECTORY = "DICOMDIR"
 NO_IMAGES = ("SEG", "RTSTRUCT", "RTDOSE")  # modalities whose pixels are no grey values
 NAMED_BY = ("PatientID", "StudyDate", "SeriesNumber")
 LONGEST = 100  # characters of a name
-SIZED_BY = ("Rows", "Columns")
 # What says where a slice lies, and of how many values each is
 PLACED_BY = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
-DECODED_BY = ("BitsAllocated", "BitsStored", "PixelRepresentation", "PhotometricInterpretation")
+PIXELS = (  # what every image says of its pixels
+    *("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "PixelRepresentation"),
+    "PhotometricInterpretation",
+)
 RESCALED_BY = ("RescaleSlope", "RescaleIntercept")
 SHARED = ("PatientID", "StudyInstanceUID")  # by all slices of a volume
 REFERRED_BY = ("SOPInstanceUID", "SOPClassUID", "StudyInstanceUID")  # DICOM SEG names its images
 # Of the headers of a folder, whose others would take 100 kB a slice
 KEPT = [
-    *(*NAMED_BY, *SIZED_BY, *PLACED_BY, *DECODED_BY, *RESCALED_BY, *REFERRED_BY),
-    *("SeriesInstanceUID", "Modality", "ImageType", "SamplesPerPixel", "NumberOfFrames"),
-    *("SpacingBetweenSlices", "SliceThickness"),
+    *(*NAMED_BY, *PIXELS, *PLACED_BY, *RESCALED_BY, *REFERRED_BY, "SeriesInstanceUID"),
+    *("Modality", "ImageType", "NumberOfFrames", "SpacingBetweenSlices", "SliceThickness"),
 ]
 # What DICOM SEG copies of its images, and they may lack
 COPIED = (
@@ -444,13 +445,9 @@ def _flaw_of_headers(series: Mapping[Path, Dataset]) -> str:
     """Say why files are no image, or no whole one; nothing if they may be."""
     for file, header in series.items():
         with reading(file, "a DICOM image"):
-            flaw = (
-                _flaw_of_values(header, file.name)
-                or _flaw_of_place(header, file.name)
-                or _flaw_of_size(header, file)
-            )
-        if flaw:
-            return flaw
+            for find_flaw in (_flaw_of_kind, _flaw_of_pixels, _flaw_of_place):
+                if flaw := find_flaw(header, file):
+                    return flaw
     for name in RESCALED_BY:
         if len({name in header for header in series.values()}) > 1:
             return f"some slices have no {name}, and others have one. Export it again."
@@ -460,49 +457,47 @@ def _flaw_of_headers(series: Mapping[Path, Dataset]) -> str:
     return ""
 
 
-def _flaw_of_values(header: Dataset, name: str) -> str:
-    """Say why a file of a name is no image of a volume; nothing if it may be."""
-    is_image = any(name in header for name in (*SIZED_BY, *DECODED_BY))
+def _flaw_of_kind(header: Dataset, file: Path) -> str:
+    """Say why a file is no image of a volume; nothing if it may be."""
+    is_image = any(name in header for name in PIXELS)
     if not is_image or header.get("Modality") in NO_IMAGES:
         kind = header.get("SOPClassUID")
         return f"no image, but {kind.name if kind else header.get('Modality') or 'other data'}."
-    if header.get("SamplesPerPixel") != 1:
-        return f"{name} has SamplesPerPixel {header.get('SamplesPerPixel')}: no grey values."
     if "LOCALIZER" in (header.get("ImageType") or ()):
         return "a localizer."
-    for missing in (*SIZED_BY, *DECODED_BY):
-        if header.get(missing) in (None, ""):
-            return f"{name} has no {missing}. Export it again."
-    slope = header.get("RescaleSlope", 1)
-    if slope in (None, "") or not np.isfinite(float(slope)) or float(slope) == 0:
-        return f"{name} has RescaleSlope {slope}. Export it again."
     return ""
 
 
-def _flaw_of_place(header: Dataset, name: str) -> str:
+def _flaw_of_pixels(header: Dataset, file: Path) -> str:
+    """Say why the pixels of a file are no grey values, or not all there; nothing if they may be."""
+    for missing in PIXELS:
+        if header.get(missing) in (None, ""):
+            return f"{file.name} has no {missing}. Export it again."
+    if header.SamplesPerPixel != 1:
+        return f"{file.name} has {header.SamplesPerPixel} samples a pixel, as colours."
+    slope = header.get("RescaleSlope", 1)
+    if slope in (None, "") or not np.isfinite(float(slope)) or float(slope) == 0:
+        return f"{file.name} has RescaleSlope {slope}. Export it again."
+    syntax = header.file_meta.TransferSyntaxUID
+    size = header.Rows * header.Columns * int(header.get("NumberOfFrames") or 1)
+    is_plain = not (syntax.is_compressed or syntax.is_deflated)
+    if is_plain and file.stat().st_size < size * header.BitsAllocated // 8:
+        return f"{file.name} has not all of its pixels. Export it again."
+    return ""
+
+
+def _flaw_of_place(header: Dataset, file: Path) -> str:
     """Say why the place of a slice is not known, or its size; nothing if both are."""
     if _has_frames(header):  # highdicom reads where each lies
         return ""
-    for missing in PLACED_BY:
-        if header.get(missing) in (None, ""):
-            return f"{name} has no {missing}: no slice of a volume, or a damaged one."
-    for place, count in PLACED_BY.items():
-        if np.size(header[place].value) != count:
-            return f"{name} has {place} of other than {count} numbers. Export it again."
+    for name, count in PLACED_BY.items():
+        if header.get(name) in (None, ""):
+            return f"{file.name} has no {name}: no slice of a volume, or a damaged one."
+        if np.size(header[name].value) != count:
+            return f"{file.name} has {name} of other than {count} numbers. Export it again."
     spacing = np.array(header.PixelSpacing, float)
     if not (spacing > 0).all() or not np.isfinite(spacing).all():
-        return f"{name} has PixelSpacing {spacing.tolist()}. Export it again."
-    return ""
-
-
-def _flaw_of_size(header: Dataset, file: Path) -> str:
-    """Say that a file is too small for its pixels; nothing if it is not, or they are compressed."""
-    syntax = header.file_meta.TransferSyntaxUID
-    if syntax.is_compressed or syntax.is_deflated:
-        return ""
-    frames = int(header.get("NumberOfFrames") or 1)
-    if file.stat().st_size < header.Rows * header.Columns * frames * header.BitsAllocated // 8:
-        return f"{file.name} has not all of its pixels. Export it again."
+        return f"{file.name} has PixelSpacing {spacing.tolist()}. Export it again."
     return ""
 
 

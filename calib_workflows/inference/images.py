@@ -311,7 +311,6 @@ class ImageFolder:
             )
 
     def _check_image(self, image: Image) -> None:
-        channels = self.in_channels if len(image.files) == 1 else 1
         is_series = is_dicom(image.files[0])
         writes_dicom = bool(DICOM_MAPS.keys() & self.save)
         if writes_dicom and not is_series:
@@ -321,18 +320,22 @@ class ImageFolder:
                 raise InputError(
                     f"{file} does not exist. Each channel of {image.name} needs a file."
                 )
+        self._check_shapes(image)
+        if writes_dicom:
+            check_source(image.files[0])
+
+    def _check_shapes(self, image: Image) -> None:
+        channels = self.in_channels if len(image.files) == 1 else 1
         for file, opened in zip(image.files, open_together(image.files), strict=True):
             shape = opened.shape
             if len(shape) not in (3, 4) or (*shape, 1)[3] != channels:
                 raise InputError(
                     f"{file}: shape {shape} is not that of a 3D image with {channels} channel(s)."
                 )
-            if is_series and shape[2] == 1:
+            if shape[2] == 1 and is_dicom(file):
                 raise InputError(
                     f"{file.parent}: series {image.name}: one slice, such as a localizer."
                 )
-        if writes_dicom:
-            check_source(image.files[0])
 
     def _check_results(self, images: Sequence[Image], every: Sequence[Image]) -> None:
         """Refuse to replace maps unasked, and results of another run."""
