@@ -28,7 +28,7 @@ import functools
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -226,16 +226,24 @@ def mean(method: str, test_set: str, measure: str) -> Estimate:
 
 @functools.cache
 def difference(method: str, reference: str, test_set: str, measure: str) -> Estimate:
-    """Return the difference of two methods; its p-value is not corrected."""
+    """Return the difference of two methods, of the seeds that both have; its p-value is not
+    corrected.
+    """
+    seeds = [{*results("cases").loc[[(test_set, name)], "seed"]} for name in (method, reference)]
+    common = sorted(set.intersection(*seeds))
     (values, patients), (others, _) = (
-        values_of_cases(name, test_set, measure) for name in (method, reference)
+        values_of_cases(name, test_set, measure, common) for name in (method, reference)
     )
     return paired_difference(values, others, patients)
 
 
-def values_of_cases(method: str, test_set: str, measure: str) -> tuple[np.ndarray, list[str]]:
-    """Return values `(seeds, cases)` and the patients of the cases."""
+def values_of_cases(
+    method: str, test_set: str, measure: str, seeds: Sequence[int] | None = None
+) -> tuple[np.ndarray, list[str]]:
+    """Return values `(seeds, cases)` of all seeds, or of some, and the patients of the cases."""
     rows = results("cases").loc[[(test_set, method)]]
+    if seeds is not None:
+        rows = rows[rows["seed"].isin(seeds)]
     values = rows.set_index(["seed", "case"])[measure].unstack()
     return values.to_numpy(), [*rows.groupby("case")["patient"].first()]
 
