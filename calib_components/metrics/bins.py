@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from calib_components.errors import InputError
+from calib_components.errors import InputError, check_count
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,8 +103,50 @@ class CalibrationBins:
         """Average calibration error (ACE), `(B,)`: the mean of `|confidence - accuracy|` over
         non-empty bins, of classwise bins also over classes.
         """
-        gaps = (self.confidence_sum - self.num_correct).abs() / self.count
-        return mean_over_classes(gaps.nanmean(-1))
+        return mean_over_classes(self._gaps.nanmean(-1))
+
+    def maximum_error(self) -> torch.Tensor:
+        """Maximum calibration error (MCE), `(B,)`: the largest `|confidence - accuracy|` of a bin,
+        of classwise bins the mean over classes.
+
+        A bin with few voxels can decide it. Source: Naeini et al., "Obtaining well calibrated
+        probabilities using Bayesian binning", AAAI 2015.
+        """
+        largest = self._gaps.nan_to_num(-1).amax(-1)
+        return mean_over_classes(largest.masked_fill(largest < 0, torch.nan))
+
+    def with_equal_counts(self, num_bins: int = 15) -> CalibrationBins:
+        """Make bins that hold the same number of voxels each, for the adaptive ECE.
+
+        Neighbouring bins are joined, so start from narrow ones, such as 1,000. One on a border is
+        divided in proportion, as voxels of one probability are; counts are float64.
+
+        Source: Nixon et al., "Measuring calibration in deep learning", CVPR Workshops 2019.
+
+        Examples:
+            >>> import torch
+            >>> from calib_components.metrics import calibration_bins
+            >>> y_pred, y = torch.rand(1, 3, 20, 20).softmax(1), torch.randint(3, (1, 1, 20, 20))
+            >>> narrow = calibration_bins(y_pred, y, num_bins=1000, region="all")
+            >>> narrow.with_equal_counts(4).count
+            tensor([[100., 100., 100., 100.]], dtype=torch.float64)
+        """
+        check_count("num_bins", num_bins, 1)
+        rows = [field.double().flatten(0, -2).numpy(force=True) for field in _fields(self)]
+        merged = [np.empty((len(rows[0]), num_bins)) for _ in rows]
+        for index, count in enumerate(rows[0]):
+            total = count.cumsum()
+            borders = np.linspace(0, total[-1], num_bins + 1)
+            for field, result in zip(rows, merged, strict=True):
+                sums = np.interp(borders, [0, *total], [0, *field[index].cumsum()])
+                result[index] = np.diff(sums)
+        shape = (*self.count.shape[:-1], num_bins)
+        return CalibrationBins(*(torch.from_numpy(each).reshape(shape) for each in merged))
+
+    @property
+    def _gaps(self) -> torch.Tensor:
+        """`|confidence - accuracy|` of each bin; NaN where it is empty."""
+        return (self.confidence_sum - self.num_correct).abs() / self.count
 
 
 def _fields(bins: CalibrationBins) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

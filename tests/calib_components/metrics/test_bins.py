@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.metrics import CalibrationErrorMetric
+from sklearn.calibration import calibration_curve
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -175,6 +176,43 @@ def test_labels_of_any_type_as_index_or_one_hot(dtype: torch.dtype) -> None:
 def test_rounding_errors_are_accepted() -> None:
     bins = bins_of_class_0(torch.tensor([1.000001, -1e-6]), 15)
     assert bins.count[0, [0, -1]].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("classwise", [False, True])
+def test_maximum_and_adaptive_error_of_scikit_learn_and_numpy(classwise: bool) -> None:
+    probabilities, labels = random_case(5, (2, 3, 20, 20, 10))
+    bins = calibration_bins(probabilities, labels, 15, classwise=classwise, region="all")
+    narrow = calibration_bins(probabilities, labels, 10_000, classwise=classwise, region="all")
+    equal = narrow.with_equal_counts(12)
+    assert equal.count.numpy() == pytest.approx(np.full(equal.count.shape, 4000 / 12))
+    largest, adaptive = [], []
+    for p, y in zip(probabilities.numpy(), labels.numpy(), strict=True):
+        parts = [(p[k].ravel(), (y[0] == k).ravel()) for k in range(3)]
+        if not classwise:
+            parts = [(p.max(0).ravel(), (p.argmax(0) == y[0]).ravel())]
+        curves = [calibration_curve(right, q, n_bins=15) for q, right in parts]
+        largest.append(np.mean([np.abs(one - other).max() for one, other in curves]))
+        curves = [calibration_curve(right, q, n_bins=12, strategy="quantile") for q, right in parts]
+        adaptive.append(np.mean([np.abs(one - other).mean() for one, other in curves]))
+    assert bins.maximum_error().numpy() == pytest.approx(largest)
+    # scikit-learn's quantiles leave up to a voxel more or less in a bin
+    assert equal.expected_error().numpy() == pytest.approx(adaptive, abs=2e-3)
+    ranks = np.argsort(parts[-1][0])
+    groups = [(parts[-1][0][part], parts[-1][1][part]) for part in np.array_split(ranks, 10)]
+    by_numpy = np.mean([abs(q.mean() - right.mean()) for q, right in groups])
+    found = narrow.with_equal_counts(10).expected_error(mean=False)[-1]
+    assert found.flatten()[-1].item() == pytest.approx(by_numpy, abs=1e-4)
+
+
+def test_voxels_of_one_probability_are_divided_in_proportion() -> None:
+    y_pred = torch.tensor([[[0.4] * 4, [0.6] * 4]])
+    equal = calibration_bins(y_pred, torch.tensor([[[1, 1, 1, 0]]]), 100, region="all")
+    equal = equal.with_equal_counts(2)
+    assert equal.count.tolist() == [[2, 2]]
+    assert equal.accuracy.tolist() == [[0.75, 0.75]]
+    empty = calibration_bins(y_pred, torch.zeros(1, 1, 4), region="foreground")
+    assert empty.maximum_error().isnan().all()
+    assert empty.with_equal_counts(3).expected_error().isnan().all()
 
 
 def test_only_bins_of_the_same_shape_are_added() -> None:
