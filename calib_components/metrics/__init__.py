@@ -37,6 +37,7 @@ from calib_components.metrics.calibration import (
     NLLMetric,
 )
 from calib_components.metrics.case import Case
+from calib_components.metrics.intervals import interval
 from calib_components.metrics.objects import find_objects
 from calib_components.metrics.region_measures import calibration_bins
 from calib_components.metrics.regions import Region
@@ -72,6 +73,7 @@ __all__ = [
     "dice",
     "find_objects",
     "hausdorff_distance_95",
+    "interval",
     "measure_structures",
     "structure_masks",
 ]

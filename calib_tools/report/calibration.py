@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from calib_components.metrics.intervals import Estimate
 from calib_tools.report.data import Context, Results
-from calib_tools.report.statistics import CalibrationGap, Estimate, correct_gaps
+from calib_tools.report.statistics import CalibrationGap, correct_gaps
 from calib_workflows.pages.page import Section
 
 REGIONS = {"predicted": "predicted foreground", "all": "all voxels"}

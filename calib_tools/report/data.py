@@ -11,12 +11,8 @@ import pandas as pd
 import torch
 
 from calib_components.metrics import CalibrationBins
-from calib_tools.report.statistics import (
-    Array,
-    Estimate,
-    mean_with_interval,
-    paired_difference,
-)
+from calib_components.metrics.intervals import Estimate, interval
+from calib_tools.report.statistics import Array, paired_difference
 from calib_workflows.evaluation_files import Evaluation
 from calib_workflows.pages.page import Picture
 
@@ -88,7 +84,7 @@ class Results:
 
     def mean(self, name: str, measure: str) -> Estimate:
         """Return the mean of a measure over the cases."""
-        return mean_with_interval(self.values(name, measure), self.patients)
+        return interval(self.values(name, measure), self.patients)
 
     def difference(self, name: str, reference: str, measure: str) -> Estimate:
         """Return the mean difference of two evaluations on the same cases, see `COMPARED_AS`."""

@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from calib_components.errors import InputError
+from calib_components.metrics.intervals import Estimate, interval
 from calib_components.metrics.objects import TRUE_OBJECT
 from calib_tools.report.data import Context, Results, count_of
-from calib_tools.report.statistics import Array, Estimate, mean_with_interval
+from calib_tools.report.statistics import Array
 from calib_workflows.evaluation_files import MISSED, Evaluation
 from calib_workflows.figures.style import NAME, literal
 from calib_workflows.pages.page import Picture, Section, to_png
@@ -195,7 +196,7 @@ def in_intervals(
 
 def mean_of(observed: pd.DataFrame) -> Estimate:
     """Return the mean value with its interval over patients."""
-    return mean_with_interval(observed["value"], observed["patient"])
+    return interval(observed["value"], observed["patient"])
 
 
 def measure_objects(rows: pd.DataFrame, patients: pd.Series, threshold: float) -> pd.DataFrame:
@@ -212,10 +213,10 @@ def measure_objects(rows: pd.DataFrame, patients: pd.Series, threshold: float) -
             value=candidates["confidence"] - candidates["value"]
         ),
     }
-    for interval, group in in_intervals(true, "volume", VOLUMES).items():
-        measures[f"recall, volume in {interval}"] = group
-    for interval, group in in_intervals(candidates, "confidence", CONFIDENCES).items():
-        measures[f"right, confidence in {interval}"] = group
+    for part, group in in_intervals(true, "volume", VOLUMES).items():
+        measures[f"recall, volume in {part}"] = group
+    for part, group in in_intervals(candidates, "confidence", CONFIDENCES).items():
+        measures[f"right, confidence in {part}"] = group
     found = pd.DataFrame(map(mean_of, measures.values()), [*measures])
     counts = {name: f"{group['value'].sum()} of {len(group)}" for name, group in measures.items()}
     counts["false candidates a scan"] = f"{len(false)} in {count_of(len(patients), 'scan')}"

@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from calib_components.metrics.intervals import interval
 from calib_tools.report.data import Context, Results
-from calib_tools.report.statistics import mean_with_interval
 from calib_workflows.pages.numbers import heading, to_cell
 from calib_workflows.pages.page import Section
 from calib_workflows.parts import IN_RANGE, RATERS_DSC, TABLES
@@ -95,6 +95,6 @@ def _differences(results: Results) -> dict[str, dict[str, Any]]:
     differences = {}
     for structure in results.structures:
         difference = cases[f"dsc_{structure}"] - cases[f"{RATERS_DSC}_{structure}"]
-        found = mean_with_interval(difference, [*results.patients])
+        found = interval(difference, [*results.patients])
         differences[structure] = {"measure": "dsc", **found._asdict()}
     return differences

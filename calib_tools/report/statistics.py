@@ -12,69 +12,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from calib_components.metrics.intervals import (
+    RESAMPLES,
+    SEED,
+    Estimate,
+    interval,
+    sums_of_patients,
+)
 from calib_components.quality.ranking import MIN_PATIENTS
 from calib_components.quality.shift import holm
 
 Array = NDArray[np.float64]
 Key = TypeVar("Key", bound=Hashable)
 
-RESAMPLES = 9_999
-SEED = 0  # a report has the same numbers each time it is made
 LEVEL = 0.95
 ENOUGH_PATIENTS = 20  # to say whether a network is calibrated
 # These two limit how often `CalibrationGap` accuses a calibrated network, in simulations
 PARTS = 5  # of a patient's voxels, each right or wrong as a whole
 SPREAD = 0.05  # a standard deviation that is smaller is no evidence
-
-
-class Estimate(NamedTuple):
-    """A mean, its 95 % interval, and of a difference the p-value and the number of cases; NaN where
-    there are too few patients.
-    """
-
-    mean: float
-    low: float = np.nan
-    high: float = np.nan
-    p_value: float = np.nan
-    cases: int = 0
-
-
-def _sums_of_patients(values: ArrayLike, patients: Sequence[str]) -> pd.DataFrame:
-    """Return the `sum` and `count` of the defined values of each patient who has one, `(patients,
-    2)`; patients are in the order of their names.
-    """
-    cases = pd.Series(np.asarray(values, float), np.asarray(patients))
-    sums = cases.groupby(level=0).agg(["sum", "count"])
-    return sums[sums["count"] > 0]
-
-
-def mean_with_interval(values: ArrayLike, patients: Sequence[str]) -> Estimate:
-    """Return the mean of `(cases,)` and its 95 % interval; undefined cases (NaN) are left out."""
-    by_patient = _sums_of_patients(values, patients)
-    if by_patient.empty:
-        return Estimate(np.nan)
-    total, cases = by_patient.sum()
-    estimate = Estimate(total / cases, cases=int(cases))
-    if len(by_patient) < MIN_PATIENTS:
-        return estimate
-    interval = stats.bootstrap(
-        by_patient.to_numpy().T,
-        lambda sums, counts, axis=-1: sums.sum(axis) / counts.sum(axis),
-        n_resamples=RESAMPLES,
-        paired=True,
-        vectorized=True,
-        batch=500,
-        method="percentile",
-        rng=np.random.default_rng(SEED),
-    ).confidence_interval
-    return estimate._replace(low=float(interval.low), high=float(interval.high))
 
 
 def paired_difference(values: ArrayLike, reference: ArrayLike, patients: Sequence[str]) -> Estimate:
@@ -86,7 +48,7 @@ def paired_difference(values: ArrayLike, reference: ArrayLike, patients: Sequenc
     """
     differences = np.asarray(values, float) - np.asarray(reference, float)
     p_value = sign_flip_p_value(differences, patients)
-    return mean_with_interval(differences, patients)._replace(p_value=p_value)
+    return interval(differences, patients)._replace(p_value=p_value)
 
 
 def sign_flip_p_value(values: ArrayLike, patients: Sequence[str]) -> float:
@@ -99,7 +61,7 @@ def sign_flip_p_value(values: ArrayLike, patients: Sequence[str]) -> float:
 
     Source: Fisher, "The Design of Experiments", 1935.
     """
-    sums = _sums_of_patients(values, patients)["sum"].to_numpy()
+    sums = sums_of_patients(values, patients)[:, 0]
     if len(sums) < MIN_PATIENTS:
         return np.nan
     result = stats.permutation_test(

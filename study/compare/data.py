@@ -19,9 +19,10 @@ import torch
 
 from calib_components.errors import InputError, printable
 from calib_components.metrics import CalibrationBins
+from calib_components.metrics.intervals import Estimate
 from calib_tools.report.data import COMPARED_AS, Results, derive
 from calib_tools.report.readers import check_volumes
-from calib_tools.report.statistics import Array, Estimate
+from calib_tools.report.statistics import Array
 from study.compare.statistics import mean_of_defined, mean_with_interval, paired_difference
 
 WITHOUT, WITH = "without", "with"  # a temperature

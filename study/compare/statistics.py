@@ -12,13 +12,9 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from calib_components.metrics.intervals import Estimate, interval
 from calib_tools.report import statistics
-from calib_tools.report.statistics import (
-    LEVEL,
-    MIN_PATIENTS,
-    Array,
-    Estimate,
-)
+from calib_tools.report.statistics import LEVEL, MIN_PATIENTS, Array
 
 
 def mean_of_defined(values: ArrayLike, axis: int = 0) -> Array:
@@ -34,7 +30,7 @@ def mean_with_interval(values: ArrayLike, patients: Sequence[str]) -> Estimate:
     """
     table = np.atleast_2d(np.asarray(values, float))
     if len(table) == 1:
-        return statistics.mean_with_interval(table[0], patients)
+        return interval(table[0], patients)
     return _estimate(table, patients)._replace(p_value=np.nan)
 
 

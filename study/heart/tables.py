@@ -7,7 +7,7 @@ from itertools import product
 
 import pandas as pd
 
-from calib_tools.report.statistics import Estimate
+from calib_components.metrics.intervals import Estimate
 from study.compare.statistics import paired_difference
 from study.tables.networks import Networks, corrected, markdown, p_text, text
 from study.tables.shipped import HEART, RESULTS

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from calib_tools.report.statistics import Estimate
+from calib_components.metrics.intervals import Estimate
 from study.raters.train import LOSSES, TARGETS
 from study.tables.networks import Networks, corrected, markdown, p_text, text
 

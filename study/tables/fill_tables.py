@@ -39,10 +39,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for a clone that
 
 from calib_components.errors import InputError
 from calib_components.metrics.case import find_column
+from calib_components.metrics.intervals import Estimate
 from calib_components.quality.ranking import order
 from calib_components.quality.shift import holm
 from calib_tools import cli
-from calib_tools.report.statistics import Estimate
 from study.compare.compact import COMPACT
 from study.compare.published import PUBLISHED
 from study.compare.ranks import case_ranks

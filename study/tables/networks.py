@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from calib_components.metrics.intervals import Estimate
 from calib_components.quality.shift import holm
-from calib_tools.report.statistics import Estimate
 from study.compare.statistics import mean_with_interval, paired_difference
 
 Pair = tuple[Any, Any]  # a setting, and the one that it is compared with

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from calib_components.metrics.intervals import interval
 from calib_components.posthoc.network import REFERENCE
 from calib_components.quality import Reference, find_shift
 from calib_components.quality.ranking import rank_scans
@@ -19,12 +20,7 @@ from calib_components.quality.reference import ALL_DSC, volume_of
 from calib_components.quality.shift import SIGNIFICANT
 from calib_tools.report.calibration import Judgement
 from calib_tools.report.data import derive
-from calib_tools.report.statistics import (
-    CalibrationGap,
-    correct_gaps,
-    mean_with_interval,
-    paired_difference,
-)
+from calib_tools.report.statistics import CalibrationGap, correct_gaps, paired_difference
 from calib_workflows.data.facts import facts_beside
 from calib_workflows.evaluation_files import REFERENCE as MEASURED
 from study.compare.compact import with_confidence
@@ -187,7 +183,7 @@ def numbers_table() -> str:
     for network, title in SHIPPED.items():
         for scans in scans_of(BUNDLES[0], network).values():
             for measure, name in MEASURES.items():
-                mean = mean_with_interval(scans[measure], [*scans["patient"]])
+                mean = interval(scans[measure], [*scans["patient"]])
                 rows.setdefault(f"{title}: {name}", []).append(text(mean, digits=3))
             confidence, accuracy = _predicted(scans)
             gap = CalibrationGap(confidence, accuracy, confidence.index).estimate()
@@ -229,7 +225,7 @@ def ensemble_table() -> str:
     }
     columns = {}
     for title, each in groups.items():
-        cells = [text(mean_with_interval(each[name], [*each["patient"]])) for name in measures]
+        cells = [text(interval(each[name], [*each["patient"]])) for name in measures]
         for name in ("expected", "pairwise"):
             if each[name].notna().all():
                 ranking = rank_scans(each[name], each["DSC"], each["patient"])

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from calib_components.metrics.intervals import Estimate, interval
 from calib_tools.report import statistics
-from calib_tools.report.statistics import Estimate
 from study.compare.published import PUBLISHED
 from study.compare.ranks import case_ranks, means_over_common_cases, ranks_of
 from study.compare.statistics import mean_with_interval, paired_difference, seeds_and_patients
@@ -30,7 +30,7 @@ def difference(values: np.ndarray, reference: np.ndarray) -> Estimate:
 def test_one_seed_is_over_patients_alone() -> None:
     runs = np.random.default_rng(7).normal(size=(3, 12))
     names = patients_of(12)
-    assert mean(runs[:1]) == statistics.mean_with_interval(runs[0], names)
+    assert mean(runs[:1]) == interval(runs[0], names)
     expected = statistics.paired_difference(runs[0], runs[1:].mean(0), names)
     assert difference(runs[0], runs[1:]) == expected  # also where the numbers of seeds differ
 

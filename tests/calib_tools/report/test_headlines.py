@@ -8,9 +8,10 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 
+from calib_components.metrics.intervals import Estimate
 from calib_tools.report.comparison import DIFFERENCE, compare, describe_differences
 from calib_tools.report.data import Results
-from calib_tools.report.statistics import MIN_PATIENTS, Estimate
+from calib_tools.report.statistics import MIN_PATIENTS
 from calib_workflows.pages.numbers import heading, number
 
 MEASURES = ("dsc", "nll_all", "nll_near", "ece_all", "cece")

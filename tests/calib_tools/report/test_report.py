@@ -13,6 +13,7 @@ import pytest
 from scipy import stats
 
 from calib_components.errors import InputError
+from calib_components.metrics.intervals import Estimate, interval
 from calib_tools.report import comparison, report, statistics
 from calib_tools.report.calibration import Judgement, structures_section
 from calib_tools.report.comparison import compare, differences_section, means_section
@@ -21,12 +22,7 @@ from calib_tools.report.data import Context
 from calib_tools.report.raters import MINUS
 from calib_tools.report.readers import read_evaluations
 from calib_tools.report.report import report_folders
-from calib_tools.report.statistics import (
-    CalibrationGap,
-    Estimate,
-    holm,
-    mean_with_interval,
-)
+from calib_tools.report.statistics import CalibrationGap, holm
 from calib_tools.report.validation import read_validation
 from calib_workflows.evaluation_files import Evaluation
 from calib_workflows.pages.page import Answer, Section
@@ -364,7 +360,7 @@ def test_means_have_intervals_and_the_values_if_true(tmp_path: Path) -> None:
     section = means_section(Context(found))
     assert section is not None
     records = section.table.set_index("measure")
-    expected = mean_with_interval(found.values("a", "ece_all"), found.patients)[:3]
+    expected = interval(found.values("a", "ece_all"), found.patients)[:3]
     assert tuple(records.loc["ece_all", ["mean", "low", "high"]]) == expected
     cells = {str(measure): cell for measure, cell in section.grid()[1]}
     assert "DSC ↑" in cells

@@ -10,12 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from calib_components.metrics.intervals import Estimate, interval
 from calib_tools.report.statistics import (
     CalibrationGap,
-    Estimate,
     correct_gaps,
     holm,
-    mean_with_interval,
     paired_difference,
     sign_flip_p_value,
 )
@@ -25,7 +24,7 @@ NAN = np.nan
 
 
 def mean(values: np.ndarray) -> Estimate:
-    return mean_with_interval(values, patients_of(len(values)))
+    return interval(values, patients_of(len(values)))
 
 
 def difference(values: np.ndarray, reference: np.ndarray) -> Estimate:
@@ -48,11 +47,11 @@ def test_mean_covers_what_a_normal_interval_would() -> None:
 
 def test_cases_of_a_patient_count_as_one() -> None:
     values = np.random.default_rng(4).normal(size=12)
-    repeated = mean_with_interval(np.repeat(values, 2), patients_of(24, 2))
+    repeated = interval(np.repeat(values, 2), patients_of(24, 2))
     assert repeated[:3] == pytest.approx(mean(values)[:3])
     assert mean(np.repeat(values, 2)).low > repeated.low
     uneven = np.append(values, values[:3])  # three patients have two cases
-    found = mean_with_interval(uneven, [*patients_of(12), *patients_of(3)])
+    found = interval(uneven, [*patients_of(12), *patients_of(3)])
     assert found.mean == pytest.approx(uneven.mean())
     assert found.low < found.mean < found.high
 
@@ -61,7 +60,7 @@ def test_cases_of_a_patient_count_as_one() -> None:
 def test_six_patients_are_needed_however_many_cases(patients: int, enough: bool) -> None:
     names = patients_of(3 * patients, 3)
     values = np.random.default_rng(0).uniform(1, 2, size=(2, 3 * patients))
-    found = [mean_with_interval(values[0], names), paired_difference(*values, names)]
+    found = [interval(values[0], names), paired_difference(*values, names)]
     assert [np.isfinite(estimate.low) for estimate in found] == [enough] * 2
     assert np.isfinite(found[1].p_value) == enough
 
