@@ -194,6 +194,8 @@ def check_tensors(
         )
     sigmoid = not masks and (sigmoid or y_pred.shape[1] == 1)
     index_shape = (len(y_pred), 1, *y_pred.shape[2:])
+    if y.shape == (len(y_pred), *y_pred.shape[2:]):
+        y = y.unsqueeze(1)
     if y.shape != y_pred.shape and (sigmoid or y.shape != index_shape):
         expected = f"{index_shape} (class index) or {tuple(y_pred.shape)} (one-hot)"
         if sigmoid:

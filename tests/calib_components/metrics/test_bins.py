@@ -169,7 +169,7 @@ LABEL_TYPES = [torch.uint8, torch.int16, torch.int64, torch.float16, torch.float
 def test_labels_of_any_type_as_index_or_one_hot(dtype: torch.dtype) -> None:
     y_pred, y = random_case(5)
     one_hot = F.one_hot(y[:, 0], 4).movedim(-1, 1)
-    for given_y in [one_hot] if dtype == torch.bool else [one_hot, y]:
+    for given_y in [one_hot] if dtype == torch.bool else [one_hot, y, y[:, 0]]:
         assert_same_bins(calibration_bins(y_pred, given_y.to(dtype)), calibration_bins(y_pred, y))
 
 

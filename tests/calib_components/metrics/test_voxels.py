@@ -41,8 +41,8 @@ ONE_HOT = F.one_hot(Y[:, 0], 4).movedim(-1, 1)
         (Y, P, "floating-point type"),
         (
             P,
-            Y[:, 0],
-            r"y must have shape \(2, 1, 5, 6\) .* to match y_pred, \(B, N, \*S\), got \(2, 5, 6\)",
+            Y[:, 0, 0],
+            r"y must have shape \(2, 1, 5, 6\) .* to match y_pred, \(B, N, \*S\), got \(2, 6\)",
         ),
         (P, Y[..., :5], r"got \(2, 1, 5, 5\)"),
         (spoil(P, torch.nan, 3), Y, "y_pred must hold probabilities, .* values from nan"),
