@@ -10,8 +10,9 @@ These arguments are the same everywhere:
 - `y_pred`: Probabilities of any floating-point type, `(B, N, *S)`, with N classes or channels and
   any number of spatial dimensions.
 - `y`: Ground truth of any type that holds whole numbers: class index `(B, 1, *S)` or `(B, *S)`, or
-  one-hot `(B, N, *S)`; for sigmoids 0 or 1, `(B, N, *S)`. Calibration metrics also take probabilities `(B, N,
-  *S)`, such as the share of raters of each class: then a voxel and a rater are one observation.
+  one-hot `(B, N, *S)`; for sigmoids 0 or 1, `(B, N, *S)`. Calibration metrics also take
+  probabilities `(B, N, *S)`, such as the share of raters of each class: then a voxel and a rater
+  are one observation.
 - `num_bins`: Number of bins of equal width on (0, 1], up to 10,000.
 - `region`: Which voxels count, see `calib_components.metrics.regions`: a `Region`, its name, such
   as "predicted" or "near(3)", or class indices. `ECEMetric`, `CECEMetric` and `CalibrationMetric`
