@@ -41,6 +41,8 @@ from calib_workflows.evaluation_files import (
     FILES,
     MISSED,
     OBJECT_COLUMNS,
+    PER_CASE,
+    REGIONS,
     Evaluation,
     draw_reliability,
     replacing,
@@ -52,7 +54,6 @@ from calib_workflows.parts import measure_raters, part_tables, rated_slice
 from calib_workflows.weights import WeightsCheckpointLoader, add_tests, save
 
 log = logging.getLogger(__name__)
-PER_CASE = ("all", "predicted")  # regions whose bins are kept of each case
 SHOWN = ("dsc", "hd95", "ece_all", "ece_predicted")  # means that the log shows
 
 
@@ -332,8 +333,8 @@ def _bins_of_all(
             for kind in kinds
         }
         regions[region] = {kind: bins.pooled() for kind, bins in joined.items()}
-        if region in PER_CASE:
-            regions[region]["top_label_per_case"] = joined["top_label"]
+        if region in REGIONS:
+            regions[region][PER_CASE] = joined["top_label"]
     return regions
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -39,7 +40,14 @@ TABLES = (
     *(f"{part}.csv" for part in PARTS),
     "calibration.json",
 )
-NAMES = ("rater", "member", "structure", "case", "patient")  # columns of tables
+NAMES = ("rater", "member", "structure", "case", "patient", "kind", "place")  # columns of tables
+PER_CASE = "top_label_per_case"  # kind of bins
+REGIONS = ("all", "predicted")  # that have bins of each case
+# What a summary has besides numbers
+KINDS = {"patients": dict, "labels": dict, "missed": list, "spurious": list, "rows": dict}
+KINDS |= {"unit": str, "volume_unit": str}
+ROUNDING = 1e-3  # relative, of what a spreadsheet may have rounded
+CHANGED = "Values were changed, or files are of two evaluations. Evaluate the cases again."
 OBJECT_COLUMNS = ["case", "patient", "structure", *FoundObject._fields]
 SUMMARY = "summary.json"
 REFERENCE = ("expected_dsc", "dsc", "expected_volume", "true_volume")  # columns of a `Reference`
@@ -140,30 +148,63 @@ class Evaluation:
             InputError: A file is missing, cut off or holds something else, or other cases.
         """
         folder = Path(folder)
-        summary = _read_json(folder / SUMMARY)
-        with reading(folder / SUMMARY, "the summary of an evaluation"):
-            cases = [*summary["patients"]]
-        table = _read_table(folder / "cases.csv", defaultdict(lambda: float, case=object))
-        table = _in_order(table, summary, folder / "cases.csv")
+        summary = _read_summary(folder / SUMMARY)
+        table = _in_order(_read_table(folder / "cases.csv"), summary, folder / "cases.csv")
+        _check_means(table, summary, folder / "cases.csv")
         parts = {}
-        for name in PARTS:
+        for name, rows in summary["rows"].items():
             file = folder / f"{name}.csv"
-            if not file.exists():
-                continue
-            parts[name] = _read_table(file, dict.fromkeys(NAMES, object))
-            rows = len(parts[name])
-            if rows != summary.get("rows", {}).get(name, rows):
+            parts[name] = _read_table(file)
+            if len(parts[name]) != rows:
                 raise InputError(
-                    f"{file}: {rows} rows are not those of {SUMMARY}. Evaluate the cases again."
+                    f"{file}: {len(parts[name])} rows are not those of {SUMMARY}. Evaluate the"
+                    " cases again."
                 )
         structures = [name.removeprefix("dsc_") for name in table if name.startswith("dsc_")]
-        if "channels" not in summary:  # of label maps
+        if not {f"ece_{region}" for region in REGIONS} <= {*table}:  # of label maps
             return cls(table, summary, structures=structures, parts=parts)
-        calibration = _read_json(folder / "calibration.json", "class_names", "regions", cases=cases)
+        calibration = _read_calibration(folder / "calibration.json", table)
         return cls(table, summary, structures=structures, parts=parts, **calibration)
 
 
-def _read_table(file: Path, types: Mapping[str, type]) -> pd.DataFrame:
+def _read_summary(file: Path) -> dict[str, Any]:
+    summary = _read_json(file)
+    for name, kind in KINDS.items():
+        if not isinstance(summary.get(name), kind):
+            raise InputError(f"{file}: {name} is missing, or something else. {CHANGED}")
+    return summary
+
+
+def _check_means(table: pd.DataFrame, summary: Mapping[str, Any], file: Path) -> None:
+    """Raise `InputError` unless values of `cases.csv` have the means that the summary states."""
+    for name in table.columns.drop("case"):
+        values, stated = table[name].dropna(), summary[name]
+        mean = math.nan if stated["mean"] is None else stated["mean"]
+        is_same = np.isclose(values.mean(), mean, ROUNDING, 1e-6, equal_nan=True)
+        if len(values) != stated["n"] or not is_same:
+            raise InputError(
+                f"{file}: {name} has mean {values.mean():.4g} of {len(values)} cases, in {SUMMARY}"
+                f" {mean:.4g} of {stated['n']}. {CHANGED}"
+            )
+
+
+def _read_calibration(file: Path, table: pd.DataFrame) -> dict[str, Any]:
+    """Read the bins of the cases of a table, whose errors they must have."""
+    content = _read_json(file, "class_names", "regions", "cases")
+    with reading(file, "the bins of an evaluation"):
+        for region in REGIONS:
+            bins, errors = content["regions"][region][PER_CASE], table[f"ece_{region}"]
+            found = bins.expected_error().numpy()
+            if content["cases"] != [*table["case"]] or not np.allclose(
+                found, errors, ROUNDING, 1e-6, equal_nan=True
+            ):
+                raise InputError(f"{file}: it is not of the errors in cases.csv. {CHANGED}")
+    del content["cases"]
+    return content
+
+
+def _read_table(file: Path) -> pd.DataFrame:
+    types = defaultdict(lambda: float, dict.fromkeys(NAMES, object), matched=bool)
     with reading(file, "a table of an evaluation"):
         content = file.read_bytes()
         if not content.endswith(b"\n"):
@@ -196,8 +237,9 @@ def _in_order(table: pd.DataFrame, summary: Mapping[str, Any], file: Path) -> pd
             raise InputError(
                 f"{file}: case {printable(names[0])} {problem}. Evaluate the cases again."
             )
+    known = [name for name in table if name in {"case", *columns}]  # not a user's own
     # A copy is one block in memory: pandas warns of a table in more than 100, one for each column
-    return table.iloc[present.get_indexer(cases)].reset_index(drop=True).copy()
+    return table.iloc[present.get_indexer(cases)][known].reset_index(drop=True).copy()
 
 
 def _is_statistics(value: Any) -> bool:
@@ -214,10 +256,8 @@ def _write_json(file: Path, content: Mapping[str, Any], indent: int | None = Non
     file.write_text(json.dumps(without_nan, indent=indent) + "\n")
 
 
-def _read_json(file: Path, *names: str, cases: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the entries of a file that have these names, which is about some cases; all without
-    names.
-    """
+def _read_json(file: Path, *names: str) -> dict[str, Any]:
+    """Return the entries of a file that have these names; all without names."""
 
     def tensors(values: dict[str, Any]) -> Any:
         return CalibrationBins.from_dict(values) if "confidence_sum" in values else values
@@ -230,8 +270,6 @@ def _read_json(file: Path, *names: str, cases: Sequence[str] = ()) -> dict[str, 
                 f"{file}: an evaluation of {release} release, which has other columns. Evaluate"
                 " the cases again."
             )
-        if names and content["cases"] != [*cases]:
-            raise ValueError(f"its cases are not those of {SUMMARY}")
         return {name: content[name] for name in names or content}
 
 

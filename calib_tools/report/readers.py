@@ -12,9 +12,8 @@ import pandas as pd
 from calib_components.errors import InputError, printable
 from calib_components.metrics import CalibrationBins
 from calib_tools.report.data import Results, derive
-from calib_workflows.evaluation_files import Evaluation
+from calib_workflows.evaluation_files import PER_CASE, Evaluation
 
-PER_CASE = "top_label_per_case"  # kind of bins
 TOLERANCE = 2e-6  # of volumes, relative
 MAX_NAMED = 6  # cases that a notice names
 LEFT_OUT = "{number} cases that not all have are left out, such as {names}."

@@ -28,6 +28,14 @@ def patients_of(cases: int, each: int = 1) -> list[str]:
     return [f"p{i // each:02d}" for i in range(cases)]
 
 
+def bins_of(gaps: np.ndarray) -> CalibrationBins:
+    """Bins of cases that are overconfident by `gaps`."""
+    count = torch.arange(1000, 16000, 1000).expand(len(gaps), -1)
+    confidence = (torch.arange(15) + 0.5) / 15
+    correct = (count * (confidence - torch.tensor(gaps.copy())[:, None])).clamp(min=0).double()
+    return CalibrationBins(count, (count * confidence).double(), correct)
+
+
 def write_evaluation(
     folder: Path,
     patient_of: Mapping[str, str] | None = None,
@@ -35,6 +43,7 @@ def write_evaluation(
     gap: Sequence[float] | float = 0.08,
     with_probabilities: bool = True,
     changed: Mapping[str, Any] | None = None,
+    parts: Mapping[str, pd.DataFrame] | None = None,
     **summary: Any,
 ) -> Path:
     """Write an evaluation whose probabilities are overconfident by `gap` in every case.
@@ -55,7 +64,6 @@ def write_evaluation(
         columns |= {"ece": error, "cece": error / 2, "ece_if_true": 0.1, "cece_if_true": 0.05}
         for region, share in (("all", 0.25), ("near", 0.5), ("predicted", 1)):
             columns[f"nll_{region}"] = 4 * share * error
-        columns |= {"ece_all": error / 4, "ece_predicted": error}
         for s in STRUCTURES:
             true = 80 + 2.0 * np.arange(n)  # of a case the same in all folders
             columns |= {
@@ -67,17 +75,21 @@ def write_evaluation(
                 f"expected_dsc_{s}": columns[f"dsc_{s}"] + 0.05,
                 f"mean_entropy_{s}": 1 - columns[f"dsc_{s}"],
             }
-        count = torch.arange(1000, 16000, 1000).expand(n, -1)
-        confidence = (torch.arange(15) + 0.5) / 15
-        correct = (count * (confidence - torch.tensor(gaps.copy())[:, None])).clamp(min=0).double()
-        bins = CalibrationBins(count, (count * confidence).double(), correct)
+        bins = bins_of(gaps)
         kinds = dict.fromkeys(("top_label", "classwise"), bins.pooled())
         of_cases = kinds | {"top_label_per_case": bins}
         regions = {"foreground": kinds, "all": of_cases, "predicted": of_cases}
+        columns |= dict.fromkeys(("ece_all", "ece_predicted"), bins.expected_error().numpy())
         summary = {"channels": len(CLASSES), "sigmoid": False, **summary}
     columns |= {name: np.broadcast_to(values, n) for name, values in (changed or {}).items()}
     table = pd.DataFrame({"case": cases, **columns})
     known = {
+        **{
+            name: {"mean": values.mean(), "std": values.std(), "n": int(values.count())}
+            for name, values in table.drop(columns="case").items()
+        },
+        "rows": {name: len(part) for name, part in (parts or {}).items()},
+        "labels": {},
         "missed": [],
         "spurious": [],
         "patients": dict(patient_of),
@@ -85,5 +97,5 @@ def write_evaluation(
         "unit": "mm",
         "volume_unit": "ml",
     }
-    Evaluation(table, known | summary, CLASSES, STRUCTURES, regions).write(folder)
+    Evaluation(table, known | summary, CLASSES, STRUCTURES, regions, parts or {}).write(folder)
     return folder

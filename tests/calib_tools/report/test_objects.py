@@ -103,9 +103,9 @@ def test_section_has_the_threshold_of_validation_cases(
     tables = {}
     for name, first in (("test", 0), ("val", 30)):
         patients = cases_of(8, first)
-        write_evaluation(tmp_path / name, patients, objects=counted)
         tables[name] = made_up(first, patients)
-        tables[name].to_csv(tmp_path / name / "objects.csv", index=False)
+        parts = {"objects": tables[name]}
+        write_evaluation(tmp_path / name, patients, parts=parts, objects=counted)
     places = {"out": tmp_path / "out", "validation": tmp_path / "val", "overwrite": True}
     report_folders(tmp_path / "test", **places, object_threshold="false=0.4")
     records = pd.read_csv(tmp_path / "out" / "objects.csv").set_index(["label", "measure"])["mean"]
@@ -134,10 +134,10 @@ def test_objects_of_label_maps_have_no_confidence(
 ) -> None:
     monkeypatch.setattr(objects, "to_png", lambda figure: PNG)
     counted = {"structures": ["lesion", "none"], "threshold": 0.5, "overlap": 0.0}
-    write_evaluation(tmp_path / "test", with_probabilities=False, objects=counted)
     rows = made_up(0, cases_of(8))
     rows["confidence"] = rows["confidence"].where(rows["confidence"] == 0, 1)
-    rows.to_csv(tmp_path / "test" / "objects.csv", index=False)
+    options = {"parts": {"objects": rows}, "objects": counted}
+    write_evaluation(tmp_path / "test", with_probabilities=False, **options)
     (tmp_path / "test" / "cases").mkdir()
     pictures = {"missed1.png", "missed2.png"}
     for name in pictures:
@@ -154,7 +154,6 @@ def test_counts_are_said_first_and_stand_beside_their_rates(
 ) -> None:
     """One lesion of three is found; intervals of volume have the order of their ends."""
     counted = {"structures": ["lesion"], "threshold": 0.5, "overlap": 0.0}
-    tested = write_evaluation(tmp_path / "test", with_probabilities=False, objects=counted)
     place = "p00_1", "p00", "lesion"
     rows = [
         (*place, TRUE_OBJECT, 5.0, 0, False, "2"),
@@ -163,8 +162,8 @@ def test_counts_are_said_first_and_stand_beside_their_rates(
         (*place, CANDIDATE, 0.5, 1, True, "1"),
         (*place, CANDIDATE, 0.5, 1, False, "4"),
     ]
-    table = pd.DataFrame(rows, columns=OBJECT_COLUMNS)
-    table.to_csv(tested / "objects.csv", index=False)
+    options = {"parts": {"objects": pd.DataFrame(rows, columns=OBJECT_COLUMNS)}, "objects": counted}
+    tested = write_evaluation(tmp_path / "test", with_probabilities=False, **options)
     report_folders(tested, out=tmp_path / "out")
     first, *_ = capsys.readouterr().out.splitlines()
     assert first == "1 of 3 lesions found, 1 false candidate in 16 scans."

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import pytest
 
 from calib_components.errors import InputError
 from calib_tools.report.readers import read_evaluations
-from tests.calib_tools.report.made_up import cases_of, write_evaluation
+from tests.calib_tools.report.made_up import bins_of, cases_of, write_evaluation
 
 
 def test_evaluations_keep_common_cases_and_columns(tmp_path: Path) -> None:
@@ -92,3 +95,97 @@ def test_comparisons_reward_no_miss_and_no_wrong_structure(tmp_path: Path) -> No
     assert np.isnan(found.values("a", "dsc")[5])
     dsc = found.difference("b", "a", "dsc")
     assert (dsc.cases, dsc.mean) == (16, pytest.approx((15 * 0.25 - 0.25) / 16))
+
+
+def edit_table(folder: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+    change(pd.read_csv(folder / "cases.csv")).to_csv(folder / "cases.csv", index=False)
+
+
+def edit_json(folder: Path, name: str, *keys: str, value: Any = None) -> None:
+    """Set an entry of a file, or remove it."""
+    content = json.loads((folder / name).read_bytes())
+    place = content
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    if value is None:
+        del place[keys[-1]]
+    (folder / name).write_text(json.dumps(content))
+
+
+PER_CASE = ("regions", "predicted", "top_label_per_case")
+EDITS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "value": (
+        lambda folder: edit_table(folder, lambda table: table.replace(table.dsc_LV[0], 68.9)),
+        r"cases\.csv: dsc_LV has mean .* in summary\.json",
+    ),
+    "infinite": (
+        lambda folder: edit_table(folder, lambda table: table.replace(table.dsc_LV[0], np.inf)),
+        "dsc_LV has mean inf",
+    ),
+    "empty cell": (
+        lambda folder: edit_table(folder, lambda table: table.replace(table.dsc_LV[0], np.nan)),
+        "dsc_LV has mean .* of 15 cases, in .* of 16",
+    ),
+    "column": (
+        lambda folder: edit_table(folder, lambda table: table.assign(ece_predicted=0.9)),
+        "ece_predicted has mean 0.9",
+    ),
+    "bins cut": (
+        lambda folder: edit_json(
+            folder,
+            "calibration.json",
+            *PER_CASE,
+            value={name: np.ones((16, 3)).tolist() for name in vars(bins_of(np.zeros(1)))},
+        ),
+        r"calibration\.json: it is not of the errors in cases\.csv",
+    ),
+    "bins of cases": (
+        lambda folder: edit_json(
+            folder, "calibration.json", *PER_CASE, value=bins_of(np.zeros(15)).to_dict()
+        ),
+        r"calibration\.json: cannot read the bins",
+    ),
+    "region": (
+        lambda folder: edit_json(folder, "calibration.json", "regions", "predicted"),
+        r"calibration\.json: cannot read the bins",
+    ),
+    "unit": (
+        lambda folder: edit_json(folder, "summary.json", "unit"),
+        r"summary\.json: unit is missing",
+    ),
+    "missed": (
+        lambda folder: edit_json(folder, "summary.json", "missed", value="none"),
+        r"summary\.json: missed is missing, or something else",
+    ),
+    "rows": (
+        lambda folder: edit_json(folder, "summary.json", "rows", value={"objects": 3}),
+        r"objects\.csv: .*No such file",
+    ),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_files_that_were_changed_are_named(edit: str, tmp_path: Path) -> None:
+    change, message = EDITS[edit]
+    folder = write_evaluation(tmp_path / "net", gap=0.05)
+    change(folder)
+    with pytest.raises(InputError, match=message):
+        read_evaluations([folder])
+
+
+def test_files_of_two_evaluations_are_named(tmp_path: Path) -> None:
+    one, other = (write_evaluation(tmp_path / f"{gap}", seed=1, gap=gap) for gap in (0.05, 0.1))
+    for name in ("cases.csv", "calibration.json", "summary.json"):
+        mixed = shutil.copytree(one, tmp_path / f"mixed {name}")
+        shutil.copy(other / name, mixed / name)
+        with pytest.raises(InputError, match=r"files are of two evaluations"):
+            read_evaluations([mixed])
+
+
+def test_what_a_spreadsheet_rounds_or_adds_changes_nothing(tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path / "net")
+    before = read_evaluations([folder]).cases["net"]
+    edit_table(folder, lambda table: table.round(5).assign(dsc_mean=0.5, age=50))
+    after = read_evaluations([folder]).cases["net"]
+    pd.testing.assert_frame_equal(before, after, atol=1e-4)

@@ -164,9 +164,9 @@ def test_answer_about_raters_comes_first(
     chance = np.tile([-0.01, 0.01], patients)
     changed = {f"dsc_{s}": 0.8 + shift + chance for s in STRUCTURES}
     changed |= {f"raters_dsc_{s}": 0.8 for s in STRUCTURES}
-    tested = write_evaluation(tmp_path / "net", cases_of(patients), changed=changed)
     rows = [{"rater": "all", "structure": s, "scans": 16, "dsc": 0.8} for s in STRUCTURES]
-    pd.DataFrame(rows).to_csv(tested / "raters.csv", index=False)
+    parts = {"raters": pd.DataFrame(rows)}
+    tested = write_evaluation(tmp_path / "net", cases_of(patients), changed=changed, parts=parts)
     report_folders(tested, out=tmp_path / "out")
     page, printed = (tmp_path / "out/index.html").read_text(), capsys.readouterr().out
     assert "<h1>Does it agree with the raters? net</h1>" in page
