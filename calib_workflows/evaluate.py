@@ -54,6 +54,7 @@ from calib_workflows.parts import measure_raters, part_tables, rated_slice
 from calib_workflows.weights import WeightsCheckpointLoader, add_tests, save
 
 log = logging.getLogger(__name__)
+SLICES = ".slices-"  # start of the names of folders of slices that pictures are drawn of
 SHOWN = ("dsc", "hd95", "ece_all", "ece_predicted")  # means that the log shows
 
 
@@ -119,7 +120,11 @@ def evaluate(
     Returns:
         The content of `summary.json`; None in another process than the first.
     """
-    with tempfile.TemporaryDirectory(prefix=".slices-", dir=output_dir) as folder:
+    if idist.get_rank() == 0:
+        for left in output_dir.glob(f"{SLICES}*"):  # by a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
+    idist.barrier()
+    with tempfile.TemporaryDirectory(prefix=SLICES, dir=output_dir) as folder:
         measure = functools.partial(
             measure_labelled, objects=objects or Objects(), slices=Path(folder)
         )

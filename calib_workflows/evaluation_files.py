@@ -190,16 +190,15 @@ def _check_means(table: pd.DataFrame, summary: Mapping[str, Any], file: Path) ->
 
 def _read_calibration(file: Path, table: pd.DataFrame) -> dict[str, Any]:
     """Read the bins of the cases of a table, whose errors they must have."""
-    content = _read_json(file, "class_names", "regions", "cases")
+    content = _read_json(file, "cases", "class_names", "regions")
     with reading(file, "the bins of an evaluation"):
+        if content.pop("cases") != [*table["case"]]:
+            raise ValueError(f"its cases are not those of {SUMMARY}")
         for region in REGIONS:
             bins, errors = content["regions"][region][PER_CASE], table[f"ece_{region}"]
             found = bins.expected_error().numpy()
-            if content["cases"] != [*table["case"]] or not np.allclose(
-                found, errors, ROUNDING, 1e-6, equal_nan=True
-            ):
+            if not np.allclose(found, errors, ROUNDING, 1e-6, equal_nan=True):
                 raise InputError(f"{file}: it is not of the errors in cases.csv. {CHANGED}")
-    del content["cases"]
     return content
 
 

@@ -48,8 +48,16 @@ def read_weights(file: str | os.PathLike) -> dict[str, torch.Tensor]:
     check_weights_file(file)
     with reading(file, "trained weights"):
         weights = _read_tensors(file)
-        if isinstance(weights, Mapping) and {"network", "optimizer"} <= weights.keys():
+        if not isinstance(weights, dict):
+            raise ValueError("it holds no weights by name, as a state_dict has them")
+        if {"network", "optimizer"} <= weights.keys():
             raise ValueError("it is the state of a training; use model.pt beside it")
+        if isinstance(weights.get("state_dict"), Mapping):
+            raise ValueError("weights are in its entry state_dict: save this entry alone")
+        if weights and all(name.startswith("module.") for name in weights):
+            raise ValueError(
+                "its names begin with module., those of DataParallel: save network.module"
+            )
         if old := [name for name in RETIRED if name in weights]:
             raise ValueError(
                 f"they have a calibrator that only version 0.4 knows, {old[0]}. Take later weights"

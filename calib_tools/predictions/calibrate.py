@@ -19,6 +19,7 @@ from calib_tools.predictions.classes import (
     Classes,
 )
 from calib_tools.predictions.formats import Prediction, Reader
+from calib_tools.predictions.pairing import UNFINISHED
 from calib_workflows.calibrate import read_estimate, write_estimate
 from calib_workflows.data.overlap import find_shared
 from calib_workflows.fit import COMPARISON
@@ -147,14 +148,15 @@ def write_maps(
         ]
         apply = functools.partial(_calibrate_file, classes=classes, calibrator=calibrator)
         map_cases(apply, [*zip(readers.values(), files, strict=True)], workers, "scale")
+        (output.path / UNFINISHED).touch()
         output.claim(names_of_files(readers))
         for name in (*ESTIMATES, COMPARISON):
             (output.path / name).unlink(missing_ok=True)
 
 
 def write_fit(out: Path, estimate: Estimate | None, compared: str) -> None:
-    """Write the comparison of a fit and, last, its estimate: where it is, all maps are of it. Those
-    of an earlier fit go.
+    """Write the comparison of a fit and its estimate, in place of those of an earlier fit; then the
+    folder is finished.
     """
     for name in (*ESTIMATES, COMPARISON):
         (out / name).unlink(missing_ok=True)
@@ -163,6 +165,7 @@ def write_fit(out: Path, estimate: Estimate | None, compared: str) -> None:
             unfinished.write_text(compared)
     if estimate is not None:
         write_estimate(estimate, out)
+    (out / UNFINISHED).unlink(missing_ok=True)
 
 
 def _calibrate_file(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import operator
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from calib_workflows.data.files import LABEL_SUFFIXES
 from calib_workflows.data.nifti import Grid, turn_onto
 from calib_workflows.parts import ALL, AVERAGE
 
+UNFINISHED = ".unfinished-calibration"  # in a folder while calibrated maps replace others there
 UNCERTAINTY = "_uncertainty"
 SHOWN = 5  # of many names in a message
 
@@ -121,6 +123,7 @@ def read_pairs(
             pairs[case] = LabelledPrediction(case, prediction, {rater: label}, patient)
     if not pairs:
         raise InputError(f"{table} has no rows.")
+    _check_pairs(pairs.values(), table)
     return [pairs[case] for case in sorted(pairs)]
 
 
@@ -131,6 +134,21 @@ def _check_row(row: Mapping[str, str], pairs: Collection[str], table: Path) -> N
         raise InputError(f"{table}: a row lacks its case, prediction or label: {row}.")
     if case in pairs or Path(case).name != case or case == "..":
         raise InputError(f"{table}: {case!r} occurs twice, or is no file name.")
+
+
+def _check_pairs(pairs: Collection[LabelledPrediction], table: Path) -> None:
+    """Check that no file is that of two cases, and that all cases have a patient, or none."""
+    files = Counter(
+        reader.file.resolve()
+        for pair in pairs
+        for reader in (*pair.labels.values(), *pair.prediction.members.values())
+    )
+    file, count = files.most_common(1)[0]
+    if count > 1:
+        raise InputError(f"{table}: {file} stands in {count} places.")
+    without = [pair.name for pair in pairs if not pair.patient]
+    if 0 < len(without) < len(pairs):
+        raise InputError(f"{table}: case {without[0]} has no patient, and others have one.")
 
 
 def named_patients(pairs: Iterable[LabelledPrediction]) -> dict[str, str]:
@@ -254,6 +272,11 @@ def find_predictions(folder: Path) -> dict[str, Reader]:
 
     Uncertainty maps are left out, and so are label maps beside probabilities of the same case.
     """
+    if (folder / UNFINISHED).exists():
+        raise InputError(
+            f"{folder}: a calibration ended while it wrote these predictions, not all of which are"
+            " calibrated. Run calibrate_predictions again."
+        )
     found = find_volumes(folder, (PROBABILITY, UNCERTAINTY, *LABEL_SUFFIXES))
     volumes = [volume for volume in found if volume.suffix != UNCERTAINTY]
     return _one_for_each_case(_prefer_probabilities(volumes), folder)

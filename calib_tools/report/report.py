@@ -119,6 +119,7 @@ def write_report(
             files[f"{section.name}.csv"] = section.as_csv().encode()
     files[PAGE] = render_page(title, answer, sections, notes).encode()
     with out.claim(files):
+        (out.path / PAGE).unlink(missing_ok=True)  # where it is, the other files are of it
         for name, content in files.items():
             with writing(out.path / name) as file:
                 file.write_bytes(content)

@@ -9,6 +9,7 @@ import itertools
 import math
 import operator
 import os
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -118,10 +119,11 @@ class Facts:
                     f"{name}: {key} must hold {len(classes)} different values, got {values}."
                 )
         parts = [*self.structures.values()]
-        if not (parts and all(parts) and {*itertools.chain.from_iterable(parts)} <= {*classes}):
+        indices = {*itertools.chain.from_iterable(parts)}
+        if not (parts and all(parts) and indices <= {*classes[1:]}):
             raise InputError(
-                f"{name}: structures must have class indices, those of the {len(classes)} classes,"
-                f" got {self.structures}."
+                f"{name}: structures must have class indices from 1 to {len(classes) - 1}, got"
+                f" {self.structures}."
             )
         for key, sides in (("spacing", 3), ("pixel_size", 2)):
             sizes = getattr(self, key)
@@ -146,7 +148,9 @@ class Facts:
 def check_fact(key: str, value: Any, name: str) -> None:
     """Raise `InputError` unless a value, which is from `name`, is of the type of a fact."""
     if not _is_kind(value, get_type_hints(Facts)[key]):
-        raise InputError(f"{name}: {key} must be {Facts.__annotations__[key]}, got {value!r}.")
+        # repr of nested aliases has no end
+        shown = reprlib.repr(value)
+        raise InputError(f"{name}: {key} must be {Facts.__annotations__[key]}, got {shown}.")
 
 
 def _is_kind(value: Any, kind: Any) -> bool:

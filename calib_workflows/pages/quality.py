@@ -49,6 +49,8 @@ FOLDER = "quality"
 REFERENCE = f"{FOLDER}/.reference.json"  # hidden: the others are named after scans
 TABLE, PAGE = "quality.csv", "quality.html"
 TABLES = (TABLE, PAGE, REFERENCE)
+RECORDED = ("scan", "patient", "estimate", "reasons", "rows", "place", "picture")
+MOST_CARDS = 500  # of scans on a page, which a browser shows in seconds
 CENTER = "crop_center"  # a further column, where a network of crops looked
 BAD = 0.8  # DSC below which a segmentation is one that a list should hold
 
@@ -110,6 +112,7 @@ LIMITS = (
     " holds by itself."
     " With so many patients, the true share lies between {low:.0%} and {high:.0%} (95 %)."
 )
+MORE = f"The page shows {MOST_CARDS} scans, those to check first; all are in quality.csv."
 WORST = " Below 19 patients, the one with the largest error alone sets the limit of the DSC."
 OPTIMISTIC = (
     " Limits are optimistic if these patients also chose the epoch or fitted the calibration of the"
@@ -299,6 +302,19 @@ def _read_json(file: Path, what: str) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
 
 
+def _read_record(file: Path) -> dict[str, Any]:
+    """Read what `write_record` wrote of a scan."""
+    with reading(file, "the estimates of a scan"):
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if record["scan"] != file.stem:
+            raise ValueError(f"it is of the scan {record['scan']}")
+        rows = [{"expected_dsc": record["estimate"]}, *record["rows"]]
+        values = [row["expected_dsc"] for row in rows]
+        if not record["rows"] or not all(each is None or 0 <= each <= 1 for each in values):
+            raise ValueError("it was changed. Segment the scan again")
+        return {**{name: record[name] for name in RECORDED}, **record}
+
+
 def choose(
     records: Sequence[Mapping[str, Any]], reference: Reference, review: Review
 ) -> list[dict[str, Any]]:
@@ -356,7 +372,7 @@ def write_table(
     records = []
     for file in sorted((folder / FOLDER).glob("[!.]*.json")):
         if scans is None or file.stem in scans:
-            records.append(_read_json(file, "the estimates of a scan"))
+            records.append(_read_record(file))
     reference = from_data(_read_json(folder / REFERENCE, "the validation scans"))
     review = review.among(len(records))
     if patients is not None:
@@ -458,7 +474,7 @@ def quality_page(
     chosen: Sequence[Mapping[str, Any]], answer: Answer, reference: Reference, review: Review
 ) -> str:
     """Return the page of what `choose` returned."""
-    listed = [record for record in chosen if record["review"] == "yes"]
+    shown = _cards_of(chosen)
     defined = defined_estimates(chosen)
     has_limits = any(each.is_limit and each.name in defined for each in ESTIMATES)
     failed = _failures(reference) if has_limits else {}
@@ -466,10 +482,19 @@ def quality_page(
     return render_page(
         _count_listed(chosen),
         answer,
-        [*tests, *(_card(record, defined, failed) for record in chosen)],
-        _notes(reference, review, has_limits),
-        {record["scan"]: record["scan"] for record in listed},
+        [*tests, *(_card(record, defined, failed) for record in shown)],
+        [*_notes(reference, review, has_limits), *([MORE] if len(shown) < len(chosen) else [])],
+        {record["scan"]: record["scan"] for record in shown if record["review"] == "yes"},
     )
+
+
+def _cards_of(chosen: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the scans that the page shows, in their order: those to check first, as far as
+    browsers show a page.
+    """
+    first = sorted(chosen, key=lambda record: record["review"] != "yes")[:MOST_CARDS]
+    names = {record["scan"] for record in first}
+    return [record for record in chosen if record["scan"] in names]
 
 
 def _count_listed(chosen: Sequence[Mapping[str, Any]]) -> str:

@@ -387,7 +387,7 @@ def test_failure_mixes_no_evaluations(
         ("calibration.json", '{"schema_version": 2, "class_names": []}', "cases"),
         (
             "calibration.json",
-            '{"schema_version": 2, "cases": ["case1", "case0", "case2"]}',
+            '{"schema_version": 2, "class_names": 0, "regions": 0, "cases": ["case1", "case0"]}',
             "not those of summary",
         ),
         ("calibration.json", None, "No such file"),

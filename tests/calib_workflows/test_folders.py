@@ -200,7 +200,7 @@ def infer(folder: Path, weights: int, **options: Any) -> list[str]:
         name = Path(item["image"][0]).stem
         save(out / f"{name}_seg.nii.gz")
         record = describe_scan(name, {}, Reference.from_tensor(torch.empty(0), ["s"]))
-        write_record({**record, "rows": [{"structure": "s"}]}, out)
+        write_record({**record, "rows": [{"structure": "s", "expected_dsc": 0.5}]}, out)
 
     engine = Engine(write)
     images.attach(engine)

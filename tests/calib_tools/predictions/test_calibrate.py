@@ -328,3 +328,23 @@ def test_maps_of_an_earlier_run_stay_if_one_fails(folders: Folders, tmp_path: Pa
     with pytest.raises(InputError, match="percentages"):
         calibrate(folders, tmp_path / "out", apply_to=[tmp_path / "test"], overwrite=True)
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").glob("[!.]*")} == before
+
+
+def test_maps_of_a_run_that_was_killed_are_not_taken_for_whole(
+    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+
+    def kill(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("calib_tools.predictions.calibrate.write_fit", kill)
+        with pytest.raises(KeyboardInterrupt):
+            calibrate(folders, out)
+    assert len([*out.glob("*_probability.nii.gz")]) == len(CASES)
+    with pytest.raises(InputError, match=r"not all of which are calibrated\. Run calibrate"):
+        evaluate_predictions(out, folders[1], tmp_path / "evaluation", workers=1)
+    calibrate(folders, out)
+    evaluate_predictions(out, folders[1], tmp_path / "evaluation", workers=1)
+    assert Evaluation.read(tmp_path / "evaluation").summary["calibration"] is not None

@@ -148,6 +148,12 @@ def test_pairs_from_a_table(predictions: Path, labels: Path, tmp_path: Path) -> 
         ("case,prediction,label\na,b.nii,c.nii\na,d.nii,e.nii", "'a' occurs twice"),
         ("case,prediction,label\na,b.nii", "lacks its case, prediction or label"),
         ("case,prediction,label\n,b.nii,c.nii", "lacks its case, prediction or label"),
+        ("case,prediction,label\na,b.nii,c.nii\nb,d.nii,c.nii", r"c\.nii stands in 2 places"),
+        ("case,prediction,label\na,b.nii,c.nii\nb,b.nii,e.nii", r"b\.nii stands in 2 places"),
+        (
+            "case,prediction,label,patient\na,b.nii,c.nii,p\nb,d.nii,e.nii,",
+            "case b has no patient, and others have one",
+        ),
         ("case,prediction,label\n..,b.nii,c.nii", "is no file name"),
     ):
         table.write_text(text)

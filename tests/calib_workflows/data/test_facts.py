@@ -52,6 +52,7 @@ def test_without_a_file_the_facts_are_those_of_the_bundle(tmp_path: Path) -> Non
         ({"spacing": [1, math.nan, 1]}, "spacing must be 3 sizes in mm"),
         ({"slice_axis": 7}, "slice_axis must be one of None, 0, 1, 2, got 7"),
         ({"structures": {"wall": [3]}}, "structures must have class indices"),
+        ({"structures": {"all": [0, 1]}}, "structures must have class indices from 1"),
         ({"structures": {"wall": 1}}, r"structures must be dict\[str, list\[int\]\], got"),
         ({"pixel_size": "abc"}, "pixel_size must be .*, got 'abc'"),
         ({"in_channels": True}, "in_channels must be int, got True"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from calib_components.quality.estimates import QualityColumn
 from calib_components.quality.ranking import is_listed
 from calib_workflows.pages import quality
 from calib_workflows.pages.quality import (
+    MOST_CARDS,
     Review,
     choose,
     describe_scan,
@@ -148,7 +150,31 @@ def test_unsuitable_options_and_files_are_refused(tmp_path: Path) -> None:
     file.write_text('{"scan": ')
     with pytest.raises(InputError, match=r"one.json: cannot read the estimates of a scan"):
         write_table(tmp_path)
+    for name, value in (("scan", "two"), ("estimate", 5), ("rows", []), ("place", None)):
+        changed = {**record("one", 0.7), name: value}
+        if value is None:
+            del changed[name]
+        file.write_text(json.dumps(changed))
+        with pytest.raises(InputError, match=r"one.json: cannot read the estimates of a scan"):
+            write_table(tmp_path)
     assert not (tmp_path / "quality.html").exists()
+
+
+def test_the_page_of_many_scans_shows_those_to_check(tmp_path: Path) -> None:
+    scans = {f"scan{number:04}": 0.2 + number / 2000 for number in range(MOST_CARDS + 50)}
+    content = record("scan0000", 0.1)
+    write_record(content, tmp_path)
+    for name, expected in scans.items():
+        reasons = ["odd"] if name == "scan0549" else []
+        one = {**content, "scan": name, "estimate": expected, "reasons": reasons}
+        (tmp_path / "quality" / f"{name}.json").write_text(json.dumps(one))
+    write_table(tmp_path)
+    page = (tmp_path / "quality.html").read_text()
+    assert page.count("<article") == MOST_CARDS
+    assert 'id="scan0549"' in page
+    assert 'id="scan0540"' not in page
+    assert f"The page shows {MOST_CARDS} scans, those to check first" in page
+    assert len(pd.read_csv(tmp_path / "quality.csv")["scan"].unique()) == len(scans)
 
 
 def test_shards_and_restarts_end_in_the_same_files(tmp_path: Path) -> None:
