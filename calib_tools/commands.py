@@ -421,6 +421,7 @@ def report_folders(
     out: Path = Path("report"),
     validation: Path | None = None,
     object_threshold: str = "f1",
+    paper: bool = False,
     overwrite: bool = False,
 ) -> None:
     """Write tables and figures of one or several evaluations.
@@ -436,6 +437,8 @@ def report_folders(
             and on which the threshold of objects is chosen; default: none.
         object_threshold: For what the threshold of the confidence of objects is chosen: `f1`, at
             most K false candidates a scan (`false=K`), or a recall of at least R (`recall=R`).
+        paper: Whether to write, too, `means.tex`, the means as a LaTeX table; reliability diagrams
+            as PDF and SVG; and `methods.txt`, a paragraph on methods.
         overwrite: Whether a report of other folders in `out` is replaced.
 
     Raises:
@@ -450,6 +453,7 @@ def report_folders(
         out=out,
         validation=validation,
         object_threshold=object_threshold,
+        paper=paper,
         overwrite=overwrite,
     )
 

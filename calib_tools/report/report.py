@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from calib_components.errors import InputError, writing
@@ -17,6 +17,7 @@ from calib_tools.report.comparison import (
 from calib_tools.report.conclusion import conclude
 from calib_tools.report.data import Context, Results
 from calib_tools.report.objects import objects_section
+from calib_tools.report.paper import paper_files
 from calib_tools.report.quality import limits_section, quality_section
 from calib_tools.report.raters import members_section, raters_section
 from calib_tools.report.readers import read_evaluations
@@ -55,6 +56,7 @@ def report_folders(
     out: Path = Path("report"),
     validation: Path | None = None,
     object_threshold: str = "f1",
+    paper: bool = False,
     overwrite: bool = False,
 ) -> None:
     """See `calib_tools.commands.report_folders`."""
@@ -76,7 +78,8 @@ def report_folders(
     sections = [section for make in SECTIONS if (section := make(context))]
     run = {"folders": folders, "validation": validation}
     folder = OutputFolder(out, run, overwrite=overwrite)
-    write_report(name_question(results), conclude(context), notices, sections, folder)
+    further = paper_files(results) if paper else {}
+    write_report(name_question(results), conclude(context), notices, sections, folder, further)
 
 
 def name_question(results: Results) -> str:
@@ -103,15 +106,17 @@ def write_report(
     notes: Sequence[str],
     sections: Sequence[Section],
     out: OutputFolder,
+    further: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Write the files of a report, the page last, and print what it answers and where it is.
+    """Write the files of a report, and further ones, the page last, and print what it answers and
+    where it is.
 
     Files of an earlier report are replaced, and removed where the new one lacks them.
 
     Raises:
         InputError: See `OutputFolder.claim`.
     """
-    files = {}
+    files = dict(further or {})
     for section in sections:
         for picture in section.pictures:
             files[f"{picture.name.replace('/', '_')}.png"] = picture.png

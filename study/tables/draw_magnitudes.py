@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for a clone that
 from calib_components.errors import writing
 from calib_tools.cli import run
 from calib_workflows.pages.slices import COLORS
-from study.tables.fill_tables import RESULTS, ROOT, TABLE1, label_of
+from study.tables.fill_tables import RESULTS, ROOT, TABLE1, label_of, of_common_folds
 
 BLUE = f"#{COLORS[3]}"
 
@@ -25,7 +25,7 @@ def magnitudes() -> pd.DataFrame:
     """Return the mean magnitude over patients of the logit of the true class, `own`, and of the
     other classes, `others`, by loss and true class.
     """
-    table = pd.read_csv(RESULTS / "abdomen" / "authors" / "magnitudes.csv")
+    table = of_common_folds(pd.read_csv(RESULTS / "abdomen" / "authors" / "magnitudes.csv"))
     classes = [*table["true_class"].unique()]
     means = table[table["voxels"] > 0].groupby(["method", "true_class"], sort=False)[classes].mean()
     own = pd.Series({(loss, name): means.loc[(loss, name), name] for loss, name in means.index})

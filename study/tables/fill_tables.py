@@ -169,13 +169,23 @@ def results(kind: str) -> pd.DataFrame:
 
 def _read(file: Path, folder: str, home: str) -> pd.DataFrame:
     """Return a table of a folder, whose own test set is called as in TITLES."""
-    table = pd.read_csv(file, dtype={"test_set": object}).copy()
+    table = of_common_folds(pd.read_csv(file, dtype={"test_set": object})).copy()
     if file.name.startswith("cases"):
         table = _with_means(table)
     table["method"] += table["temperature"].map({"with": "+T"}).fillna("")
     test_set = table.get("test_set", pd.Series(index=table.index, dtype=object))
     names = f"{home}_" + test_set if folder in OTHERS else test_set
     return table.assign(test_set=names.fillna(home))
+
+
+def of_common_folds(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the folds that all methods have, so that all are compared on the same
+    patients while networks of a fold are still in training.
+    """
+    if "fold" not in table:
+        return table
+    methods = table.groupby("fold")["method"].transform("nunique")
+    return table[methods == table["method"].nunique()]
 
 
 def _with_means(cases: pd.DataFrame) -> pd.DataFrame:
