@@ -48,26 +48,31 @@ def read_weights(file: str | os.PathLike) -> dict[str, torch.Tensor]:
     check_weights_file(file)
     with reading(file, "trained weights"):
         weights = _read_tensors(file)
-        if not isinstance(weights, dict):
-            raise ValueError("it holds no weights by name, as a state_dict has them")
-        if {"network", "optimizer"} <= weights.keys():
-            raise ValueError("it is the state of a training; use model.pt beside it")
-        if isinstance(weights.get("state_dict"), Mapping):
-            raise ValueError("weights are in its entry state_dict: save this entry alone")
-        if weights and all(name.startswith("module.") for name in weights):
-            raise ValueError(
-                "its names begin with module., those of DataParallel: save network.module"
-            )
-        if old := [name for name in RETIRED if name in weights]:
-            raise ValueError(
-                f"they have a calibrator that only version 0.4 knows, {old[0]}. Take later weights"
-                " of the bundle; from your own, remove this entry (and class_scale), and calibrate"
-                " them again"
-            )
+        if flaw := _flaw_of(weights):
+            raise ValueError(flaw)
         for name, values in weights.items():
             if not torch.as_tensor(values).isfinite().all():
                 raise ValueError(f"values of {name} are NaN or infinite")
         return weights
+
+
+def _flaw_of(weights: Any) -> str:
+    """Say why the content of a file is no state dict of this version; nothing if it may be."""
+    if not isinstance(weights, dict):
+        return "it holds no weights by name, as a state_dict has them"
+    if {"network", "optimizer"} <= weights.keys():
+        return "it is the state of a training; use model.pt beside it"
+    if isinstance(weights.get("state_dict"), Mapping):
+        return "weights are in its entry state_dict: save this entry alone"
+    if weights and all(name.startswith("module.") for name in weights):
+        return "its names begin with module., those of DataParallel: save network.module"
+    if old := [name for name in RETIRED if name in weights]:
+        return (
+            f"they have a calibrator that only version 0.4 knows, {old[0]}. Take later weights of"
+            " the bundle; from your own, remove this entry (and class_scale), and calibrate them"
+            " again"
+        )
+    return ""
 
 
 def check_weights_file(file: str | os.PathLike) -> None:

@@ -180,20 +180,61 @@ class _Voxels:
         self.files, self.shape, self.ndim = files, shape, len(shape)
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
-        import highdicom
-        from pydicom.pixels import apply_modality_lut
-
         if len(self.files) < self.shape[2]:  # one file of all frames
             with reading(self.files[0], "its frames"):
-                image = highdicom.imread(self.files[0])
-                volume = image.get_volume(dtype=np.float32, apply_presentation_lut=False)
+                volume = _frames(self.files[0]).get_volume(
+                    dtype=np.float32,
+                    apply_real_world_transform=False,  # which has another unit
+                    apply_presentation_lut=False,
+                )
                 return volume.array.transpose(2, 1, 0)
         values = np.empty(self.shape, np.float32)
         for index, file in enumerate(self.files):
             with reading(file, "its pixels"):
-                slice_ = _read(file)
-                values[..., index] = apply_modality_lut(slice_.pixel_array, slice_).T
+                values[..., index] = _rescaled(_read(file)).T
         return values
+
+
+def _rescaled(header: Dataset) -> np.ndarray:
+    """Return the pixels of a file in the unit of its rescale slope and intercept, one of which it
+    may lack.
+    """
+    from pydicom.pixels import apply_modality_lut
+
+    if any(name in header for name in RESCALED_BY):
+        for name, value in zip(RESCALED_BY, (1, 0), strict=True):
+            header.setdefault(name, value)
+    return apply_modality_lut(header.pixel_array, header)
+
+
+def _frames(file: Path) -> Any:
+    """Return the image of a file with several frames."""
+    import highdicom
+
+    with open(file, "rb") as opened:
+        is_bare = not opened.read(132).endswith(b"DICM")
+    if is_bare:  # which imread refuses
+        return highdicom.Image.from_dataset(_read(file), copy=False)
+    return highdicom.imread(file, lazy_frame_retrieval=True)
+
+
+def check_decoder(file: str | os.PathLike) -> None:
+    """Raise `InputError` if the pixels of a series are compressed, and no package here decodes
+    them.
+    """
+    from pydicom.pixels import pixel_array
+
+    (header, *_) = _headers_beside(Path(file)).values()
+    syntax = header.file_meta.TransferSyntaxUID
+    if not syntax.is_compressed:
+        return
+    try:
+        pixel_array(file, index=0)
+    except Exception as error:  # of several kinds
+        raise InputError(
+            f"{file}: no package here decodes {syntax.name}. Install one, pip install python-gdcm, or"
+            " convert it with dcm2niix."
+        ) from error
 
 
 class Segment(NamedTuple):
@@ -419,11 +460,8 @@ def _in_order(
 
 def _frames_in_order(file: Path, title: str) -> tuple[np.ndarray, tuple[int, ...]]:
     """Return affine and shape of the frames of one file, see `_in_order`."""
-    import highdicom
-
     with reading(file, "a DICOM image"):
-        image = highdicom.imread(file, lazy_frame_retrieval=True)
-        geometry = image.get_volume_geometry(allow_duplicate_positions=False)
+        geometry = _frames(file).get_volume_geometry(allow_duplicate_positions=False)
     if geometry is None:
         raise InputError(f"{title}: its frames make no volume. Convert it with dcm2niix.")
     return geometry.affine[:, [2, 1, 0, 3]], geometry.spatial_shape[::-1]
@@ -445,24 +483,31 @@ def _flaw_of_headers(series: Mapping[Path, Dataset]) -> str:
     """Say why files are no image, or no whole one; nothing if they may be."""
     for file, header in series.items():
         with reading(file, "a DICOM image"):
-            for find_flaw in (_flaw_of_kind, _flaw_of_pixels, _flaw_of_place):
+            for find_flaw in (_flaw_of_kind, _flaw_of_pixels, _flaw_of_values, _flaw_of_place):
                 if flaw := find_flaw(header, file):
                     return flaw
+    return _flaw_of_files([*series.values()])
+
+
+def _flaw_of_files(headers: Sequence[Dataset]) -> str:
+    """Say why files together are no volume; nothing if they may be."""
+    if len(headers) > 1 and any(map(_has_frames, headers)):
+        return "several files with several frames each. Convert it with dcm2niix."
     for name in RESCALED_BY:
-        if len({name in header for header in series.values()}) > 1:
+        if len({name in header for header in headers}) > 1:
             return f"some slices have no {name}, and others have one. Export it again."
     for name in SHARED:
-        if len({str(header.get(name)) for header in series.values()}) > 1:
+        if len({str(header.get(name)) for header in headers}) > 1:
             return f"its slices differ in {name}. Export it again."
     return ""
 
 
 def _flaw_of_kind(header: Dataset, file: Path) -> str:
     """Say why a file is no image of a volume; nothing if it may be."""
-    is_image = any(name in header for name in PIXELS)
+    kind = header.SOPClassUID.name if "SOPClassUID" in header else ""
+    is_image = any(name in header for name in PIXELS) or kind.endswith("Image Storage")
     if not is_image or header.get("Modality") in NO_IMAGES:
-        kind = header.get("SOPClassUID")
-        return f"no image, but {kind.name if kind else header.get('Modality') or 'other data'}."
+        return f"no image, but {kind or header.get('Modality') or 'other data'}."
     if "LOCALIZER" in (header.get("ImageType") or ()):
         return "a localizer."
     return ""
@@ -475,14 +520,22 @@ def _flaw_of_pixels(header: Dataset, file: Path) -> str:
             return f"{file.name} has no {missing}. Export it again."
     if header.SamplesPerPixel != 1:
         return f"{file.name} has {header.SamplesPerPixel} samples a pixel, as colours."
-    slope = header.get("RescaleSlope", 1)
-    if slope in (None, "") or not np.isfinite(float(slope)) or float(slope) == 0:
-        return f"{file.name} has RescaleSlope {slope}. Export it again."
     syntax = header.file_meta.TransferSyntaxUID
     size = header.Rows * header.Columns * int(header.get("NumberOfFrames") or 1)
     is_plain = not (syntax.is_compressed or syntax.is_deflated)
     if is_plain and file.stat().st_size < size * header.BitsAllocated // 8:
         return f"{file.name} has not all of its pixels. Export it again."
+    return ""
+
+
+def _flaw_of_values(header: Dataset, file: Path) -> str:
+    """Say why the unit of pixels is not known; nothing if it may be."""
+    for name in RESCALED_BY:
+        value = header.get(name, 1)
+        if value in (None, "") or not np.isfinite(float(value)):
+            return f"{file.name} has {name} {value}. Export it again."
+    if header.get("RescaleSlope") == 0:
+        return f"{file.name} has RescaleSlope 0. Export it again."
     return ""
 
 

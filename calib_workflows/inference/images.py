@@ -25,6 +25,7 @@ from monai.utils import ensure_tuple
 
 from calib_components.errors import InputError, check_choice, check_writable, printable
 from calib_workflows.data.dicom import (
+    check_decoder,
     check_source,
     forget_headers,
     is_dicom,
@@ -51,6 +52,7 @@ log = logging.getLogger(__name__)
 MAPS = {"label": "seg", "uncertainty": "uncertainty", "probability": "probability"}
 # Maps of a DICOM series, which are DICOM SEG
 DICOM_MAPS = {"dicom": "seg.dcm", "dicom_probability": "probability.dcm"}
+MOST_NAMED = 3  # folders of a series
 # Labels, and maps that inference writes
 NOT_IMAGES = (*LABEL_SUFFIXES, "_probability", "_uncertainty")
 
@@ -282,10 +284,13 @@ class ImageFolder:
                 f" {self.path}."
             )
         suitable = [image for image in images if not self._flaw(image)]
-        if not suitable and len(images) == len(every):
-            raise InputError(self.left_out[0])
-        for flaw in dict.fromkeys(self.left_out):
+        flaws = [*dict.fromkeys(self.left_out)]
+        if not suitable and len(flaws) == 1 and len(images) == len(every):
+            raise InputError(flaws[0])
+        for flaw in flaws:
             log.warning("Left out: %s", flaw)
+        if not suitable and len(images) == len(every):
+            raise InputError(f"{self.path}: no image can be segmented, see above.")
         return suitable
 
     def _flaw(self, image: Image) -> str:
@@ -321,6 +326,8 @@ class ImageFolder:
                     f"{file} does not exist. Each channel of {image.name} needs a file."
                 )
         self._check_shapes(image)
+        if is_series:
+            check_decoder(image.files[0])
         if writes_dicom:
             check_source(image.files[0])
 
@@ -421,7 +428,8 @@ def _divided_series(images: Sequence[Image]) -> dict[Image, str]:
             places[series_uid(image.files[0])].append(image)
     flaws = {}
     for parts in places.values():
-        folders = ", ".join(str(image.files[0].parent) for image in parts)
+        folders = ", ".join(str(image.files[0].parent) for image in parts[:MOST_NAMED])
+        folders += ", ..." if len(parts) > MOST_NAMED else ""
         for image in parts if len(parts) > 1 else ():
             flaws[image] = (
                 f"series {image.name} lies in several folders: {folders}. Put its files into one,"

@@ -17,11 +17,18 @@ from pydicom.data import get_testdata_file
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileMetaDataset
 from pydicom.tag import Tag
-from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, RLELossless, generate_uid
 from scipy import spatial
 
 from calib_components.errors import InputError
-from calib_workflows.data.dicom import TO_RAS, Segment, check_source, write_segmentation
+from calib_workflows.data.dicom import (
+    TO_RAS,
+    Segment,
+    check_decoder,
+    check_source,
+    forget_headers,
+    write_segmentation,
+)
 from calib_workflows.data.nifti import open_nifti, read_values
 from calib_workflows.data.transforms import LoadVolumed
 from calib_workflows.inference import find_images
@@ -263,6 +270,82 @@ def test_what_a_segmentation_cannot_copy_is_found_before(
     assert open_nifti(folder / "IM000").shape == (6, 7, 5)
     with pytest.raises(InputError, match="IM000: cannot read what a DICOM SEG copies of it"):
         check_source(folder / "IM000")
+
+
+@pytest.mark.parametrize(("name", "other"), [("RescaleSlope", 2), ("RescaleIntercept", -1000)])
+def test_one_of_slope_and_intercept_is_enough(name: str, other: int, tmp_path: Path) -> None:
+    volume = volume_of(0)
+    folder = save_series(tmp_path / "scan", volume, AFFINES["straight"])
+    for file in folder.iterdir():
+        header = pydicom.dcmread(file)
+        delattr(header, {"RescaleSlope", "RescaleIntercept"}.difference([name]).pop())
+        header.save_as(file)
+    stored = (volume + 1000) / 2
+    expected = stored * other if name == "RescaleSlope" else stored + other
+    check_same(open_nifti(folder / "IM000"), expected, AFFINES["straight"])
+    found = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder)))
+    assert sitk.GetArrayFromImage(found).mean() == pytest.approx(expected.mean())
+
+
+def save_frames(folder: Path, volume: np.ndarray, affine: np.ndarray) -> pydicom.Dataset:
+    """Return a series as one file of all frames."""
+    slices = [pydicom.dcmread(file) for file in save_series(folder, volume, affine).iterdir()]
+    shutil.rmtree(folder)
+    folder.mkdir()
+    make = highdicom.legacy.LegacyConvertedEnhancedMRImage
+    return make(slices, generate_uid(), 3, generate_uid(), 1)
+
+
+def test_frames_without_preamble(tmp_path: Path) -> None:
+    volume, affine = volume_of(3), AFFINES["oblique"]
+    frames = save_frames(tmp_path / "scan", volume, affine)
+    frames.file_meta, frames.preamble = FileMetaDataset(), None
+    options = {"implicit_vr": True, "little_endian": True, "enforce_file_format": False}
+    frames.save_as(tmp_path / "scan" / "IM0", **options)
+    check_same(open_nifti(tmp_path / "scan" / "IM0"), volume, affine)
+    check_source(tmp_path / "scan" / "IM0")
+
+
+def test_values_of_frames_are_those_of_slope_and_intercept(tmp_path: Path) -> None:
+    volume, affine = volume_of(4), AFFINES["oblique"]
+    frames = save_frames(tmp_path / "scan", volume, affine)
+    other = pydicom.Dataset()  # as scanners of Philips add, in another unit
+    other.RealWorldValueFirstValueMapped, other.RealWorldValueLastValueMapped = 0, 4000
+    other.RealWorldValueSlope, other.RealWorldValueIntercept = 0.001, 0.0
+    other.LUTExplanation, other.LUTLabel = "other", "OTHER"
+    other.MeasurementUnitsCodeSequence = [highdicom.sr.CodedConcept("1", "UCUM", "no units")]
+    shared = frames.SharedFunctionalGroupsSequence[0]
+    shared.RealWorldValueMappingSequence = [other]
+    frames.save_as(tmp_path / "scan" / "IM0")
+    check_same(open_nifti(tmp_path / "scan" / "IM0"), volume, affine)
+
+
+def test_frames_in_two_files_are_refused(tmp_path: Path) -> None:
+    frames = save_frames(tmp_path / "scan", volume_of(0), AFFINES["oblique"])
+    for name in ("A", "B"):
+        frames.save_as(tmp_path / "scan" / name)
+    with pytest.raises(InputError, match=r"several files with several frames each"):
+        open_nifti(tmp_path / "scan" / "A")
+
+
+def test_a_compression_that_nothing_decodes_is_named_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_series(tmp_path / "scan", volume_of(0), AFFINES["straight"])
+    check_decoder(folder / "IM000")
+    for file in folder.iterdir():
+        header = pydicom.dcmread(file)
+        header.compress(RLELossless)
+        header.save_as(file)
+    forget_headers()
+    check_decoder(folder / "IM000")
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(pydicom.pixels, "pixel_array", fail)
+    with pytest.raises(InputError, match=r"decodes RLE Lossless.*pip install python-gdcm"):
+        check_decoder(folder / "IM000")
 
 
 def test_damaged_files_and_slices_without_a_place_are_refused(tmp_path: Path) -> None:
