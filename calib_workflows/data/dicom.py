@@ -232,8 +232,8 @@ def check_decoder(file: str | os.PathLike) -> None:
         pixel_array(file, index=0)
     except Exception as error:  # of several kinds
         raise InputError(
-            f"{file}: no package here decodes {syntax.name}. Install one, pip install python-gdcm, or"
-            " convert it with dcm2niix."
+            f"{file}: no package here decodes {syntax.name}. Install one, pip install"
+            " python-gdcm, or convert it with dcm2niix."
         ) from error
 
 
