@@ -25,7 +25,7 @@ from calib_components.posthoc.comparison import NONE, REGIONS
 from calib_components.posthoc.network import BASELINE, CASES
 from calib_components.quality.reference import LIMIT_PATIENTS
 from calib_workflows.cases import NetworkCases
-from calib_workflows.data.facts import IGNORED, Facts, facts_beside
+from calib_workflows.data.facts import Facts, facts_beside
 from calib_workflows.fit import (
     CHOICES,
     COMPARISON,
@@ -160,7 +160,6 @@ class Calibration:
                 self.structures,
                 self.calibrator,
                 self.region,
-                IGNORED,
                 baseline=baseline.calibrator,
             )
             self._log(fit, is_own)

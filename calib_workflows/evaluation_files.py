@@ -152,8 +152,8 @@ class Evaluation:
         table = _in_order(_read_table(folder / "cases.csv"), summary, folder / "cases.csv")
         _check_means(table, summary, folder / "cases.csv")
         parts = {}
-        for name, rows in summary["rows"].items():
-            file = folder / f"{name}.csv"
+        for name in filter(summary["rows"].__contains__, PARTS):
+            file, rows = folder / f"{name}.csv", summary["rows"][name]
             parts[name] = _read_table(file)
             if len(parts[name]) != rows:
                 raise InputError(

@@ -22,6 +22,7 @@ from calib_components.posthoc import KINDS, Calibrator, Estimate, LeftOut, Tempe
 from calib_components.posthoc.comparison import CANDIDATES, NONE, TEXTS, ScanErrors
 from calib_components.quality import Reference
 from calib_workflows.cases import Cases, LabelledCase, check_background, count_agreement
+from calib_workflows.data.facts import IGNORED
 from calib_workflows.inference.crops import cut
 
 CHOICES = (NONE, *KINDS)  # of a calibrator; without a choice, the advised one
@@ -90,7 +91,6 @@ def fit_calibrator(
     structures: Mapping[str, Sequence[int]],
     choice: str | None = None,
     region: Any = "all",
-    ignore_index: int | None = None,
     baseline: Calibrator | None = None,
 ) -> Fit:
     """Fit calibrators to cases with a softmax, compare them on patients that are left out, and
@@ -101,14 +101,13 @@ def fit_calibrator(
         structures: Class indices of the structures, by name.
         choice: Name of the calibrator, one of `CHOICES`; None for the advised.
         region: The voxels to fit.
-        ignore_index: Label of voxels to leave out.
         baseline: The calibrator that the network has, which none keeps; None for none.
     """
     kinds = dict.fromkeys([*CANDIDATES, KINDS[choice]] if choice in KINDS else CANDIDATES)
-    fits = [kind(region, ignore_index) for kind in kinds]
+    fits = [kind(region, IGNORED) for kind in kinds]
     estimates, failed = fit_to_cases(cases, fits, choice)
     fitted = [fit for fit in fits if fit.name in estimates]
-    compared = LeftOut(fitted, structures, ignore_index, baseline)
+    compared = LeftOut(fitted, structures, IGNORED, baseline)
     compared.skipped.update(failed)
     if choice in compared.skipped and choice not in compared.fits:
         raise InputError(compared.skipped[choice])

@@ -196,14 +196,22 @@ def check_tensors(
     index_shape = (len(y_pred), 1, *y_pred.shape[2:])
     if y.shape == (len(y_pred), *y_pred.shape[2:]):
         y = y.unsqueeze(1)
-    if y.shape != y_pred.shape and (sigmoid or y.shape != index_shape):
-        expected = f"{index_shape} (class index) or {tuple(y_pred.shape)} (one-hot)"
-        if sigmoid:
-            expected = f"{tuple(y_pred.shape)} (0 or 1 in each channel)"
-        raise InputError(
-            f"y must have shape {expected} to match {name}, (B, N, *S), got {tuple(y.shape)}."
-        )
+    _check_shape(y, y_pred.shape, None if sigmoid else index_shape, name)
     return y_pred, y
+
+
+def _check_shape(
+    y: torch.Tensor, shape: torch.Size, index_shape: tuple[int, ...] | None, name: str
+) -> None:
+    """Raise `InputError` unless a ground truth has a shape or, of a softmax, that of indices."""
+    if y.shape in (shape, index_shape):
+        return
+    expected = f"{index_shape} (class index) or {tuple(shape)} (one-hot)"
+    if index_shape is None:
+        expected = f"{tuple(shape)} (0 or 1 in each channel)"
+    raise InputError(
+        f"y must have shape {expected} to match {name}, (B, N, *S), got {tuple(y.shape)}."
+    )
 
 
 def read_voxels(

@@ -69,7 +69,7 @@ def fit_saved(
         (estimate,) = fit_to_cases(cases, fits)[0].values()
         print(*describe_estimate(estimate, region), sep="\n")
         return fits[0].with_state(fits[0].state()), estimate, ""
-    fit = fit_calibrator(cases, classes.structures, choice, region, IGNORED)
+    fit = fit_calibrator(cases, classes.structures, choice, region)
     print(*describe_fit(fit, region, choice is not None), sep="\n")
     return fit.calibrator, fit.estimate, comparison_table(fit.compared)
 
