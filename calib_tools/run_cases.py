@@ -56,8 +56,8 @@ def run_shares(
     if len(failed) < number:
         print(images.write_table())  # of all shares
     end(f"{number - len(failed)} of {number} shares are finished", failed)
+    print(images.outcome())
     if images.left_out:
-        print(f"{len(images.left_out)} images were left out, see above")
         sys.exit(LEFT_OUT)
 
 

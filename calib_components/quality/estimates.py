@@ -184,9 +184,9 @@ ESTIMATES = (
     ),
     QualityColumn(
         "expected_volume_ml",
-        "volume, ml",
+        "expected volume, ml",
         lambda s: s.voxel_ml * s.estimate.expected_voxels,
-        ".3g",
+        ".4g",
         limits=("volume_low_ml", "volume_high_ml"),
     ),
     QualityColumn(

@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 from nibabel import Nifti1Image
@@ -32,7 +32,7 @@ SUFFIX = ".dcm"
 DIRECTORY = "DICOMDIR"
 NO_IMAGES = ("SEG", "RTSTRUCT", "RTDOSE")  # modalities whose pixels are no grey values
 NAMED_BY = ("PatientID", "StudyDate", "SeriesNumber")
-LONGEST = 100  # characters of a name
+LONGEST = 100  # bytes of a name
 # What says where a slice lies, and of how many values each is
 PLACED_BY = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
 PIXELS = (  # what every image says of its pixels
@@ -40,11 +40,13 @@ PIXELS = (  # what every image says of its pixels
     "PhotometricInterpretation",
 )
 RESCALED_BY = ("RescaleSlope", "RescaleIntercept")
-SHARED = ("PatientID", "StudyInstanceUID")  # by all slices of a volume
+SCALED_BY = (*RESCALED_BY, "ModalityLUTSequence")
+# By all slices of a volume
+SHARED = ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID", "EchoTime")
 REFERRED_BY = ("SOPInstanceUID", "SOPClassUID", "StudyInstanceUID")  # DICOM SEG names its images
 # Of the headers of a folder, whose others would take 100 kB a slice
 KEPT = [
-    *(*NAMED_BY, *PIXELS, *PLACED_BY, *RESCALED_BY, *REFERRED_BY, "SeriesInstanceUID"),
+    *(*NAMED_BY, *PIXELS, *PLACED_BY, *SCALED_BY, *REFERRED_BY, *SHARED, "SeriesInstanceUID"),
     *("Modality", "ImageType", "NumberOfFrames", "SpacingBetweenSlices", "SliceThickness"),
 ]
 # What DICOM SEG copies of its images, and they may lack
@@ -54,6 +56,7 @@ COPIED = (
 )
 TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # from DICOM's axes to those of NIfTI
 SAME_PLACE = 1e-3  # mm between slices that lie at the same place
+ASKEW = 1e-3  # cosine of the angle of rows and columns, which headers round
 OFF_PLACE = 0.1  # of the smallest side of a voxel: how far a slice may lie from its place
 
 
@@ -61,6 +64,8 @@ def is_dicom(file: str | os.PathLike) -> bool:
     """Return whether a file is DICOM, by its first bytes or its ending."""
     file = Path(file)
     if file.name.lower().endswith(NIFTI) or not file.is_file():  # opens no file of a NIfTI folder
+        return False
+    if not os.access(file, os.R_OK):
         return False
     with open(file, "rb") as opened:
         start = opened.read(132)
@@ -102,7 +107,7 @@ def _series_in(folder: Path, changed: int) -> dict[str, dict[Path, Dataset]]:
         is_directory = file.name.upper().split(";")[0] == DIRECTORY  # ";1" on old discs
         if file.name.startswith(".") or is_directory or not is_dicom(file):
             continue
-        header = _read(file, stop_before_pixels=True, specific_tags=KEPT)
+        header = _read_header(file)
         series[str(header.get("SeriesInstanceUID") or file)][file] = header
     return series
 
@@ -113,23 +118,32 @@ def series_uid(file: str | os.PathLike) -> str:
     return str(header.get("SeriesInstanceUID") or file)
 
 
+def _read_header(file: Path) -> Dataset:
+    """Return what is kept of a header; `bytes_after` says how many bytes of pixels follow."""
+    with open(file, "rb") as opened:
+        header = _read(file, opened, stop_before_pixels=True, specific_tags=KEPT)
+        header.bytes_after = file.stat().st_size - opened.tell()
+    return header
+
+
 def _has_frames(header: Dataset) -> bool:
     return int(header.get("NumberOfFrames") or 1) > 1
 
 
 def series_name(file: str | os.PathLike) -> str:
     """Return the name of the image that a series is."""
-    return _names.get(series_uid(file)) or _plain_name(file)
+    return _names.get(series_uid(file)) or plain_name(file)
 
 
 _names: dict[str, str] = {}  # of series that others are called like
 
 
-def _plain_name(file: str | os.PathLike) -> str:
+def plain_name(file: str | os.PathLike) -> str:
+    """Return the name of a series, which another one may have as well."""
     (header, *_) = _headers_beside(Path(file)).values()
     words = [str(header.get(name) or "") for name in NAMED_BY]
     name = re.sub(r"[^\w.-]+", "-", "_".join(filter(None, words))).strip(".-_")
-    return name[:LONGEST] or Path(file).stem
+    return name.encode()[:LONGEST].decode(errors="ignore") or Path(file).stem
 
 
 def forget_headers() -> None:
@@ -146,7 +160,7 @@ def tell_apart(files: Iterable[Path]) -> None:
     _names.clear()
     alike: dict[str, list[str]] = defaultdict(list)
     for file in files:
-        alike[_plain_name(file)].append(series_uid(file))
+        alike[plain_name(file)].append(series_uid(file))
     for name, series in alike.items():
         for uid in series if len({*series}) > 1 else ():
             _names[uid] = f"{name}_{hashlib.sha256(uid.encode()).hexdigest()[:6]}"
@@ -257,18 +271,25 @@ class Segment(NamedTuple):
 
 def check_source(file: str | os.PathLike) -> None:
     """Raise `InputError` if no DICOM SEG could be written of a series, by a trial."""
-    for place, header in _headers_beside(Path(file)).items():
+    series = _headers_beside(Path(file))
+    for place, header in series.items():
         for name in REFERRED_BY:
             if not header.get(name):
                 raise InputError(f"{place} has no {name}, to which a DICOM SEG refers.")
-    files, affine, shape = _in_order(_headers_beside(Path(file)))
+    if len({header.SOPInstanceUID for header in series.values()}) < len(series):
+        raise InputError(f"{file}: slices of its series have one SOPInstanceUID. Export it again.")
+    files, affine, shape = _in_order(series)
     mask = np.ones((1, *shape[:2], 1), bool)  # of one slice
     with reading(files[0], "what a DICOM SEG copies of it"):
         _segmentation(files[:1], affine, mask, [Segment("any", "000000")]).save_as(BytesIO())
 
 
 def write_segmentation(
-    file: Path, masks: np.ndarray, segments: Sequence[Segment], image: str | os.PathLike
+    file: Path,
+    masks: np.ndarray,
+    segments: Sequence[Segment],
+    image: str | os.PathLike,
+    stamp: str = "",
 ) -> None:
     """Write masks of the structures of a series as DICOM SEG.
 
@@ -281,13 +302,18 @@ def write_segmentation(
             are stored in steps of 1/255.
         segments: The structures.
         image: Path of the series.
+        stamp: What tells the weights, which goes beside the version of the software.
     """
     files, affine, _ = _in_order(_headers_beside(Path(image)))
-    _segmentation(files, affine, masks, segments).save_as(file)
+    _segmentation(files, affine, masks, segments, stamp).save_as(file)
 
 
 def _segmentation(
-    files: Sequence[Path], affine: np.ndarray, masks: np.ndarray, segments: Sequence[Segment]
+    files: Sequence[Path],
+    affine: np.ndarray,
+    masks: np.ndarray,
+    segments: Sequence[Segment],
+    stamp: str = "",
 ) -> Any:
     """Return the DICOM SEG of masks, see `write_segmentation`, of files in order."""
     import highdicom
@@ -299,7 +325,8 @@ def _segmentation(
     headers, frame = [_read(each, stop_before_pixels=True) for each in files], highdicom.UID()
     for header in headers:
         _complete(header, headers[0], frame, thickness)
-    product, version = calib_components.__name__, calib_components.__version__
+    product = calib_components.__name__
+    version = ", ".join(filter(None, [calib_components.__version__, stamp]))
     is_binary = masks.dtype == bool
     volume = highdicom.Volume(
         (masks.astype(np.uint8) if is_binary else masks).transpose(3, 2, 1, 0),
@@ -312,7 +339,7 @@ def _segmentation(
         headers,
         volume,
         "BINARY" if is_binary else "FRACTIONAL",
-        [_describe(number, segment) for number, segment in enumerate(segments, 1)],
+        [_describe(number, segment, version) for number, segment in enumerate(segments, 1)],
         series_instance_uid=highdicom.UID(),
         series_number=_series_number(headers[0], is_binary),
         sop_instance_uid=highdicom.UID(),
@@ -329,8 +356,8 @@ def _segmentation(
     return seg
 
 
-def _describe(number: int, segment: Segment) -> Any:
-    """Return the description of a segment."""
+def _describe(number: int, segment: Segment, version: str) -> Any:
+    """Return the description of a segment, which software of a version made."""
     import highdicom
     from pydicom.sr.codedict import codes
 
@@ -351,9 +378,7 @@ def _describe(number: int, segment: Segment) -> Any:
         segmented_property_type=kind,
         algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=highdicom.AlgorithmIdentificationSequence(
-            calib_components.__name__,
-            codes.DCM.ArtificialIntelligence,
-            calib_components.__version__,
+            calib_components.__name__, codes.DCM.ArtificialIntelligence, version
         ),
         display_color=highdicom.color.CIELabColor.from_rgb(*rgb),
     )
@@ -400,8 +425,8 @@ def _complete(header: Dataset, first: Dataset, frame: str, thickness: float) -> 
             setattr(header, name, "")
 
 
-def _read(file: Path, **options: Any) -> Dataset:
-    """Read a file, with the options of pydicom."""
+def _read(file: Path, opened: BinaryIO | None = None, **options: Any) -> Dataset:
+    """Read a file, which may be open, with the options of pydicom."""
     try:
         import highdicom  # noqa: F401
         from pydicom import dcmread
@@ -409,7 +434,7 @@ def _read(file: Path, **options: Any) -> Dataset:
     except ImportError as error:
         raise InputError(f"{file} is DICOM. Install highdicom: pip install highdicom.") from error
     with reading(file, "a DICOM file"):
-        dataset = dcmread(file, force=True, **options)
+        dataset = dcmread(opened or file, force=True, **options)
         if "TransferSyntaxUID" not in dataset.file_meta:  # of a file without preamble
             is_implicit, _ = dataset.original_encoding
             syntax = ImplicitVRLittleEndian if is_implicit else ExplicitVRLittleEndian
@@ -450,6 +475,8 @@ def _in_order(
     spacing = _spacing(headers[0], offsets[order])
     expected = positions[order[0]] + np.outer(np.arange(len(files)), spacing * normal)
     errors = np.linalg.norm(positions[order] - expected, axis=1)
+    if abs(along[0] @ along[1]) > ASKEW:
+        raise InputError(f"{title}: its rows and columns are not at right angles.")
     if flaw := _flaw(grids, offsets[order], errors):
         raise InputError(f"{title}: {flaw}")
     turn = np.stack([*along, normal], axis=1)
@@ -493,12 +520,12 @@ def _flaw_of_files(headers: Sequence[Dataset]) -> str:
     """Say why files together are no volume; nothing if they may be."""
     if len(headers) > 1 and any(map(_has_frames, headers)):
         return "several files with several frames each. Convert it with dcm2niix."
-    for name in RESCALED_BY:
+    for name in SCALED_BY:
         if len({name in header for header in headers}) > 1:
             return f"some slices have no {name}, and others have one. Export it again."
     for name in SHARED:
         if len({str(header.get(name)) for header in headers}) > 1:
-            return f"its slices differ in {name}. Export it again."
+            return f"its slices differ in {name}, as of two images. Convert it with dcm2niix."
     return ""
 
 
@@ -508,7 +535,7 @@ def _flaw_of_kind(header: Dataset, file: Path) -> str:
     is_image = any(name in header for name in PIXELS) or kind.endswith("Image Storage")
     if not is_image or header.get("Modality") in NO_IMAGES:
         return f"no image, but {kind or header.get('Modality') or 'other data'}."
-    if "LOCALIZER" in (header.get("ImageType") or ()):
+    if "LOCALIZER" in str(header.get("ImageType")).upper():
         return "a localizer."
     return ""
 
@@ -523,7 +550,7 @@ def _flaw_of_pixels(header: Dataset, file: Path) -> str:
     syntax = header.file_meta.TransferSyntaxUID
     size = header.Rows * header.Columns * int(header.get("NumberOfFrames") or 1)
     is_plain = not (syntax.is_compressed or syntax.is_deflated)
-    if is_plain and file.stat().st_size < size * header.BitsAllocated // 8:
+    if is_plain and header.bytes_after < size * header.BitsAllocated // 8:
         return f"{file.name} has not all of its pixels. Export it again."
     return ""
 

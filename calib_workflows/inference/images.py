@@ -25,11 +25,13 @@ from monai.utils import ensure_tuple
 
 from calib_components.errors import InputError, check_choice, check_writable, printable
 from calib_workflows.data.dicom import (
+    SUFFIX,
     check_decoder,
     check_source,
     forget_headers,
     is_dicom,
     patient_id,
+    plain_name,
     series_name,
     series_of,
     series_uid,
@@ -37,6 +39,7 @@ from calib_workflows.data.dicom import (
 )
 from calib_workflows.data.files import (
     LABEL_SUFFIXES,
+    NIFTI,
     files_below,
     find_cases,
     patients_of,
@@ -99,7 +102,20 @@ def _images_below(folder: Path, file_suffixes: Sequence[str]) -> list[Image]:
     series = [file for file in files if _is_series(file)]
     tell_apart(series)
     images = [_image_of_series(file) for file in series]
+    images += [Image(file.name, (file,)) for file in _unread(files, series)]
     return sorted([*images, *_images(files, file_suffixes)], key=operator.attrgetter("files"))
+
+
+def _unread(files: Iterable[Path], series: Iterable[Path]) -> list[Path]:
+    """Return files that may be slices: they cannot be read, or are empty beside a series."""
+    folders = {file.parent for file in series}
+    return [
+        file
+        for file in files
+        if file.is_file()
+        and not split_name(file.name).ending
+        and (not os.access(file, os.R_OK) or (file.parent in folders and not file.stat().st_size))
+    ]
 
 
 def _images(files: Iterable[Path], file_suffixes: Sequence[str]) -> list[Image]:
@@ -118,8 +134,8 @@ def _images(files: Iterable[Path], file_suffixes: Sequence[str]) -> list[Image]:
 
 
 def _is_label(file: Path, file_suffixes: Sequence[str] = ()) -> bool:
-    """Return whether a NIfTI file is called like a label or a map."""
-    name = split_name(file.name, {*NOT_IMAGES, *file_suffixes})
+    """Return whether a file is called like a label or a map."""
+    name = split_name(file.name, {*NOT_IMAGES, *file_suffixes}, (*NIFTI, SUFFIX))
     return name.ending != "" and name.suffix.lower() in NOT_IMAGES
 
 
@@ -266,6 +282,7 @@ class ImageFolder:
             log.info("%d images are phases, along the fourth axis of a file", phases)
         check_writable("output_dir", self.output_dir)
         self._check_results(suitable, every)
+        self._check_renamed(suitable)
 
     def find(self) -> list[Image]:
         """Find the images of all shards, with each phase as an image."""
@@ -356,6 +373,26 @@ class ImageFolder:
                 " continue a run."
             )
 
+    def _check_renamed(self, images: Sequence[Image]) -> None:
+        """Say which DICOM series are those of one name, and refuse to keep results that a series
+        has under another name, from before there were several or one.
+        """
+        alike: dict[str, list[Image]] = defaultdict(list)
+        for image in images:
+            if is_dicom(image.files[0]):
+                alike[plain_name(image.files[0])].append(image)
+        for name, series in alike.items():
+            if len(series) > 1:
+                places = (f"{image.name} is {image.files[0].parent}" for image in series)
+                log.warning("Series called %s: %s", name, ", ".join(places))
+        scans = {Path(file).stem for file in self.output.files() if file.endswith(".json")}
+        for scan in sorted(scans - {image.name for image in images}):
+            if re.sub("_[0-9a-f]{6}$", "", scan) in alike and not self.overwrite:
+                raise InputError(
+                    f"{self.output_dir} holds results of {scan}, whose series has another name"
+                    " now. Pass --overwrite true to segment all again."
+                )
+
     def write_table(self) -> str:
         """Write the table and the page of the quality of all scans that the run recorded in the
         output folder, release it, and return how many to check.
@@ -372,13 +409,19 @@ class ImageFolder:
         return text
 
     def finish(self) -> None:
-        """Write the table, see `write_table`; if images were left out, say so and end the process
-        with status 3.
+        """Write the table, see `write_table`, and say how many images are segmented; if others were
+        left out, end the process with status 3.
         """
         self.write_table()
+        log.info(self.outcome())
         if self.left_out:
-            log.warning("%d images were left out, see above", len(self.left_out))
             sys.exit(LEFT_OUT)
+
+    def outcome(self) -> str:
+        """Return how many images of the run are segmented, and how many were left out."""
+        left_out = len(self.left_out)
+        text = f"{len(self._flaws) - left_out} scans are segmented, in {self.output_dir}"
+        return f"{text}; {left_out} left out, see above" if left_out else text
 
     def _patients(self, names: Sequence[str]) -> dict[str, str] | None:
         """Return the patient of each scan; None where no pattern says it."""

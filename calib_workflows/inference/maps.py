@@ -247,7 +247,7 @@ class SaveMapd(SaveImaged):  # MONAI Label leaves out what is a SaveImaged
             `calib_workflows.inference.find_images`.
         allow_missing_keys: Skip keys that the item lacks.
         stamp: What `calib_workflows.inference.run_stamp` returns; the field `descrip` of the
-            header gets its weights.
+            header, and the software version of DICOM SEG, get its weights.
         structures: Names of the structures, for maps of DICOM series, which become
             `NAME_seg.dcm` and `NAME_probability.dcm`.
         segment_codes: Code of SNOMED CT and meaning of structures in them, by name, and `abnormal`
@@ -297,7 +297,7 @@ class SaveMapd(SaveImaged):  # MONAI Label leaves out what is a SaveImaged
         if masks.dtype != bool:
             masks = masks / np.float32(255)
         with writing(self.output_dir / name) as unfinished:
-            write_segmentation(unfinished, masks, self.segments, image)
+            write_segmentation(unfinished, masks, self.segments, image, self.stamp)
 
 
 def write_map(

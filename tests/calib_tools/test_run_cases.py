@@ -76,7 +76,8 @@ def test_an_image_that_is_left_out_is_named_once(
     with pytest.raises(SystemExit) as caught:
         segment("infer", bundle, dataset_dir=images, output_dir=tmp_path / "out")
     assert caught.value.code == 3
-    assert capsys.readouterr().out.endswith("1 images were left out, see above\n")
+    told = f"1 scans are segmented, in {tmp_path / 'out'}; 1 left out, see above\n"
+    assert capsys.readouterr().out.endswith(told)
     (line,) = caplog.messages
     assert line.startswith(f"Left out: {images / 'broken.nii'}: cannot read the file")
 

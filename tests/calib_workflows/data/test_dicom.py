@@ -150,7 +150,15 @@ CHANGES = {
     "shapeless": lambda file: delattr(file, "Rows"),
     "cut": lambda file: setattr(file, "PixelData", file.PixelData[:20]),
     "empty": lambda file: delattr(file, "PixelData"),
+    "cut short": lambda file: setattr(file, "PixelData", file.PixelData[:-40]),
     "another's": set_value("PatientID", "P 2"),
+    "moved": set_value("FrameOfReferenceUID", "1.2.3"),
+    "echo": set_value("EchoTime", 9),
+    "table": set_value("ModalityLUTSequence", [pydicom.Dataset()]),
+}
+OF_ALL = {
+    "localizer": set_value("ImageType", ["ORIGINAL", "PRIMARY", "Localizer"]),
+    "skewed": set_value("ImageOrientationPatient", [1, 0, 0, 0.05, 1, 0]),
 }
 
 
@@ -171,7 +179,12 @@ CHANGES = {
         ("shapeless", "IM007 has no Rows"),
         ("cut", "IM007 has not all of its pixels"),
         ("empty", "IM007 has not all of its pixels"),
+        ("cut short", "IM007 has not all of its pixels"),
         ("another's", "its slices differ in PatientID"),
+        ("moved", "its slices differ in FrameOfReferenceUID"),
+        ("echo", "its slices differ in EchoTime"),
+        ("table", "some slices have no ModalityLUTSequence"),
+        ("skewed", "rows and columns are not at right angles"),
     ],
 )
 def test_series_that_are_no_volume_are_refused(flaw: str, message: str, tmp_path: Path) -> None:
@@ -189,10 +202,10 @@ def test_series_that_are_no_volume_are_refused(flaw: str, message: str, tmp_path
         file = pydicom.dcmread(second)
         CHANGES[flaw](file)
         file.save_as(second)
-    elif flaw == "localizer":
+    elif flaw in OF_ALL:
         for name in slices.values():
             file = pydicom.dcmread(name)
-            file.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+            OF_ALL[flaw](file)
             file.save_as(name)
     else:
         file = pydicom.dcmread(second)
@@ -248,6 +261,17 @@ def test_images_that_cannot_be_referred_to_are_refused_before(missing: str, tmp_
     delattr(header, missing)
     header.save_as(folder / "IM007", enforce_file_format=False)
     with pytest.raises(InputError, match=f"IM007 has no {missing}"):
+        check_source(folder / "IM000")
+
+
+def test_slices_of_one_identifier_are_refused_before(tmp_path: Path) -> None:
+    folder = save_series(tmp_path / "scan", volume_of(0), AFFINES["straight"])
+    for file in folder.iterdir():
+        header = pydicom.dcmread(file)
+        header.SOPInstanceUID = "1.2.3"
+        header.save_as(file)
+    assert open_nifti(folder / "IM000").shape == volume_of(0).shape
+    with pytest.raises(InputError, match="slices of its series have one SOPInstanceUID"):
         check_source(folder / "IM000")
 
 
@@ -374,7 +398,7 @@ def test_names_are_those_of_files(tmp_path: Path) -> None:
             del header.StudyDate, header.SeriesNumber, header.PatientName
             header.save_as(file)
     names = [image.name for image in find_images(tmp_path)]
-    assert names == ["a-b", "x_seg", "IM000", "é" * 100]
+    assert names == ["a-b", "x_seg", "IM000", "é" * 50]
 
 
 def test_multi_frame_file_is_the_same_volume(tmp_path: Path) -> None:

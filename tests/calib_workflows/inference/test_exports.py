@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import highdicom
 import pydicom
@@ -28,6 +30,7 @@ LEFT_OUT = {  # name of the folder, and what is said of it
     "seg": "no image, but Segmentation Storage",
     "parts": "lies in several folders",
     "damaged": "IM0 is no whole DICOM file",
+    "plain": "IM999: cannot read the file: Empty file",
 }
 SEGMENTED = ("plain", "bare", "rle", "frames", "study")
 
@@ -58,6 +61,8 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.rmtree(series["frames"])
     series["frames"].mkdir()
     frames.save_as(series["frames"] / "IM0")
+    (series["plain"] / "IM999").write_bytes(b"")
+    (series["plain"] / "P_seg.dcm").write_bytes(b"")  # a result of before, which is skipped
     turned = pydicom.dcmread(series["localizer"] / "IM007")
     turned.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
     turned.save_as(series["localizer"] / "IM007")
@@ -106,8 +111,13 @@ def test_all_series_that_can_be_are_segmented_and_the_others_are_named(
     for name, reason in LEFT_OUT.items():
         assert sum(name in line and reason in line for line in folder.left_out) >= 1, name
     assert len({*folder.left_out}) == len(LEFT_OUT) == len(folder.left_out) - 1  # of two parts
-    assert {f"Left out: {line}" for line in folder.left_out} == {*caplog.messages}
-    assert len(caplog.messages) == len(LEFT_OUT)
+    skipped, *left_out, told = caplog.messages
+    assert "1 file(s) called like labels or maps are skipped, such as P_seg.dcm" in skipped
+    assert {f"Left out: {line}" for line in folder.left_out} == {*left_out}
+    assert len(left_out) == len(LEFT_OUT)
+    places = [f"{result_name(images[name])} is {export}" for name in ("plain", "study")]
+    assert told.startswith("Series called P-1_20240102: ")
+    assert all(place in told for place in places)
 
 
 def test_a_run_that_left_something_out_ends_with_status_3(
@@ -135,9 +145,9 @@ def test_each_header_is_read_once(
     for number in range(20):
         save_series(tmp_path / "in" / f"{number}", volume_of(number), AFFINE, 30 + number)
 
-    def count(file: Path, **options: object) -> pydicom.Dataset:
-        read.append(file)
-        return plain(file, **options)  # type: ignore[arg-type]
+    def count(file: Any, **options: Any) -> pydicom.Dataset:
+        read.append(file if isinstance(file, Path) else Path(file.name))
+        return plain(file, **options)
 
     monkeypatch.setattr(pydicom, "dcmread", count)
     folder = folder_of(tmp_path / "in", tmp_path / "out", save="dicom")
@@ -146,3 +156,37 @@ def test_each_header_is_read_once(
     assert len(items) == 20 + len(SEGMENTED)
     # A DICOM SEG is tried with one slice of each
     assert sorted(Counter(read).values())[::-1][: len(items) + 1] == [*[2] * len(items), 1]
+
+
+def test_results_under_another_name_are_not_kept(tmp_path: Path) -> None:
+    save_series(tmp_path / "in" / "first", volume_of(0), AFFINE)
+    out = tmp_path / "out"
+
+    def run(**options: object) -> list[str]:
+        folder = folder_of(tmp_path / "in", out, save="label", skip_existing=True, **options)
+        folder.check()
+        folder.output.claim(folder.names)
+        folder.output.release()
+        return sorted(name for name in folder.names if name.startswith("quality/P"))
+
+    assert run() == run() == ["quality/P-1_20240102_3.json"]
+    save_series(tmp_path / "in" / "second", volume_of(1), AFFINE)
+    with pytest.raises(InputError, match="holds results of P-1_20240102_3, whose series has"):
+        run()
+    assert len(run(overwrite=True)) == 2
+    shutil.rmtree(tmp_path / "in" / "second")
+    with pytest.raises(InputError, match=r"P-1_20240102_3_\w{6}, whose series has another name"):
+        run()
+
+
+def test_files_that_cannot_be_read_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (3, 4):
+        save_series(tmp_path / f"{number}", volume_of(0), AFFINE, number)
+    closed = tmp_path / "3" / "IM007"
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda file, mode: file != closed and access(file, mode))
+    folder = folder_of(tmp_path, tmp_path / "out", save="label")
+    folder.check()
+    assert any(str(closed) in line for line in folder.left_out)
