@@ -24,9 +24,9 @@ from calib_tools.prepare.case import (
     transform_case,
 )
 from calib_tools.prepare.facts import with_structures
-from calib_tools.prepare.split import SplitOptions, read_split, write_datalists
+from calib_tools.prepare.split import SplitOptions, make_datalists, read_split, write_datalists
 from calib_workflows.data.cases import IMAGE, write_case
-from calib_workflows.data.facts import FACTS, MULTIPLES, Facts, facts_beside, write_facts
+from calib_workflows.data.facts import DATALIST, FACTS, MULTIPLES, Facts, facts_beside, write_facts
 from calib_workflows.data.files import patients_of
 from calib_workflows.data.nifti import open_nifti
 from calib_workflows.folders import OutputFolder
@@ -197,10 +197,12 @@ def prepare_cases(
         sources = _write_cases(cases, facts, out, workers, skip_bad)
         _print_notes(sources, facts.class_names)
         good = [case for case in cases if case.name in sources]
-        listed = write_datalists(good, facts, out, split)
+        lists = make_datalists(good, out, split)
+        listed = lists[out / DATALIST]
         trained = listed["training"] or [item for items in listed.values() for item in items]
         headers = [open_nifti(out / item["image"]).header for item in trained]
         write_facts(_with_sizes(facts, headers, fit_patch), out)
+        write_datalists(lists, facts, split)  # last: a training looks for them
 
 
 def _check_output(source: Path, out: Path) -> None:

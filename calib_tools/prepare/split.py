@@ -168,15 +168,14 @@ def divide(groups: Mapping[str, str], fractions: Sequence[float], seed: int) -> 
     return [list(itertools.islice(remaining, size)) for size in sizes]
 
 
-def write_datalists(
-    cases: Sequence[SourceCase], facts: Facts, out: Path, options: SplitOptions
-) -> Listed:
-    """Split the patients of prepared cases, write the lists for MONAI, and print what is in each
-    split.
+def make_datalists(
+    cases: Sequence[SourceCase], out: Path, options: SplitOptions
+) -> dict[Path, Listed]:
+    """Split the patients of prepared cases; return the lists for MONAI by their files.
 
-    `out/datalist.json`, whose items are returned, is one split, by `fractions` or a file. If
-    `folds` are given, `out/datalist_fold0.json` and so on are the folds of a cross-validation over
-    all patients. A case that would change the split that it has in a present list is an error.
+    `out/datalist.json` is one split, by `fractions` or a file. If `folds` are given,
+    `out/datalist_fold0.json` and so on are the folds of a cross-validation over all patients. A
+    case that would change the split that it has in a present list is an error.
     """
     groups = {case.patient: case.group for case in cases}
     if options.listed is None:
@@ -186,17 +185,22 @@ def write_datalists(
     if options.folds:
         folds = split_folds(groups, options.folds, options.seed)
         splits |= {FOLD.format(fold): split for fold, split in enumerate(folds)}
-    lists = {out / name: _list_cases(cases, split) for name, split in splits.items()}
+    lists = {out / name: _items_of(cases, split) for name, split in splits.items()}
     for file, listed in lists.items():
         _check_unchanged(file, listed)
         _check_volumes(listed, out)
+    return lists
+
+
+def write_datalists(lists: Mapping[Path, Listed], facts: Facts, options: SplitOptions) -> None:
+    """Write what `make_datalists` returned, and print what is in each split."""
     for file, listed in lists.items():
         _write_list(file, listed, facts, options)
-    _print_splits(lists[out / DATALIST], out, options)
-    return lists[out / DATALIST]
+    file = next(iter(lists))
+    _print_splits(lists[file], file.parent, options)
 
 
-def _list_cases(cases: Sequence[SourceCase], split: Mapping[str, str]) -> Listed:
+def _items_of(cases: Sequence[SourceCase], split: Mapping[str, str]) -> Listed:
     listed: Listed = {name: [] for name in SPLITS}
     for case in cases:
         image, label = f"{case.name}/{IMAGE}", f"{case.name}/{LABEL}"

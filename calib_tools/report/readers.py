@@ -93,7 +93,7 @@ def describe_measures(evaluation: Evaluation) -> dict[str, str]:
     summary, channels = evaluation.summary, ""
     if evaluation.regions:
         kind = "{} sigmoid(s)" if summary.get("sigmoid") else "a softmax over {} classes"
-        channels = kind.format(summary["channels"])
+        channels = kind.format(len(evaluation.class_names))
     units = {name: summary[name] for name in ("unit", "volume_unit")}
     return {**units, "channels": channels}
 
