@@ -6,6 +6,7 @@ each channel.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from monai.utils import ensure_tuple
 
 from calib_components.errors import reading
 from calib_tools.prepare.case import SourceCase, find_pairs
+from calib_workflows.data.files import files_below, split_name
 
 LAYOUT = "imagesTr/NAME.nii.gz (of nnU-Net, NAME_0000.nii.gz) and labelsTr/NAME.nii.gz"
 OF_NNUNET = "channel_names"  # in its description; that of the Decathlon has `modality`
@@ -26,11 +28,12 @@ def find_cases(src: Path) -> list[SourceCase]:
 
 def read_task(src: Path) -> dict[str, Any]:
     """Return the name, the structures, as `--structures` names them, the number of channels, the
-    suffixes of their files and the code of voxels that do not count in `dataset.json`, if there.
+    suffixes of their files and the code of voxels that do not count in `dataset.json`; without one,
+    the number and the suffixes of channels that names of files as those of nnU-Net tell.
     """
     file = src / "dataset.json"
     if not file.is_file():
-        return {}
+        return _channels_of(src / "imagesTr")
     with reading(file, "the description of a task"):
         task = json.loads(file.read_bytes())
         labels, suffixes, ignored = dict(task["labels"]), [], None
@@ -52,3 +55,12 @@ def read_task(src: Path) -> dict[str, Any]:
         "file_suffixes": suffixes,
         "ignored_code": None if ignored is None else int(ignored),
     }
+
+
+def _channels_of(folder: Path) -> dict[str, Any]:
+    """Return the number and the suffixes of channels, if all images are named as by nnU-Net."""
+    names = [split_name(file.name) for file in files_below(folder)]
+    suffixes = sorted({name.case[-5:] for name in names if name.ending})
+    if not suffixes or not all(re.fullmatch(r"_\d{4}", suffix) for suffix in suffixes):
+        return {}
+    return {"in_channels": len(suffixes), "file_suffixes": suffixes}

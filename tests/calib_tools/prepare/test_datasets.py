@@ -305,6 +305,19 @@ class TestNnunet:
         prepare_data("nnunet", src, tmp_path / "own", structures=["both=1+2"], **self.OPTIONS)
         assert facts_beside(tmp_path / "own" / "facts.yaml").structures == {"both": [1, 2]}
 
+    def test_without_a_description_names_of_files_tell_the_channels(self, tmp_path: Path) -> None:
+        src = make_nnunet(tmp_path / "raw", self.LABELS)
+        (src / "dataset.json").unlink()
+        with pytest.raises(InputError, match="give the names of the structures"):
+            prepare_data("nnunet", src, tmp_path / "out", **self.OPTIONS)
+        prepare_data("nnunet", src, tmp_path / "out", labels=["PZ", "TZ"], **self.OPTIONS)
+        facts = facts_beside(tmp_path / "out" / "facts.yaml")
+        assert (facts.in_channels, facts.file_suffixes) == (2, ["_0000", "_0001"])
+        assert nib.load(tmp_path / "out" / "p1_a" / "image.nii").shape == (16, 16, 8, 2)
+        (src / "imagesTr" / f"{NAMES[0]}_0001.nii.gz").unlink()
+        with pytest.raises(InputError, match=f"{NAMES[0]}_0001.nii.gz"):
+            prepare_data("nnunet", src, tmp_path / "again", labels=["PZ", "TZ"], **self.OPTIONS)
+
     def test_regions_are_structures_of_several_codes(self, tmp_path: Path) -> None:
         src = make_nnunet(tmp_path / "raw", {"background": 0, "whole": [1, 2], "TZ": [2]})
         prepare_data("nnunet", src, tmp_path / "out", **self.OPTIONS)
