@@ -51,7 +51,7 @@ def run_shares(
         log = logs / f"share_{i}_of_{number}.log"
         command = [sys.executable, *typed[1:]]
         shares[f"share {i} of {number}"] = partial(run_command, command, log, (0, LEFT_OUT))
-    progress = Progress(total, "scan", lambda: len([*records.glob("*.json")]))
+    progress = Progress(total, "scan", lambda: len([*records.glob("[!.]*.json")]))
     failed = run_jobs(shares, pool, progress)
     if len(failed) < number:
         print(images.write_table())  # of all shares

@@ -39,6 +39,7 @@ PIXELS = (  # what every image says of its pixels
     *("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "PixelRepresentation"),
     "PhotometricInterpretation",
 )
+GREY = ("MONOCHROME1", "MONOCHROME2")
 RESCALED_BY = ("RescaleSlope", "RescaleIntercept")
 SCALED_BY = (*RESCALED_BY, "ModalityLUTSequence")
 # By all slices of a volume
@@ -519,7 +520,7 @@ def _flaw_of_headers(series: Mapping[Path, Dataset]) -> str:
 def _flaw_of_files(headers: Sequence[Dataset]) -> str:
     """Say why files together are no volume; nothing if they may be."""
     if len(headers) > 1 and any(map(_has_frames, headers)):
-        return "several files with several frames each. Convert it with dcm2niix."
+        return "a file of several frames among others. Convert it with dcm2niix."
     for name in SCALED_BY:
         if len({name in header for header in headers}) > 1:
             return f"some slices have no {name}, and others have one. Export it again."
@@ -545,8 +546,8 @@ def _flaw_of_pixels(header: Dataset, file: Path) -> str:
     for missing in PIXELS:
         if header.get(missing) in (None, ""):
             return f"{file.name} has no {missing}. Export it again."
-    if header.SamplesPerPixel != 1:
-        return f"{file.name} has {header.SamplesPerPixel} samples a pixel, as colours."
+    if header.PhotometricInterpretation not in GREY or header.SamplesPerPixel != 1:
+        return f"{file.name} has colours, {header.PhotometricInterpretation}, no grey values."
     syntax = header.file_meta.TransferSyntaxUID
     size = header.Rows * header.Columns * int(header.get("NumberOfFrames") or 1)
     is_plain = not (syntax.is_compressed or syntax.is_deflated)

@@ -264,9 +264,9 @@ class ImageFolder:
 
         Raises:
             InputError: No image can be segmented, two have the same name, maps exist already, the
-                output folder
-                cannot be written, has results of another run or is written to by one, `review` is
-                not a share, or `patient_pattern` finds no patient in a name.
+                output folder cannot be written, has results of another run, or of a series under
+                another name, or is written to by one, `review` is not a share, or
+                `patient_pattern` finds no patient in a name.
         """
         Review.from_options(self.review, self.review_below)
         self._warn_of_labels()
@@ -282,7 +282,7 @@ class ImageFolder:
             log.info("%d images are phases, along the fourth axis of a file", phases)
         check_writable("output_dir", self.output_dir)
         self._check_results(suitable, every)
-        self._check_renamed(suitable)
+        self._check_renamed(every)
 
     def find(self) -> list[Image]:
         """Find the images of all shards, with each phase as an image."""
@@ -384,13 +384,13 @@ class ImageFolder:
         for name, series in alike.items():
             if len(series) > 1:
                 places = (f"{image.name} is {image.files[0].parent}" for image in series)
-                log.warning("Series called %s: %s", name, ", ".join(places))
+                log.info("Series called %s: %s", name, ", ".join(places))
         scans = {Path(file).stem for file in self.output.files() if file.endswith(".json")}
         for scan in sorted(scans - {image.name for image in images}):
             if re.sub("_[0-9a-f]{6}$", "", scan) in alike and not self.overwrite:
                 raise InputError(
                     f"{self.output_dir} holds results of {scan}, whose series has another name"
-                    " now. Pass --overwrite true to segment all again."
+                    " now. --overwrite true removes them."
                 )
 
     def write_table(self) -> str:
@@ -400,7 +400,11 @@ class ImageFolder:
         self._claim()  # also without an image that had to be segmented
         with self.output.locked():  # of several shards, the last has all scans
             records = {Path(name) for name in self.output.files() if name.endswith(".json")}
-            scans = {file.stem for file in records if not file.name.startswith(".")}
+            scans = {
+                file.stem
+                for file in records
+                if not file.name.startswith(".") and (self.output_dir / file).exists()
+            }
             review = Review.from_options(self.review, self.review_below)
             patients = self._patients(sorted(scans))
             text = printable(write_table(self.output_dir, review, scans, patients))

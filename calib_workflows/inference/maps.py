@@ -197,7 +197,7 @@ class PredictionMapsd(MapTransform):
         if name == "uncertainty":
             return rounded(normalized_entropy(p), self.dtype)
         if name == "dicom":
-            predicted = p.argmax(0)
+            predicted = p.max(0).indices
             classes = self.structures.values()
             return torch.stack([torch.isin(predicted, torch.tensor(each)) for each in classes])
         structures = [[0], *self.structures.values()]

@@ -455,10 +455,8 @@ def _difference_cell(place: tuple[str, str, str], reference: str) -> str:
     mean_difference, low, high = (
         f"{end:+.3f}" for end in difference(method, reference, *column)[:3]
     )
-    p_value = corrected(method, reference, *column)
-    p_text = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
-    text = f"{mean_difference} [{low}, {high}] {p_text}"
-    return f"**{text}**" if p_value < 0.05 else text
+    text = f"{mean_difference} [{low}, {high}]"
+    return f"**{text}**" if corrected(method, reference, *column) < 0.05 else text
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import pandas as pd
 import pytest
 from scipy.stats import rankdata
 
-from calib_components.quality.shift import holm
 from study.compare.published import PUBLISHED
 from study.heart.tables import LOSSES as HEART_LOSSES
 from study.heart.tables import differences, read_heart
@@ -159,15 +158,6 @@ def gap(method: str, test_set: str) -> int:
     """Confidence minus accuracy where a structure is predicted, in percentage points."""
     confidence, accuracy = map(int, numbers(f"confidence {method} {test_set}"))
     return confidence - accuracy
-
-
-def together(measures: Iterable[str]) -> set[tuple[str, str]]:
-    """Which penalties differ from cross-entropy on LGE, and in what, corrected over the measures
-    together.
-    """
-    pairs = [*itertools.product(PENALTIES, measures)]
-    p_values = holm([difference(name, CE, "lge", measure).p_value for name, measure in pairs])
-    return {pair for pair, p_value in zip(pairs, p_values, strict=True) if p_value < 0.05}
 
 
 def closed(method: str) -> float:
@@ -386,14 +376,8 @@ CLAIMS: dict[str, dict[str, Callable[[], bool]]] = {
         (
             "the NLL over all voxels of no penalty differs significantly from that of cross-entropy"
         ): no_penalty_differs_on_lge,
-        "At home, NACL costs 0.026 of NLL over all voxels": lambda: (
-            change("nacl", CE, "acdc", "nll_all") > 0
-        ),
-        "on LGE, NACL's NLL minus that of cross-entropy is": lambda: (
+        "So it is with [networks of two hospitals]": lambda: (
             corrected_heart("nacl", CE, "LGE") > 0.05
-        ),
-        "with a temperature each, it is higher by": lambda: all(
-            corrected_heart("nacl", CE, name, "T") < 0.05 for name in ("Siemens", "Philips")
         ),
         "three networks of each loss": lambda: (
             {
@@ -406,9 +390,6 @@ CLAIMS: dict[str, dict[str, Callable[[], bool]]] = {
             [results("cases").loc[(name, "nacl"), "patient"].nunique() for name in SETS]
             == [16, 20, 20]
         ),
-        "Where a structure is predicted, its NLL fell, too": lambda: all(
-            sign(DICE_T, DICE, name, "nll_predicted") < 0 for name in SETS
-        ),
         "or cross-entropy, which hardly needed one": lambda: max(temperatures(CE)) < 1.1,
         "With a temperature each, their NLL over all voxels of ACDC differs by": lambda: (
             (sign("cross_entropy+T", DICE_T, "acdc", "nll_all"), sign(CE, DICE, "acdc", "dsc"))
@@ -416,9 +397,6 @@ CLAIMS: dict[str, dict[str, Callable[[], bool]]] = {
         ),
         "**NACL is less sure there:**": lambda: (
             no_penalty_has_a_lower_nll(SHIFTED) and gap("nacl", "lge") < gap(CE, "lge")
-        ),
-        "A temperature from ACDC raised its NLL over all voxels": lambda: (
-            sign("nacl+T", "nacl", "lge", "nll_all") > 0
         ),
         "the average of three networks had a lower NLL than one of them": lambda: (
             len(ensemble_gains()) == 15
@@ -428,43 +406,14 @@ CLAIMS: dict[str, dict[str, Callable[[], bool]]] = {
         "lower on ACDC than that of one network with a temperature": lambda: all(
             sign("ensemble_of_ce_dice+T", DICE_T, name, "nll_all") < 0 for name in SETS
         ),
-        (
-            "FL, LS and MbLS are underconfident at home, at the one setting that was tried; ECP, "
-            "SVLS and NACL on the softmax need no temperature, and differ from cross-entropy in "
-            "nothing but ECP's ECE on LGE"
-        ): lambda: (
-            all(max(temperatures(name)) < 0.75 for name in UNDERCONFIDENT[:3])
-            and all(map(needs_none, CALIBRATED))
-            and [
-                found
-                for found in itertools.product(
-                    CALIBRATED, SETS, ("nll_all", "nll_predicted", "ece_predicted", "dsc")
-                )
-                if change(found[0], CE, *found[1:])
-            ]
-            == [("entropy_penalty", "lge", "ece_predicted")]
-        ),
         "On LGE, it closed": lambda: all(
             closed("label_smoothing") <= closed(name + end) <= closed(DICE_T)
             for name in (*LOSSES, DICE, "l1_ace")
             for end in ("", "+T")
         ),
         "costs an NLL of 0.025": lambda: round(-np.log(1 - 0.1 / 4), 3) == 0.025,
-        "On LGE, NACL, FL, LS and MbLS have a lower NLL where a structure is predicted": (
-            underconfident_ones_are_better_on_lge
-        ),
-        "the NLL of FL and MbLS stays significant": lambda: (
-            together(("nll_all", *PREDICTED))
-            == {("focal", "nll_predicted"), ("mbls", "nll_predicted")}
-        ),
-        "where no penalty differs significantly from cross-entropy on LGE": (
-            no_penalty_differs_on_lge
-        ),
         "On few patients without augmentation, SVLS had": lambda: (
             {sign("svls", CE, FEW, of) for of in ("nll_all", *PREDICTED)} == {-1}
-        ),
-        "NACL (87 % and 84 %) had one only where it predicts a structure itself": lambda: (
-            (sign("nacl", CE, FEW, "nll_predicted"), sign("nacl", CE, FEW, "nll_all")) == (-1, 0)
         ),
     },
     "README": {
@@ -567,12 +516,12 @@ CLAIMS: dict[str, dict[str, Callable[[], bool]]] = {
                 and rank("mbls", f"{AUTHORS}_vendor_b") == 1
             )
         ),
-        "**So far, NACL does not lead here.** Its sum-rank is second, behind CE + Dice": lambda: (
-            rank("nacl", ABDOMEN) == 2
+        "**NACL does not lead here.** Its sum-rank is third, behind CE + Dice and MbLS": lambda: (
+            [rank(name, ABDOMEN) for name in ("mbls", "nacl")] == [2, 3]
             and rank("ce_dice", ABDOMEN) == 1 == published_rank_on("flare")
         ),
-        "higher than that of FL and LS; its DSC is second of seven, its CECE third": lambda: (
-            [place_on_abdomen(of) for of in ("ece", "dsc", "cece")] == [3, 2, 3]
+        "higher than that of FL and LS; its DSC is second of seven, its CECE fourth": lambda: (
+            [place_on_abdomen(of) for of in ("ece", "dsc", "cece")] == [3, 2, 4]
             and {*on_abdomen("ece").nsmallest(2).index} == {"focal", "label_smoothing"}
         ),
         "Its DSC is third": lambda: means_of_authors("dsc").rank(ascending=False)["nacl"] == 3,

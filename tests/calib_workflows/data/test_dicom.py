@@ -348,7 +348,7 @@ def test_frames_in_two_files_are_refused(tmp_path: Path) -> None:
     frames = save_frames(tmp_path / "scan", volume_of(0), AFFINES["oblique"])
     for name in ("A", "B"):
         frames.save_as(tmp_path / "scan" / name)
-    with pytest.raises(InputError, match=r"several files with several frames each"):
+    with pytest.raises(InputError, match=r"a file of several frames among others"):
         open_nifti(tmp_path / "scan" / "A")
 
 
