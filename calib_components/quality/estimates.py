@@ -103,8 +103,8 @@ class StructureEstimate:
 
     @property
     def expected_dsc(self) -> float:
-        """See `expected_dice`."""
-        return float(expected_dice(self.sums))
+        """See `expected_dice`; rounding takes a sum of float32 above 1."""
+        return float(expected_dice(self.sums).clamp(max=1))
 
     @property
     def uncertain_share(self) -> float:
