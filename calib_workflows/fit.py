@@ -111,13 +111,18 @@ def fit_calibrator(
     compared.skipped.update(failed)
     if choice in compared.skipped and choice not in compared.fits:
         raise InputError(compared.skipped[choice])
-    measure = functools.partial(_measure_case, compared=compared)
-    by_case = cases.map(measure)
-    compared.rows += [row for by_label in by_case for rows in by_label for row in rows]
+    rows = _compare(cases, compared)
     name = choice or compared.advice().name
-    reference = _reference_of([row for rows, *_ in by_case for row in rows], name, structures)
+    reference = _reference_of(rows, name, structures)
     calibrator = compared.fits.get(name, baseline) or unscaled()
     return Fit(calibrator, estimates.get(name), compared, _pooled_bins(compared), reference)
+
+
+def _compare(cases: Cases, compared: LeftOut) -> list[ScanErrors]:
+    """Measure cases by calibrators of the other patients; return the rows by their first labels."""
+    by_case = cases.map(functools.partial(_measure_case, compared=compared))
+    compared.rows += [row for by_label in by_case for rows in by_label for row in rows]
+    return [row for rows, *_ in by_case for row in rows]
 
 
 def _reference_of(

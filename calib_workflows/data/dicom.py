@@ -476,8 +476,6 @@ def _in_order(
     spacing = _spacing(headers[0], offsets[order])
     expected = positions[order[0]] + np.outer(np.arange(len(files)), spacing * normal)
     errors = np.linalg.norm(positions[order] - expected, axis=1)
-    if abs(along[0] @ along[1]) > ASKEW:
-        raise InputError(f"{title}: its rows and columns are not at right angles.")
     if flaw := _flaw(grids, offsets[order], errors):
         raise InputError(f"{title}: {flaw}")
     turn = np.stack([*along, normal], axis=1)
@@ -591,6 +589,9 @@ def _flaw(grids: np.ndarray, offsets: np.ndarray, errors: np.ndarray) -> str:
         errors: How far each slice lies from its place in an even stack, in mm.
     """
     steps = np.diff(offsets)
+    rows, columns = _unit(grids[0, :6].reshape(2, 3))
+    if abs(rows @ columns) > ASKEW:
+        return "its rows and columns are not at right angles."
     if np.ptp(grids[:, :6], axis=0).max() > SAME_PLACE:
         return "its slices differ in direction, as a localizer's do."
     if np.ptp(grids, axis=0).max() > SAME_PLACE:

@@ -282,6 +282,10 @@ class ImageFolder:
             log.info("%d images are phases, along the fourth axis of a file", phases)
         check_writable("output_dir", self.output_dir)
         self._check_results(suitable, every)
+        for name, series in _series_by_name(suitable).items():
+            if len(series) > 1:
+                places = (f"{image.name} is {image.files[0].parent}" for image in series)
+                log.warning("Series called %s: %s", name, ", ".join(places))
         self._check_renamed(every)
 
     def find(self) -> list[Image]:
@@ -374,17 +378,10 @@ class ImageFolder:
             )
 
     def _check_renamed(self, images: Sequence[Image]) -> None:
-        """Say which DICOM series are those of one name, and refuse to keep results that a series
-        has under another name, from before there were several or one.
+        """Refuse to keep results that a series has under another name, from before there were
+        several of its name or one.
         """
-        alike: dict[str, list[Image]] = defaultdict(list)
-        for image in images:
-            if is_dicom(image.files[0]):
-                alike[plain_name(image.files[0])].append(image)
-        for name, series in alike.items():
-            if len(series) > 1:
-                places = (f"{image.name} is {image.files[0].parent}" for image in series)
-                log.info("Series called %s: %s", name, ", ".join(places))
+        alike = _series_by_name(images)
         scans = {Path(file).stem for file in self.output.files() if file.endswith(".json")}
         for scan in sorted(scans - {image.name for image in images}):
             if re.sub("_[0-9a-f]{6}$", "", scan) in alike and not self.overwrite:
@@ -463,6 +460,15 @@ def _phases(image: Image) -> list[Image]:
     stem, _, ending = split_name(file.name)
     names = [f"{stem}_phase{number:0{digits}}" for number in range(shape[3])]
     return [Image(name, (file.with_name(f"{name}{ending}"),)) for name in names]
+
+
+def _series_by_name(images: Iterable[Image]) -> dict[str, list[Image]]:
+    """Return DICOM series by the name that several may have."""
+    alike: dict[str, list[Image]] = defaultdict(list)
+    for image in images:
+        if is_dicom(image.files[0]):
+            alike[plain_name(image.files[0])].append(image)
+    return alike
 
 
 def _divided_series(images: Sequence[Image]) -> dict[Image, str]:

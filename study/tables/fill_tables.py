@@ -4,8 +4,8 @@
 
 A table stands between two comments. The first names test sets, measures, methods and what is beside
 a mean: its `interval`, the number that the paper has (`published`), or nothing. `minus METHOD`
-makes it a table of differences, with p-values after Holm's correction. Columns may be sources, too,
-such as `confidence`:
+makes it a table of differences, in bold if p < 0.05 after Holm's correction. Columns may be
+sources, too, such as `confidence`:
 
     <!-- table: acdc, lge | dsc, nll_all | nacl, nacl+T | interval -->
     <!-- end of table -->

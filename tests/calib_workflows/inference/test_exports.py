@@ -111,10 +111,13 @@ def test_all_series_that_can_be_are_segmented_and_the_others_are_named(
     for name, reason in LEFT_OUT.items():
         assert sum(name in line and reason in line for line in folder.left_out) >= 1, name
     assert len({*folder.left_out}) == len(LEFT_OUT) == len(folder.left_out) - 1  # of two parts
-    skipped, *left_out = caplog.messages
+    skipped, *left_out, told = caplog.messages
     assert "1 file(s) called like labels or maps are skipped, such as P_seg.dcm" in skipped
     assert {f"Left out: {line}" for line in folder.left_out} == {*left_out}
     assert len(left_out) == len(LEFT_OUT)
+    places = [f"{result_name(images[name])} is {export}" for name in ("plain", "study")]
+    assert told.startswith("Series called P-1_20240102: ")
+    assert all(place in told for place in places)
 
 
 def test_a_run_that_left_something_out_ends_with_status_3(
