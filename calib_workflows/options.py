@@ -64,6 +64,8 @@ def start_run(folders: Sequence[str] = ()) -> None:
     # Where pydicom is installed, each of MONAI's readers of DICOM says that it uses no GPU
     logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", "NvImgCodecPydicomReader")
+    # Of a run that goes on where all was done
+    warnings.filterwarnings("ignore", "`dataloader` is empty")
     workflow = check_files()
     if workflow is None:
         return

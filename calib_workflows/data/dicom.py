@@ -30,9 +30,10 @@ if TYPE_CHECKING:
 
 SUFFIX = ".dcm"
 DIRECTORY = "DICOMDIR"
-NO_IMAGES = ("SEG", "RTSTRUCT", "RTDOSE")  # modalities whose pixels are no grey values
+NOT_GREY = ("SEG", "RTSTRUCT", "RTDOSE")  # modalities whose pixels are no grey values
 NAMED_BY = ("PatientID", "StudyDate", "SeriesNumber")
 LONGEST = 100  # bytes of a name
+FIRST = 100  # bytes of the first element of a file, which is short
 # What says where a slice lies, and of how many values each is
 PLACED_BY = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
 PIXELS = (  # what every image says of its pixels
@@ -56,8 +57,10 @@ COPIED = (
     *("StudyID", "AccessionNumber", "ReferringPhysicianName"),
 )
 TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # from DICOM's axes to those of NIfTI
-SAME_PLACE = 1e-3  # mm between slices that lie at the same place
+SAME_PLACE = 1e-3  # mm between slices at the same place, and of rounded directions and sizes
 ASKEW = 1e-3  # cosine of the angle of rows and columns, which headers round
+END_OF_FRAMES = b"\xfe\xff\xdd\xe0"  # after compressed pixels
+MOST_PADDING = 4096  # bytes that may follow it
 OFF_PLACE = 0.1  # of the smallest side of a voxel: how far a slice may lie from its place
 
 
@@ -82,7 +85,7 @@ def _is_bare(start: bytes) -> bool:
     # The first elements are a length, a character set, a type or an identifier
     is_explicit = kind in (b"UL", b"CS", b"UI", b"OB", b"DA", b"SH")
     size = int.from_bytes(length, "little")
-    return is_first and (is_explicit or (0 < size < LONGEST and size % 2 == 0))
+    return is_first and (is_explicit or (0 < size < FIRST and size % 2 == 0))
 
 
 def series_of(file: str | os.PathLike) -> list[Path]:
@@ -113,17 +116,26 @@ def _series_in(folder: Path, changed: int) -> dict[str, dict[Path, Dataset]]:
     return series
 
 
+def _first_header(file: str | os.PathLike) -> Dataset:
+    """Return the header of the first file of a series."""
+    return next(iter(_headers_beside(Path(file)).values()))
+
+
 def series_uid(file: str | os.PathLike) -> str:
     """Return what tells the series of a file from others."""
-    (header, *_) = _headers_beside(Path(file)).values()
+    header = _first_header(file)
     return str(header.get("SeriesInstanceUID") or file)
 
 
 def _read_header(file: Path) -> Dataset:
-    """Return what is kept of a header; `bytes_after` says how many bytes of pixels follow."""
+    """Return what is kept of a header; `bytes_after` says how many bytes of pixels follow, and
+    `end` has the last of them.
+    """
     with open(file, "rb") as opened:
         header = _read(file, opened, stop_before_pixels=True, specific_tags=KEPT)
         header.bytes_after = file.stat().st_size - opened.tell()
+        opened.seek(-min(header.bytes_after, MOST_PADDING), os.SEEK_END)
+        header.end = opened.read()
     return header
 
 
@@ -141,7 +153,7 @@ _names: dict[str, str] = {}  # of series that others are called like
 
 def plain_name(file: str | os.PathLike) -> str:
     """Return the name of a series, which another one may have as well."""
-    (header, *_) = _headers_beside(Path(file)).values()
+    header = _first_header(file)
     words = [str(header.get(name) or "") for name in NAMED_BY]
     name = re.sub(r"[^\w.-]+", "-", "_".join(filter(None, words))).strip(".-_")
     return name.encode()[:LONGEST].decode(errors="ignore") or Path(file).stem
@@ -169,7 +181,7 @@ def tell_apart(files: Iterable[Path]) -> None:
 
 def patient_id(file: str | os.PathLike) -> str:
     """Return the PatientID of a series; "" without one."""
-    (header, *_) = _headers_beside(Path(file)).values()
+    header = _first_header(file)
     return str(header.get("PatientID") or "")
 
 
@@ -239,7 +251,7 @@ def check_decoder(file: str | os.PathLike) -> None:
     """
     from pydicom.pixels import pixel_array
 
-    (header, *_) = _headers_beside(Path(file)).values()
+    header = _first_header(file)
     syntax = header.file_meta.TransferSyntaxUID
     if not syntax.is_compressed:
         return
@@ -532,7 +544,7 @@ def _flaw_of_kind(header: Dataset, file: Path) -> str:
     """Say why a file is no image of a volume; nothing if it may be."""
     kind = header.SOPClassUID.name if "SOPClassUID" in header else ""
     is_image = any(name in header for name in PIXELS) or kind.endswith("Image Storage")
-    if not is_image or header.get("Modality") in NO_IMAGES:
+    if not is_image or header.get("Modality") in NOT_GREY:
         return f"no image, but {kind or header.get('Modality') or 'other data'}."
     if "LOCALIZER" in str(header.get("ImageType")).upper():
         return "a localizer."
@@ -549,7 +561,8 @@ def _flaw_of_pixels(header: Dataset, file: Path) -> str:
     syntax = header.file_meta.TransferSyntaxUID
     size = header.Rows * header.Columns * int(header.get("NumberOfFrames") or 1)
     is_plain = not (syntax.is_compressed or syntax.is_deflated)
-    if is_plain and header.bytes_after < size * header.BitsAllocated // 8:
+    is_cut = is_plain and header.bytes_after < size * header.BitsAllocated // 8
+    if is_cut or (syntax.is_encapsulated and END_OF_FRAMES not in header.end):
         return f"{file.name} has not all of its pixels. Export it again."
     return ""
 

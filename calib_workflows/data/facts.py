@@ -112,6 +112,10 @@ class Facts:
 
     def _check(self, name: str) -> None:
         classes = range(self.num_classes)
+        if len(classes) > IGNORED:
+            raise InputError(f"{name}: num_classes must be at most {IGNORED}, got {len(classes)}.")
+        if self.ignored_code in self.label_codes:
+            raise InputError(f"{name}: ignored_code {self.ignored_code} is that of a class.")
         for key in ("class_names", "label_codes"):
             values = getattr(self, key)
             if not len(set(values)) == len(values) == len(classes):

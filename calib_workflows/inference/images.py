@@ -25,7 +25,6 @@ from monai.utils import ensure_tuple
 
 from calib_components.errors import InputError, check_choice, check_writable, printable
 from calib_workflows.data.dicom import (
-    SUFFIX,
     check_decoder,
     check_source,
     forget_headers,
@@ -39,7 +38,6 @@ from calib_workflows.data.dicom import (
 )
 from calib_workflows.data.files import (
     LABEL_SUFFIXES,
-    NIFTI,
     files_below,
     find_cases,
     patients_of,
@@ -78,7 +76,7 @@ def find_images(path: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> l
     inference writes. Links to folders are followed.
 
     Args:
-        path: One NIfTI file, whatever it is called, or a folder.
+        path: One NIfTI file, whatever it is called, a file of a DICOM series, or a folder.
         file_suffixes: Suffixes of the files of one image, in any case, in the order of its
             channels, such as `_flair` and `_t1`. A file without any of them is an image by itself.
 
@@ -88,8 +86,9 @@ def find_images(path: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> l
     path = Path(path)
     if path.is_dir():
         return _images_below(path, file_suffixes)
-    if is_dicom(path):
-        return [_image_of_series(file) for file in series_of(path)[:1]]
+    if is_dicom(path):  # called as in a run of its folder
+        series = series_of(path)
+        return [each for each in _images_below(path.parent, ()) if each.files[0] in series]
     if split_name(path.name, file_suffixes).suffix:
         beside = _images(sorted(path.parent.glob("*")), file_suffixes)
         return [image for image in beside if path in image.files]
@@ -98,7 +97,7 @@ def find_images(path: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> l
 
 def _images_below(folder: Path, file_suffixes: Sequence[str]) -> list[Image]:
     """Return the images of a folder, see `find_images`; DICOM series of one name are told apart."""
-    files = [file for file in files_below(folder) if not _is_label(file, file_suffixes)]
+    files = [file for file in files_below(folder) if not _is_skipped(file, file_suffixes)]
     series = [file for file in files if _is_series(file)]
     tell_apart(series)
     images = [_image_of_series(file) for file in series]
@@ -133,9 +132,13 @@ def _images(files: Iterable[Path], file_suffixes: Sequence[str]) -> list[Image]:
     return images
 
 
-def _is_label(file: Path, file_suffixes: Sequence[str] = ()) -> bool:
-    """Return whether a file is called like a label or a map."""
-    name = split_name(file.name, {*NOT_IMAGES, *file_suffixes}, (*NIFTI, SUFFIX))
+def _is_skipped(file: Path, file_suffixes: Sequence[str] = ()) -> bool:
+    """Return whether a file is called like a label or a map. Slices may have any name, so a DICOM
+    file must be called as inference calls one, and be the only one of its series.
+    """
+    if file.name.endswith(tuple(f"_{ending}" for ending in DICOM_MAPS.values())):
+        return not (is_dicom(file) and len(series_of(file)) > 1)
+    name = split_name(file.name, {*NOT_IMAGES, *file_suffixes})
     return name.ending != "" and name.suffix.lower() in NOT_IMAGES
 
 
@@ -181,7 +184,7 @@ class ImageFolder:
     method is called.
 
     Args:
-        path: One NIfTI file, or a folder.
+        path: See `find_images`.
         in_channels: Number of channels that the network takes.
         file_suffixes: Suffixes of the files of one image, see `find_images`.
         output_dir: Folder that the maps go to.
@@ -222,6 +225,7 @@ class ImageFolder:
         run = {**self.stamp, "dataset_dir": folder}
         self.output = OutputFolder(self.output_dir, run, self.shard, self.overwrite)
         self.names: set[str] = set()  # of all results, between `check` and the claim
+        self._images: list[Image] = []  # of this run, once they are checked
         self._flaws: dict[Image, str] = {}  # why each cannot be segmented, or ""
 
     def attach(self, engine: Engine) -> None:
@@ -252,7 +256,7 @@ class ImageFolder:
     @property
     def left_out(self) -> list[str]:
         """Why images of this run, once they are checked, cannot be segmented."""
-        return [flaw for flaw in self._flaws.values() if flaw]
+        return [flaw for image in self._images if (flaw := self._flaw(image))]
 
     def check(self) -> None:
         """Check, from the headers alone, which images can be segmented and that no file is
@@ -269,9 +273,9 @@ class ImageFolder:
                 `patient_pattern` finds no patient in a name.
         """
         Review.from_options(self.review, self.review_below)
-        self._warn_of_labels()
         self._flaws.clear()
         forget_headers()
+        self._warn_of_labels()
         every = self.find()
         suitable = self._suitable(every)
         divided = _divided_series(every)
@@ -298,7 +302,7 @@ class ImageFolder:
 
     def _suitable(self, every: Sequence[Image]) -> list[Image]:
         """Return the images of this run that can be segmented; the others are named."""
-        images = shard_of(every, self.shard)
+        images = self._images = shard_of(every, self.shard)
         if not images:
             raise InputError(
                 "dataset_dir is or holds no .nii or .nii.gz image, and no DICOM series of one:"
@@ -326,7 +330,7 @@ class ImageFolder:
 
     def _warn_of_labels(self) -> None:
         below = files_below(self.path) if self.path.is_dir() else ()
-        labels = [*filter(_is_label, below)]
+        labels = [*filter(_is_skipped, below)]
         if labels:
             log.warning(
                 "%s: %d file(s) called like labels or maps are skipped, such as %s. Rename those"
@@ -337,19 +341,18 @@ class ImageFolder:
             )
 
     def _check_image(self, image: Image) -> None:
-        is_series = is_dicom(image.files[0])
-        writes_dicom = bool(DICOM_MAPS.keys() & self.save)
-        if writes_dicom and not is_series:
-            raise InputError(f"save: DICOM is written of DICOM alone, not of {image.files[0]}.")
         for file in image.files:
             if not stored_in(file)[0].is_file():
                 raise InputError(
                     f"{file} does not exist. Each channel of {image.name} needs a file."
                 )
         self._check_shapes(image)
+        is_series = is_dicom(image.files[0])
         if is_series:
             check_decoder(image.files[0])
-        if writes_dicom:
+        if DICOM_MAPS.keys() & self.save:
+            if not is_series:
+                raise InputError(f"save: DICOM is written of DICOM alone, not of {image.files[0]}.")
             check_source(image.files[0])
 
     def _check_shapes(self, image: Image) -> None:
@@ -421,7 +424,7 @@ class ImageFolder:
     def outcome(self) -> str:
         """Return how many images of the run are segmented, and how many were left out."""
         left_out = len(self.left_out)
-        text = f"{len(self._flaws) - left_out} scans are segmented, in {self.output_dir}"
+        text = f"{len(self._images) - left_out} scans are segmented, in {self.output_dir}"
         return f"{text}; {left_out} left out, see above" if left_out else text
 
     def _patients(self, names: Sequence[str]) -> dict[str, str] | None:
@@ -439,8 +442,8 @@ class ImageFolder:
         if not all(file.exists() for file in results):
             return False
         files = [stored_in(file)[0] for file in image.files]
-        if is_dicom(files[0]):
-            files = series_of(files[0])
+        if is_dicom(files[0]):  # the folder tells of slices that came later
+            files = [files[0].parent, *series_of(files[0])]
         times = [file.stat().st_mtime for file in files if file.exists()]
         return min(file.stat().st_mtime for file in results) >= max(times, default=0)
 

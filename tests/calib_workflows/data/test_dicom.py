@@ -372,6 +372,22 @@ def test_a_compression_that_nothing_decodes_is_named_before(
         check_decoder(folder / "IM000")
 
 
+def test_a_compressed_slice_that_is_cut_is_named_before(tmp_path: Path) -> None:
+    folder = save_series(tmp_path / "scan", volume_of(0), AFFINES["straight"])
+    for file in folder.iterdir():
+        header = pydicom.dcmread(file)
+        header.compress(RLELossless)
+        header.save_as(file)
+    cut = folder / "IM007"
+    whole = cut.read_bytes()
+    cut.write_bytes(whole + bytes([0xFC, 0xFF, 0xFC, 0xFF]) + b"OB\0\0" + bytes(2000))  # padding
+    open_nifti(folder / "IM000")
+    cut.write_bytes(whole[:-20])
+    forget_headers()
+    with pytest.raises(InputError, match="IM007 has not all of its pixels"):
+        open_nifti(folder / "IM000")
+
+
 def test_damaged_files_and_slices_without_a_place_are_refused(tmp_path: Path) -> None:
     folder = save_series(tmp_path / "scan", volume_of(0), AFFINES["straight"])
     first, second, *_ = sorted(folder.iterdir())

@@ -47,6 +47,8 @@ def test_without_a_file_the_facts_are_those_of_the_bundle(tmp_path: Path) -> Non
         ({"dataset": "flare"}, "prepared like flare, the bundle is for acdc"),
         ({"window": [-160, 240]}, r"made with the window \[-160, 240\], not None of the bundle"),
         ({"num_classes": 4}, "class_names must hold 4 different values"),
+        ({"num_classes": 256}, "num_classes must be at most 255"),
+        ({"ignored_code": 1}, "ignored_code 1 is that of a class"),
         ({"label_codes": [0, 1, 1]}, "label_codes must hold 3 different values"),
         ({"spacing": [1, 1]}, "spacing must be 3 sizes in mm"),
         ({"spacing": [1, math.nan, 1]}, "spacing must be 3 sizes in mm"),

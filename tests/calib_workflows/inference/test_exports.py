@@ -16,8 +16,9 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import RLELossless, generate_uid
 
 from calib_components.errors import InputError
+from calib_workflows.data.dicom import forget_headers
 from calib_workflows.data.nifti import open_nifti
-from calib_workflows.inference.images import ImageFolder, result_name
+from calib_workflows.inference.images import ImageFolder, find_images, result_name
 from tests.calib_workflows.data.test_dicom import AFFINES, check_same, save_series, volume_of
 
 AFFINE = AFFINES["oblique"]
@@ -190,3 +191,57 @@ def test_files_that_cannot_be_read_are_named(
     folder = folder_of(tmp_path, tmp_path / "out", save="label")
     folder.check()
     assert any(str(closed) in line for line in folder.left_out)
+
+
+def test_a_share_counts_its_own_series(
+    export: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shares = [folder_of(export, tmp_path, shard=f"{number}/2") for number in (1, 2)]
+    for share in shares:
+        share.check()
+    whole = folder_of(export, tmp_path)
+    whole.check()
+    assert sorted(shares[0].left_out + shares[1].left_out) == sorted(whole.left_out)
+    counts = [int(each.outcome().split()[0]) for each in (*shares, whole)]
+    assert counts[0] + counts[1] == counts[2] == len(SEGMENTED)
+    names = [result_name(item["image"][0]) for share in shares for item in share.items()]
+    assert {*names} == {result_name(item["image"][0]) for item in whole.items()}
+
+
+def test_a_series_of_one_file_is_called_as_in_its_folder(tmp_path: Path) -> None:
+    for name in ("A", "B"):  # of one name, in one folder
+        for file in save_series(tmp_path / name, volume_of(0), AFFINE).iterdir():
+            (tmp_path / "in").mkdir(exist_ok=True)
+            file.rename(tmp_path / "in" / f"{name}_{file.name}")
+    every = {image.name for image in find_images(tmp_path / "in")}
+    files = [tmp_path / "in" / f"{name}_IM007" for name in ("A", "B")]
+    assert {image.name for file in files for image in find_images(file)} == every
+    assert len(every) == 2
+
+
+def test_slices_may_be_called_like_labels(tmp_path: Path) -> None:
+    for file in sorted(save_series(tmp_path / "in", volume_of(0), AFFINE).iterdir()):
+        file.rename(file.with_name(f"{file.name}_label.dcm"))
+    first = min((tmp_path / "in").iterdir())
+    first.rename(first.with_name("A_seg.dcm"))
+    (image,) = find_images(tmp_path / "in")
+    check_same(open_nifti(image.files[0]), volume_of(0), AFFINE)
+
+
+def test_a_scan_is_done_again_when_slices_came_later(tmp_path: Path) -> None:
+    folder, out = save_series(tmp_path / "in", volume_of(0), AFFINE), tmp_path / "out"
+    last = max(folder.iterdir())
+    content, times = last.read_bytes(), (last.stat().st_atime, last.stat().st_mtime)
+    last.unlink()
+    images = folder_of(tmp_path / "in", out, save="label", skip_existing=True)
+    images.check()
+    images.output.claim(images.names)
+    for name in images._results(images.find()[0]):
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_bytes(b"")
+    assert not images.items()
+    last.write_bytes(content)
+    os.utime(last, times)
+    os.utime(folder, (times[0] + 1000, times[1] + 1000))
+    forget_headers()
+    assert len(images.items()) == 1
