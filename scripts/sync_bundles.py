@@ -2,8 +2,9 @@
 
     python scripts/sync_bundles.py [--check]
 
-The facts of a data set are one file in `calib_tools/prepare`, beside the function that
-lists its cases; all else has its source in `bundles/common`, see `scripts/helpers/bundle_files.py`.
+The facts of a data set are one file in `calib_tools/prepare`, beside the function that lists its
+cases; those of cases that are prepared like another data set are `models/facts.yaml` of the bundle.
+All else has its source in `bundles/common`, see `scripts/helpers/bundle_files.py`.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from calib_tools import cli
-from scripts.helpers.bundle_files import BUNDLES, FACTS, generate, without_source
+from calib_workflows.data.facts import facts_beside
+from scripts.helpers.bundle_files import BUNDLES, COMMON, generate, without_source
 
+WEIGHTS = "models/model.pt"
 ROOT = Path(__file__).resolve().parents[1] / "bundles"
 
 
@@ -28,8 +31,12 @@ def sync(check: bool = False) -> None:
             lost its source.
     """
     lines = []
-    for dataset, name in BUNDLES.items():
-        generated = generate(FACTS / f"{dataset}.yaml", ROOT / name)
+    datasets = {name: dataset for dataset, name in BUNDLES.items()}
+    for bundle in sorted(ROOT.iterdir()):
+        if bundle.name == COMMON.name:
+            continue
+        own = None if bundle.name in datasets else facts_beside(bundle / WEIGHTS)
+        generated = generate(own.dataset if own else datasets[bundle.name], bundle, own)
         for file, text in generated.items():
             if file.is_file() and file.read_text() == text:
                 continue
@@ -39,7 +46,7 @@ def sync(check: bool = False) -> None:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(text)
                 lines.append(f"{file}: written")
-        orphans = without_source(ROOT / name, generated)
+        orphans = without_source(bundle, generated)
         lines += [f"{file}: has no source: delete it" for file in orphans]
     for line in sorted(lines):
         print(line)

@@ -11,13 +11,12 @@ import re
 import shlex
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from monai.bundle import ConfigParser
 
 from calib_components.errors import InputError, make_folder, reading, writing_folder
@@ -25,7 +24,7 @@ from calib_workflows.data.facts import Facts, facts_beside, write_facts
 from calib_workflows.folders import OutputFolder
 from calib_workflows.options import LAST
 from calib_workflows.weights import load_weights
-from scripts.helpers.bundle_files import BODIES, BUNDLES, FACTS, REPOSITORY, generate
+from scripts.helpers.bundle_files import BODIES, BUNDLES, REPOSITORY, generate, with_block
 from scripts.helpers.packages import METADATA, PAGE, WEIGHTS, render
 
 # Columns of the evaluation whose means over cases are stated, and their titles
@@ -225,34 +224,18 @@ def _describe(training: _Training, asked: Mapping[str, str]) -> dict[str, Any]:
 def _write_configs(training: _Training, folder: Path) -> None:
     """Write weights and configs, and check that the network takes the weights."""
     facts = training.facts
-    own = folder / f"{facts.dataset}.yaml"
-    text = (FACTS / own.name).read_text(encoding="utf-8")
-    lines = {"_target_": "calib_workflows.data.facts.read_facts", "file": "@facts_file"}
-    text = text[text.index("\nfacts:") + 1 :]  # without the comment on the data set
-    text = _with_block(text, "facts", {**lines, **asdict(facts)})
-    if facts.any_orientation is not None:
-        option = f"any_orientation: {str(facts.any_orientation).lower()}"
-        text = re.sub(r"^any_orientation: \w+", option, text, flags=re.MULTILINE)
-    _write(own, text)
     network = training.settings.get("network_def")
-    for file, content in generate(own, folder).items():
+    for file, content in generate(facts.dataset, folder, facts).items():
         content = content.partition("\n")[2]  # without the line on where it is edited
         if network and file.name in BODIES:
-            content = _with_block(content, "network_def", network)
+            content = with_block(content, "network_def", network)
         _write(file, content)
-    own.unlink()
     (folder / WEIGHTS).parent.mkdir()
     shutil.copyfile(training.weights, folder / WEIGHTS)
     write_facts(facts, folder / "models")
     config = ConfigParser(ConfigParser.load_config_file(folder / "configs" / "inference.yaml"))
     config["bundle_root"] = str(folder)
     load_weights(config.get_parsed_content("network_def"), training.weights)
-
-
-def _with_block(text: str, name: str, values: Mapping[str, Any]) -> str:
-    """Return a YAML file with other values of an id; the next one begins in the first column."""
-    block = yaml.safe_dump({name: dict(values)}, sort_keys=False, allow_unicode=True)
-    return re.sub(rf"^{name}:.*?\n(?=\S)", lambda _: block, text, flags=re.DOTALL | re.MULTILINE)
 
 
 def _write(file: Path, text: str) -> None:
