@@ -104,14 +104,14 @@ def draw(network: Network) -> Rows:
     set_calibrator(network.network, unscaled())
     cases = network.cases("other")
     use = Stored(False, {TUMOUR: [1]})
-    stored = {"cases": cases.map(use), "structures": {TUMOUR: [1]}}
+    with torch.no_grad():
+        stored = {"cases": cases.map(use), "structures": {TUMOUR: [1]}}
     none = unscaled()
     draws = Draws({**stored, "before": (none.state(), none.name)})
     rows = [row for number in trange(DRAWS) for row in draws.rows(DRAWN, number)]
     return [{key: value for key, value in row.items() if key != "estimates"} for row in rows]
 
 
-@torch.no_grad()
 def main(work: Path, weights: Path) -> None:
     """Measure what is not there."""
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,8 @@ def main(work: Path, weights: Path) -> None:
             continue
         print(loss, flush=True)
         network = Network(work, file)
-        measured = [*measure(network)]
+        with torch.no_grad():
+            measured = [*measure(network)]
         found = {
             "cases": [row for row, _ in measured],
             "objects": [each for _, objects in measured for each in objects],

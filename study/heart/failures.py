@@ -10,20 +10,12 @@ from itertools import product
 
 import pandas as pd
 
-from calib_components.quality.ranking import BAD, Ranking, rank_scans
+from calib_components.quality.ranking import Ranking, rank_scans
 from study.heart.measure import STRUCTURES
 from study.heart.tables import NETWORKS, heart_scans
 from study.tables.networks import markdown, text
 from study.tables.shipped import HEART
 
-# Of a `Ranking`, and the DSC below which a scan is bad
-MEASURES: dict[str, tuple[str, float | None]] = {
-    "AURC": ("aurc", None),
-    "gap closed": ("gap_closed", None),
-    "ROC, DSC below 0.7": ("roc", 0.7),
-    "ROC, DSC below 0.8": ("roc", 0.8),
-}
-MIN_BAD = 5  # scans of an area under the ROC curve
 SHIPPED = {  # titles, and whose estimates
     "expected DSC, `model.pt`": ("NACL", "expected DSC"),
     "expected DSC, `ensemble.pt`": ("CE, ensemble", "expected DSC"),
@@ -32,13 +24,12 @@ SHIPPED = {  # titles, and whose estimates
 }
 
 
-def failures_table(measure: str) -> str:
-    """Return a measure of each estimate of the quality of scans, on each set, as Markdown."""
-    field, bad = MEASURES[measure]
+def failures_table() -> str:
+    """Return the gap that each estimate closes on each set, as Markdown."""
     rows: dict[str, list[str]] = {}
     for title, name in product(NETWORKS, HEART):
-        for estimate, ranking in rankings(title, name, bad).items():
-            cell = "-" if ranking is None else text(getattr(ranking, field), digits=3)
+        for estimate, ranking in rankings(title, name).items():
+            cell = text(ranking.gap_closed, digits=3)
             rows.setdefault(f"{title}: {estimate}", []).append(cell)
     return markdown(rows, [*HEART.values()])
 
@@ -47,23 +38,18 @@ def shipped_table() -> str:
     """Return how much of the gap estimates of the shipped weights close, as Markdown."""
     rows = {}
     for title, (network, estimate) in SHIPPED.items():
-        found = [rankings(network, name, None)[estimate] for name in HEART]
-        rows[title] = [text(each.gap_closed, digits=2) for each in found if each]
+        found = [rankings(network, name)[estimate] for name in HEART]
+        rows[title] = [text(each.gap_closed, digits=2) for each in found]
     return markdown(rows, [*HEART.values()])
 
 
 @functools.cache
-def rankings(title: str, name: str, bad: float | None) -> dict[str, Ranking | None]:
-    """Return how the estimates of a network order the scans of a set; None if fewer than five of
-    them have a DSC below `bad`.
-    """
+def rankings(title: str, name: str) -> dict[str, Ranking]:
+    """Return how the estimates of a network order the scans of a set."""
     scans = heart_scans(*NETWORKS[title])[HEART[name]]
     dsc = scan_means(scans, "dsc", [*STRUCTURES])
     estimates = scan_estimates(scans, [*STRUCTURES])
-    if bad and (dsc < bad).sum() < MIN_BAD:
-        return dict.fromkeys(estimates)
-    patients = scans["patient"]
-    return {key: rank_scans(each, dsc, patients, bad or BAD) for key, each in estimates.items()}
+    return {key: rank_scans(each, dsc, scans["patient"]) for key, each in estimates.items()}
 
 
 def scan_means(scans: pd.DataFrame, measure: str, structures: Sequence[str]) -> pd.Series:

@@ -14,7 +14,7 @@ from study.tables.shipped import HEART, RESULTS
 
 LOSSES = {"nacl": "NACL", "cross_entropy": "CE", "ce_dice": "CE + Dice"}
 PAIRS = (("nacl", "cross_entropy"), ("nacl", "ce_dice"), ("cross_entropy", "ce_dice"))
-CALIBRATORS = ("", "T", "T changed")
+CALIBRATORS = ("", "T")
 CHOSEN = {  # what is shipped, of which network and calibrator
     "NACL": ("nacl_seed1", "T", "none"),
     "cross-entropy": ("cross_entropy_seed0", "", "`--ckpt_dir models/cross_entropy`"),
@@ -29,13 +29,6 @@ NETWORKS = {  # by title, of which table and calibrator
     "CE": ("cross_entropy_seed0", ""),
     "NACL, ensemble": ("nacl_ensemble", "T"),
     "CE, ensemble": ("cross_entropy_ensemble", "T"),
-}
-SHIPPED = {  # networks of the bundles
-    "NACL": "nacl_seed1",
-    "CE": "cross_entropy_seed0",
-    "CE, ensemble": "cross_entropy_ensemble",
-    "hippocampus": "model",
-    "hippocampus, ensemble": "ensemble",
 }
 VIEWS = {
     "acdc_shifted": "ACDC, shifted",
@@ -160,25 +153,6 @@ def calibrators_table() -> str:
     return markdown(rows, [*HEART_AND_HIPPOCAMPUS.values()])
 
 
-def temperatures_table(measure: str) -> str:
-    """Return the mean over patients of a measure of the networks that are shipped: as trained, with
-    T and with a temperature of each predicted class.
-    """
-    file = RESULTS / "hippocampus" / "shipped.csv.gz"
-    hippocampus = pd.read_csv(file, dtype={"calibrator": str}, keep_default_na=False)
-    table = pd.concat([read_heart(), hippocampus.assign(set="hippocampus")])
-    table["calibrator"] = table["calibrator"].fillna("")
-    of_patients = table.groupby(["network", "calibrator", "set", "patient"])[measure].mean()
-    means = of_patients.groupby(level=[0, 1, 2]).mean()
-    rows = {}
-    for (title, network), calibrator in product(SHIPPED.items(), ("", "T", "class T")):
-        cells = (means.get((network, calibrator, name)) for name in HEART_AND_HIPPOCAMPUS)
-        rows[f"{title}, {calibrator or 'none'}"] = [
-            "-" if each is None else f"{each:.{3 if each > 0.1 else 4}f}" for each in cells
-        ]
-    return markdown(rows, [*HEART_AND_HIPPOCAMPUS.values()])
-
-
 def networks_table(measure: str, sets: str = "") -> str:
     """Return a measure of single networks and ensembles, as shipped or with T, on the five sets, or
     on those of other fields of view (`views`).
@@ -189,20 +163,6 @@ def networks_table(measure: str, sets: str = "") -> str:
         kind = "T" if sets else calibrator  # labels are the same
         means = rows_of(network, kind).groupby("set")[measure].mean()
         rows[title] = [f"{means[name]:.{DIGITS.get(measure, 3)}f}" for name in columns]
-    return markdown(rows, [*columns.values()])
-
-
-def far_table() -> str:
-    """Return in how many scans of each set each network marks voxels far from the heart."""
-    table = read_heart()
-    table = table[table["calibrator"] == "T"]
-    is_far = (table["far_voxels"] > 0).groupby([table["network"], table["set"]])
-    found = is_far.agg(["sum", "size"])
-    columns = HEART | VIEWS
-    rows = {
-        network: ["{} of {}".format(*found.loc[(network, name)]) for name in columns]
-        for network in found.index.unique(0)
-    }
     return markdown(rows, [*columns.values()])
 
 
