@@ -313,6 +313,29 @@ def test_commands_for_own_predictions(repository: Path) -> None:
 
 
 @pytest.mark.slow
+def test_commands_of_questions(repository: Path) -> None:
+    places = save_predictions(repository)
+    for number in range(3):
+        for seed in range(2):
+            file = repository / f"fold{number}" / f"patient{seed}_frame01.nii.gz"
+            save_channels_last(file, softmax_of(2 * number + seed, 4))
+        places[f"FOLD{number}"] = repository / f"fold{number}"
+    grid = nib.load(next(places["LABELS"].iterdir())).affine
+    for seed in range(2):
+        save_nnunet(places["NNUNET"], f"patient{seed}_frame01", softmax_of(seed, 4), grid)
+    run(blocks(ROOT / "docs/questions.md", "bash"), repository, places)
+    for folder in ("scaled", "unweighted"):
+        assert (repository / folder / "calibrators.csv").is_file()
+    for folder in ("evaluation", "lesions"):
+        assert (repository / folder / "report" / "index.html").is_file()
+    assert len(pd.read_csv(repository / "lesions" / "objects.csv"))
+    assert (repository / "estimates" / "quality.html").is_file()
+    assert (repository / "folds" / "agreement.csv").is_file()
+    (name, *_) = maps(repository / "softmax")
+    assert maps(repository / "softmax")[name].ndim == 4
+
+
+@pytest.mark.slow
 def test_commands_for_many_cases(repository: Path, places: dict[str, Path]) -> None:
     images = places["ACDC"] / "training" / "patient001"
     run(blocks(ROOT / "docs/segment.md", "bash"), repository, {"IMAGES": images})
