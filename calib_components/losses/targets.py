@@ -111,9 +111,8 @@ def plain(name: str, tensor: Tensor) -> Tensor:
     such as `monai.data.MetaTensor`.
     """
     if not isinstance(tensor, Tensor):
-        hint = (
-            " Of deep supervision, add up the losses." if isinstance(tensor, list | tuple) else ""
-        )
+        is_list = isinstance(tensor, list | tuple)
+        hint = " Of deep supervision, give the logits of full resolution." if is_list else ""
         raise InputError(f"{name} must be a tensor, got {type(tensor).__name__}.{hint}")
     return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)
 

@@ -64,7 +64,7 @@ class Network:
         folder, split = SETS[name]
         config = ConfigParser(self.files)
         config.update({"bundle_root": str(BUNDLE), "dataset_dir": str(self.work / folder)})
-        config.update({"split": split, "device": "cpu"})
+        config.update({"split": split, "device": "cpu", "num_workers": 0})
         config["validate::inferer::average"] = views
         return config
 
