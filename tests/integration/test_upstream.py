@@ -1,5 +1,5 @@
-"""The patches for MONAI in docs/upstream apply to it; the tests that they add fail before and pass
-after.
+"""The patches in docs/upstream apply to MONAI and torchmetrics; the tests that they add fail before
+and pass after.
 """
 
 from __future__ import annotations
@@ -8,22 +8,34 @@ import importlib.util
 import shutil
 import subprocess
 import unittest
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-import monai
 import pytest
 import torch
 
 from tests.helpers import ROOT
 
-VERSION = "1.6.1"
-PATCHES = {  # the module, what is imported from it, and the test
-    "nacl_loss_borders": ("losses/nacl_loss.py", ["NACLLoss"], "losses/test_nacl_loss_borders.py"),
+VERSIONS = {"monai": "1.6.1", "torchmetrics": "1.9.0"}
+PATCHES = {  # the module, where its package lies, what has its parts, and the test
+    "nacl_loss_borders": (
+        "monai.losses.nacl_loss",
+        ".",
+        {"monai.losses": ["NACLLoss"]},
+        "tests/losses/test_nacl_loss_borders.py",
+    ),
     "calibration_float64": (
-        "metrics/calibration.py",
-        ["CalibrationErrorMetric", "calibration_binning"],
-        "metrics/test_calibration_large_volumes.py",
+        "monai.metrics.calibration",
+        ".",
+        {"monai.metrics": ["CalibrationErrorMetric", "calibration_binning"]},
+        "tests/metrics/test_calibration_large_volumes.py",
+    ),
+    "torchmetrics_float64": (
+        "torchmetrics.functional.classification.calibration_error",
+        "src",
+        {"torchmetrics.functional.classification.calibration_error": ["_binning_bucketize"]},
+        "tests/unittests/classification/test_calibration_error_many_samples.py",
     ),
 }
 
@@ -38,11 +50,14 @@ def load(path: Path) -> ModuleType:
 
 
 def failures(test: ModuleType) -> tuple[int, int]:
-    """The number of tests of a module, and of those that fail."""
+    """The number of tests of a module, of unittest or pytest, and of those that fail."""
+    suite = unittest.defaultTestLoader.loadTestsFromModule(test)
+    functions = [value for name, value in vars(test).items() if name.startswith("test_")]
+    suite.addTests(map(unittest.FunctionTestCase, functions))
     result = unittest.TestResult()
-    unittest.defaultTestLoader.loadTestsFromModule(test).run(result)
+    suite.run(result)
     assert not result.errors
-    return result.testsRun, len({str(failed).split(" (")[0] for failed, _ in result.failures})
+    return result.testsRun, len({failed.id().split(" (")[0] for failed, _ in result.failures})
 
 
 def borders(old: ModuleType, new: ModuleType) -> list[str]:
@@ -58,39 +73,55 @@ def borders(old: ModuleType, new: ModuleType) -> list[str]:
     return found
 
 
-def errors(old: ModuleType, new: ModuleType) -> list[str]:
-    """The row of the page's table on `CalibrationErrorMetric`."""
+def calibrated() -> tuple[torch.Tensor, torch.Tensor]:
+    """Probabilities and labels of a calibrated predictor, in one of 20 bins."""
     generator = torch.Generator().manual_seed(0)
     p = 0.96 + 0.04 * torch.rand(1, 1, 240, 240, 155, generator=generator)
-    y = (torch.rand(p.shape, generator=generator) < p).float()
-    before, after = (m.CalibrationErrorMetric(num_bins=20)(p, y).item() for m in (old, new))
-    return [
-        (
-            f"| 240 x 240 x 155 | {abs((p.double() - y).mean().item()):.5f} | {before:.5f} |"
-            f" {after:.5f} |"
-        )
-    ]
+    return p, (torch.rand(p.shape, generator=generator) < p).float()
+
+
+def row_of(title: str, before: float, after: float) -> list[str]:
+    """A row of the page's tables on sums."""
+    p, y = calibrated()
+    return [f"| {title} | {abs((p.double() - y).mean().item()):.5f} | {before:.5f} | {after:.5f} |"]
+
+
+def errors(old: ModuleType, new: ModuleType) -> list[str]:
+    """The row of the page's table on `CalibrationErrorMetric`."""
+    found = (m.CalibrationErrorMetric(num_bins=20)(*calibrated()).item() for m in (old, new))
+    return row_of("240 x 240 x 155", *found)
+
+
+def errors_of_torchmetrics(old: ModuleType, new: ModuleType) -> list[str]:
+    """The row of the page's table on `BinaryCalibrationError`."""
+    p, y = (values.flatten() for values in calibrated())
+    found = (m._ce_compute(p, y, 20).item() for m in (old, new))
+    return row_of("8,928,000", *found)
+
+
+TABLES = {"losses": borders, "metrics": errors, "functional": errors_of_torchmetrics}
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(monai.__version__ != VERSION, reason=f"the patches are for MONAI {VERSION}")
 @pytest.mark.parametrize("name", PATCHES)
 def test_patches_apply_and_mend(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module, names, test = PATCHES[name]
-    package = module.split("/")[0]
-    (tmp_path / "monai" / package).mkdir(parents=True)
-    shutil.copy(Path(monai.__file__).parent / module, tmp_path / "monai" / package)
-    subprocess.run(
-        ["git", "apply", ROOT / "docs" / "upstream" / f"{name}.patch"], check=True, cwd=tmp_path
-    )
-    tests, failing = failures(load(tmp_path / "tests" / test))
+    module, place, parts, test = PATCHES[name]
+    library, kind, *_ = module.split(".")
+    version = pytest.importorskip(library).__version__
+    if version != VERSIONS[library]:
+        pytest.skip(f"the patch is for {library} {VERSIONS[library]}")
+    source = Path(str(import_module(module).__file__))
+    copy = tmp_path / place / f"{module.replace('.', '/')}.py"
+    copy.parent.mkdir(parents=True)
+    shutil.copy(source, copy)
+    patch = ROOT / "docs" / "upstream" / f"{name}.patch"
+    subprocess.run(["git", "apply", patch], check=True, cwd=tmp_path)
+    tests, failing = failures(load(tmp_path / test))
     assert failing == tests == 2
-    mended = load(tmp_path / "monai" / module)
-    table = {"losses": borders, "metrics": errors}[package]
+    mended = load(copy)
     page = (ROOT / "docs" / "upstream.md").read_text().splitlines()
-    assert [
-        row for row in table(load(Path(monai.__file__).parent / module), mended) if row not in page
-    ] == []
-    for part in names:
-        monkeypatch.setattr(f"monai.{package}.{part}", getattr(mended, part))
-    assert failures(load(tmp_path / "tests" / test)) == (2, 0)
+    assert [row for row in TABLES[kind](load(source), mended) if row not in page] == []
+    for owner, names in parts.items():
+        for part in names:
+            monkeypatch.setattr(import_module(owner), part, getattr(mended, part))
+    assert failures(load(tmp_path / test)) == (2, 0)
