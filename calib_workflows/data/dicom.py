@@ -60,7 +60,7 @@ TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # from DICOM's axes to those of NIfTI
 SAME_PLACE = 1e-3  # mm between slices at the same place, and of rounded directions and sizes
 ASKEW = 1e-3  # cosine of the angle of rows and columns, which headers round
 END_OF_FRAMES = b"\xfe\xff\xdd\xe0"  # after compressed pixels
-MOST_PADDING = 4096  # bytes that may follow it
+MOST_PADDING = 65_536  # bytes that may follow it
 OFF_PLACE = 0.1  # of the smallest side of a voxel: how far a slice may lie from its place
 
 
@@ -111,7 +111,11 @@ def _series_in(folder: Path, changed: int) -> dict[str, dict[Path, Dataset]]:
         is_directory = file.name.upper().split(";")[0] == DIRECTORY  # ";1" on old discs
         if file.name.startswith(".") or is_directory or not is_dicom(file):
             continue
-        header = _read_header(file)
+        _require_library(file)
+        try:
+            header = _read_header(file)
+        except InputError as error:
+            header = _no_header(file, str(error))
         series[str(header.get("SeriesInstanceUID") or file)][file] = header
     return series
 
@@ -128,14 +132,27 @@ def series_uid(file: str | os.PathLike) -> str:
 
 
 def _read_header(file: Path) -> Dataset:
-    """Return what is kept of a header; `bytes_after` says how many bytes of pixels follow, and
-    `end` has the last of them.
+    """Return what is kept of a header; `bytes_after` says how many bytes of pixels follow, and of
+    compressed ones, `end` has the last of them.
     """
-    with open(file, "rb") as opened:
+    with open(file, "rb") as opened, reading(file, "a DICOM file"):
         header = _read(file, opened, stop_before_pixels=True, specific_tags=KEPT)
-        header.bytes_after = file.stat().st_size - opened.tell()
-        opened.seek(-min(header.bytes_after, MOST_PADDING), os.SEEK_END)
-        header.end = opened.read()
+        tuple(header)  # elements are decoded when they are asked for
+        syntax = header.file_meta.TransferSyntaxUID
+        tag = 8 if syntax.is_implicit_VR else 12  # bytes of the element before the pixels
+        header.bytes_after, header.end = file.stat().st_size - opened.tell() - tag, b""
+        if syntax.is_encapsulated:
+            opened.seek(-min(header.bytes_after, MOST_PADDING), os.SEEK_END)
+            header.end = opened.read()
+    return header
+
+
+def _no_header(file: Path, flaw: str) -> Dataset:
+    """Return an empty header of a file that cannot be read."""
+    from pydicom import Dataset
+
+    header = Dataset()
+    header.flaw = flaw
     return header
 
 
@@ -156,6 +173,7 @@ def plain_name(file: str | os.PathLike) -> str:
     header = _first_header(file)
     words = [str(header.get(name) or "") for name in NAMED_BY]
     name = re.sub(r"[^\w.-]+", "-", "_".join(filter(None, words))).strip(".-_")
+    name = name.replace(".nii", "-nii")  # the ending of a file of its own
     return name.encode()[:LONGEST].decode(errors="ignore") or Path(file).stem
 
 
@@ -251,17 +269,30 @@ def check_decoder(file: str | os.PathLike) -> None:
     """
     from pydicom.pixels import pixel_array
 
+    headers = _headers_beside(Path(file))
+    kinds = {header.file_meta.TransferSyntaxUID: place for place, header in headers.items()}
+    for syntax, place in kinds.items():
+        if not syntax.is_compressed:
+            continue
+        try:
+            pixel_array(place, index=0)
+        except Exception as error:  # of several kinds
+            raise InputError(
+                f"{place}: no package here decodes {syntax.name}. Install one, pip install"
+                " python-gdcm, or convert it with dcm2niix."
+            ) from error
+
+
+def check_modality(file: str | os.PathLike, modality: str) -> None:
+    """Raise `InputError` if a series is of another modality, or a CT without Hounsfield units."""
     header = _first_header(file)
-    syntax = header.file_meta.TransferSyntaxUID
-    if not syntax.is_compressed:
-        return
-    try:
-        pixel_array(file, index=0)
-    except Exception as error:  # of several kinds
+    found = str(header.get("Modality") or modality)
+    if found != modality:
         raise InputError(
-            f"{file}: no package here decodes {syntax.name}. Install one, pip install"
-            " python-gdcm, or convert it with dcm2niix."
-        ) from error
+            f"{file}: Modality {found}, not {modality}. --modality null takes every modality."
+        )
+    if modality == "CT" and not _has_frames(header) and "RescaleIntercept" not in header:
+        raise InputError(f"{file}: a CT without RescaleIntercept is not in Hounsfield units.")
 
 
 class Segment(NamedTuple):
@@ -287,10 +318,14 @@ def check_source(file: str | os.PathLike) -> None:
     series = _headers_beside(Path(file))
     for place, header in series.items():
         for name in REFERRED_BY:
-            if not header.get(name):
-                raise InputError(f"{place} has no {name}, to which a DICOM SEG refers.")
-    if len({header.SOPInstanceUID for header in series.values()}) < len(series):
+            if not header.get(name) or header[name].VM > 1:
+                raise InputError(f"{place} has no one {name}, to which a DICOM SEG refers.")
+    names = ("SOPInstanceUID", "SOPClassUID")
+    instances, kinds = ({str(each[name].value) for each in series.values()} for name in names)
+    if len(instances) < len(series):
         raise InputError(f"{file}: slices of its series have one SOPInstanceUID. Export it again.")
+    if len(kinds) > 1:
+        raise InputError(f"{file}: slices of its series differ in SOPClassUID. Export it again.")
     files, affine, shape = _in_order(series)
     mask = np.ones((1, *shape[:2], 1), bool)  # of one slice
     with reading(files[0], "what a DICOM SEG copies of it"):
@@ -440,12 +475,9 @@ def _complete(header: Dataset, first: Dataset, frame: str, thickness: float) -> 
 
 def _read(file: Path, opened: BinaryIO | None = None, **options: Any) -> Dataset:
     """Read a file, which may be open, with the options of pydicom."""
-    try:
-        import highdicom  # noqa: F401
-        from pydicom import dcmread
-        from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
-    except ImportError as error:
-        raise InputError(f"{file} is DICOM. Install highdicom: pip install highdicom.") from error
+    from pydicom import dcmread
+    from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
     with reading(file, "a DICOM file"):
         dataset = dcmread(opened or file, force=True, **options)
         if "TransferSyntaxUID" not in dataset.file_meta:  # of a file without preamble
@@ -453,6 +485,14 @@ def _read(file: Path, opened: BinaryIO | None = None, **options: Any) -> Dataset
             syntax = ImplicitVRLittleEndian if is_implicit else ExplicitVRLittleEndian
             dataset.file_meta.TransferSyntaxUID = syntax
         return dataset
+
+
+def _require_library(file: Path) -> None:
+    """Raise `InputError` if highdicom is missing, with which pydicom comes."""
+    try:
+        import highdicom  # noqa: F401
+    except ImportError as error:
+        raise InputError(f"{file} is DICOM. Install highdicom: pip install highdicom.") from error
 
 
 def _in_order(
@@ -463,7 +503,8 @@ def _in_order(
     """
     files, headers = [*series], [*series.values()]
     if "SeriesInstanceUID" not in headers[0]:
-        raise InputError(f"{files[0]} is no whole DICOM file. Export it again, or remove it.")
+        flaw = getattr(headers[0], "flaw", f"{files[0]} is no whole DICOM file.")
+        raise InputError(f"{flaw} Export it again, or remove it.")
     title = f"{files[0].parent}: series {series_name(files[0])}"
     if flaw := _flaw_of_headers(series):
         raise InputError(f"{title}: {flaw}")
@@ -483,9 +524,9 @@ def _in_order(
         normal = _unit(np.cross(*along))
         if positions.shape[1:] != (3,) or not np.isfinite([*positions.ravel(), *normal]).all():
             raise ValueError("its slices have no place, or no directions")
-    offsets = positions @ normal
-    order = np.argsort(offsets)
-    spacing = _spacing(headers[0], offsets[order])
+        offsets = positions @ normal
+        order = np.argsort(offsets)
+        spacing = _spacing(headers[0], offsets[order])
     expected = positions[order[0]] + np.outer(np.arange(len(files)), spacing * normal)
     errors = np.linalg.norm(positions[order] - expected, axis=1)
     if flaw := _flaw(grids, offsets[order], errors):
@@ -556,6 +597,13 @@ def _flaw_of_pixels(header: Dataset, file: Path) -> str:
     for missing in PIXELS:
         if header.get(missing) in (None, ""):
             return f"{file.name} has no {missing}. Export it again."
+    bits, stored = header.BitsAllocated, header.BitsStored
+    if (
+        bits not in (8, 16, 32)
+        or not 0 < stored <= bits
+        or header.PixelRepresentation not in (0, 1)
+    ):
+        return f"{file.name} has pixels of {stored} in {bits} bits. Export it again."
     if header.PhotometricInterpretation not in GREY or header.SamplesPerPixel != 1:
         return f"{file.name} has colours, {header.PhotometricInterpretation}, no grey values."
     syntax = header.file_meta.TransferSyntaxUID

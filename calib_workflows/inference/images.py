@@ -26,6 +26,7 @@ from monai.utils import ensure_tuple
 from calib_components.errors import InputError, check_choice, check_writable, printable
 from calib_workflows.data.dicom import (
     check_decoder,
+    check_modality,
     check_source,
     forget_headers,
     is_dicom,
@@ -53,6 +54,8 @@ log = logging.getLogger(__name__)
 MAPS = {"label": "seg", "uncertainty": "uncertainty", "probability": "probability"}
 # Maps of a DICOM series, which are DICOM SEG
 DICOM_MAPS = {"dicom": "seg.dcm", "dicom_probability": "probability.dcm"}
+# Files of discs, without an ending
+NO_SLICES = ("DICOMDIR", "VERSION", "LOCKFILE", "README", "LICENSE", "INDEX")
 MOST_NAMED = 3  # folders of a series
 # Labels, and maps that inference writes
 NOT_IMAGES = (*LABEL_SUFFIXES, "_probability", "_uncertainty")
@@ -98,23 +101,34 @@ def find_images(path: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> l
 def _images_below(folder: Path, file_suffixes: Sequence[str]) -> list[Image]:
     """Return the images of a folder, see `find_images`; DICOM series of one name are told apart."""
     files = [file for file in files_below(folder) if not _is_skipped(file, file_suffixes)]
-    series = [file for file in files if _is_series(file)]
+    series = {file: None for file in files if _is_series(file)}
     tell_apart(series)
     images = [_image_of_series(file) for file in series]
-    images += [Image(file.name, (file,)) for file in _unread(files, series)]
+    images += [Image(str(file), (file,)) for file in _unread(files, series)]  # no results
     return sorted([*images, *_images(files, file_suffixes)], key=operator.attrgetter("files"))
 
 
 def _unread(files: Iterable[Path], series: Iterable[Path]) -> list[Path]:
-    """Return files that may be slices: they cannot be read, or are empty beside a series."""
-    folders = {file.parent for file in series}
+    """Return files that may be slices: they cannot be read, or are no DICOM beside slices whose
+    names are like theirs.
+    """
+    kinds = {(file.parent, _kind(file)) for file in series}
     return [
         file
         for file in files
-        if file.is_file()
+        if file not in series
         and not split_name(file.name).ending
-        and (not os.access(file, os.R_OK) or (file.parent in folders and not file.stat().st_size))
+        and file.name.upper() not in NO_SLICES
+        and (
+            not os.access(file, os.R_OK)
+            or ((file.parent, _kind(file)) in kinds and not is_dicom(file))
+        )
     ]
+
+
+def _kind(file: Path) -> str:
+    """Return the ending of a name, if it is a word: identifiers end in numbers."""
+    return file.suffix.lower() if file.suffix[1:].isalpha() else ""
 
 
 def _images(files: Iterable[Path], file_suffixes: Sequence[str]) -> list[Image]:
@@ -197,6 +211,7 @@ class ImageFolder:
         stamp: What tells this run from others, see `run_stamp`.
         review, review_below: Which scans a person should look at, see
             `calib_workflows.pages.quality.Review`.
+        modality: Of DICOM, such as "CT"; other series are left out. None takes all.
         patient_pattern: Regular expression for the part of a name that names the patient, whose
             scans count once where images are compared with the training's; None for the DICOM
             PatientID or the name of the file.
@@ -214,6 +229,7 @@ class ImageFolder:
     review: str = "20%"
     review_below: float | None = None
     patient_pattern: str | None = None
+    modality: str | None = None
 
     def __post_init__(self) -> None:
         # MONAI gives text
@@ -349,6 +365,8 @@ class ImageFolder:
         self._check_shapes(image)
         is_series = is_dicom(image.files[0])
         if is_series:
+            if self.modality:
+                check_modality(image.files[0], self.modality)
             check_decoder(image.files[0])
         if DICOM_MAPS.keys() & self.save:
             if not is_series:
@@ -400,11 +418,12 @@ class ImageFolder:
         self._claim()  # also without an image that had to be segmented
         with self.output.locked():  # of several shards, the last has all scans
             records = {Path(name) for name in self.output.files() if name.endswith(".json")}
+            left_out = {image.name for image in self._images if self._flaw(image)}
             scans = {
                 file.stem
                 for file in records
                 if not file.name.startswith(".") and (self.output_dir / file).exists()
-            }
+            } - left_out  # of an earlier run, in which they could be segmented
             review = Review.from_options(self.review, self.review_below)
             patients = self._patients(sorted(scans))
             text = printable(write_table(self.output_dir, review, scans, patients))

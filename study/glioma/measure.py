@@ -5,8 +5,8 @@
 WORK has the prepared cases of `study.glioma.train`, WEIGHTS the networks. The folder
 `study/results/glioma` gets `cases.csv.gz`, a row for each network, calibrator, set and patient;
 `objects.csv.gz`, a row for each candidate and true part of the test sets; and `draws.csv.gz`, what
-T, and T and bias of five patients of the other institution give of its others. A network whose rows
-are there is left out.
+T, and T and bias of five patients of the other institution give of its others, of the network that
+is shipped. What is there is left out.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from calib_components.posthoc import TemperatureScaling, set_calibrator
 from calib_workflows.cases import LabelledCase, NetworkCases
 from calib_workflows.fit import fit_to_cases, unscaled
 from calib_workflows.weights import load_weights
+from study.glioma import tables
 from study.glioma.train import BUNDLE, LOSSES
 from study.labels.draws import Draws
 from study.labels.logits import Stored
@@ -112,34 +113,30 @@ def draw(network: Network) -> Rows:
     return [{key: value for key, value in row.items() if key != "estimates"} for row in rows]
 
 
+def add(name: str, rows: Rows, loss: str) -> None:
+    """Add the rows of a network to a table of results."""
+    table, file = pd.DataFrame(rows).assign(loss=loss), RESULTS / f"{name}.csv.gz"
+    if file.exists():
+        table = pd.concat([pd.read_csv(file), table], ignore_index=True)
+    with writing(file) as unfinished:
+        table.to_csv(unfinished, index=False, float_format="%.6g", compression="gzip")
+
+
 def main(work: Path, weights: Path) -> None:
-    """Measure what is not there."""
+    """Measure what is not there; the draws are of the network that is shipped."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    tables: dict[str, list[pd.DataFrame]] = {"cases": [], "objects": [], "draws": []}
-    for name, parts in tables.items():
-        if (file := RESULTS / f"{name}.csv.gz").exists():
-            parts.append(pd.read_csv(file))
+    cases = RESULTS / "cases.csv.gz"
+    known = {*pd.read_csv(cases)["loss"]} if cases.exists() else set()
     for loss in LOSSES:
-        file = weights / f"glioma_{loss}.pt"
-        known = tables["draws"]
-        if not file.exists() or (known and (known[0]["loss"] == loss).any()):
-            continue
-        print(loss, flush=True)
-        network = Network(work, file)
-        with torch.no_grad():
-            measured = [*measure(network)]
-        found = {
-            "cases": [row for row, _ in measured],
-            "objects": [each for _, objects in measured for each in objects],
-            "draws": draw(network),
-        }
-        for name, rows in found.items():  # the draws last: with them, a network is finished
-            tables[name].append(pd.DataFrame(rows).assign(loss=loss))
-            tables[name] = [pd.concat(tables[name], ignore_index=True)]
-            with writing(RESULTS / f"{name}.csv.gz") as unfinished:
-                tables[name][0].to_csv(
-                    unfinished, index=False, float_format="%.6g", compression="gzip"
-                )
+        if loss not in known:
+            print(loss, flush=True)
+            with torch.no_grad():
+                measured = [*measure(Network(work, weights / f"glioma_{loss}.pt"))]
+            add("objects", [each for _, objects in measured for each in objects], loss)
+            add("cases", [row for row, _ in measured], loss)
+    if not (RESULTS / "draws.csv.gz").exists():
+        loss = tables.shipped()
+        add("draws", draw(Network(work, weights / f"glioma_{loss}.pt")), loss)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pydicom.uid import RLELossless, generate_uid
 from calib_components.errors import InputError
 from calib_workflows.data.dicom import forget_headers
 from calib_workflows.data.nifti import open_nifti
+from calib_workflows.inference import images as images_module
 from calib_workflows.inference.images import ImageFolder, find_images, result_name
 from tests.calib_workflows.data.test_dicom import AFFINES, check_same, save_series, volume_of
 
@@ -245,3 +246,73 @@ def test_a_scan_is_done_again_when_slices_came_later(tmp_path: Path) -> None:
     os.utime(folder, (times[0] + 1000, times[1] + 1000))
     forget_headers()
     assert len(images.items()) == 1
+
+
+def set_in(file: Path, **values: Any) -> None:
+    header = pydicom.dcmread(file)
+    for name, value in values.items():
+        setattr(header, name, value)
+    header.save_as(file)
+
+
+def test_one_bad_file_ends_no_run_and_is_named(tmp_path: Path) -> None:
+    names = ("good", "header", "link", "zeros", "thick", "pet", "raw", "several")
+    folders = {
+        name: save_series(tmp_path / "in" / name, volume_of(0), AFFINE, number)
+        for number, name in enumerate(names)
+    }
+    for folder in folders.values():
+        for file in folder.iterdir():
+            set_in(file, Modality="CT", RescaleIntercept=0, RescaleSlope=1)
+    last = {name: max(folder.iterdir()) for name, folder in folders.items()}
+    last["header"].write_bytes(last["header"].read_bytes()[:154])
+    last["link"].unlink()
+    last["link"].symlink_to("gone")
+    last["zeros"].write_bytes(bytes(4000))
+    raw = last["thick"].read_bytes()
+    last["thick"].write_bytes(raw.replace(b"\x18\0\x50\0DS", b"\x18\0\x50\0ZZ"))
+    for file in folders["pet"].iterdir():
+        set_in(file, Modality="PT")
+    for file in folders["raw"].iterdir():
+        header = pydicom.dcmread(file)
+        del header.RescaleIntercept
+        header.save_as(file)
+    header = pydicom.dcmread(last["several"])
+    header.SOPInstanceUID = [header.SOPInstanceUID, "1.2.3"]
+    header.save_as(last["several"], enforce_file_format=False)
+    (folders["good"] / "VERSION").write_text("1")
+    folder = folder_of(tmp_path / "in", tmp_path / "out", modality="CT", save="dicom")
+    folder.check()
+    told = {name: [line for line in folder.left_out if f"/{name}" in line] for name in names}
+    assert "cannot read a DICOM file" in told["header"][0]
+    assert told["link"]
+    assert told["zeros"]
+    assert "Modality PT, not CT" in told["pet"][0]
+    assert "without RescaleIntercept" in told["raw"][0]
+    assert told["good"] == []
+    segmented = {Path(item["image"][0]).parent.name for item in folder.items()}
+    assert {"good", "header", "link"} <= segmented
+    assert not {"pet", "raw"} & segmented
+
+
+def test_the_table_leaves_out_what_can_no_longer_be_segmented(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    series = [save_series(tmp_path / "in" / f"{k}", volume_of(k), AFFINE, k) for k in (1, 2)]
+    tables: list[Any] = []
+    monkeypatch.setattr(images_module, "write_table", lambda *args: tables.append(args[2]) or "")
+
+    def run() -> None:
+        folder = folder_of(tmp_path / "in", tmp_path / "out", save="label", skip_existing=True)
+        folder.check()
+        folder.output.claim(folder.names)
+        for image in folder.find():
+            for name in folder._results(image):
+                (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
+                (tmp_path / "out" / name).write_bytes(b"")
+        folder.write_table()
+
+    run()
+    (series[1] / "IM014").unlink()
+    run()
+    assert [len(scans) for scans in tables] == [2, 1]
