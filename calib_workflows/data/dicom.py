@@ -318,8 +318,9 @@ def check_source(file: str | os.PathLike) -> None:
     series = _headers_beside(Path(file))
     for place, header in series.items():
         for name in REFERRED_BY:
-            if not header.get(name) or header[name].VM > 1:
-                raise InputError(f"{place} has no one {name}, to which a DICOM SEG refers.")
+            number = header[name].VM if header.get(name) else "no"
+            if number != 1:
+                raise InputError(f"{place} has {number} {name}, to which a DICOM SEG refers.")
     names = ("SOPInstanceUID", "SOPClassUID")
     instances, kinds = ({str(each[name].value) for each in series.values()} for name in names)
     if len(instances) < len(series):
