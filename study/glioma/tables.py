@@ -204,3 +204,26 @@ def changes(loss: str, kind: str, measure: str) -> pd.Series:
     table = read("draws")
     values = table[table["loss"] == loss].pivot(index="draw", columns="calibrator", values=measure)
     return values[kind] - values[NONE]
+
+
+def card_table() -> str:
+    """Return what the shipped network, with T, reaches on both test sets."""
+    tables = {title: rows_of(shipped(), T, name) for name, title in SETS.items()}
+    measures = {
+        "DSC": (lambda rows: rows["dsc"], ".2f"),
+        "HD95, pixels": (lambda rows: rows["hd95"], ".0f"),
+        "NLL, all voxels": (lambda rows: rows["nll_all"], ".3f"),
+        "confidence - accuracy, predicted tumour": (
+            lambda rows: rows["confidence"] - rows["accuracy"],
+            "+.2f",
+        ),
+        "expected DSC - DSC": (lambda rows: rows["expected_dsc"] - rows["dsc"], "+.2f"),
+    }
+    cells = {
+        title: [shown(mean_of(measure(rows)), form) for rows in tables.values()]
+        for title, (measure, form) in measures.items()
+    }
+    cells["patients with a DSC below 0.7"] = [
+        f"{(rows['dsc'] < BAD).sum()} of {len(rows)}" for rows in tables.values()
+    ]
+    return markdown(cells, [*tables])

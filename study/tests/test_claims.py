@@ -415,8 +415,8 @@ CLAIMS: dict[str, dict[str, Callable[[], bool]]] = {
             and 1 not in changes(PENALTIES, CE, ["acdc"], ["dsc"])
         ),
         (
-            "As trained, NACL, the paper's loss, was less sure of another sequence, not shown to be "
-            "better"
+            "As trained, NACL, the paper's loss, was less sure of another sequence, not shown to be"
+            " better"
         ): lambda: gap("nacl", "lge") < gap(CE, "lge") and sign("nacl", CE, "lge", "nll_all") == 0,
     },
     "paper": {
