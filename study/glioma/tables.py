@@ -30,8 +30,10 @@ BINS = 10
 
 @functools.cache
 def read(name: str) -> pd.DataFrame:
-    """Return a table of results, whose columns of the one structure have short names."""
+    """Return a table of results; columns of cases have short names, without the structure."""
     table = pd.read_csv(RESULTS / f"{name}.csv.gz")
+    if name != "cases":
+        return table
     return table.rename(columns=lambda column: column.removesuffix("_tumour"))
 
 
