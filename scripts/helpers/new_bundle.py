@@ -23,7 +23,7 @@ from calib_components.errors import InputError, make_folder, reading, writing_fo
 from calib_workflows.data.facts import Facts, facts_beside, write_facts
 from calib_workflows.folders import OutputFolder
 from calib_workflows.options import LAST
-from calib_workflows.weights import load_weights
+from calib_workflows.weights import load_weights, read_weights
 from scripts.helpers.bundle_files import BODIES, BUNDLES, REPOSITORY, generate, with_block
 from scripts.helpers.packages import METADATA, PAGE, WEIGHTS, render
 
@@ -118,6 +118,7 @@ def new_bundle(
         _write(folder / METADATA, json.dumps(metadata, indent=4, ensure_ascii=False) + "\n")
         about = {
             "training": training,
+            "temperature": read_weights(training.weights).get("temperature"),
             "facts": training.facts,
             "scripts": os.path.relpath(REPOSITORY / "scripts", out.resolve()),
             "structures": _structures_option(training.facts),

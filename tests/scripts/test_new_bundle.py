@@ -14,7 +14,7 @@ import pytest
 
 from calib_components.errors import InputError
 from calib_components.posthoc import TemperatureScaling
-from calib_workflows.data.facts import write_facts
+from calib_workflows.data.facts import facts_beside, write_facts
 from calib_workflows.weights import with_calibrator
 from scripts.helpers.new_bundle import new_bundle
 from scripts.helpers.packages import contents, package_bundle
@@ -107,3 +107,16 @@ def test_results_of_other_weights_are_refused(own: Path, tmp_path: Path) -> None
     with pytest.raises(InputError, match=r"eval has no evaluation of .* as they are now"):
         new_bundle(own, tmp_path / "new", weights=file, **TOLD)
     assert not (tmp_path / "new").exists()
+
+
+def test_the_page_states_the_temperature(own: Path, tmp_path: Path) -> None:
+    shutil.copytree(own / "models", tmp_path / "models")
+    file = tmp_path / "models" / "model.pt"
+    fitted = TemperatureScaling().with_state({"temperature": 1.5})
+    file.write_bytes(with_calibrator(file, fitted, fit={"region": "all", "patients": 7}))
+    bundle = HIPPOCAMPUS if facts_beside(file).spatial_dims == 3 else FLARE
+    places = {"dataset_dir": str(own / "data"), "ckpt_dir": str(file.parent)}
+    run_bundle(bundle, "train.yaml", "evaluate.yaml", output_dir=str(tmp_path / "eval"), **places)
+    new_bundle(tmp_path, tmp_path / "new", **TOLD)
+    page = (tmp_path / "new" / "docs" / "README.md").read_text()
+    assert "The weights hold a temperature, T = 1.50, fitted on 7 patients" in page
