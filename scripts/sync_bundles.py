@@ -16,7 +16,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from calib_tools import cli
-from calib_workflows.data.facts import facts_beside
 from scripts.helpers.bundle_files import BUNDLES, COMMON, generate, without_source
 
 WEIGHTS = "models/model.pt"
@@ -30,6 +29,8 @@ def sync(check: bool = False) -> None:
         check: Write nothing, and exit with 1 if a file differs from what would be written or has
             lost its source.
     """
+    from calib_workflows.data.facts import facts_beside  # imports PyTorch, which help need not
+
     lines = []
     datasets = {name: dataset for dataset, name in BUNDLES.items()}
     for bundle in sorted(ROOT.iterdir()):

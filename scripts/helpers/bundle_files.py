@@ -12,11 +12,12 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from calib_workflows.data.facts import Facts
+if TYPE_CHECKING:
+    from calib_workflows.data.facts import Facts
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMON = REPOSITORY / "bundles" / "common"
