@@ -563,7 +563,13 @@ def _flaw_of_headers(series: Mapping[Path, Dataset]) -> str:
     """Say why files are no image, or no whole one; nothing if they may be."""
     for file, header in series.items():
         with reading(file, "a DICOM image"):
-            for find_flaw in (_flaw_of_kind, _flaw_of_pixels, _flaw_of_values, _flaw_of_place):
+            for find_flaw in (
+                _flaw_of_kind,
+                _flaw_of_pixels,
+                _flaw_of_bits,
+                _flaw_of_values,
+                _flaw_of_place,
+            ):
                 if flaw := find_flaw(header, file):
                     return flaw
     return _flaw_of_files([*series.values()])
@@ -598,13 +604,6 @@ def _flaw_of_pixels(header: Dataset, file: Path) -> str:
     for missing in PIXELS:
         if header.get(missing) in (None, ""):
             return f"{file.name} has no {missing}. Export it again."
-    bits, stored = header.BitsAllocated, header.BitsStored
-    if (
-        bits not in (8, 16, 32)
-        or not 0 < stored <= bits
-        or header.PixelRepresentation not in (0, 1)
-    ):
-        return f"{file.name} has pixels of {stored} in {bits} bits. Export it again."
     if header.PhotometricInterpretation not in GREY or header.SamplesPerPixel != 1:
         return f"{file.name} has colours, {header.PhotometricInterpretation}, no grey values."
     syntax = header.file_meta.TransferSyntaxUID
@@ -614,6 +613,14 @@ def _flaw_of_pixels(header: Dataset, file: Path) -> str:
     if is_cut or (syntax.is_encapsulated and END_OF_FRAMES not in header.end):
         return f"{file.name} has not all of its pixels. Export it again."
     return ""
+
+
+def _flaw_of_bits(header: Dataset, file: Path) -> str:
+    """Say why the bits of pixels are no numbers; nothing if they may be."""
+    bits, stored = header.BitsAllocated, header.BitsStored
+    if bits in (8, 16, 32) and 0 < stored <= bits and header.PixelRepresentation in (0, 1):
+        return ""
+    return f"{file.name} has pixels of {stored} in {bits} bits. Export it again."
 
 
 def _flaw_of_values(header: Dataset, file: Path) -> str:

@@ -111,11 +111,8 @@ class Facts:
         return [*map(min, image_size, self.crop_size)]
 
     def _check(self, name: str) -> None:
+        self._check_labels(name)
         classes = range(self.num_classes)
-        if len(classes) > IGNORED:
-            raise InputError(f"{name}: num_classes must be at most {IGNORED}, got {len(classes)}.")
-        if self.ignored_code in self.label_codes:
-            raise InputError(f"{name}: ignored_code {self.ignored_code} is that of a class.")
         for key in ("class_names", "label_codes"):
             values = getattr(self, key)
             if not len(set(values)) == len(values) == len(classes):
@@ -138,6 +135,14 @@ class Facts:
         check_choice(f"{name}: slice_axis", self.slice_axis, (None, 0, 1, 2))
         check_choice(f"{name}: spatial_dims", self.spatial_dims, MULTIPLES)
         self._check_sizes(name)
+
+    def _check_labels(self, name: str) -> None:
+        if self.num_classes > IGNORED:  # labels are stored as bytes
+            raise InputError(
+                f"{name}: num_classes must be at most {IGNORED}, got {self.num_classes}."
+            )
+        if self.ignored_code in self.label_codes:
+            raise InputError(f"{name}: ignored_code {self.ignored_code} is that of a class.")
 
     def _check_sizes(self, name: str) -> None:
         if self.image_size is not None or self.spatial_dims == 2:
