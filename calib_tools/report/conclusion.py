@@ -48,7 +48,7 @@ SEGMENT = (
     "Find out whether these images are unlike the training's: evaluate patients of the training's"
     " origin that the network has not seen. If their DSC is low, too, it needs more training"
     " (losses without a Dice term need it most); if not, calibrate it on a few patients like these"
-    " (docs/another_scanner.md)."
+    " (docs/another_scanner.md of the repository)."
     " Ignore padded voxels."
 )
 EVALUATE = "Evaluate probabilities, which tell whether it is calibrated."

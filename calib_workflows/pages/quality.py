@@ -66,7 +66,8 @@ UNLIKE = (
 )
 LABEL = (
     "Check every scan, not only the listed ones. To adapt the network, label five patients like"
-    " these, drawn at random, and calibrate it on them: docs/another_scanner.md has the commands."
+    " these, drawn at random, and calibrate it on them: docs/another_scanner.md of the"
+    " repository has the commands."
 )
 FEW = (
     "Whether these images are like the training's is not known: that takes {minimum} patients here"
