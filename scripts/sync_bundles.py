@@ -18,7 +18,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from calib_tools import cli
 from scripts.helpers.bundle_files import BUNDLES, COMMON, generate, without_source
 
-WEIGHTS = "models/model.pt"
 ROOT = Path(__file__).resolve().parents[1] / "bundles"
 
 
@@ -36,7 +35,7 @@ def sync(check: bool = False) -> None:
     for bundle in sorted(ROOT.iterdir()):
         if bundle.name == COMMON.name:
             continue
-        own = None if bundle.name in datasets else facts_beside(bundle / WEIGHTS)
+        own = None if bundle.name in datasets else facts_beside(bundle / "models" / "facts.yaml")
         generated = generate(own.dataset if own else datasets[bundle.name], bundle, own)
         for file, text in generated.items():
             if file.is_file() and file.read_text() == text:

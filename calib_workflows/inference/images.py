@@ -101,7 +101,7 @@ def find_images(path: str | os.PathLike, file_suffixes: Sequence[str] = ()) -> l
 def _images_below(folder: Path, file_suffixes: Sequence[str]) -> list[Image]:
     """Return the images of a folder, see `find_images`; DICOM series of one name are told apart."""
     files = [file for file in files_below(folder) if not _is_skipped(file, file_suffixes)]
-    series = {file: None for file in files if _is_series(file)}
+    series = dict.fromkeys(filter(_is_series, files))
     tell_apart(series)
     images = [_image_of_series(file) for file in series]
     images += [Image(str(file), (file,)) for file in _unread(files, series)]  # no results
