@@ -52,7 +52,7 @@ def server(bundle: Path, studies: Path, home: Path) -> Iterator[str]:
             time.sleep(1)
         yield address
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGKILL)  # SIGTERM waits for what it scores
         process.wait()
 
 
