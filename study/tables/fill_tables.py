@@ -1,4 +1,5 @@
-"""Fill in the numbers of README and pages from the tables in `study/results`, or check them.
+"""Fill in the numbers of README, pages and `study/results/means.csv` from the tables in
+`study/results`, or check them.
 
     python study/tables/fill_tables.py [--check]
 
@@ -98,6 +99,13 @@ TEXT = re.compile(r"(<!-- from: (.+?) -->)")
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+\.\d\d+|\b\d+(?= %(?! interval))")
 TABLE1 = ["ce_dice", "focal", "entropy_penalty", "label_smoothing", "svls", "mbls", "nacl"]
 PAPER = ["dsc", "hd95", "ece", "cece"]  # measures of the paper
+# Of `means.csv`
+MEASURES = (
+    *PAPER,
+    *(f"{name}_{region}" for name in ("nll", "ece") for region in ("all", "predicted")),
+    "expected_dsc",
+    "gap_closed",
+)
 SOURCES = {
     "T": ("T", " to "),
     "confidence": ("confidence / accuracy, %", " / "),
@@ -117,10 +125,11 @@ def fill(check: bool = False) -> None:
         check: Write nothing, and exit with 1 if a number differs from what would be written.
     """
     is_different = False
-    for page in [page for pattern in PAGES for page in sorted(ROOT.glob(pattern))]:
-        text = page.read_text()
+    means = RESULTS / "means.csv"
+    for page in [means, *(page for pattern in PAGES for page in sorted(ROOT.glob(pattern)))]:
+        text = page.read_text() if page.is_file() else ""
         try:
-            filled = fill_text(text)
+            filled = means_of_all() if page == means else fill_text(text)
         except KeyError as error:
             raise InputError(f"{page}: {error} is not in the results.") from error
         if filled == text:
@@ -145,6 +154,23 @@ def fill_text(text: str) -> str:
     texts = TEXT.split(with_tables)
     texts[:-1:3] = map(_text, texts[:-1:3], texts[2::3])
     return "".join(part for index, part in enumerate(texts) if index % 3 < 2)
+
+
+def means_of_all() -> str:
+    """Return `means.csv`: a line for each test set, method and measure of the evaluations, with the
+    mean and its interval over patients, and over seeds if there are several.
+    """
+    cases = results("cases")
+    rows = [
+        (test_set, method, cases.loc[[(test_set, method)], "seed"].nunique(), measure, *found[:3])
+        for test_set, method in cases.index.unique()
+        for measure in cases.columns.intersection(MEASURES, sort=False)
+        if not np.isnan((found := mean(method, test_set, measure)).mean)
+    ]
+    table = pd.DataFrame(
+        rows, columns=["test_set", "method", "seeds", "measure", "mean", "low", "high"]
+    )
+    return table.to_csv(index=False, float_format="%.4g")
 
 
 @functools.cache

@@ -285,13 +285,7 @@ CLAIMS: dict[str, dict[str, Callable[[], bool]]] = {
         "**NACL on the softmax** differs significantly in nothing": lambda: (
             changes(["nacl_softmax"], CE, SETS, ("nll_all", *PREDICTED, "dsc")) == {0}
         ),
-        "over all voxels it is higher, by": lambda: (
-            sign("nacl", DICE, "acdc", "nll_predicted")
-            < 0
-            == change("nacl", DICE, "acdc", "nll_predicted")
-            < change("nacl", DICE, "acdc", "nll_all")
-        ),
-        "**LGE:** over all voxels, none is better": lambda: (
+        "**On LGE,** over all voxels, none is better": lambda: (
             lowest(DICE_T, "lge", "nll_all") == set()
         ),
         "FL has a significantly lower NLL, LS, MbLS and NACL a lower ECE": lambda: (
@@ -327,15 +321,6 @@ CLAIMS: dict[str, dict[str, Callable[[], bool]]] = {
         "is not bound by it": lambda: sign("ensemble_of_ce_dice", DICE, "acdc", "dsc") > 0,
         "Averaging makes NACL more underconfident": lambda: all(
             gap("ensemble_of_nacl", name) < gap("nacl", name) for name in SETS
-        ),
-        "A larger weight is a larger reserve": lambda: all(
-            (
-                np.diff(
-                    [gap(name, place) for name in ("nacl_0.01", "nacl_0.03", "nacl", "nacl_0.3")]
-                )
-                < 0
-            ).all()
-            for place in SETS
         ),
         "Temperatures point the same way as in the heart": lambda: (
             temperatures(DICE, "chaos")[0] > 1 > temperatures("nacl", "chaos")[0]
@@ -382,7 +367,7 @@ CLAIMS: dict[str, dict[str, Callable[[], bool]]] = {
             and ensemble_gains()["nll"].max() < 1
             and ensemble_gains()["dsc"].min() > 0
         ),
-        "lower on ACDC than that of one network with a temperature": lambda: all(
+        "all voxels was lower than that of one network, by": lambda: all(
             sign("ensemble_of_ce_dice+T", DICE_T, name, "nll_all") < 0 for name in SETS
         ),
         "On LGE, it closed": lambda: all(
@@ -420,7 +405,7 @@ CLAIMS: dict[str, dict[str, Callable[[], bool]]] = {
         ): lambda: gap("nacl", "lge") < gap(CE, "lge") and sign("nacl", CE, "lge", "nll_all") == 0,
     },
     "paper": {
-        "The paper ranks NACL first of seven losses on each of its data sets": lambda: (
+        "The paper ranks NACL first of seven losses on each data set": lambda: (
             {published_rank_on(name) for name in ("flare", "acdc", "brats")} == {1}
         ),
         "trained with augmentation, NACL is sixth by the same sum-rank": lambda: (
@@ -441,7 +426,7 @@ CLAIMS: dict[str, dict[str, Callable[[], bool]]] = {
         "NACL is third on both by the sum-rank": lambda: (
             [rank("nacl", name) for name in SHIFTED] == [3, 3]
         ),
-        "the less confident they are, the larger it is": lambda: (
+        "the larger the less confident they are": lambda: (
             if_true("label_smoothing")
             > if_true("nacl")
             > if_true("mbls")

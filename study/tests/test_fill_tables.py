@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
@@ -148,7 +149,10 @@ def test_tables(what: str, rows: list[str], root: Path, capsys: pytest.CaptureFi
     page = page_with(root, table_of(what))
     with pytest.raises(SystemExit):
         fill(check=True)
-    assert capsys.readouterr().out == "docs/page.md: differs: run study/tables/fill_tables.py\n"
+    assert capsys.readouterr().out == "".join(
+        f"{file}: differs: run study/tables/fill_tables.py\n"
+        for file in ("study/results/means.csv", "docs/page.md")
+    )
     assert "\nold\n" in page.read_text()
     fill()
     assert page.read_text() == f"# Page\n\n{table_of(what, chr(10).join([*rows, '']))}\n\nText.\n"
@@ -168,6 +172,18 @@ def test_texts(root: Path) -> None:
         f"# Page\n\n- First: 0.12.\n- DSC {dsc}, so 90 % right\n  at T = 0.3 to 1.50.\n"
     )
     fill(check=True)
+
+
+def test_means_of_all(root: Path) -> None:
+    fill()
+    table = pd.read_csv(root / "study/results/means.csv")
+    ce = table.query("test_set == 'acdc' and method == 'ce_dice+T' and measure == 'ece'")
+    (row,) = ce.itertuples()
+    shown = cell("ce_dice", "ece", "with", interval=True)
+    ece_if_true = re.search(r" \(.*\)", shown)[0]
+    assert f"{row.mean:.3f}{ece_if_true} [{row.low:.3f}, {row.high:.3f}]" == shown
+    assert row.seeds == 3
+    assert len(table) == 6 * len({"dsc", "ece", "nll_all"} & {*table["measure"]})
 
 
 def test_gap_closed_has_the_variance_of_the_jackknife() -> None:

@@ -110,7 +110,7 @@ CLAIMS: dict[str, Callable[[], bool]] = {
         for name in ("bssfp", "vendor_b", "home", "hippocampus")
         for each in (5, 8)
     ),
-    "At home, chance names T or T and bias in some draws of five": lambda: (
+    "At home, chance names a calibrator in some draws of five": lambda: (
         0.005 < change_of_nll("ensemble", "home", 5, ADVISED) < 0.007
         and max(
             change_of_nll(network, name, each, ADVISED)
@@ -127,18 +127,13 @@ CLAIMS: dict[str, Callable[[], bool]] = {
             for each in (5, 8)
         )
     ),
-    "the advice does not name it with five patients or more": lambda: all(
+    "with five patients or more, the advice does not name it": lambda: all(
         share("nacl", "vendor_b", each, "bias") == 0
-        and (change("nacl", "vendor_b", each, "bias", "dsc") < -HARM).mean() > 0.3
+        and change("nacl", "vendor_b", each, "bias", "dsc").mean() < 0
         for each in (5, 8, 12)
     ),
-    "gains more than T and bias on bSSFP, and less on LGE;": lambda: (
+    "gains more than T and bias on bSSFP, and less on LGE.": lambda: (
         class_conditional("bssfp") > 0.005 > -0.003 > class_conditional("lge")
-    ),
-    "vector scaling is not behind T and bias": lambda: all(
-        gain("ensemble", name, each, "vector") > gain("ensemble", name, each, "bias")
-        for name in ("bssfp", "vendor_b")
-        for each in (5, 8, 12)
     ),
 }
 
