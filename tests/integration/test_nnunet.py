@@ -84,7 +84,8 @@ def run_page(folder: Path, acdc: Path) -> str:
         rf" -tr {DOCUMENTED}": "",
         "0 1 2 3 4": "0 1",
         "([, ])nnunet/fold2[, ]nnunet/fold3[, ]nnunet/fold4": "",
-        r"nnUNetv2_train": f"nnUNetv2_train -device cpu -tr {SHORT}",
+        # Its worker is a fork of a process with threads, which may hang
+        r"nnUNetv2_train": f"nnUNet_n_proc_DA=0 nnUNetv2_train -device cpu -tr {SHORT}",
         r"-d 27 -c 2d(?= -f| --save)": f"-d 27 -c 2d -tr {SHORT}",
         r"(nnUNetv2_predict\w*)": r"\1 -device cpu",
         r"(nnUNetv2_predict) ": r"\1 -npp 0 -nps 0 ",  # in one process
