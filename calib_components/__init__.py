@@ -1,6 +1,6 @@
 """Calibration losses and metrics for medical image segmentation in PyTorch and MONAI."""
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 MOVED = {"bundle", "data", "figures", "handlers", "inference", "tools"}  # in version 0.5
 
 
