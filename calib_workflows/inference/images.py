@@ -426,7 +426,8 @@ class ImageFolder:
             } - left_out  # of an earlier run, in which they could be segmented
             review = Review.from_options(self.review, self.review_below)
             patients = self._patients(sorted(scans))
-            text = printable(write_table(self.output_dir, review, scans, patients))
+            reasons = [*dict.fromkeys(self.left_out)]
+            text = printable(write_table(self.output_dir, review, scans, patients, reasons))
         self.output.release()
         log.info(text)
         return text

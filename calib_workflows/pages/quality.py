@@ -51,6 +51,7 @@ TABLE, PAGE = "quality.csv", "quality.html"
 TABLES = (TABLE, PAGE, REFERENCE)
 RECORDED = ("scan", "patient", "estimate", "reasons", "rows", "place", "picture")
 MOST_CARDS = 500  # of scans on a page, which a browser shows in seconds
+MOST_REASONS = 5  # that are not folded
 CENTER = "crop_center"  # a further column, where a network of crops looked
 BAD = 0.8  # DSC below which a segmentation is one that a list should hold
 
@@ -359,6 +360,7 @@ def write_table(
     review: Review,
     scans: Collection[str] | None = None,
     patients: Mapping[str, str] | None = None,
+    left_out: Sequence[str] = (),
 ) -> str:
     """Make `quality.csv` and `quality.html` from the scans in `quality/`, and say what the page
     says.
@@ -368,6 +370,7 @@ def write_table(
         review: Which scans to look at.
         scans: Names of the scans; None for all that are there.
         patients: Patient of each scan; None for those in the files.
+        left_out: Why images could not be segmented, which the page says.
     """
     folder = Path(output_dir)
     records = []
@@ -382,7 +385,8 @@ def write_table(
     chosen = choose(records, reference, review)
     if unlike:
         chosen = [without_limits(record) for record in chosen]
-    contents = {TABLE: _table(chosen), PAGE: quality_page(chosen, answer, reference, review)}
+    page = quality_page(chosen, answer, reference, review, left_out)
+    contents = {TABLE: _table(chosen), PAGE: page}
     for name, content in contents.items():
         with writing(folder / name) as unfinished:
             unfinished.write_text(content, encoding="utf-8")
@@ -472,18 +476,22 @@ def _failures(reference: Reference) -> dict[str, list[str]]:
 
 
 def quality_page(
-    chosen: Sequence[Mapping[str, Any]], answer: Answer, reference: Reference, review: Review
+    chosen: Sequence[Mapping[str, Any]],
+    answer: Answer,
+    reference: Reference,
+    review: Review,
+    left_out: Sequence[str] = (),
 ) -> str:
-    """Return the page of what `choose` returned."""
+    """Return the page of what `choose` returned, and of images that could not be segmented."""
     shown = _cards_of(chosen)
     defined = defined_estimates(chosen)
     has_limits = any(each.is_limit and each.name in defined for each in ESTIMATES)
     failed = _failures(reference) if has_limits else {}
-    tests = _tests_section(reference, review)
+    sections = [*_left_out_section(left_out), *_tests_section(reference, review)]
     return render_page(
         _count_listed(chosen),
         answer,
-        [*tests, *(_card(record, defined, failed) for record in shown)],
+        [*sections, *(_card(record, defined, failed) for record in shown)],
         [*_notes(reference, review, has_limits), *([MORE] if len(shown) < len(chosen) else [])],
         {record["scan"]: record["scan"] for record in shown if record["review"] == "yes"},
     )
@@ -518,6 +526,18 @@ def _notes(reference: Reference, review: Review, has_limits: bool) -> list[str]:
     if count < 2 * LIMIT_PATIENTS + 1:
         limits += WORST
     return [*notes, limits + OPTIMISTIC, ABOUT]
+
+
+def _left_out_section(reasons: Sequence[str]) -> list[Section]:
+    """Return a line for each reason why an image was left out; nothing without one."""
+    if not reasons:
+        return []
+    table = pd.DataFrame(
+        {"number": str(number), "measure": "reason", "text": reason}
+        for number, reason in enumerate(reasons, 1)
+    )
+    title = f"Left out, not segmented: {len(reasons)}"
+    return [Section("left_out", title, "", table, ["number"], folded=False, first=MOST_REASONS)]
 
 
 def _tests_section(reference: Reference, review: Review) -> list[Section]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from calib_workflows.data.dicom import forget_headers
 from calib_workflows.data.nifti import open_nifti
 from calib_workflows.inference import images as images_module
 from calib_workflows.inference.images import ImageFolder, find_images, result_name
+from calib_workflows.pages.quality import write_record
 from tests.calib_workflows.data.test_dicom import AFFINES, check_same, save_series, volume_of
+from tests.calib_workflows.pages.test_quality import record
 
 AFFINE = AFFINES["oblique"]
 LEFT_OUT = {  # name of the folder, and what is said of it
@@ -122,15 +125,20 @@ def test_all_series_that_can_be_are_segmented_and_the_others_are_named(
     assert all(place in told for place in places)
 
 
-def test_a_run_that_left_something_out_ends_with_status_3(
-    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_that_left_something_out_ends_with_status_3_and_the_page_says_what(
+    export: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(ImageFolder, "write_table", lambda _: "")
     folder = folder_of(export, tmp_path, save="label")
     folder.check()
+    folder.output.claim(folder.names)
+    segmented = next(image for image in folder.find() if image.name.startswith("P-1"))
+    write_record(record(segmented.name, 0.8), tmp_path)
     with pytest.raises(SystemExit) as ended:
         folder.finish()
     assert ended.value.code == 3
+    page = unescape((tmp_path / "quality.html").read_text())
+    assert f"<h2>Left out, not segmented: {len(LEFT_OUT)}</h2>" in page
+    assert all(line in page for line in folder.left_out)
 
 
 def test_an_export_without_any_image_is_refused(export: Path, tmp_path: Path) -> None:
