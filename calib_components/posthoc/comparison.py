@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch.nn import functional as F
 
 from calib_components.errors import InputError
@@ -268,30 +268,37 @@ class LeftOut:
         scans.
         """
         names = [NONE, *self.fits]
-        scans = [self.rows[i : i + len(names)] for i in range(0, len(self.rows), len(names))]
-        rows_of: dict[str, list[int]] = {}  # of each patient
-        for index, rows in enumerate(scans):
-            rows_of.setdefault(rows[0].patient, []).append(index)
-        dsc = np.array([[row.values[:, 1] for row in rows] for rows in scans])
+        rows = [self.rows[number :: len(names)] for number in range(len(names))]
+        patients = np.array([row.patient for row in rows[0]])
+        scans = [np.flatnonzero(patients == patient) for patient in dict.fromkeys(patients)]
+        dsc = np.array([[row.values[:, 1] for row in of_one] for of_one in rows])
         # Nothing found where nothing is: right, if another calibrator finds something there
-        is_known = ~np.isnan(dsc).all(1, keepdims=True)
-        given = np.where(np.isnan(dsc) & is_known, 1.0, dsc)
-        found = {}
-        for number, name in enumerate(names):
-            if name in self.skipped:
-                continue
-            of_scans = [rows[number] for rows in scans]
-            nll = np.array([row.nll for row in of_scans])
-            bias = np.array([row.values[:, 0] for row in of_scans]) - dsc[:, number]
-            found[name] = {
-                "nll": np.array([np.mean(nll[own]) for own in rows_of.values()]),
-                "dsc": np.array([_mean(given[own, number], 0) for own in rows_of.values()]),
-                "bias": np.array([_mean(bias[own], 0) for own in rows_of.values()]),
-                "gap": np.array(
-                    [_gap([of_scans[i].bins["predicted"] for i in own]) for own in rows_of.values()]
-                ),
-            }
-        return found
+        dsc = np.where(np.isnan(dsc) & ~np.isnan(dsc).all(0), 1.0, dsc)
+        return {
+            name: _errors_of_patients(rows[number], dsc[number], scans)
+            for number, name in enumerate(names)
+            if name not in self.skipped
+        }
+
+
+def _errors_of_patients(
+    rows: Sequence[ScanErrors], dsc: Array, scans: Sequence[NDArray[np.intp]]
+) -> dict[str, Array]:
+    """Return what `LeftOut._by_patient` returns of a calibrator.
+
+    Args:
+        rows: Errors of its scans.
+        dsc: Their DSC, `(scans, structures)`.
+        scans: Which of them are a patient's.
+    """
+    nll = np.array([row.nll for row in rows])
+    bias = np.array([row.values[:, 0] - row.values[:, 1] for row in rows])
+    return {
+        "nll": np.array([np.mean(nll[own]) for own in scans]),
+        "dsc": np.array([_mean(dsc[own], 0) for own in scans]),
+        "bias": np.array([_mean(bias[own], 0) for own in scans]),
+        "gap": np.array([_gap([rows[i].bins["predicted"] for i in own]) for own in scans]),
+    }
 
 
 def _mean(values: Array, axis: int) -> Array:
