@@ -91,7 +91,7 @@ def _table(results: Results) -> str:
         count=results.count,
         columns="c" * len(measures),
         head=" & ".join(head),
-        lines=" \\\\\n".join(map(" & ".join, lines)),
+        lines=" \\\\\n\\addlinespace\n".join(map(" & ".join, lines)),
     )
 
 
@@ -104,7 +104,8 @@ def _cell(measure: str, name: str, means: Mapping[str, Estimate]) -> str:
         text = rf"\textbf{{{text}}}"
     if math.isnan(found.low):
         return text
-    return f"{text} [{number(found.low, measure)}, {number(found.high, measure)}]"
+    low, high = (number(end, measure) for end in (found.low, found.high))
+    return rf"\shortstack{{{text}\\{{\scriptsize [{low}, {high}]}}}}"
 
 
 def _better(measure: str) -> str:
