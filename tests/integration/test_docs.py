@@ -26,8 +26,10 @@ import onnxruntime
 import pandas as pd
 import pytest
 import torch
+import yaml
 from nbclient import NotebookClient
 
+import calib_components
 from calib_workflows.data.facts import facts_beside
 from calib_workflows.evaluation_files import Evaluation
 from tests.calib_tools.predictions.made_up import (
@@ -187,6 +189,14 @@ def test_commands_of_the_readme(repository: Path, places: dict[str, Path]) -> No
     assert (repository / "scaled" / "calibrators.csv").is_file()
     assert (repository / "maps" / "patient001_frame01_uncertainty.nii.gz").is_file()
     assert (repository / "own" / "data" / "datalist.json").is_file()
+
+
+def test_the_version_is_that_of_citation_and_changelog() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"]
+    latest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert latest
+    assert latest[1] in (cited, "Unreleased")
+    assert cited == calib_components.__version__
 
 
 def test_readme_is_short() -> None:
