@@ -59,11 +59,15 @@ def numbers_of(name: str) -> tuple[int, ...]:
     return (5, 8) if name in ("home", "hippocampus") else (3, 5, 8, 12)
 
 
-def draws_table(network: str) -> str:
-    """Return what the advice gave, beside T and bias in each draw, as Markdown."""
+def draws_table(network: str, *numbers: str) -> str:
+    """Return what the advice gave, beside T and bias in each draw, as Markdown; of some numbers of
+    patients, or of all.
+    """
     rows = {}
     for name, title in SETS.items():
         for patients in numbers_of(name):
+            if numbers and str(patients) not in numbers:
+                continue
             found = draws(network, name, patients)
             counts = found[NONE]["advised"].value_counts()
             dsc = change(network, name, patients, ADVISED, "dsc")
