@@ -151,9 +151,10 @@ def _describe_pair(rows: pd.DataFrame, pair: Mapping[str, str]) -> str:
     sentence = template.format(
         **pair, measure=DECIDING[decisive], value=values[decisive], dsc=values["dsc"]
     )
+    named = {decisive, "dsc"} if template is OPPOSED else {decisive}
     others = [
         f"{heading(measure, arrow=False)} {'higher' if change > 0 else 'lower'}"
-        for measure, change in changes.drop(decisive).items()
+        for measure, change in changes.drop([*named]).items()
         if change
     ]
     return sentence + EXPLAINING.format(measures=", ".join(others)) if others else sentence

@@ -53,6 +53,10 @@ SEGMENT = (
 )
 EVALUATE = "Evaluate probabilities, which tell whether it is calibrated."
 NOTHING = "Nothing on images like these: where it predicts a structure, it is calibrated."
+BOTH = (
+    "Rely on its mean confidence, not on single values: one temperature cannot lower some"
+    " confidences and raise others."
+)
 NO_SINGLE = (
     " Over all voxels, it is {kind} by {gap:.3f}: no single temperature fits both regions. Keep"
     " this one for the confidence of what is predicted; take one of all voxels for volumes."
@@ -161,6 +165,8 @@ def next_step(summary: Mapping[str, Any], dsc: float, judgements: Mapping[str, J
         return _ask_for_more(predicted)
     done, whole = summary.get("calibration"), judgements["all"]
     if predicted.verdict != "shown":
+        if predicted.is_bent:
+            return BOTH
         if done is None or whole.verdict != "shown":
             return NOTHING
         return NOTHING + NO_SINGLE.format(kind=whole.kind, gap=abs(whole.gap.mean))

@@ -62,7 +62,8 @@ def check(sentence: str, rows: pd.DataFrame) -> str:
         expected = "neither"
     assert kind == expected
     named = re.search("and do not decide: (.*)\\.$", sentence)
-    others = rows[shown].drop(measure, errors="ignore")["mean"]
+    said = [measure, *(["dsc"] if kind == "neither" else [])]
+    others = rows[shown].drop(said, errors="ignore")["mean"]
     explaining = [
         f"{heading(each, arrow=False)} {'higher' if mean > 0 else 'lower'}"
         for each, mean in others.items()

@@ -147,6 +147,8 @@ def test_the_answer_follows_from_the_interval(
     gap = Estimate((low + high) / 2, low, high)
     judgement = Judgement(gap, pooled_ece=ece)
     assert (judgement.text, judgement.is_bent) == (text, is_bent)
+    advice = next_step({}, 0.9, {"predicted": judgement, "all": judgement})
+    assert advice.startswith("Rely on its mean confidence") is is_bent
 
 
 @pytest.mark.parametrize(
