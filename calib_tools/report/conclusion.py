@@ -36,7 +36,7 @@ BENT = (
     " It is too confident at some confidences and not confident enough at others: the ECE there is"
     " {ece}."
 )
-DSC_IS_LOW = "The mean DSC is low: calibration does not make up for that."
+DSC_IS_LOW = "The mean DSC is below {bad}: calibration does not make up for that."
 NO_PROBABILITIES = (
     "Without probabilities of predicted structures, whether it is calibrated is unknown."
 )
@@ -47,9 +47,8 @@ LOOK_FIRST = "Look first at {cases}."
 SEGMENT = (
     "Find out whether these images are unlike the training's: evaluate patients of the training's"
     " origin that the network has not seen. If their DSC is low, too, it needs more training"
-    " (losses without a Dice term need it most); if not, calibrate it on a few patients like these"
-    " (docs/another_scanner.md of the repository)."
-    " Ignore padded voxels."
+    " (losses without a Dice term need it most); if not, a few labelled patients like these tell"
+    " whether a calibrator helps (docs/another_scanner.md of the repository)."
 )
 EVALUATE = "Evaluate probabilities, which tell whether it is calibrated."
 NOTHING = "Nothing on images like these: where it predicts a structure, it is calibrated."
@@ -119,7 +118,7 @@ def describe_one(results: Results) -> list[str]:
     (name,) = results.names
     sentences = [describe_calibration(results, name)]
     if results.cases[name]["dsc"].mean() < BAD:
-        sentences.insert(0, DSC_IS_LOW)
+        sentences.insert(0, DSC_IS_LOW.format(bad=BAD))
     if worst := _worst_cases(results, name):
         sentences.append(LOOK_FIRST.format(cases=", ".join(worst)))
     return sentences

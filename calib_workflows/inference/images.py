@@ -346,7 +346,7 @@ class ImageFolder:
 
     def _warn_of_labels(self) -> None:
         below = files_below(self.path) if self.path.is_dir() else ()
-        labels = [*filter(_is_skipped, below)]
+        labels = [file for file in below if _is_skipped(file, self.file_suffixes)]
         if labels:
             log.warning(
                 "%s: %d file(s) called like labels or maps are skipped, such as %s. Rename those"

@@ -59,7 +59,7 @@ def server(bundle: Path, studies: Path, home: Path) -> Iterator[str]:
 def answers(address: str) -> bool:
     try:
         return requests.get(f"{address}/info/", timeout=60).ok
-    except requests.ConnectionError:
+    except (requests.ConnectionError, requests.Timeout):
         return False
 
 

@@ -73,7 +73,7 @@ ABOUT_ONE: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "bad segmentation": (
         {"gap": OPPOSITE, "changed": dsc(0.4)},
-        "^The mean DSC is low: calibration does not make up for that",
+        "^The mean DSC is below 0.7: calibration does not make up for that",
         "Find out whether these images are unlike the training's",
     ),
     "far apart": (
