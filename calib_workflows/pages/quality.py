@@ -76,6 +76,10 @@ FEW = (
 )
 IF_ALIKE = " Limits and ranges of volumes hold only if they are."
 TOGETHER = "Segment {minimum} patients of this scanner or more together."
+CHECK_ALL = (
+    "Check every scan, not only the listed ones, and do not rely on the volumes: {there} validation"
+    " patients tell too little. Calibrate on {minimum} or more."
+)
 ALIKE = (
     "Nothing shows that these images are unlike the training's. That is no proof: the network can"
     " also be sure of images that it segments badly."
@@ -413,7 +417,9 @@ def conclude(
     if min(here, reference.patients) < MIN_PATIENTS:
         limits = IF_ALIKE if reference.patients >= LIMIT_PATIENTS else ""
         few = FEW.format(minimum="six", here=here, there=reference.patients, limits=limits)
-        advice = TOGETHER.format(minimum="six") if here < MIN_PATIENTS else ""
+        advice = TOGETHER.format(minimum="six")
+        if reference.patients < MIN_PATIENTS:
+            advice = CHECK_ALL.format(minimum="six", there=reference.patients)
         return Answer([few, *found], advice), []
     return Answer([ALIKE, *found], EVALUATE.format(minimum="six")), []
 

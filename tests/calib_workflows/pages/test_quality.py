@@ -241,6 +241,13 @@ def test_images_of_which_the_network_is_less_sure_lose_their_limits(tmp_path: Pa
     assert "DSC at least" not in html
 
 
+def test_few_validation_patients_vouch_for_nothing(tmp_path: Path) -> None:
+    said, html, _ = write_scans(tmp_path, reference(5), [0.9] * 8, NAMES)
+    advice = "Check every scan, not only the listed ones, and do not rely on the volumes: 5 valid"
+    assert advice in said
+    assert advice in html
+
+
 @pytest.mark.parametrize(
     ("patients", "sentence"),
     [
