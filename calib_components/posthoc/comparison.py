@@ -123,7 +123,7 @@ def advise(nll: Mapping[str, Array], dsc: Mapping[str, Array]) -> Advice:
         gain, error = _mean_and_error(dsc["bias"] - dsc[NONE])
         change, _ = _mean_and_error(nll["bias"] - nll[NONE])
         if gain > error and change <= 0:
-            return Advice("bias", f"its DSC is higher by {gain:.3f} (standard error {error:.3f})")
+            return Advice("bias", f"its DSC is higher by {gain:.4f} (standard error {error:.4f})")
         if gain > error:
             refused = (
                 f". T and bias has a higher DSC, by {gain:.3f}, but a higher NLL, by {change:.4f}"
