@@ -91,9 +91,7 @@ def _sources(facts: Path, bundle: Path) -> Iterator[tuple[Path, list[Path]]]:
 
 
 def _join(parts: list[Path], facts: str, own: str) -> str:
-    """Return files in one, of which that of the facts has another text, and a name before its
-    own.
-    """
+    """Return files in one; that of the facts has another text, and `own` before its name."""
     names = ", ".join(
         own * (part.parent == FACTS) + os.path.relpath(part, REPOSITORY) for part in parts
     )
