@@ -22,7 +22,7 @@ from calib_components.errors import InputError, check_choice, check_writable, re
 from calib_components.metrics.regions import Region
 from calib_components.posthoc import KINDS, RETIRED, Estimate, set_calibrator
 from calib_components.posthoc.comparison import NONE, REGIONS
-from calib_components.posthoc.network import BASELINE, CASES
+from calib_components.posthoc.network import BASELINE, CASES, WEIGHTS
 from calib_components.quality.reference import LIMIT_PATIENTS
 from calib_workflows.cases import NetworkCases
 from calib_workflows.data.facts import Facts, facts_beside
@@ -44,8 +44,10 @@ from calib_workflows.weights import (
     check_beside,
     check_fitted,
     check_weights_file,
+    hash_of,
     is_trained_on,
     join_weights,
+    read_weights,
     warn_of_other_split,
     with_calibrator,
     write_weights,
@@ -149,11 +151,16 @@ class Calibration:
                 self.load_path = Path(stack.enter_context(TemporaryDirectory()), "ensemble.pt")
                 join_weights(members, self.load_path)
                 warn_of_other_split(members[0])
-            baseline = Baseline() if is_own else baseline_of(self.load_path, cases)
+            baseline = Baseline()
+            if not is_own:
+                baseline = baseline_of(self.load_path, cases, [*self.structures])
             output = self._check_places(target, cases)
             stack.enter_context(OutputFolder(target.parent).claim())
             stack.enter_context(output.claim())
-            WeightsCheckpointLoader(self.load_path, self.network, self.facts)(self.evaluator)
+            load = WeightsCheckpointLoader(
+                self.load_path, self.network, self.facts, is_refitted=True
+            )
+            load(self.evaluator)
             set_calibrator(self.network, unscaled())  # in place of that of the weights
             fit = fit_calibrator(
                 NetworkCases(self.evaluator, self.structures),
@@ -161,12 +168,14 @@ class Calibration:
                 self.calibrator,
                 self.region,
                 baseline=baseline.calibrator,
+                trained_like=baseline.reference,
             )
             self._log(fit, is_own)
             known = baseline.fit
             if fit.estimate is not None:
                 known = {"region": self.region.name, "patients": fit.estimate.patients}
-                known |= {CASES: cases} | ({} if is_own else {BASELINE: baseline.to_dict()})
+                known |= {WEIGHTS: hash_of(read_weights(self.load_path)), CASES: cases}
+                known |= {} if is_own else {BASELINE: baseline.to_dict()}
             self._write(fit, target, output, known)
         set_calibrator(self.network, fit.calibrator)
 

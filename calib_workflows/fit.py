@@ -20,13 +20,21 @@ from calib_components.metrics import CalibrationBins
 from calib_components.metrics.regions import Region
 from calib_components.posthoc import KINDS, Calibrator, Estimate, LeftOut, TemperatureScaling
 from calib_components.posthoc.comparison import CANDIDATES, NONE, TEXTS, ScanErrors
-from calib_components.quality import Reference
+from calib_components.posthoc.temperature import TemperatureEstimate
+from calib_components.posthoc.vector import FEW_PATIENTS
+from calib_components.quality import Reference, find_shift
+from calib_components.quality.shift import SIGNIFICANT
 from calib_workflows.cases import Cases, LabelledCase, check_background, count_agreement
 from calib_workflows.data.facts import IGNORED
 from calib_workflows.inference.crops import cut
 
 CHOICES = (NONE, *KINDS)  # of a calibrator; without a choice, the advised one
 COMPARISON = "calibrators.csv"
+LOW_DSC = 0.5
+NEEDS_TRAINING = (
+    "This network needs training, not calibration: its DSC is {:.2f} on these patients. If you"
+    " expected more, check that labels and predictions belong together."
+)
 FORCED = "{name} is applied all the same, as the option calibrator says."
 
 
@@ -83,7 +91,23 @@ def fit_to_cases(
             if fit.name in (needed, TemperatureScaling.name):
                 raise
             failed[fit.name] = str(error)
+    _check_temperature(estimates.get(TemperatureScaling.name))
     return estimates, failed
+
+
+def _check_temperature(estimate: Estimate | None) -> None:
+    """Raise `InputError` for a temperature at the edge of its range, which no network needs."""
+    if not isinstance(estimate, TemperatureEstimate) or not estimate.at_edge:
+        return
+    cause = (
+        "not to belong to these predictions: they may be flipped, of other cases or other classes"
+    )
+    if estimate.temperature < 1:
+        cause = "to be the network's own output"
+    raise InputError(
+        f"The temperature is {estimate.temperature:g}, the edge of its range: the labels seem"
+        f" {cause}. Look at some beside the predictions."
+    )
 
 
 def fit_calibrator(
@@ -92,6 +116,7 @@ def fit_calibrator(
     choice: str | None = None,
     region: Any = "all",
     baseline: Calibrator | None = None,
+    trained_like: Reference | None = None,
 ) -> Fit:
     """Fit calibrators to cases with a softmax, compare them on patients that are left out, and
     choose the advised one.
@@ -102,6 +127,7 @@ def fit_calibrator(
         choice: Name of the calibrator, one of `CHOICES`; None for the advised.
         region: The voxels to fit.
         baseline: The calibrator that the network has, which none keeps; None for none.
+        trained_like: Labelled scans like those of the training, with the baseline; None without.
     """
     kinds = dict.fromkeys([*CANDIDATES, KINDS[choice]] if choice in KINDS else CANDIDATES)
     fits = [kind(region, IGNORED) for kind in kinds]
@@ -111,7 +137,11 @@ def fit_calibrator(
     compared.skipped.update(failed)
     if choice in compared.skipped and choice not in compared.fits:
         raise InputError(compared.skipped[choice])
+    temperature = estimates.get(TemperatureScaling.name)
+    if isinstance(temperature, TemperatureEstimate) and (why := temperature.conflict()):
+        compared.refused[temperature.name] = why
     rows = _compare(cases, compared)
+    compared.is_unlike = _is_unlike(_reference_of(rows, NONE, structures), trained_like)
     name = choice or compared.advice().name
     reference = _reference_of(rows, name, structures)
     calibrator = compared.fits.get(name, baseline) or unscaled()
@@ -136,6 +166,15 @@ def _reference_of(
     return Reference.from_scans([*structures], patients, values)
 
 
+def _is_unlike(scans: Reference, known: Reference | None) -> bool:
+    """Return whether labelled scans are unlike the known ones; fewer than five do not tell."""
+    if known is None or scans.patients < FEW_PATIENTS:
+        return False
+    expected = dict(zip(scans.structures, scans.values[..., 1].T, strict=True))
+    p_values = find_shift(known, scans.patient_numbers, expected, known.estimate(scans))
+    return min(p_values.values(), default=1) < SIGNIFICANT
+
+
 def _pooled_bins(compared: LeftOut) -> dict[tuple[str, str], CalibrationBins]:
     """Return the bins of all scans by calibrator and region."""
     bins: dict[tuple[str, str], CalibrationBins] = {}
@@ -156,6 +195,9 @@ def describe_fit(fit: Fit, region: Region, is_chosen: bool = False) -> list[str]
     is advised or chosen changes, a sentence each.
     """
     advised, sentences = fit.compared.advice().name, [fit.compared.describe()]
+    dsc = fit.compared.table()[NONE]["dsc"]
+    if dsc < LOW_DSC:
+        sentences.insert(0, NEEDS_TRAINING.format(dsc))
     if is_chosen and advised != fit.name:
         sentences.append(FORCED.format(name=TEXTS.get(fit.name, fit.name)))
     if fit.estimate is None:

@@ -4,6 +4,7 @@ beside them.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import os
@@ -16,7 +17,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from calib_components.errors import InputError, make_folder, reading, writing
-from calib_components.posthoc import RETIRED, Calibrator
+from calib_components.posthoc import KINDS, RETIRED, Calibrator
 from calib_components.posthoc.network import (
     BASELINE,
     CASES,
@@ -25,6 +26,7 @@ from calib_components.posthoc.network import (
     OF_THE_FIT,
     REFERENCE,
     TESTS,
+    WEIGHTS,
     calibrator_in,
     from_bytes,
     to_bytes,
@@ -94,18 +96,27 @@ def _read_tensors(file: str | os.PathLike) -> Any:
         raise ValueError(reason) from error
 
 
-def load_weights(network: torch.nn.Module, file: str | os.PathLike) -> None:
+def load_weights(
+    network: torch.nn.Module, file: str | os.PathLike, is_refitted: bool = False
+) -> None:
     """Load trained weights into a network.
 
     Args:
         network: The network. A calibrator that it carries becomes that of the weights, or changes
             nothing if they have none.
         file: See `read_weights`.
+        is_refitted: Whether another calibrator takes the place of theirs.
 
     Raises:
-        InputError: See `read_weights`; or the weights or their calibrator do not fit.
+        InputError: See `read_weights`; the weights do not fit, or their calibrator was fitted to
+            others.
     """
     weights = read_weights(file)
+    if not (is_refitted or is_of_weights(from_bytes(weights.get(FITTED_ON)), weights)):
+        raise InputError(
+            f"{file}: its calibrator was fitted to other weights. Fit one to these: run"
+            f" configs/train.yaml and configs/calibrate.yaml with --load_path {file}."
+        )
     with reading(file, "weights of this network"):
         try:
             network.load_state_dict(weights)
@@ -148,10 +159,12 @@ class Baseline(NamedTuple):
     Attributes:
         calibrator: The calibrator; None without one.
         fit: What is known of its fit, see `FITTED_ON`; empty if it is not.
+        reference: The scans like those of the training; None without.
     """
 
     calibrator: Calibrator | None = None
     fit: Mapping[str, Any] = {}
+    reference: Reference | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as data that JSON can store."""
@@ -159,12 +172,14 @@ class Baseline(NamedTuple):
         return {"state": {name: each.tolist() for name, each in state.items()}, "fit": self.fit}
 
 
-def baseline_of(file: Path, cases: str | None) -> Baseline:
+def baseline_of(file: Path, cases: str | None, structures: Sequence[str]) -> Baseline:
     """Return what weights had before any fit to cases of this fingerprint, or to others that did
     not train them.
     """
     weights = read_weights(file)
     known = from_bytes(weights.get(FITTED_ON))
+    if not is_of_weights(known, weights):
+        return Baseline()
     stored = known.get(BASELINE)
     if stored is not None:
         log.info("The fit of %s to earlier labels is left out: none is what it had before", file)
@@ -172,7 +187,24 @@ def baseline_of(file: Path, cases: str | None) -> Baseline:
         return Baseline(calibrator_in(state), stored["fit"])
     if cases is not None and known.get(CASES) == cases:
         return Baseline()
-    return Baseline(calibrator_in(weights), known)
+    reference = Reference.from_tensor(weights.get(REFERENCE, torch.empty(0)), structures)
+    return Baseline(calibrator_in(weights), known, reference)
+
+
+def hash_of(weights: Mapping[str, torch.Tensor]) -> str:
+    """Return what tells weights from others, whatever their calibrator and reference."""
+    digest = hashlib.sha256()
+    carried = {name for kind in KINDS.values() for name in kind().state()}
+    for name in sorted(weights.keys() - {*OF_THE_FIT, *carried}):
+        values = weights[name].contiguous()
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def is_of_weights(fit: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> bool:
+    """Return whether a calibrator was fitted to these weights; that of version 0.5 may be."""
+    return fit.get(WEIGHTS, hash_of(weights)) == hash_of(weights)
 
 
 def check_fitted(file: Path, cases: str | None) -> None:
@@ -313,9 +345,14 @@ class WeightsCheckpointLoader:
     """
 
     def __init__(
-        self, load_path: str | os.PathLike, network: torch.nn.Module, facts: Facts | None = None
+        self,
+        load_path: str | os.PathLike,
+        network: torch.nn.Module,
+        facts: Facts | None = None,
+        is_refitted: bool = False,
     ) -> None:
         self.load_path, self.network, self.facts = Path(load_path), network, facts
+        self.is_refitted = is_refitted
 
     def attach(self, engine: Engine) -> None:
         """Load the weights when the engine that runs the network starts."""
@@ -335,7 +372,7 @@ class WeightsCheckpointLoader:
             if trained_on is not None:
                 _compare_facts(trained_on, self.facts, self.load_path)
             warn_of_other_split(self.load_path)
-        load_weights(self.network, self.load_path)
+        load_weights(self.network, self.load_path, self.is_refitted)
         log.info("Loaded the weights in %s", self.load_path)
 
 

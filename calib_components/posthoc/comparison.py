@@ -17,7 +17,7 @@ from calib_components.metrics.region_measures import measure_regions
 from calib_components.metrics.regions import Region
 from calib_components.posthoc.base import Array, Calibrator
 from calib_components.posthoc.temperature import TemperatureScaling
-from calib_components.posthoc.vector import ClassBias, VectorScaling
+from calib_components.posthoc.vector import FEW_PATIENTS, ClassBias, VectorScaling
 from calib_components.quality import ScanEstimates
 
 Structures = Mapping[str, Sequence[int]]
@@ -105,37 +105,86 @@ class Advice(NamedTuple):
     reason: str
 
 
-def advise(nll: Mapping[str, Array], dsc: Mapping[str, Array]) -> Advice:
+def advise(
+    left_out: Mapping[str, Mapping[str, Array]],
+    refused: Mapping[str, str] | None = None,
+    is_unlike: bool = False,
+) -> Advice:
     """Choose between no calibrator, a temperature, and a temperature and a bias.
 
-    T and bias is advised if its DSC is above that of none by more than one standard error over
-    patients, and its mean NLL is not above that of none. Else T, unless the NLL of none is at most
-    one standard error above that of T. `VectorScaling` is never advised.
+    Where scans are unlike the training's, T and bias is advised unless its DSC is below that of
+    none by more than one standard error over patients. Elsewhere it is advised if its DSC is above
+    that of none by more than one standard error, and its mean NLL is not above that of none. Else T
+    is advised, unless the NLL of none is at most one standard error above that of T, or T takes
+    confidence - accuracy further from 0 where a structure is predicted. T and bias needs five
+    patients, and may lose no structure of a patient. `VectorScaling` is never advised.
 
     Args:
-        nll: Mean NLL of each patient, left out of the fit, `(patients,)`, by calibrator.
-        dsc: The same of the DSC.
+        left_out: Values of each patient, left out of the fit, by calibrator: the `nll` and the
+            `gap`, `(patients,)`, and the `dsc`, `(patients, structures)`; see `LeftOut.table`.
+        refused: Why calibrators are not advised whatever these values are, by their names.
+        is_unlike: Whether the scans are unlike those of the training, see
+            `calib_components.quality.find_shift`.
     """
-    if len(nll[NONE]) < 2:
+    none = left_out[NONE]
+    if len(none["nll"]) < 2:
         return Advice(NONE, "there is one patient, and none to leave out")
-    refused = ""
-    if "bias" in nll:
-        gain, error = _mean_and_error(dsc["bias"] - dsc[NONE])
-        change, _ = _mean_and_error(nll["bias"] - nll[NONE])
-        if gain > error and change <= 0:
-            return Advice("bias", f"its DSC is higher by {gain:.4f} (standard error {error:.4f})")
-        if gain > error:
-            refused = (
-                f". T and bias has a higher DSC, by {gain:.3f}, but a higher NLL, by {change:.4f}"
-            )
-    if "temperature" in nll:
-        lower, error = _mean_and_error(nll[NONE] - nll["temperature"])
-        if lower > error:
-            reason = f"its NLL is lower by {lower:.4f} (standard error {error:.4f}){refused}"
-            return Advice("temperature", reason)
-    if refused:
-        return Advice(NONE, f"no other NLL is lower by more than a standard error{refused}")
-    return Advice(NONE, "neither the DSC nor the NLL is better by more than a standard error")
+    reasons: list[str] = []  # why others are not advised
+    for name in ("bias", "temperature"):
+        if name not in left_out:
+            continue
+        if name == "bias":
+            is_better, reason = _judge_bias(none, left_out[name], is_unlike)
+        else:
+            is_better, reason = _judge_temperature(none, left_out[name])
+        if is_better and refused and name in refused:
+            is_better, reason = False, refused[name]
+        if is_better:
+            return Advice(name, ". ".join([reason, *reasons]))
+        reasons += [reason] if reason else []
+    nothing = "neither the DSC nor the NLL is better by more than a standard error"
+    return Advice(NONE, ". ".join(reasons) or nothing)
+
+
+def _judge_bias(
+    none: Mapping[str, Array], bias: Mapping[str, Array], is_unlike: bool
+) -> tuple[bool, str]:
+    """Return whether T and bias is better than none, and why it is, or is not in spite of its
+    DSC.
+    """
+    gain, error = _mean_and_error(_mean(bias["dsc"], -1) - _mean(none["dsc"], -1))
+    change, _ = _mean_and_error(bias["nll"] - none["nll"])
+    is_near = is_unlike and gain >= -error
+    if not (is_near or gain > error):
+        return False, ""
+    lost = ((none["dsc"] > 0) & (bias["dsc"] == 0)).any(1)
+    if len(lost) < FEW_PATIENTS:
+        return False, f"T and bias needs {FEW_PATIENTS} patients, these are {len(lost)}"
+    if lost.any():
+        return False, f"T and bias loses a structure in {lost.sum()} of {len(lost)} patients"
+    if is_near:
+        change_of_dsc = f"the change of its DSC is {gain:+.4f} (standard error {error:.4f})"
+        return True, f"these scans look unlike the training's, and {change_of_dsc}"
+    if change > 0:
+        return (
+            False,
+            f"T and bias has a higher DSC, by {gain:.3f}, but a higher NLL, by {change:.4f}",
+        )
+    return True, f"its DSC is higher by {gain:.4f} (standard error {error:.4f})"
+
+
+def _judge_temperature(none: Mapping[str, Array], scaled: Mapping[str, Array]) -> tuple[bool, str]:
+    """Return whether T is better than none, and why it is, or is not in spite of its NLL."""
+    lower, error = _mean_and_error(none["nll"] - scaled["nll"])
+    if not lower > error:
+        return False, ""
+    before, after = (float(_mean(each["gap"], 0)) for each in (none, scaled))
+    if abs(after) > abs(before):
+        return False, (
+            "T takes confidence - accuracy further from 0 where a structure is predicted, from"
+            f" {before:+.3f} to {after:+.3f}"
+        )
+    return True, f"its NLL is lower by {lower:.4f} (standard error {error:.4f})"
 
 
 def _mean_and_error(differences: Array) -> tuple[float, float]:
@@ -158,6 +207,8 @@ class LeftOut:
     Attributes:
         rows: What `rows_of` returned of each scan.
         skipped: Why a calibrator is not compared, by its name.
+        refused: Why a calibrator is not advised, by its name.
+        is_unlike: Whether the scans are unlike those of the training, see `advise`.
     """
 
     def __init__(
@@ -172,6 +223,8 @@ class LeftOut:
         self.others: dict[str, dict[str, Calibrator]] = {}
         self.rows: list[ScanErrors] = []
         self.skipped: dict[str, str] = {}
+        self.refused: dict[str, str] = {}
+        self.is_unlike = False
         for fit in fits:
             fit.check_fitted()
             try:
@@ -213,13 +266,12 @@ class LeftOut:
         names = [f"dsc {name}" for name in self.structures]
         table = {}
         for name, found in self._by_patient().items():
-            of_structures = np.ma.masked_invalid(found["dsc"]).mean(0).filled(np.nan)
             table[name] = {
-                "nll": float(np.nanmean(found["nll"])),
-                "dsc": float(np.nanmean(_mean(found["dsc"], -1))),
-                **dict(zip(names, of_structures.tolist(), strict=True)),
-                "bias": float(np.nanmean(_mean(found["bias"], -1))),
-                "gap": float(np.nanmean(found["gap"])),
+                "nll": float(_mean(found["nll"], 0)),
+                "dsc": float(_mean(_mean(found["dsc"], -1), 0)),
+                **dict(zip(names, _mean(found["dsc"], 0).tolist(), strict=True)),
+                "bias": float(_mean(_mean(found["bias"], -1), 0)),
+                "gap": float(_mean(found["gap"], 0)),
             }
         return table
 
@@ -227,10 +279,11 @@ class LeftOut:
         """Return the advice by the patients left out, see `advise`."""
         found = self._by_patient()
         counted = np.isfinite(found[NONE]["nll"])  # not patients whose voxels are all ignored
-        return advise(
-            {name: each["nll"][counted] for name, each in found.items()},
-            {name: _mean(each["dsc"], -1)[counted] for name, each in found.items()},
-        )
+        kept = {
+            name: {measure: values[counted] for measure, values in each.items()}
+            for name, each in found.items()
+        }
+        return advise(kept, self.refused, self.is_unlike)
 
     def describe(self) -> str:
         """Return the table as text, and the advice."""
@@ -303,7 +356,7 @@ def _errors_of_patients(
 
 def _mean(values: Array, axis: int) -> Array:
     """Return the mean of what is not NaN; NaN without."""
-    return np.ma.masked_invalid(values).mean(axis).filled(np.nan)
+    return np.ma.filled(np.ma.masked_invalid(values).mean(axis), np.nan)
 
 
 def _gap(bins: Sequence[CalibrationBins]) -> float:

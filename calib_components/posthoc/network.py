@@ -21,10 +21,10 @@ from calib_components.posthoc.temperature import TemperatureScaling
 REFERENCE = "reference"  # name of the buffer
 TESTS = "tests"  # likewise: JSON as bytes, the labelled test scans by the name of their set
 MEMBERS = "model.members."  # in the names of the weights of an ensemble, before a number
-# Likewise: the region, the number of patients, a fingerprint of their cases, and what the network
-# had before, if these are not of its training
+# Likewise: the region, the number of patients, what tells the weights, a fingerprint of the cases,
+# and what the network had before, if these are not of its training
 FITTED_ON = "fitted_on"
-CASES, BASELINE = "cases", "baseline"
+WEIGHTS, CASES, BASELINE = "weights", "cases", "baseline"
 OF_THE_FIT = (REFERENCE, TESTS, FITTED_ON)  # another calibrator has others
 
 

@@ -44,7 +44,8 @@ SPLINE = make_interp_spline(LOG2_B, np.eye(len(LOG2_B)), k=5)
 LOWEST_SUM = 1e-300  # in place of 0, before a logarithm
 LEAST_INFORMATION = 1e-6  # change of the NLL of a voxel by 1 / T, in nats
 
-COMPARED = ("all", "predicted")  # regions whose temperatures every fit gives
+PLACES = {"all": "over all voxels", "predicted": "where a structure is predicted"}
+COMPARED = (*PLACES,)  # regions whose temperatures every fit gives
 # Change of log T without a patient, from which it is named if others change T far less
 DECISIVE = 0.1
 LEVEL = 0.95
@@ -103,18 +104,30 @@ class TemperatureEstimate(Estimate):
         return "; ".join(parts)
 
     def effect(self, by_prediction: bool = True) -> str:
-        relation, become, confident = "T < 1:", "sharper", "underconfident"
         if self.at_edge:
             return "T is the end of its range: nothing follows for the confidence of the model."
-        if self.temperature > 1:
-            relation, become, confident = "T > 1:", "softer", "overconfident"
+        softer = self.temperature > 1
+        change = (
+            f"T {'>' if softer else '<'} 1: the probabilities become"
+            f" {'softer' if softer else 'sharper'}."
+        )
         if not by_prediction:
-            return f"{relation} the probabilities become {become}."
-        # The latter also where they are NaN
-        was = "was" if self.low > 1 or self.high < 1 else "may have been"
+            return change
+        fits = self.regions or {self.region: vars(self)}
+        return " ".join([change, *(_verdict(name, **fit) for name, fit in fits.items())])
+
+    def conflict(self) -> str:
+        """Return why the temperature does not suit the voxels where a structure is predicted; ""
+        if it does.
+        """
+        fit = self.regions.get("predicted", {})
+        if not (fit and (self.temperature - 1) * (fit["temperature"] - 1) < 0):
+            return ""
+        if fit["low"] <= 1 <= fit["high"] or math.isnan(fit["low"]):
+            return ""
         return (
-            f"{relation} the model {was} {confident} on these patients; its probabilities become"
-            f" {become}."
+            f"T is {self.temperature:.2f} {PLACES.get(self.region, self.region)}, but"
+            f" {_with_interval(**fit)} where a structure is predicted, on the other side of 1"
         )
 
     def warnings(self) -> list[str]:
@@ -173,6 +186,13 @@ class TemperatureEstimate(Estimate):
             second["nll_all"] - first["nll_all"],
             first["nll_predicted"] - second["nll_predicted"],
         )
+
+
+def _verdict(name: str, temperature: float, low: float, high: float, **_: Any) -> str:
+    """Return what a temperature says of the confidence of a model in a region."""
+    was = "was" if low > 1 or high < 1 else "may have been"  # the latter also where they are NaN
+    confident = "overconfident" if temperature > 1 else "underconfident"
+    return f"The model {was} {confident} {PLACES.get(name, f'in region {name}')}."
 
 
 def _edge(temperature: float) -> str:

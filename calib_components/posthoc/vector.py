@@ -29,6 +29,7 @@ MOST_VOXELS = 10_000  # of foreground, and of background, that are kept of a pat
 MOST_LOGITS = 40_000_000  # that are kept of all patients
 MOST_STEPS = 1000
 MOST_FOLDS = 8  # in which patients are left out
+FEW_PATIENTS = 5  # with fewer, scales and biases are not advised
 STEEP = 1e-4  # slope of the NLL that is not its minimum
 
 
@@ -60,7 +61,8 @@ class VectorEstimate(Estimate):
         return f"The label of {self.changed:.3%} of the voxels changes."
 
     def warnings(self) -> list[str]:
-        return [
+        few = [f"Fitted on {self.count}: label more."] if self.patients < FEW_PATIENTS else []
+        return few + [
             f"The {name} is negative: the lower its logit, the more probable is the class. Check"
             " that channels and labels are in the same order."
             for name, value in self.parameters.items()
@@ -178,6 +180,11 @@ class _Fit:
             raise InputError(
                 "The fit of scales and biases did not converge: the classes may be separable, as"
                 " where labels are those of the network. Check them, or fit a temperature."
+            )
+        if self.is_shared and self.split(found.x)[0] <= 0:
+            raise InputError(
+                "The fitted temperature is not positive: the lower a logit, the more probable is"
+                " its class. Check that the labels are those of these predictions."
             )
         return found.x
 

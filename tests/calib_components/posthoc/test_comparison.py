@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -179,28 +180,48 @@ def test_what_is_found_where_nothing_is_lowers_the_dsc() -> None:
 
 
 NLL = np.array([0.10, 0.12, 0.14, 0.16, 0.18])
+HIGHER = [0.02, 0.03, 0.01, 0.02, 0.02]
+UNSURE = [0.20, -0.18, 0.01, 0.02, 0.02]  # within a standard error of 0
+UNLIKE: dict[str, Any] = {"is_unlike": True}
 
 
 @pytest.mark.parametrize(
-    ("bias_dsc", "bias_nll", "t_nll", "expected"),
+    ("bias_dsc", "changes", "options", "expected"),
     [
-        ([0.02, 0.03, 0.01, 0.02, 0.02], -0.01, -0.02, "bias"),
-        ([0.02, 0.03, 0.01, 0.02, 0.02], +0.001, -0.02, "temperature"),  # a higher NLL
-        ([0.20, -0.18, 0.01, 0.02, 0.02], -0.01, -0.02, "temperature"),  # within an error of 0
-        ([0.00, 0.00, 0.00, 0.00, 0.00], -0.01, 0.0, "none"),
-        ([np.nan, 0.03, 0.01, 0.02, 0.02], -0.01, -0.02, "bias"),
+        (HIGHER, {}, {}, "bias"),
+        ([np.nan, *HIGHER[1:]], {}, {}, "bias"),
+        (HIGHER, {"bias_nll": 0.001}, {}, "temperature: .*but a higher NLL"),
+        (UNSURE, {}, {}, "temperature"),
+        ([0.0] * 5, {"t_nll": 0.0}, {}, "none"),
+        # Where a structure is predicted, T is to be no worse
+        (UNSURE, {"t_gap": -0.045}, {}, r"none: .*from 0 .* from \+0\.020 to -0\.045"),
+        (UNSURE, {}, {"refused": {"temperature": "T is on the other side of 1"}}, "none: T is on"),
+        # Unlike the training's
+        (UNSURE, {"bias_nll": 0.001}, UNLIKE, "bias: these scans look unlike"),
+        ([-each for each in HIGHER], {}, UNLIKE, "temperature"),
+        # Four patients are too few, and a structure that is lost is too much
+        (HIGHER[1:], {}, {}, "temperature: .*needs 5 patients, these are 4"),
+        (HIGHER[1:], {}, UNLIKE, "temperature"),
+        ([-0.8, *[0.5] * 4], {}, UNLIKE, "temperature: .*loses a structure in 1 of 5 patients"),
     ],
 )
 def test_the_advice_follows_its_rule(
-    bias_dsc: list[float], bias_nll: float, t_nll: float, expected: str
+    bias_dsc: list[float], changes: dict[str, float], options: dict[str, Any], expected: str
 ) -> None:
-    dsc = {
-        "none": np.full(5, 0.8),
-        "temperature": np.full(5, 0.8),
-        "bias": 0.8 + np.array(bias_dsc),
+    given = {"bias_nll": -0.01, "t_nll": -0.02, "t_gap": 0.01} | changes
+    nll, dsc = NLL[-len(bias_dsc) :], np.full((len(bias_dsc), 1), 0.8)
+
+    def values(nll: np.ndarray, dsc: np.ndarray, gap: float) -> dict[str, np.ndarray]:
+        return {"nll": nll, "dsc": dsc, "gap": np.full(len(nll), gap)}
+
+    left_out = {
+        "none": values(nll, dsc, 0.02),
+        "temperature": values(nll + given["t_nll"], dsc, given["t_gap"]),
+        "bias": values(nll + given["bias_nll"], dsc + np.array(bias_dsc)[:, None], 0.03),
+        "vector": values(0 * nll, 0 * dsc + 1, 0),
     }
-    nll = {"none": NLL, "temperature": NLL + t_nll, "bias": NLL + bias_nll, "vector": 0 * NLL}
-    assert advise(nll, {**dsc, "vector": np.ones(5)}).name == expected
+    advice = advise(left_out, **options)
+    assert re.match(expected, f"{advice.name}: {advice.reason}")
 
 
 def test_a_scan_that_is_ignored_as_a_whole_does_not_choose() -> None:

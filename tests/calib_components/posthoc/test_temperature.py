@@ -315,13 +315,31 @@ class TestEstimate:
         assert one.summary() == ("1.100, fitted on 1 patient; 1.500 if fitted to region predicted")
 
     def test_effect(self) -> None:
-        assert re.search("> 1: the model was overconfident .* softer", self.ESTIMATE.effect())
+        """Words name the region that they are true of."""
+        everywhere = "T > 1: the probabilities become softer. The model was overconfident over all"
+        assert self.ESTIMATE.effect().startswith(everywhere)
         unsure = replace(self.ESTIMATE, low=0.9)
         assert "may have been overconfident" in unsure.effect()
-        sure = replace(self.ESTIMATE, temperature=0.9, low=0.8, high=0.95)
-        assert re.search("< 1: the model was underconfident .* sharper", sure.effect())
+        lower = replace(self.ESTIMATE, temperature=0.9, regions=compared((0.9, 0.8, 0.95), LOW))
+        assert lower.effect() == (
+            "T < 1: the probabilities become sharper. The model was underconfident over all voxels."
+            " The model may have been overconfident where a structure is predicted."
+        )
         # Of voxels that the ground truth chose
-        assert "confident" not in sure.effect(by_prediction=False)
+        assert "confident" not in lower.effect(by_prediction=False)
+
+    @pytest.mark.parametrize(
+        ("predicted", "words"),
+        [
+            ((1.5, 1.3, 1.7), "1.50 [1.30, 1.70] where a structure is predicted"),
+            ((1.5, 0.9, 1.7), ""),
+            ((0.8, 0.7, 0.9), ""),
+        ],
+    )
+    def test_conflict(self, predicted: tuple[float, ...], words: str) -> None:
+        fit = replace(self.ESTIMATE, temperature=0.8, regions=compared((0.8, 0.7, 0.9), predicted))
+        assert words in fit.conflict()
+        assert bool(words) == bool(fit.conflict())
 
     def test_json(self) -> None:
         for names in ("a", NAMES):
