@@ -214,7 +214,7 @@ def read_case(pair: LabelledPrediction, classes: Classes, unnamed: Codes | None 
 
 
 def _read_label(reader: Reader, classes: Classes, grid: Grid, unnamed: Codes) -> np.ndarray:
-    codes = reader.label_codes()
+    codes = reader.label_codes(len(classes.codes) - (not classes.sigmoid) > 1)
     unnamed |= Counter(unnamed_codes(codes, classes))
     return _turned(label_classes(codes, classes, reader.file), find_turn(reader, grid))
 

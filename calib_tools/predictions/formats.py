@@ -127,15 +127,21 @@ class Reader(ABC):
             return Stored(values, 2.0**-25, 1 - 2.0**-12)
         return Stored(values, SMALLEST, 1 - 2.0**-24)
 
-    def label_codes(self) -> np.ndarray:
+    def label_codes(self, are_several: bool = False) -> np.ndarray:
         """Read the codes of a label map, int32 `(X, Y, Z)`.
 
         Raises:
-            InputError: There are several channels, or values that are not whole numbers.
+            InputError: There are several channels, values that are not whole numbers, or booleans
+                where `are_several` structures need a code each.
         """
-        values, _, _ = self.load()
+        values, dtype, _ = self.load()
         if len(values) != 1:
             raise InputError(f"{self.file}: {len(values)} channels are no label map.")
+        if are_several and dtype.kind == "b":
+            raise InputError(
+                f"{self.file}: booleans do not tell the structures of the prediction apart. Save"
+                " their label codes as integers."
+            )
         values = whole(torch.from_numpy(np.array(values[0], np.float32))).numpy()
         with np.errstate(invalid="ignore"):
             codes = values.astype(np.int32)
@@ -272,16 +278,13 @@ def make_reader(file: Path) -> Reader:
 
 
 def find_volumes(folder: Path, suffixes: Collection[str]) -> list[Volume]:
-    """Find the volumes of known formats in a folder and its subfolders, without files that only say
-    where the voxels of an array lie.
-    """
-    volumes = []
-    for file in sorted(files_below(folder)):
-        case, suffix, ending = split_name(file.name, suffixes, FORMATS)
-        if ending:
-            volumes.append(Volume(case, suffix.lower(), make_reader(file)))
-    grid_files = {file for volume in volumes for file in volume.reader.grid_files}
-    return [volume for volume in volumes if volume.reader.file not in grid_files]
+    """Find the volumes of known formats in a folder and its subfolders."""
+    files = ((split_name(file.name, suffixes, FORMATS), file) for file in files_below(folder))
+    return [
+        Volume(name.case, name.suffix.lower(), make_reader(file))
+        for name, file in files
+        if name.ending
+    ]
 
 
 def _sum_to_1(values: np.ndarray, axis: int, slack: float) -> bool:

@@ -270,7 +270,8 @@ def find_members(folders: Mapping[str, Path]) -> dict[str, Prediction]:
 def find_predictions(folder: Path) -> dict[str, Reader]:
     """Find the predictions in a folder and its subfolders, by the names of their cases, sorted.
 
-    Uncertainty maps are left out, and so are label maps beside probabilities of the same case.
+    Uncertainty maps are left out. Beside the probabilities of a case, so are its label map, and
+    beside those of several channels, a file of one, such as its image.
     """
     if (folder / UNFINISHED).exists():
         raise InputError(
@@ -279,7 +280,7 @@ def find_predictions(folder: Path) -> dict[str, Reader]:
         )
     found = find_volumes(folder, (PROBABILITY, UNCERTAINTY, *LABEL_SUFFIXES))
     volumes = [volume for volume in found if volume.suffix != UNCERTAINTY]
-    return _one_for_each_case(_prefer_probabilities(volumes), folder)
+    return _one_for_each_case(_prefer_channels(volumes), folder)
 
 
 def find_labels(folder: Path) -> dict[str, Reader]:
@@ -331,11 +332,15 @@ def find_turn(reader: Reader, grid: Grid) -> np.ndarray | None:
     return None
 
 
-def _prefer_probabilities(volumes: Sequence[Volume]) -> list[Volume]:
-    """Leave out label maps of cases that have probabilities, too."""
-    probabilities = [volume for volume in volumes if not volume.reader.is_label_map]
-    cases = {volume.case for volume in probabilities}
-    return [*probabilities, *(volume for volume in volumes if volume.case not in cases)]
+def _prefer_channels(volumes: Sequence[Volume]) -> list[Volume]:
+    """Leave out label maps of cases that have probabilities, and files of one channel where there
+    are several.
+    """
+    most: dict[str, int] = {}
+    kinds = [min(volume.reader.header().channels, 2) for volume in volumes]
+    for volume, kind in zip(volumes, kinds, strict=True):
+        most[volume.case] = max(kind, most.get(volume.case, 0))
+    return [each for each, kind in zip(volumes, kinds, strict=True) if kind == most[each.case]]
 
 
 def _one_for_each_case(volumes: Iterable[Volume], folder: Path) -> dict[str, Reader]:

@@ -245,6 +245,35 @@ def test_two_of_one_name_are_refused(predictions: Path, labels: Path) -> None:
         find_pairs({"": predictions}, {"": labels})
 
 
+def test_an_array_beside_a_nifti_of_the_same_is_refused(predictions: Path, labels: Path) -> None:
+    """A segmentation or an image beside probabilities says where they lie."""
+    for array in (save_nnunet(predictions, "case", P), predictions / "case.npy"):
+        if array.suffix == ".npy":
+            np.save(array, P)
+        save_channels_last(predictions / "case.nii.gz", P)
+        with pytest.raises(InputError, match=rf"case\.nii\.gz and .*case\{array.suffix}"):
+            find_pairs({"": predictions}, {"": labels})
+        for beside in (LABEL, P[0]):
+            save_nifti(predictions / "case.nii.gz", beside)
+            (pair,) = find_pairs({"": predictions}, {"": labels})
+            assert pair.prediction.file == array
+        array.unlink()
+    np.save(labels / "case.npy", LABEL)
+    with pytest.raises(InputError, match=r"labels.case\.nii\.gz and .*labels.case\.npy"):
+        find_pairs({"": predictions}, {"": labels})
+
+
+def test_booleans_are_the_label_of_one_structure(predictions: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels").mkdir()
+    np.save(tmp_path / "labels" / "case.npy", LABEL > 0)
+    save_channels_last(predictions / "case.nii.gz", P[:1])
+    assert torch.equal(read_one(tmp_path).label[0].bool(), torch.from_numpy(LABEL > 0))
+    for channels in (P, P[:2]):
+        save_channels_last(predictions / "case.nii.gz", channels)
+        with pytest.raises(InputError, match=r"case\.npy: booleans do not tell the structures"):
+            read_one(tmp_path, sigmoid=len(channels) == 2)
+
+
 def test_folders_without_files_are_named(predictions: Path, labels: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"predictions: cannot read the folder"):
         find_pairs({"": predictions}, {"": labels})
