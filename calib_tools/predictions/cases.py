@@ -26,7 +26,7 @@ from calib_tools.predictions.classes import (
     label_classes,
     unnamed_codes,
 )
-from calib_tools.predictions.formats import Prediction, Reader, Stored
+from calib_tools.predictions.formats import SMALLEST, Prediction, Reader, Stored
 from calib_tools.predictions.pairing import LabelledPrediction, find_turn
 from calib_workflows.cases import Cases, LabelledCase, Result
 from calib_workflows.data.facts import IGNORED
@@ -34,7 +34,11 @@ from calib_workflows.data.nifti import Grid, open_nifti, read_values, turn_onto,
 from calib_workflows.inference.images import find_images
 
 log = logging.getLogger(__name__)
-FLOATING = 1e-30  # a stored 0 of 32 bits or more is below this
+MOST_ZEROS = 1e-5  # share of the voxels with a probability of 0 of their own label, in a fit
+PREDICT_AGAIN = (
+    "Predict again and save float32 probabilities, as inference.yaml and run_cases infer do with"
+    " --bits 32"
+)
 Codes = Counter[int]  # the share of the voxels that a label code has; `|` takes the larger one
 
 
@@ -69,24 +73,29 @@ class SavedCase(LabelledCase):
         return scan
 
     @functools.cached_property
-    def stored(self) -> Stored:
-        """The probabilities, with what a 0 and a 1 can have been.
-
-        Floating point may hold coarser numbers, such as those of a file that was converted: then at
-        most half of the smallest number that is there.
-        """
-        scan = self.scan
-        assert scan.probabilities is not None
-        p, low, high = scan.probabilities.numpy(), scan.lowest, scan.highest
-        if low < FLOATING and ((p <= low) | (p >= high)).any():
-            smallest = p.min(initial=1, where=p > low)
-            largest = p.max(initial=0, where=p < high)
-            low, high = max(low, smallest / 2), min(high, (1 + largest) / 2)
-        return Stored(p, low, high)
-
-    @functools.cached_property
     def logits(self) -> torch.Tensor:
-        return to_logits(self.stored, self.classes.sigmoid)
+        """The logits of the probabilities, for a fit.
+
+        Raises:
+            InputError: The probabilities are stored so coarsely that what a 0 stands for decides a
+                fit.
+        """
+        scan, file = self.scan, self.pair.prediction.file
+        assert scan.probabilities is not None
+        if scan.lowest > 2 * SMALLEST:
+            raise InputError(
+                f"{file}: integers or half precision are too coarse to fit a calibrator to."
+                f" {PREDICT_AGAIN}."
+            )
+        share = max(_share_of_zeros(scan.probabilities, each) for each in self.labels)
+        if share > MOST_ZEROS:
+            raise InputError(
+                f"{file}: the probability of what a voxel is labelled as is 0 in {share:.2g} of the"
+                f" voxels, so no calibrator can be fitted. {PREDICT_AGAIN}; where a network has"
+                " not seen the voxels, leave out their label with --ignore_index."
+            )
+        stored = Stored(scan.probabilities.numpy(), scan.lowest, scan.highest)
+        return to_logits(stored, self.classes.sigmoid)
 
     @property
     def labels(self) -> list[torch.Tensor]:
@@ -170,6 +179,17 @@ def _use(
     with reading(pair.prediction.file, "a prediction that can be measured"):
         case = SavedCase(pair, patient, classes, image, is_cropped)
         return function(case), case.unnamed
+
+
+def _share_of_zeros(p: torch.Tensor, label: torch.Tensor) -> float:
+    """Return the share of the voxels where a class of the label `(1, *S)`, or a sigmoid of labels
+    `(N, *S)`, has a probability of 0.
+    """
+    if len(label) == len(p):
+        wrong = ((p == 0) & (label == 1)) | ((p == 1) & (label == 0))
+    else:
+        wrong = (p == 0) & (label == torch.arange(len(p)).view(-1, 1, 1, 1))
+    return float(wrong.any(0).float().mean())
 
 
 def to_logits(stored: Stored, sigmoid: bool) -> torch.Tensor:

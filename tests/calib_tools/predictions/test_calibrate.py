@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -180,105 +178,58 @@ def test_arrays_without_a_grid_stay_arrays(folders: Folders, tmp_path: Path) -> 
     )
 
 
-def by_nibabel(dtype: type) -> Callable[[Path, np.ndarray], None]:
-    """Save with nibabel's own scaling, in which 0 is not stored as 0."""
-
-    def write(file: Path, p: np.ndarray) -> None:
-        image = nib.Nifti1Image(np.moveaxis(p, 0, -1).astype(np.float32), AFFINE)
-        image.set_data_dtype(dtype)
-        image.to_filename(file)
-
-    return write
-
-
-def converted(dtype: type, step: float) -> Callable[[Path, np.ndarray], None]:
-    """Save as float32 what was rounded before."""
-    return lambda file, p: save_channels_last(
-        file, (np.rint(p / step) * step if step else p).astype(dtype).astype(np.float32)
-    )
-
-
-COARSE: dict[str, Callable[[Path, np.ndarray], Any]] = {
-    "16 bits": lambda file, p: save_rounded(file, p, np.uint16, 1 / 65535),
-    "8 bits": lambda file, p: save_rounded(file, p, np.uint8, 1 / 255),
-    "16 bits of nibabel": by_nibabel(np.uint16),
-    "8 bits of nibabel": by_nibabel(np.uint8),
-    "three decimals as float32": converted(np.float32, 0.001),
-    "8 bits as float32": converted(np.float32, 1 / 255),
-}
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "float16"])
+def test_coarse_probabilities_are_scaled_and_not_fitted_to(
+    kind: str, folders: Folders, tmp_path: Path
+) -> None:
+    coarse = tmp_path / "coarse"
+    for case in CASES:
+        p = softmax(logits_of(case), axis=0)
+        if kind == "float16":
+            save_nnunet(coarse, case, p, AFFINE)
+        else:
+            save_rounded(coarse / f"{case}.nii", p, kind, 1 / np.iinfo(kind).max)
+    with pytest.raises(InputError, match=r"patient0_a\.n.*: integers or half precision .*bits 32"):
+        calibrate((coarse, folders[1]), tmp_path / "out")
+    assert not [*(tmp_path / "out").glob("[!.]*")]
+    calibrate(folders, tmp_path / "scaled", apply_to=[coarse])
+    evaluate_predictions(coarse, folders[1], tmp_path / "evaluation", workers=1)
 
 
-class TestRounded:
-    """Maps in which a 0 is less than half a step: most of the background is sure."""
+@pytest.mark.parametrize("channels", [3, 1], ids=["softmax", "sigmoid"])
+@pytest.mark.parametrize("share", [0.125, 0.25, 0.31, 0.4, 0.5])
+def test_certain_background_where_a_structure_is_labelled_is_not_fitted_to(
+    share: float, channels: int, folders: Folders, tmp_path: Path
+) -> None:
+    for case in CASES:
+        p = softmax(logits_of(case), axis=0)
+        label = label_of_case(folders[1], case).copy()
+        outside = np.random.default_rng(1).random(SHAPE) < share
+        label[outside] = 1
+        p[:, outside] = np.eye(3)[0][:, None]
+        p = p if channels == 3 else p[1:2]
+        save_channels_last(folders[0] / f"{case}.nii", p.astype(np.float32))
+        save_nifti(folders[1] / f"{case}_gt.nii.gz", label)
+    with pytest.raises(InputError, match=r"patient0_a\.nii: .* is 0 in 0\..*--ignore_index"):
+        calibrate(folders, tmp_path / "out", structures=["a=1", "b=2"][: min(channels, 2)])
 
-    @pytest.fixture(scope="class", params=[False, True], ids=["softmax", "sigmoid"])
-    def saved(
-        self, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-    ) -> tuple[bool, Path, float]:
-        """Whether maps are of a sigmoid, their folder, and the temperature of their logits."""
-        folder, fit = tmp_path_factory.mktemp("rounded"), TemperatureScaling()
-        for name in ("exact", *COARSE):
-            (folder / name).mkdir()
-        for case in range(8):
-            rng = np.random.default_rng(case)
-            logits = 3 * rng.normal(size=(2, *SHAPE))
-            logits[0] += 14 * (rng.random(SHAPE) < 0.9)
-            label = (rng.random(SHAPE) > softmax(logits / 1.5, axis=0)[0]).astype(np.uint8)
-            y = torch.from_numpy(label)[None, None]
-            fit.update(torch.from_numpy(logits)[None], y, f"{case}")
-            save_nifti(folder / "labels" / f"c{case}.nii", label)
-            p = softmax(logits, axis=0)[int(request.param) :]
-            save_channels_last(folder / "exact" / f"c{case}.nii", p.astype(np.float32))
-            for name, write in COARSE.items():
-                write(folder / name / f"c{case}.nii", p)
-        return request.param, folder, fit.compute().temperature
 
-    def test_exact_probabilities(self, saved: tuple[bool, Path, float], tmp_path: Path) -> None:
-        sigmoid, folder, expected = saved
-        found = calibrate((folder / "exact", folder / "labels"), tmp_path / "out", sigmoid=sigmoid)
-        assert found.temperature == pytest.approx(expected, rel=1e-4)
+def test_maps_that_version_0_4_calibrated(folders: Folders, tmp_path: Path) -> None:
+    (folders[0] / "class_temperature.json").write_text("{}")
+    with pytest.raises(InputError, match=r"version 0\.4 scaled its predictions"):
+        calibrate(folders, tmp_path / "out")
 
-    @pytest.mark.parametrize("name", COARSE)
-    def test_coarse_steps_are_refused(
-        self, name: str, saved: tuple[bool, Path, float], tmp_path: Path
-    ) -> None:
-        sigmoid, folder, expected = saved
-        with pytest.raises(InputError, match=r"may be from .* to .* Predict again") as bad:
-            calibrate((folder / name, folder / "labels"), tmp_path / "out", sigmoid=sigmoid)
-        low, high = map(float, re.findall(r"\d\.\d{3}", str(bad.value)))
-        assert low < expected < high
-        assert not [*(tmp_path / "out").glob("[!.]*")]
-        if not sigmoid:
-            with pytest.raises(InputError, match="--bits 32"):
-                calibrate((folder / name, folder / "labels"), tmp_path / "out", calibrator="vector")
 
-    def test_structure_that_is_missed(self, folders: Folders, tmp_path: Path) -> None:
-        """Its stored probability is 0, whatever it was."""
-        for number, case in enumerate(CASES[::2]):
-            p = softmax(logits_of(case), axis=0)
-            if number == 0:
-                p = np.where(
-                    np.arange(SHAPE[0])[:, None, None] < 3, [[[[1.0]]], [[[0]]], [[[0]]]], p
-                )
-            save_rounded(tmp_path / "missed" / f"{case}.nii", p, np.uint16, 1 / 65535)
-        with pytest.raises(InputError, match=r"labelled as is 0 so often .* --ignore_index"):
-            calibrate((tmp_path / "missed", folders[1]), tmp_path / "out")
-
-    def test_maps_that_version_0_4_calibrated(self, folders: Folders, tmp_path: Path) -> None:
-        (folders[0] / "class_temperature.json").write_text("{}")
-        with pytest.raises(InputError, match=r"version 0\.4 scaled its predictions"):
-            calibrate(folders, tmp_path / "out")
-
-    def test_votes_are_no_probabilities(self, folders: Folders, tmp_path: Path) -> None:
-        other = Path(shutil.copytree(folders[1], tmp_path / "other"))
-        with pytest.raises(InputError, match="is a label map"):
-            calibrate_predictions(
-                folders[1],
-                members=[folders[1], other],
-                apply_to=[folders[1], other],
-                out=tmp_path / "out",
-                structures=["a=1", "b=2"],
-            )
+def test_votes_are_no_probabilities(folders: Folders, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(folders[1], tmp_path / "other"))
+    with pytest.raises(InputError, match="is a label map"):
+        calibrate_predictions(
+            folders[1],
+            members=[folders[1], other],
+            apply_to=[folders[1], other],
+            out=tmp_path / "out",
+            structures=["a=1", "b=2"],
+        )
 
 
 def test_each_sigmoid_is_scaled(tmp_path: Path) -> None:
