@@ -247,7 +247,9 @@ def evaluate_predictions(
     if validation is not None:
         check_probabilities(next(iter(readers.values())), "--validation")
         by_name = not labellers  # with labels, the report compares these
-        reference = read_reference(validation, classes, about, patients, patient_pattern, by_name)
+        reference = read_reference(
+            validation, readers, classes, about, patients, patient_pattern, by_name, workers
+        )
     output = OutputFolder(out, run, overwrite=overwrite)
     if labellers:
         cases = SavedCases(labelled, classes, patients, case_images, workers)

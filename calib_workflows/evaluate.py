@@ -155,9 +155,9 @@ def measure_labelled(case: LabelledCase, objects: Objects, slices: Path) -> dict
     Returns:
         The record: the names of the `case` and its `patient`, the `values` of columns, the
             structures that only the ground truth (`missed`) or only the prediction (`spurious`)
-            has, the `content_of` the label, and whether its voxels have a size; of probabilities
-            also `bins`; of several raters or networks, and of objects, their rows; and the `slices`
-            to draw, a file in a folder.
+            has, the `content_of` the label and of what is `predicted`, and whether voxels have a
+            size; of probabilities also `bins`; of several raters or networks, and of objects, their
+            rows; and the `slices` to draw, a file in a folder.
     """
     scan = case.scan
     predicted, true = (masks[0].flatten(1).any(1) for masks in scan.masks)
@@ -168,6 +168,7 @@ def measure_labelled(case: LabelledCase, objects: Objects, slices: Path) -> dict
         "missed": [*itertools.compress(scan.structures, true & ~predicted)],
         "spurious": [*itertools.compress(scan.structures, predicted & ~true)],
         "content": content_of(scan.label),
+        "predicted": content_of(scan.prediction[None]),
         "has_spacing": scan.spacing is not None,
         "is_sigmoid": scan.sigmoid,
         "slices": str(slices / f"{uuid.uuid4().hex}.pt"),
@@ -320,7 +321,7 @@ def _lists(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             for record in records
             for name in record[kind]
         ]
-    for name, key in (("patients", "patient"), ("labels", "content")):
+    for name, key in (("patients", "patient"), ("labels", "content"), ("predictions", "predicted")):
         lists[name] = {record["case"]: record[key] for record in records}
     return lists
 

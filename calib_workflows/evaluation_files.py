@@ -82,11 +82,12 @@ class Evaluation:
         summary: `summary.json`: mean, standard deviation over cases and number of cases of every
             measure, the pooled calibration errors, the structures that only the ground truth has
             (`missed`) or only the prediction (`spurious`), the patient of each case, a hash of its
-            label (`labels`), the units of distances (`unit`) and volumes (`volume_unit`), whether a
-            "bundle" or saved "predictions" are its `source`, for these the `arguments` of the
-            command, the `calibration` of the probabilities (name of the `calibrator`, `region` and
-            number of `patients` of its fit), the number of `rows` of each of the `parts`, the
-            number of `channels`, and whether each has a `sigmoid` of its own.
+            label (`labels`) and of what is predicted (`predictions`), the units of distances
+            (`unit`) and volumes (`volume_unit`), whether a "bundle" or saved "predictions" are its
+            `source`, for these the `arguments` of the command, the `calibration` of the
+            probabilities (name of the `calibrator`, `region` and number of `patients` of its fit),
+            the number of `rows` of each of the `parts`, the number of `channels`, and whether each
+            has a `sigmoid` of its own.
         class_names: Names of the N classes, or of the channels of sigmoids.
         structures: Names of the structures.
         regions: `calibration.json`: bins pooled over cases, by kind, of each region: `top_label`
@@ -105,15 +106,16 @@ class Evaluation:
     regions: Mapping[str, Bins] = field(default_factory=dict)
     parts: Mapping[str, pd.DataFrame] = field(default_factory=dict)
 
-    def items(self, patient_pattern: str | None = None) -> list[dict[str, str]]:
+    def items(self, patient_pattern: str | None = None) -> list[dict[str, Any]]:
         """Return its cases for `find_shared`, with the patients that a pattern finds in their
         names, or as recorded.
         """
-        labels, items = self.summary.get("labels", {}), []
+        names, items = {"content": "labels", "predicted": "predictions"}, []
         for case, patient in self.summary["patients"].items():
             match = re.search(patient_pattern, case) if patient_pattern else None
             patient = match[0] if match else patient
-            items.append({"case": case, "patient": patient, "content": labels.get(case, "")})
+            contents = {key: self.summary.get(name, {}).get(case) for key, name in names.items()}
+            items.append({"case": case, "patient": patient, **contents})
         return items
 
     def reference(self, patient_pattern: str | None = None) -> Reference:

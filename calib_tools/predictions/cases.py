@@ -31,6 +31,7 @@ from calib_tools.predictions.pairing import LabelledPrediction, find_turn
 from calib_workflows.cases import Cases, LabelledCase, Result
 from calib_workflows.data.facts import IGNORED
 from calib_workflows.data.nifti import Grid, open_nifti, read_values, turn_onto, voxel_volume
+from calib_workflows.data.overlap import content_of
 from calib_workflows.inference.images import find_images
 
 log = logging.getLogger(__name__)
@@ -307,6 +308,12 @@ def _predicted_classes(values: np.ndarray, classes: Classes) -> np.ndarray:
     if len(values) == 1:  # the classes of a label map
         return values[0]
     return values.argmax(0).astype(np.uint8)
+
+
+def content_of_prediction(prediction: Prediction, classes: Classes) -> str:
+    """Return the `content_of` the classes that are predicted."""
+    values = read_prediction(prediction, classes).values
+    return content_of(torch.from_numpy(_predicted_classes(values, classes))[None])
 
 
 def find_case_images(folder: Path, cases: Iterable[str]) -> dict[str, Path]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from calib_components.quality import Reference
-from calib_tools.predictions.cases import SavedCases
+from calib_tools.parallel import map_cases
+from calib_tools.predictions.cases import SavedCases, content_of_prediction
 from calib_tools.predictions.classes import Classes
+from calib_tools.predictions.formats import Prediction
 from calib_tools.report.report import PAGE, report_folders
 from calib_tools.report.validation import read_validation
 from calib_workflows.evaluate import Objects, evaluate
@@ -45,14 +48,23 @@ def evaluate_cases(
 
 def read_reference(
     validation: Path,
+    predictions: Mapping[str, Prediction],
     classes: Classes,
     about: Mapping[str, Any],
     patients: Mapping[str, str],
     patient_pattern: str | None,
     by_name: bool,
+    workers: int | None,
 ) -> Reference:
-    """Return the labelled scans of an evaluation of other cases, see `read_validation`."""
-    items = [{"case": case, "patient": patient} for case, patient in patients.items()]
+    """Return the labelled scans of an evaluation of other cases than the predictions, see
+    `read_validation`.
+    """
+    read = functools.partial(content_of_prediction, classes=classes)
+    contents = map_cases(read, [*predictions.values()], workers, "compare")
+    items = [
+        {"case": case, "patient": patients[case], "predicted": content}
+        for case, content in zip(predictions, contents, strict=True)
+    ]
     fitted, _ = read_validation(
         validation, [*classes.structures], about, items, patient_pattern, by_name=by_name
     )

@@ -2,7 +2,7 @@
 seen before.
 
 A case is an item: its name `case`, its `patient` and, where known, the file `image` or the
-`content_of` its label.
+`content_of` its label and of what is `predicted`.
 """
 
 from __future__ import annotations
@@ -41,13 +41,12 @@ class Shared(NamedTuple):
 def find_shared(one: Items, other: Items) -> list[Shared]:
     """Find the cases of one set that share a volume or a patient with the other."""
     patients = {item["patient"]: item for item in reversed(other)}
-    volumes = {_content(item): item for item in reversed(other)}
-    volumes.pop(None, None)
+    volumes = {content: item for item in reversed(other) for content in _contents(item)}
     shared = []
     for item in one:
-        content = _content(item)
-        if content in volumes:
-            shared.append(Shared(item, volumes[content], True))
+        same = [volumes[content] for content in _contents(item) if content in volumes]
+        if same:
+            shared.append(Shared(item, same[0], True))
         elif item["patient"] in patients:
             shared.append(Shared(item, patients[item["patient"]], False))
     return shared
@@ -72,19 +71,19 @@ def content_of(label: torch.Tensor) -> str:
     return hashlib.sha256(repr(turned).encode()).hexdigest()
 
 
-def _content(item: Mapping[str, Any]) -> Any:
-    """Return what only equal volumes have in common, without reading all of a file; None for a case
-    of which it is not known.
+def _contents(item: Mapping[str, Any]) -> list[Any]:
+    """Return what only equal volumes have in common, as far as it is known, without reading all of
+    a file.
     """
     if "image" not in item:
-        return item.get("content") or None
+        return [item[name] for name in ("content", "predicted") if item.get(name)]
     try:
         with open(item["image"], "rb") as file:
             size = file.seek(0, os.SEEK_END)
             if str(item["image"]).lower().endswith(".gz"):  # the checksum and size of its content
                 file.seek(max(size - 8, 0))
-                return file.read()
+                return [file.read()]
             file.seek(size // 2)
-            return size, file.read(SAMPLE)
+            return [(size, file.read(SAMPLE))]
     except OSError:
-        return None
+        return []

@@ -370,6 +370,23 @@ def test_an_evaluation_of_the_same_or_other_predictions_is_no_validation(
         )
 
 
+@pytest.mark.parametrize("with_labels", [False, True])
+def test_predictions_of_the_validation_under_other_names_are_refused(
+    with_labels: bool, predictions: Path, labels: Path, tmp_path: Path
+) -> None:
+    """They may be saved by another program and have the labels of another rater."""
+    run(predictions, labels, tmp_path / "seen")
+    save_nifti(tmp_path / "other labels" / "x.nii.gz", label_of(9))
+    flipped = np.array([[0, -1], [1, 1], [2, 1]])
+    image = nib.load(predictions / "p2_ed.nii.gz").as_reoriented(flipped)
+    save_nifti(tmp_path / "renamed" / "x.nii", image.get_fdata(), image.affine)
+    folders = tmp_path / "renamed", tmp_path / "other labels" if with_labels else None
+    options: dict[str, Any] = {"validation": tmp_path / "seen", "structures": STRUCTURES}
+    with pytest.raises(InputError, match=r"seen has 1 of .* the same volume .* \(x and p2_ed\)"):
+        evaluate_predictions(*folders, tmp_path / "out", workers=1, **options)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_validation_has_the_calibration_and_the_codes_of_the_test(
     predictions: Path, labels: Path, tmp_path: Path
 ) -> None:
@@ -397,7 +414,9 @@ def test_places_and_options_that_do_not_fit(
     (tmp_path / "mine" / "summary.json").write_text("{}")  # as nnU-Net has one
     save_nifti(tmp_path / "images" / "p1_ed.nii.gz", label_of(0))
     run(predictions, labels, tmp_path / "validation", structures=["c=1"])
-    run(predictions, labels, tmp_path / "seen")
+    for seed, name in enumerate(NAMES):
+        save_channels_last(tmp_path / "other" / f"{name}.nii.gz", softmax_of(9 + seed))
+    run(tmp_path / "other", labels, tmp_path / "seen")
     pattern = {"validation": tmp_path / "seen", "patient_pattern": r"p\d"}
     for out, options, expected in (
         (tmp_path / "out", pattern, "--validation: .*seen has 3 of .* patient p1 is on both sides"),
