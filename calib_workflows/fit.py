@@ -141,7 +141,7 @@ def fit_calibrator(
     if isinstance(temperature, TemperatureEstimate) and (why := temperature.conflict()):
         compared.refused[temperature.name] = why
     rows = _compare(cases, compared)
-    compared.is_unlike = _is_unlike(_reference_of(rows, NONE, structures), trained_like)
+    compared.is_unlike = is_unlike(_reference_of(rows, NONE, structures), trained_like)
     name = choice or compared.advice().name
     reference = _reference_of(rows, name, structures)
     calibrator = compared.fits.get(name, baseline) or unscaled()
@@ -166,8 +166,10 @@ def _reference_of(
     return Reference.from_scans([*structures], patients, values)
 
 
-def _is_unlike(scans: Reference, known: Reference | None) -> bool:
-    """Return whether labelled scans are unlike the known ones; fewer than five do not tell."""
+def is_unlike(scans: Reference, known: Reference | None) -> bool:
+    """Return whether the network is less sure of labelled scans than of the known ones, see
+    `find_shift`; fewer than five patients do not tell.
+    """
     if known is None or scans.patients < FEW_PATIENTS:
         return False
     expected = dict(zip(scans.structures, scans.values[..., 1].T, strict=True))

@@ -22,9 +22,11 @@ from tqdm import trange
 from calib_components.errors import InputError
 from calib_components.posthoc import KINDS, Calibrator
 from calib_components.posthoc.comparison import CANDIDATES, NONE, advise
+from calib_components.posthoc.temperature import TemperatureEstimate
 from calib_components.posthoc.vector import Sample
 from calib_components.quality import Reference
 from calib_components.quality.reference import ALL_DSC, volume_of
+from calib_workflows.fit import is_unlike
 
 Array = NDArray[np.float64]
 PATIENTS = (3, 5, 8, 12)
@@ -59,6 +61,8 @@ class Draws:
         state, name = stored["before"]
         self.before = KINDS[name]()
         self.before.set_state(state)
+        reference = stored.get("reference", torch.empty(0))
+        self.trained_like = Reference.from_tensor(reference, [*self.structures])
         self.patients = sorted({scan["patient"] for scan in self.scans})
 
     @classmethod
@@ -76,9 +80,12 @@ class Draws:
     def rows(self, number: int, draw: int) -> list[dict[str, Any]]:
         """Return the measures of each calibrator that is fitted to some patients, on the others."""
         inside, others = self.drawn(number, draw)
-        fits = {NONE: self.before, **self._fitted(inside)}
+        fitted, refused = self._fitted(inside)
+        fits = {NONE: self.before, **fitted}
         left_out = self._measure_left_out(inside, fits)
-        advised = advise(*by_patient(left_out, ["nll", "dsc"])).name
+        found = self._reference(left_out[NONE])
+        by_patient = {name: self._by_patient(rows) for name, rows in left_out.items()}
+        advised = advise(by_patient, refused, is_unlike(found, self.trained_like)).name
         rows = []
         for name, fit in fits.items():
             tested = [self.measure(scan, fit) for scan in others]
@@ -89,19 +96,22 @@ class Draws:
             rows.append(row)
         return rows
 
-    def _fitted(self, scans: list[Any]) -> dict[str, Calibrator]:
-        fits = {}
+    def _fitted(self, scans: list[Any]) -> tuple[dict[str, Calibrator], dict[str, str]]:
+        """Return the calibrators of some scans, and why one is not advised, by name."""
+        fits, refused = {}, {}
         for kind in CANDIDATES:
             fit = kind()
             for scan in scans:
                 part = scan["t"] if kind.name == "temperature" else scan["sample"]
                 fit._add({scan["patient"]: part})
             try:
-                fit.compute()
+                estimate = fit.compute()
             except InputError:
                 continue
             fits[kind.name] = fit
-        return fits
+            if isinstance(estimate, TemperatureEstimate) and (why := estimate.conflict()):
+                refused[kind.name] = why
+        return fits, refused
 
     def _measure_left_out(
         self, scans: list[Any], fits: Mapping[str, Calibrator]
@@ -132,6 +142,11 @@ class Draws:
             "nll": float(nll.sum() / weight.sum()),
             "nll_near": float(nll[near].sum() / weight[near].sum()),
         }
+        # Confidence less accuracy where a structure is predicted, and the number of voxels
+        is_predicted = predicted > 0
+        gap = p.max(0).values - (predicted == label).double()
+        row["excess"] = float((gap * weight)[is_predicted].sum())
+        row["predicted"] = float(weight[is_predicted].sum())
         estimates = []
         for number, (name, classes) in enumerate(self.structures.items()):
             found, true = (torch.isin(each, torch.tensor(classes)) for each in (predicted, label))
@@ -146,6 +161,20 @@ class Draws:
         means = np.mean(estimates, 0)
         return row | {"dsc": means[1], "bias": means[0] - means[1], "estimates": estimates}
 
+    def _reference(self, scans: list[dict[str, Any]]) -> Reference:
+        patients, values = ([scan[key] for scan in scans] for key in ("patient", "estimates"))
+        return Reference.from_scans([*self.structures], patients, values)
+
+    def _by_patient(self, scans: list[dict[str, Any]]) -> dict[str, Array]:
+        """Return what `advise` takes of each patient."""
+        patients = pd.DataFrame(scans).groupby("patient")
+        sums = patients[["excess", "predicted"]].sum()
+        return {
+            "nll": patients["nll"].mean().to_numpy(),
+            "dsc": patients[[f"dsc_{name}" for name in self.structures]].mean().to_numpy(),
+            "gap": (sums["excess"] / sums["predicted"]).to_numpy(),
+        }
+
     def _limits(
         self, drawn: list[dict[str, Any]], tested: list[dict[str, Any]]
     ) -> dict[str, float]:
@@ -153,14 +182,7 @@ class Draws:
         nothing with fewer than nine.
         """
         structures = [*self.structures]
-        known, others = (
-            Reference.from_scans(
-                structures,
-                [scan["patient"] for scan in scans],
-                [scan["estimates"] for scan in scans],
-            )
-            for scans in (drawn, tested)
-        )
+        known, others = self._reference(drawn), self._reference(tested)
         found = known.coverage(others)
         if not found:
             return {}
@@ -177,17 +199,6 @@ class Draws:
 def means_of(tested: list[dict[str, Any]]) -> dict[str, float]:
     """Return means over patients of the measures of scans, of each of whom the mean counts."""
     return pd.DataFrame(tested).groupby("patient").mean(numeric_only=True).mean().to_dict()
-
-
-def by_patient(
-    scans: Mapping[str, list[dict[str, Any]]], measures: list[str]
-) -> list[dict[str, Array]]:
-    """Return measures of each patient, the means over the scans, by calibrator."""
-    tables = {name: pd.DataFrame(rows).groupby("patient") for name, rows in scans.items()}
-    return [
-        {name: table[measure].mean().to_numpy() for name, table in tables.items()}
-        for measure in measures
-    ]
 
 
 if __name__ == "__main__":

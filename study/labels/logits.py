@@ -19,6 +19,7 @@ from monai.bundle import ConfigParser
 from scipy.ndimage import distance_transform_edt
 
 from calib_components.posthoc import ClassBias, TemperatureScaling, find_calibrator, set_calibrator
+from calib_components.posthoc.network import find_reference
 from calib_workflows.cases import LabelledCase, NetworkCase, NetworkCases
 from calib_workflows.fit import unscaled
 from calib_workflows.inference.crops import cut
@@ -42,12 +43,13 @@ def main(out: Path, name: str, bundle: Path, data: Path, weights: Path, *views: 
     shipped = find_calibrator(network)
     assert shipped is not None
     before = {key: values.clone() for key, values in shipped.state().items()}, shipped.name
+    reference = find_reference(network).clone()
     set_calibrator(network, unscaled())
     use = Stored("nacl" in name, structures)
     with torch.no_grad():
         scans = NetworkCases(evaluator, structures).map(use)
     stored = {"cases": scans, "before": before, "structures": dict(structures)}
-    torch.save(stored, out / f"{name}.pt")
+    torch.save(stored | {"reference": reference}, out / f"{name}.pt")
 
 
 class Stored:
