@@ -9,7 +9,10 @@ import pandas as pd
 from calib_components.quality.ranking import order
 from calib_tools.report.data import derive
 from study.compare.compact import read_compact
+from study.compare.settings import TABLE1
+from study.compare.statistics import paired_difference
 from study.tables.networks import markdown
+from study.tables.networks import text as with_interval
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "abdomen"
 ORGANS = ("liver", "kidneys", "spleen", "pancreas")
@@ -70,3 +73,25 @@ def organs_table(method: str, other: str) -> str:
     }
     texts = {name: [f"{value:{form}}" for value in row] for name, (row, form) in rows.items()}
     return markdown(texts, [*ORGANS])
+
+
+def mean_magnitudes() -> pd.DataFrame:
+    """Return the mean magnitude of the logits of each patient (rows) by each loss of the paper, all
+    true classes and all logits alike.
+    """
+    table = pd.read_csv(RESULTS / "authors" / "magnitudes.csv")
+    logits = table[table["voxels"] > 0].set_index(["method", "case"])[["background", *ORGANS]]
+    by_patient = logits.mean(axis=1).groupby(level=[0, 1]).mean().unstack("method")
+    return by_patient[[setting.loss for setting in TABLE1]]
+
+
+def magnitudes_table() -> str:
+    """Return the mean of `mean_magnitudes` by loss, and NACL's minus it with its interval."""
+    found, labels = mean_magnitudes(), read_compact(RESULTS / "authors").labels
+    rows: dict[str, list[str]] = {"mean magnitude of a logit": [], "NACL's minus it": []}
+    for loss, values in found.items():
+        change = paired_difference(found["nacl"], values, [*found.index])
+        cells = f"{values.mean():.2f}", with_interval(change, "+", 2) if loss != "nacl" else "-"
+        for row, cell in zip(rows.values(), cells, strict=True):
+            row.append(cell)
+    return markdown(rows, [labels[loss] for loss in found])

@@ -308,7 +308,7 @@ def corrected(method: str, reference: str, test_set: str, measure: str) -> float
     """Return the p-value of a difference after Holm's correction: over `FAMILIES`, or a measure of
     all losses.
 
-    Against cross-entropy, these are those without a Dice term.
+    Against cross-entropy, these are those without a Dice term; in the abdomen, those of the paper.
     """
     base, plus, temperature = reference.split("+")[0], *method.partition("+")[1:]
     if test_set in FAMILIES:
@@ -320,7 +320,9 @@ def corrected(method: str, reference: str, test_set: str, measure: str) -> float
             for each in MAIN
         ]
     else:
-        family = (*LOSSES, "l1_ace") if base == "ce_dice" else LOSSES
+        family: Sequence[str] = (*LOSSES, "l1_ace") if base == "ce_dice" else LOSSES
+        if test_set == "flare_authors":
+            family = TABLE1
         compared = [
             (loss + plus + temperature, reference, measure) for loss in family if loss != base
         ]
@@ -361,9 +363,8 @@ def _confidence(method: str, test_set: str) -> list[str]:
 
 
 def _sum_of_ranks(means: pd.DataFrame, method: str) -> list[str]:
-    """Return the sum of the ranks by the paper's measures, as printed: with ties."""
-    printed = means[PAPER].round({"hd95": 2}).round(3)
-    return [f"{(printed * [-1, 1, 1, 1]).rank().sum(axis=1)[method]:g}"]
+    """Return the sum of the ranks by the paper's measures; ties share the mean rank."""
+    return [f"{(means[PAPER] * [-1, 1, 1, 1]).rank().sum(axis=1)[method]:g}"]
 
 
 def _data_set(test_set: str) -> str:
@@ -478,8 +479,9 @@ def _cell(place: tuple[str, str, str], kind: str, reference: str) -> str:
 
 def _difference_cell(place: tuple[str, str, str], reference: str) -> str:
     method, *column = place
+    digits = 2 if column[-1] == "hd95" else 3
     mean_difference, low, high = (
-        f"{end:+.3f}" for end in difference(method, reference, *column)[:3]
+        f"{end:+.{digits}f}" for end in difference(method, reference, *column)[:3]
     )
     text = f"{mean_difference} [{low}, {high}]"
     return f"**{text}**" if corrected(method, reference, *column) < 0.05 else text

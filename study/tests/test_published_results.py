@@ -21,7 +21,7 @@ from study.compare.settings import TABLE1
 from study.compare.statistics import mean_with_interval
 from study.heart.hand import read_scans
 from study.heart.tables import read_heart
-from study.tables.fill_tables import fill
+from study.tables.fill_tables import fill, numbers
 from study.tables.shipped import WEIGHTS, scans_of
 from tests.helpers import ACDC, BRATS, FLARE, HIPPOCAMPUS, ROOT, SHARED, run_bundle
 
@@ -84,6 +84,28 @@ def test_comparison_is_complete() -> None:
 def test_tables_of_the_pages_are_those_of_the_cases(capsys: pytest.CaptureFixture[str]) -> None:
     fill(check=True)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("folder", "home", "test_set"),
+    [
+        ("acdc/three_seeds", "acdc", ""),
+        ("acdc/three_seeds", "bssfp", "bssfp"),
+        ("acdc/three_seeds", "lge", "lge"),
+        ("acdc/authors", "acdc_authors", ""),
+        ("abdomen/authors", "flare_authors", ""),
+    ],
+)
+def test_sum_ranks_are_of_unrounded_means(folder: str, home: str, test_set: str) -> None:
+    cases = table(f"{folder}/cases.csv.gz").query("temperature == 'without'")
+    cases = cases[cases["test_set"] == test_set].set_index("method")
+    costs = {name: cases.filter(regex=f"^{name}_").mean(axis=1) for name in ("dsc", "hd95")}
+    costs["dsc"] = -costs["dsc"]
+    means = pd.DataFrame(costs | {name: cases[name] for name in ("ece", "cece")}).groupby(level=0)
+    expected = means.mean().rank().sum(axis=1)
+    assert len(expected) == 7
+    for name, rank in expected.items():
+        assert numbers(f"rank {name} {home}") == [f"{rank:g}"]
 
 
 def test_ece_of_cases_is_that_of_their_bins() -> None:
