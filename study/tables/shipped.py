@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from calib_components.metrics.intervals import interval
-from calib_components.posthoc.network import REFERENCE
+from calib_components.posthoc.network import REFERENCE, TESTS, from_bytes
 from calib_components.quality import Reference, find_shift
 from calib_components.quality.ranking import rank_scans
 from calib_components.quality.reference import ALL_DSC, volume_of
@@ -49,13 +49,13 @@ BUNDLES = ("acdc_mri_nacl_segmentation", "hippocampus_mri_nacl_segmentation")
 
 
 def read_reference(bundle: str, network: str = "nacl") -> Reference:
-    """Return the reference in weights of a bundle."""
+    """Return the reference in weights of a bundle, with the test scans of the page of new scans."""
     file = ROOT / "bundles" / bundle / "models" / WEIGHTS[network]
     facts = facts_beside(file)
     assert facts is not None
     weights = torch.load(file, weights_only=True)
-    (stored,) = (values for name, values in weights.items() if name.endswith(REFERENCE))
-    return Reference.from_tensor(stored, [*facts.structures])
+    tests = {name: torch.tensor(rows) for name, rows in from_bytes(weights[TESTS]).items()}
+    return Reference.from_tensor(weights[REFERENCE], [*facts.structures], tests)
 
 
 def scans_of(bundle: str, network: str = "nacl") -> dict[str, pd.DataFrame]:
@@ -87,12 +87,14 @@ def labelled_scans(scans: pd.DataFrame, structures: Sequence[str]) -> Reference:
 
 
 def limits_table(bundle: str, network: str = "nacl") -> str:
-    """Return for how many test patients the limits of a bundle's weights hold, as Markdown."""
+    """Return for how many test patients the limits of a bundle's weights hold, as Markdown: those
+    in the weights, of whom the page of new scans tells.
+    """
     known = read_reference(bundle, network)
-    columns = {}
-    for title, scans in scans_of(bundle, network).items():
-        found = known.coverage(labelled_scans(scans, known.structures))
-        columns[title] = {limit: str(each) for limit, each in found.items()}
+    columns = {
+        title: {limit: str(each) for limit, each in known.coverage(scans).items()}
+        for title, scans in known.tests.items()
+    }
     table = pd.DataFrame(columns)
     expected = known.values[..., 1].T
     bounds = np.stack([*map(known.lower_bound, known.structures, expected)])

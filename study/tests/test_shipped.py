@@ -1,16 +1,36 @@
-"""Limits of the shipped weights hold for the patients at home."""
+"""Limits of the shipped weights hold for the patients at home, and the cards count for how many as
+the page of new scans does.
+"""
 
 from __future__ import annotations
 
 import pytest
 
-from study.tables.shipped import BUNDLES, WEIGHTS, labelled_scans, read_reference, scans_of
+from calib_workflows.pages.quality import Review, _tests_section
+from study.tables.fill_tables import TABLE
+from study.tables.shipped import BUNDLES, WEIGHTS, read_reference
+from tests.helpers import ROOT
 
 
-@pytest.mark.parametrize("name", ["ACDC", "Siemens"])
 @pytest.mark.parametrize("network", WEIGHTS)
-def test_limits_of_the_heart_hold_at_home(network: str, name: str) -> None:
-    known, scans = read_reference(BUNDLES[0], network), scans_of(BUNDLES[0], network)[name]
-    found = known.coverage(labelled_scans(scans, known.structures))
+def test_limits_of_the_heart_hold_at_home(network: str) -> None:
+    known = read_reference(BUNDLES[0], network)
+    found = known.coverage(known.tests["ACDC and Siemens"])
     assert len(found) == 5
     assert not any(limit.fails for limit in found.values())
+
+
+@pytest.mark.parametrize(("bundle", "network"), [(BUNDLES[0], "ensemble"), (BUNDLES[1], "nacl")])
+def test_card_and_page_of_new_scans_count_alike(bundle: str, network: str) -> None:
+    card = (ROOT / "bundles" / bundle / "docs" / "README.md").read_text()
+    (table,) = (found[0] for found in TABLE.finditer(card) if "limits_table" in found[0])
+    lines = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("|")]
+    (_, *sets), _, *rows = lines
+    shown = {
+        (row[0], name): text for row in rows for name, text in zip(sets, row[1:], strict=False)
+    }
+    known = read_reference(bundle, network)
+    (section,) = _tests_section(known, Review(0.2))
+    for _, each in section.table.iterrows():
+        if " volume" in each["measure"] or each["measure"].startswith("DSC"):
+            assert shown[each["measure"], each["set"]] == each["text"]
