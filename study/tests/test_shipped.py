@@ -24,8 +24,8 @@ def test_limits_of_the_heart_hold_at_home(network: str) -> None:
 def test_card_and_page_of_new_scans_count_alike(bundle: str, network: str) -> None:
     card = (ROOT / "bundles" / bundle / "docs" / "README.md").read_text()
     (table,) = (found[0] for found in TABLE.finditer(card) if "limits_table" in found[0])
-    lines = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("|")]
-    (_, *sets), _, *rows = lines
+    lines = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("|")]
+    (_, *sets), _, *rows = [[cell.strip() for cell in line] for line in lines]
     shown = {
         (row[0], name): text for row in rows for name, text in zip(sets, row[1:], strict=False)
     }
