@@ -160,6 +160,7 @@ def measure_labelled(case: LabelledCase, objects: Objects, slices: Path) -> dict
             rows; and the `slices` to draw, a file in a folder.
     """
     scan = case.scan
+    assert scan.prediction is not None
     predicted, true = (masks[0].flatten(1).any(1) for masks in scan.masks)
     record: dict[str, Any] = {
         "case": case.name,
