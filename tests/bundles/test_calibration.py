@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from calib_components.posthoc import ClassBias
 from calib_components.posthoc.network import calibrator_in
 from calib_workflows.calibrate import read_estimate
 from calib_workflows.evaluation_files import Evaluation
-from tests.helpers import ACDC, BRATS, make_prepared, make_weights, run_bundle, snapshot
+from tests.helpers import ACDC, run_bundle, snapshot
 
 
 def test_evaluation_has_the_nll_of_the_fit(trained: Path, prepared: Path, tmp_path: Path) -> None:
@@ -104,29 +105,27 @@ def test_another_calibrator_is_named_in_the_configuration(
     assert type(calibrator_in(weights)) is ClassBias
 
 
-def test_a_bundle_calibrates_on_the_split_and_region_that_are_named(tmp_path: Path) -> None:
-    make_prepared(BRATS, tmp_path / "data")
-    make_weights(BRATS, tmp_path / "models")
-    places = {"dataset_dir": str(tmp_path / "data"), "ckpt_dir": str(tmp_path / "models")}
-    options = {
-        "split": "testing",
-        "region": [1, 2],
-        "calibrated_path": str(tmp_path / "hospital" / "model.pt"),
-        "calibrator": "temperature",
-    }
-    before = snapshot(tmp_path / "models")
+def test_a_bundle_calibrates_on_the_split_and_region_that_are_named(
+    trained: Path, prepared: Path, tmp_path: Path
+) -> None:
+    before = snapshot(trained)
     run_bundle(
-        BRATS,
+        ACDC,
         "train.yaml",
         "calibrate.yaml",
+        dataset_dir=str(prepared),
+        ckpt_dir=str(trained),
         output_dir=str(tmp_path / "eval"),
-        **places,
-        **options,
+        calibrated_path=str(tmp_path / "hospital" / "model.pt"),
+        split="testing",
+        region=[1, 2],
+        calibrator="temperature",
     )
     estimate = read_estimate(tmp_path / "eval")
     assert estimate.region == "structure_1_2"
-    assert estimate.leave_one_out.keys() == {"testing0", "testing1"}
+    testing = json.loads((prepared / "datalist.json").read_text())["testing"]
+    assert estimate.leave_one_out.keys() == {item["patient"] for item in testing}
     weights = torch.load(tmp_path / "hospital" / "model.pt", weights_only=True)
     assert weights["temperature"] == np.float32(estimate.temperature)
     assert (tmp_path / "hospital" / "facts.yaml").is_file()
-    assert snapshot(tmp_path / "models") == before
+    assert snapshot(trained) == before

@@ -29,7 +29,7 @@ from calib_workflows.folders import OutputFolder
 from calib_workflows.inference import ImageFolder
 from calib_workflows.pages.quality import describe_scan, write_record
 from tests.calib_tools.predictions.made_up import (
-    label_of,
+    drawn_from,
     save_channels_last,
     save_nifti,
     softmax_of,
@@ -142,7 +142,8 @@ def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two folders of predictions, and one of their labels."""
     monkeypatch.setattr(evaluate, "report_folders", lambda *_, **__: None)
     for seed, name in enumerate("ab"):
-        save_nifti(tmp_path / "labels" / f"{name}.nii.gz", label_of(seed))
+        of_both = (softmax_of(seed + 5) + softmax_of(seed + 10)) / 2
+        save_nifti(tmp_path / "labels" / f"{name}.nii.gz", drawn_from(of_both))
         for number in (1, 2):
             file = tmp_path / f"predictions{number}" / f"{name}.nii.gz"
             save_channels_last(file, softmax_of(seed + 5 * number))

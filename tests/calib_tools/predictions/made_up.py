@@ -37,6 +37,14 @@ def label_of(
     return np.random.default_rng(1000 + seed).choice(codes, shape).astype(np.uint8)
 
 
+def drawn_from(p: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Labels of a network that is neither over- nor underconfident: class indices `(X, Y, Z)` drawn
+    from probabilities `(C, X, Y, Z)`.
+    """
+    draws = np.random.default_rng(seed).random(p.shape[1:])
+    return (draws > np.cumsum(p, axis=0)[:-1]).sum(0).astype(np.uint8)
+
+
 def save_nifti(file: Path, values: np.ndarray, affine: np.ndarray = AFFINE) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(values, affine), file)

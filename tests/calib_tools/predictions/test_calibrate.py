@@ -21,6 +21,7 @@ from calib_workflows.evaluation_files import Evaluation
 from tests.calib_tools.predictions.made_up import (
     AFFINE,
     SHAPE,
+    drawn_from,
     save_channels_last,
     save_nifti,
     save_nnunet,
@@ -38,12 +39,11 @@ def logits_of(case: str, channels: int = 3) -> np.ndarray:
 
 def save_label(folder: Path, case: str, p: np.ndarray, sigmoid: bool = False) -> None:
     """Labels drawn from probabilities of logits that are half as large, so that T is near 2."""
-    rng = np.random.default_rng(CASES.index(case))
     if sigmoid:
+        rng = np.random.default_rng(CASES.index(case))
         label = (rng.random(SHAPE) < expit(logit(p[0]) / 2)).astype(np.uint8)
     else:
-        cumulated = np.cumsum(softmax(np.log(p) / 2, axis=0), axis=0)
-        label = (rng.random(SHAPE) > cumulated).sum(0).astype(np.uint8)
+        label = drawn_from(softmax(np.log(p) / 2, axis=0), seed=CASES.index(case))
     save_nifti(folder / f"{case}_gt.nii.gz", label)
 
 

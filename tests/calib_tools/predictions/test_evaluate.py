@@ -24,6 +24,7 @@ from tests.calib_components.metrics.test_segmentation import by_distance_transfo
 from tests.calib_tools.predictions.made_up import (
     AFFINE,
     SHAPE,
+    drawn_from,
     label_of,
     save_channels_last,
     save_nifti,
@@ -398,8 +399,15 @@ def test_a_validation_has_the_calibration_and_the_codes_of_the_test(
         evaluate_predictions(
             tmp_path / "new", None, tmp_path / "out", structures=["a=2", "b=1"], **options
         )
+    for seed, name in enumerate(NAMES):
+        save_nifti(labels / f"{name}_gt.nii.gz", drawn_from(softmax_of(seed)))
     calibrate_predictions(
-        predictions, labels, apply_to=[tmp_path / "new"], out=tmp_path / "scaled", workers=1
+        predictions,
+        labels,
+        apply_to=[tmp_path / "new"],
+        out=tmp_path / "scaled",
+        calibrator="temperature",
+        workers=1,
     )
     with pytest.raises(InputError, match="seen has the calibration none, not temperature all 3"):
         evaluate_predictions(

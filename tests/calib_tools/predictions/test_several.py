@@ -195,7 +195,8 @@ def test_folds_of_nnunet_and_label_maps_are_members(folders: Path) -> None:
 
 def test_a_temperature_is_fitted_to_all_raters(folders: Path) -> None:
     raters = [folders / name for name in RATERS]
-    options = {"apply_to": [folders / "fold_1"], "structures": OPTIONS["structures"], "workers": 1}
+    options = {"apply_to": [folders / "fold_1"], "structures": OPTIONS["structures"]}
+    options |= {"calibrator": "temperature", "workers": 1}
     calibrate_predictions(folders / "fold_0", raters=raters, out=folders / "scaled", **options)
     t = read_estimate(folders / "scaled").temperature
 
