@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import uuid
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,9 +45,8 @@ from calib_workflows.evaluation_files import (
     REGIONS,
     Evaluation,
     draw_reliability,
-    replacing,
 )
-from calib_workflows.folders import OutputFolder
+from calib_workflows.folders import OutputFolder, replacing
 from calib_workflows.inference.maps import normalized_entropy
 from calib_workflows.pages.slices import draw_prediction, draw_raters
 from calib_workflows.parts import measure_raters, part_tables, rated_slice
@@ -102,6 +101,8 @@ def evaluate(
     class_names: Sequence[str],
     about: Mapping[str, Any],
     objects: Objects | None = None,
+    files: Sequence[str] = FILES,
+    claim: Callable[[Sequence[str]], object] = len,
 ) -> dict[str, Any] | None:
     """Measure cases and write the files of an evaluation, see `Evaluation`.
 
@@ -116,6 +117,8 @@ def evaluate(
         about: Further entries of `summary.json`: the `source`, "bundle" or saved "predictions", the
             `calibration` of the probabilities, and the `arguments` of the command.
         objects: Objects to count.
+        files: Names of the files that are replaced or removed.
+        claim: Is called with them before that, see `calib_workflows.folders.replacing`.
 
     Returns:
         The content of `summary.json`; None in another process than the first.
@@ -141,7 +144,8 @@ def evaluate(
             check_background({record["case"]: record["agreement"] for record in records})
         evaluation = join_records(records, structures, class_names)
         evaluation.summary.update(about)
-        with replacing(output_dir) as unfinished:
+        with replacing(output_dir, files, claim) as unfinished:
+            (unfinished / "cases").mkdir()
             evaluation.write(unfinished)
             _draw(unfinished, evaluation, records, structures)
         idist.barrier()
@@ -417,16 +421,18 @@ class NetworkEvaluation:
         """Evaluate the network."""
         folder = Path(self.output_dir)
         with ExitStack() as stack:
+            output = OutputFolder(folder, self.stamp, overwrite=self.overwrite)
             if idist.get_rank() == 0:
-                output = OutputFolder(folder, self.stamp, overwrite=self.overwrite)
-                stack.enter_context(output.claim(FILES))
+                output.check(FILES)
+                stack.enter_context(output.claim())
             idist.barrier()
             WeightsCheckpointLoader(self.load_path, self.network, self.facts)(self.evaluator)
             self._check_test_set()
             done = describe_calibration(self.network)
             cases = NetworkCases(self.evaluator, self.structures)
             about = {"source": "bundle", "calibration": done}
-            summary = evaluate(cases, folder, [*self.structures], self.class_names, about)
+            names = ([*self.structures], self.class_names)
+            summary = evaluate(cases, folder, *names, about, claim=output.claim)
         if summary is None:
             return
         state = "Calibrated ({calibrator}, region {region})" if done else "Not calibrated"

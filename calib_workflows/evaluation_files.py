@@ -6,10 +6,8 @@ import json
 import math
 import os
 import re
-import shutil
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -272,33 +270,6 @@ def _read_json(file: Path, *names: str) -> dict[str, Any]:
                 " the cases again."
             )
         return {name: content[name] for name in names or content}
-
-
-@contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """Give a hidden folder for the files of an evaluation, which replace those of an earlier one at
-    the end.
-
-    A process that is killed meanwhile leaves the earlier ones, or files of the new one without its
-    summary.
-    """
-    unfinished = folder / ".unfinished-evaluation"
-    try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        (unfinished / "cases").mkdir(parents=True)
-        yield unfinished
-        for name in reversed(FILES):
-            (folder / name).unlink(missing_ok=True)
-        (folder / "cases").mkdir(exist_ok=True)
-        for name in FILES:
-            if (unfinished / name).is_file():  # not all pictures are there if few cases have a DSC
-                (unfinished / name).replace(folder / name)
-    except OSError as error:
-        raise InputError(
-            f"Evaluation cannot be written to {folder}: {error.strerror or error}."
-        ) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def draw_reliability(folder: Path, evaluation: Evaluation) -> None:

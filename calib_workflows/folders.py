@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Mapping
-from contextlib import AbstractContextManager
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,43 @@ class OutputFolder(AbstractContextManager):
             for name in stale:
                 (self.path / name).unlink(missing_ok=True)
             unfinished.write_text(json.dumps([*kept, (self.run, sorted(names))]))
+
+
+@contextmanager
+def replacing(
+    folder: Path, files: Sequence[str], claim: Callable[[Sequence[str]], object] = len
+) -> Iterator[Path]:
+    """Give a hidden folder for files, which take the place of those in a folder at the end.
+
+    A process that fails or is killed meanwhile leaves the earlier ones; one that is killed while
+    they are replaced leaves files of the new ones without the last.
+
+    Args:
+        folder: The folder.
+        files: Names of all files, relative to it; what is not in the hidden folder is removed.
+        claim: Is called with them before they are replaced, see `OutputFolder.claim`.
+
+    Raises:
+        InputError: The folder cannot be written.
+    """
+    unfinished = folder / ".unfinished"
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        claim(files)
+        for name in reversed(files):
+            (folder / name).unlink(missing_ok=True)
+        for name in files:
+            if (unfinished / name).is_file():
+                (folder / name).parent.mkdir(exist_ok=True)
+                (unfinished / name).replace(folder / name)
+    except OSError as error:
+        raise InputError(
+            f"Results cannot be written to {folder}: {error.strerror or error}."
+        ) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _acquire(file: Path, timeout: float) -> Any:

@@ -40,9 +40,11 @@ def evaluate_cases(
         validation: Folder of an evaluation of other cases, for the page.
     """
     structures, names = [*cases.classes.structures], cases.classes.names
-    with output.claim([*FILES, f"{REPORT}/{PAGE}", *TABLES]), warnings.catch_warnings():
+    files = [f"{REPORT}/{PAGE}", *TABLES, *FILES]
+    output.check(files)
+    with output.claim(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing from")  # figures show a box for each
-        evaluate(cases, output.path, structures, names, about, objects)
+        evaluate(cases, output.path, structures, names, about, objects, files, output.claim)
         report_folders(output.path, out=output.path / REPORT, validation=validation, overwrite=True)
 
 

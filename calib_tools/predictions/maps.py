@@ -10,13 +10,13 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from calib_components.errors import InputError, make_folder, writing
+from calib_components.errors import InputError, writing
 from calib_tools.parallel import map_cases
 from calib_tools.predictions.cases import read_prediction
 from calib_tools.predictions.classes import PROBABILITY, Classes
 from calib_tools.predictions.formats import Prediction
 from calib_tools.predictions.pairing import UNCERTAINTY
-from calib_workflows.folders import OutputFolder
+from calib_workflows.folders import OutputFolder, replacing
 from calib_workflows.inference.maps import normalized_entropy, rounded, write_map
 
 AGREEMENT = "agreement.csv"
@@ -43,13 +43,13 @@ def write_maps(
     """Write the maps of each prediction: of several networks those of their mean, with a softmax
     its label map, and the mean DSC over pairs of them, by structure.
     """
-    make_folder(output.path)
-    write = functools.partial(_write_case, classes=classes, out=output.path)
-    with output.claim(names_of_maps(predictions)):
+    files = sorted(names_of_maps(predictions))
+    output.check(files)
+    with output.claim(), replacing(output.path, files, output.claim) as unfinished:
+        write = functools.partial(_write_case, classes=classes, out=unfinished)
         rows = [*filter(None, map_cases(write, [*predictions.items()], workers, "map"))]
         if rows:
-            with writing(output.path / AGREEMENT) as unfinished:
-                pd.DataFrame(rows).to_csv(unfinished, index=False, lineterminator="\n")
+            pd.DataFrame(rows).to_csv(unfinished / AGREEMENT, index=False, lineterminator="\n")
 
 
 def _write_case(

@@ -17,7 +17,7 @@ from calib_tools.predictions.classes import Classes
 from calib_tools.predictions.formats import Prediction
 from calib_workflows.data.nifti import Grid, open_nifti
 from calib_workflows.evaluation_files import FILES
-from calib_workflows.folders import OutputFolder
+from calib_workflows.folders import OutputFolder, replacing
 from calib_workflows.pages.quality import (
     FOLDER,
     TABLES,
@@ -53,13 +53,16 @@ def estimate_quality(
     """
     if reference is None:
         reference = Reference.from_tensor(torch.empty(0), [*classes.structures])
-    estimate = functools.partial(
-        _estimate_scan, classes=classes, reference=reference, out=output.path
-    )
     items = [(name, each, images.get(name)) for name, each in predictions.items()]
     # An evaluation with labels is never beside it
-    with output.claim([*FILES, *TABLES, *(f"{FOLDER}/{name}.json" for name in predictions)]):
-        map_cases(estimate, items, workers, "estimate")
+    files = [*FILES, *TABLES, *(f"{FOLDER}/{name}.json" for name in predictions)]
+    output.check(files)
+    with output.claim():
+        with replacing(output.path, files, output.claim) as unfinished:
+            estimate = functools.partial(
+                _estimate_scan, classes=classes, reference=reference, out=unfinished
+            )
+            map_cases(estimate, items, workers, "estimate")
         print(printable(write_table(output.path, review, [*predictions], patients)))
 
 
