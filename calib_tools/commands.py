@@ -6,6 +6,7 @@ A command imports what it needs when it is called, so that help needs no PyTorch
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -159,6 +160,8 @@ def evaluate_predictions(
     Without labels, `out` gets `quality.csv` and `quality.html`: what the probabilities say of the
     quality of each prediction, the worst first.
 
+    A case that cannot be measured is named and left out, and the exit status is 3.
+
     Args:
         predictions: Folder of probabilities or label maps, see
             `calib_tools.predictions.formats`. With members, a folder given alone is that of
@@ -204,6 +207,7 @@ def evaluate_predictions(
     from calib_workflows.data.files import patients_of
     from calib_workflows.evaluate import Objects
     from calib_workflows.folders import OutputFolder
+    from calib_workflows.options import LEFT_OUT
     from calib_workflows.pages.quality import Review
 
     check_number("--object_p", object_p, 1e-6, 1)
@@ -236,12 +240,14 @@ def evaluate_predictions(
         check_choice("--objects", name, classes.structures)
     patients = patients_of([*readers], patient_pattern) | pairing.named_patients(labelled)
     case_images = {} if images is None else find_case_images(images, readers)
+    left_out: list[str] = []  # gets why cases cannot be measured
     about: dict[str, Any] = {
         "source": "predictions",
         "sigmoid": classes.sigmoid,
         "arguments": arguments_of(run, patient_pattern, pairs),
         "calibration": describe_estimate(calibration),
         "objects": run["objects"],
+        "left_out": left_out,
     }
     reference = None
     if validation is not None:
@@ -252,13 +258,15 @@ def evaluate_predictions(
         )
     output = OutputFolder(out, run, overwrite=overwrite)
     if labellers:
-        cases = SavedCases(labelled, classes, patients, case_images, workers)
+        cases = SavedCases(labelled, classes, patients, case_images, workers, left_out=left_out)
         counted = Objects([*objects], object_p, overlap)
         evaluate_cases(cases, output, about, counted, validation)
     else:
         estimate_quality(
-            readers, classes, case_images, output, reference, listed, patients, workers
+            readers, classes, case_images, output, reference, listed, patients, workers, left_out
         )
+    if left_out:
+        sys.exit(LEFT_OUT)
 
 
 def calibrate_predictions(

@@ -7,6 +7,8 @@ take 0.1 GB each, where those of joblib import for themselves and take 0.4 GB. t
 
 from __future__ import annotations
 
+import functools
+import logging
 import multiprocessing
 import os
 import signal
@@ -14,12 +16,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
 
-from calib_components.errors import InputError, check_count
+from calib_components.errors import InputError, check_count, printable
+
+log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -42,6 +46,7 @@ def map_cases(
     items: Sequence[Item],
     workers: int | None = None,
     name: str = "cases",
+    flaws: list[str] | None = None,
 ) -> list[Result]:
     """Return the result of a function for each item, computed in several processes, with a progress
     bar on terminals.
@@ -51,7 +56,19 @@ def map_cases(
 
     The function is one of a module, or a `functools.partial` of one. With one worker, or one item,
     this process does it all; see `count_workers` for the default.
+
+    Given a list of `flaws`, items that the function refuses by an `InputError` are left out, and
+    why is appended to it, unless it refuses all of them.
     """
+    if flaws is not None:
+        attempts = map_cases(functools.partial(_attempt, function), items, workers, name)
+        errors = [each for each in attempts if isinstance(each, InputError)]
+        if errors and len(errors) == len(attempts):
+            raise errors[0]
+        for error in errors:
+            log.warning("Left out: %s", printable(error))
+        flaws += map(printable, errors)
+        return [each for each in attempts if not isinstance(each, InputError)]
     workers = min(count_workers(workers), len(items))
     results: list[Result] = []
     start = time.monotonic()
@@ -75,7 +92,7 @@ def _map_in_processes(
     # A fork of a process with threads of PyTorch may hang
     context = multiprocessing.get_context("forkserver")
     # The server imports it once for all processes
-    context.set_forkserver_preload([getattr(function, "func", function).__module__])
+    context.set_forkserver_preload([_module_of(function)])
     pool = ProcessPoolExecutor(workers, context, _start_worker)
     try:
         yield from pool.map(function, items)
@@ -85,6 +102,20 @@ def _map_in_processes(
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _attempt(function: Callable[[Item], Result], item: Item) -> Result | InputError:
+    try:
+        return function(item)
+    except InputError as error:
+        return error
+
+
+def _module_of(function: Any) -> str:
+    """Return the module of the function that a `functools.partial` or `_attempt` calls."""
+    while isinstance(function, functools.partial):
+        function = function.args[0] if function.func is _attempt else function.func
+    return function.__module__
 
 
 def _start_worker() -> None:

@@ -94,9 +94,11 @@ class Sample:
             np.concatenate([getattr(self, name), getattr(other, name)])
             for name in ("label", "is_foreground", "keys")
         )
-        return Sample(logits, label, is_foreground, keys, self.counts + other.counts).reduced()
+        return Sample(logits, label, is_foreground, keys, self.counts + other.counts).reduced(
+            MOST_VOXELS
+        )
 
-    def reduced(self, most: int = MOST_VOXELS) -> Sample:
+    def reduced(self, most: int) -> Sample:
         """Return the voxels of background and of foreground with the smallest keys, at most so many
         of each.
         """
@@ -237,7 +239,7 @@ class VectorScaling(Calibrator):
             flags,
             generator.random(len(flags)),
             np.array([(~flags).sum(), flags.sum()], float),
-        ).reduced()
+        ).reduced(MOST_VOXELS)
 
     def _add(self, patients: Mapping[str, Sample]) -> None:
         super()._add(patients)

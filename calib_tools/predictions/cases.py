@@ -131,6 +131,8 @@ class SavedCases(Cases):
         workers: Number of processes; None for one per core, at most 8.
         is_cropped: Whether to ignore voxels of certain background, which lie outside of what the
             network saw.
+        left_out: Is given why cases cannot be measured, which are left out then; None to refuse
+            them.
     """
 
     pairs: Sequence[LabelledPrediction]
@@ -139,6 +141,7 @@ class SavedCases(Cases):
     images: Mapping[str, Path] = field(default_factory=dict)
     workers: int | None = None
     is_cropped: bool = False
+    left_out: list[str] | None = None
     has_told: bool = False  # of label codes of no class
 
     def map(self, function: Callable[[LabelledCase], Result]) -> list[Result]:
@@ -148,7 +151,7 @@ class SavedCases(Cases):
         use = functools.partial(
             _use, function=function, classes=self.classes, is_cropped=self.is_cropped
         )
-        used = map_cases(use, items, self.workers)
+        used = map_cases(use, items, self.workers, flaws=self.left_out)
         self._tell_unnamed([unnamed for _, unnamed in used])
         return [result for result, _ in used]
 

@@ -38,6 +38,7 @@ def estimate_quality(
     review: Review,
     patients: Mapping[str, str],
     workers: int | None,
+    left_out: list[str],
 ) -> None:
     """Write the table and the page of the quality of predictions.
 
@@ -50,6 +51,7 @@ def estimate_quality(
         review: Which predictions to list.
         patients: Patient of each case.
         workers: Number of processes.
+        left_out: Is given why predictions cannot be read, which are left out.
     """
     if reference is None:
         reference = Reference.from_tensor(torch.empty(0), [*classes.structures])
@@ -62,8 +64,8 @@ def estimate_quality(
             estimate = functools.partial(
                 _estimate_scan, classes=classes, reference=reference, out=unfinished
             )
-            map_cases(estimate, items, workers, "estimate")
-        print(printable(write_table(output.path, review, [*predictions], patients)))
+            map_cases(estimate, items, workers, "estimate", left_out)
+        print(printable(write_table(output.path, review, [*predictions], patients, left_out)))
 
 
 def _estimate_scan(

@@ -16,6 +16,7 @@ from calib_workflows.evaluation_files import PER_CASE, Evaluation
 
 TOLERANCE = 2e-6  # of volumes, relative
 MAX_NAMED = 6  # cases that a notice names
+UNMEASURED = "{name}: {number} cases could not be measured and are left out. {flaws}"
 LEFT_OUT = "{number} cases that not all have are left out, such as {names}."
 CASES_ARE_PATIENTS = (
     "Each case counts as a patient. If some are of the same patient, intervals are too narrow."
@@ -45,6 +46,9 @@ def read_evaluations(folders: Sequence[Path]) -> Results:
     if len(others):
         shown = ", ".join(map(printable, others[:MAX_NAMED]))
         notices.append(LEFT_OUT.format(number=len(others), names=shown))
+    for name, evaluation in evaluations.items():
+        if flaws := evaluation.summary.get("left_out"):
+            notices.append(UNMEASURED.format(name=name, number=len(flaws), flaws=" ".join(flaws)))
     check_volumes(together.filter(regex="^true_volume_"))
     patients = _patients_of(together["patient"]).loc[cases]
     if (patients == patients.index).all():

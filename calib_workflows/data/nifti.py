@@ -156,6 +156,23 @@ def open_together(files: Sequence[str | os.PathLike]) -> list[SpatialImage]:
     return images
 
 
+def open_channels(files: Sequence[str | os.PathLike]) -> list[SpatialImage]:
+    """Open the files of an image's channels, see `open_nifti`, with axes in the order and direction
+    of the first one's, or raise an `InputError` that names one whose voxels lie elsewhere.
+    """
+    images = [open_nifti(file) for file in files]
+    if len(images) == 1:
+        return images
+    grids = [
+        Grid(image.affine, image.shape[:3], file) for image, file in zip(images, files, strict=True)
+    ]
+    turns = [turn_onto(grid, grids[0]) for grid in grids]
+    return [
+        image if turn is None else image.as_reoriented(turn.tolist())
+        for image, turn in zip(images, turns, strict=True)
+    ]
+
+
 def turn_onto(grid: Grid, target: Grid) -> np.ndarray | None:
     """Return how to reorder and flip the axes of a volume to have the voxels of another; None if it
     has them.
@@ -226,7 +243,7 @@ class NiftiReader(NibabelReader):
     `read_values`.
 
     The affine is that of nibabel. MONAI's reader takes the affine of the qform even where the
-    header marks it as unset. Files of several channels must lie on one grid, see `open_together`.
+    header marks it as unset. Files of several channels are read by `open_channels`.
     """
 
     def __init__(self, nan_to_num: bool = False) -> None:
@@ -243,7 +260,7 @@ class NiftiReader(NibabelReader):
         one.
         """
         self.filenames = [*ensure_tuple(data)]
-        images = open_together(self.filenames)
+        images = open_channels(self.filenames)
         self._affine = images[0].affine
         return images if len(images) > 1 else images[0]
 

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from ignite.engine import Engine, Events
+from monai.data import Dataset
 from monai.utils import ensure_tuple
 
-from calib_components.errors import InputError, check_choice, check_writable, printable
+from calib_components.errors import InputError, check_choice, check_writable, printable, root_cause
 from calib_workflows.data.dicom import (
     check_decoder,
     check_modality,
@@ -44,7 +45,7 @@ from calib_workflows.data.files import (
     patients_of,
     split_name,
 )
-from calib_workflows.data.nifti import open_nifti, open_together, stored_in
+from calib_workflows.data.nifti import open_channels, open_nifti, stored_in
 from calib_workflows.folders import OutputFolder
 from calib_workflows.options import LEFT_OUT
 from calib_workflows.pages.quality import FOLDER, TABLES, Review, write_table
@@ -192,6 +193,24 @@ def run_stamp(weights: str | os.PathLike, **options: Any) -> dict[str, Any]:
     return {"weights": content[:16], **options}
 
 
+FLAW = "flaw"  # in an item: why its image cannot be read
+
+
+class ImageDataset(Dataset):
+    """MONAI's `Dataset` of images, in which an item that its transforms refuse by an `InputError`
+    is replaced by the `flaw` and the `file`, for `ImageFolder.iterate`.
+    """
+
+    def _transform(self, index: int) -> Any:
+        try:
+            return super()._transform(index)
+        except Exception as error:
+            cause = root_cause(error)
+            if not isinstance(cause, InputError):
+                raise
+            return {FLAW: str(cause), "file": str(self.data[index]["image"][0])}
+
+
 @dataclass
 class ImageFolder:
     """The images to segment, as a bundle's configuration names them. No file is read before a
@@ -253,6 +272,23 @@ class ImageFolder:
         if not (self.overwrite and self.path.is_dir()):  # else without images that are gone
             names |= self.output.files()
         self.output.claim(names)
+
+    def iterate(self, engine: Engine, batch: dict[str, Any]) -> Any:
+        """Do an iteration of MONAI's evaluator; an image that cannot be read is left out, with a
+        warning, see `ImageDataset`.
+
+        Raises:
+            InputError: It is the only image.
+        """
+        if FLAW not in batch:
+            return engine._iteration(engine, batch)  # type: ignore[attr-defined]
+        flaw, file = batch[FLAW][0], batch["file"][0]
+        if len(self._images) == 1:
+            raise InputError(flaw)
+        image = next(image for image in self._images if str(image.files[0]) == file)
+        self._flaws[image] = flaw
+        log.warning("Left out: %s", flaw)
+        return {}
 
     def items(self) -> list[dict[str, list[str]]]:
         """Items of a MONAI dataset: the files of each image of this run; none where `check` refuses
@@ -375,7 +411,7 @@ class ImageFolder:
 
     def _check_shapes(self, image: Image) -> None:
         channels = self.in_channels if len(image.files) == 1 else 1
-        for file, opened in zip(image.files, open_together(image.files), strict=True):
+        for file, opened in zip(image.files, open_channels(image.files), strict=True):
             shape = opened.shape
             if len(shape) not in (3, 4) or (*shape, 1)[3] != channels:
                 raise InputError(
@@ -436,6 +472,8 @@ class ImageFolder:
         """Write the table, see `write_table`, and say how many images are segmented; if others were
         left out, end the process with status 3.
         """
+        if self._images and len(self.left_out) == len(self._images):
+            raise InputError(f"{self.path}: no image of this run can be segmented, see above.")
         self.write_table()
         log.info(self.outcome())
         if self.left_out:

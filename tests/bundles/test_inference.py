@@ -16,6 +16,7 @@ import torch
 from highdicom.seg import segread
 from pydicom.data import get_testdata_file
 
+from calib_components.errors import root_cause
 from calib_components.posthoc import ClassBias
 from calib_workflows.weights import with_calibrator
 from tests.calib_workflows.data.test_dicom import AFFINES, save_series, volume_of
@@ -103,6 +104,27 @@ def test_logits_are_calibrated_as_the_weights_say(weights: Path, tmp_path: Path)
     expected = fitted(plain.log().movedim(-1, 1)).softmax(1).movedim(1, -1)
     found = probabilities(array, calibrated, tmp_path / "calibrated")
     np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_that_cannot_be_read_are_left_out(
+    workers: int, weights: Path, tmp_path: Path
+) -> None:
+    volumes = {name: volume_of(0, (64, 64, 2)).astype("f4") for name in ("blank", "good", "nan")}
+    volumes["blank"][:], volumes["nan"][0, 0, 0] = 7, np.nan
+    for name, volume in volumes.items():
+        save(tmp_path / "in" / f"{name}.nii.gz", volume, np.eye(4))
+    with pytest.raises(SystemExit) as ended:
+        infer(tmp_path / "in", weights, tmp_path / "out", save="label", num_workers=workers)
+    assert ended.value.code == 3
+    assert pd.read_csv(tmp_path / "out" / "quality.csv")["scan"].unique() == ["good"]
+    page = (tmp_path / "out" / "quality.html").read_text()
+    assert "blank.nii.gz: channel 0 has no contrast" in page
+    assert "nan.nii.gz: 1 values are NaN" in page
+    (tmp_path / "in" / "good.nii.gz").unlink()
+    with pytest.raises(RuntimeError) as failed:
+        infer(tmp_path / "in", weights, tmp_path / "none", save="label")
+    assert "no image of this run can be segmented" in str(root_cause(failed.value))
 
 
 def test_dicom_series_are_segmented_as_their_volumes(weights: Path, tmp_path: Path) -> None:

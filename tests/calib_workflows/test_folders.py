@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -17,6 +18,7 @@ from ignite.engine import Engine
 
 from calib_components.errors import InputError
 from calib_components.quality import Reference
+from calib_tools.commands import probability_maps
 from calib_tools.predictions import (
     calibrate,
     calibrate_predictions,
@@ -36,7 +38,7 @@ from tests.calib_tools.predictions.made_up import (
 )
 from tests.calib_workflows.inference.test_images import save
 from tests.calib_workflows.training.test_checkpoint import train
-from tests.helpers import files
+from tests.helpers import files, snapshot
 
 BUSY = "another run writes to this folder. Wait for its end, or choose another."
 processes = multiprocessing.get_context("fork")
@@ -154,7 +156,9 @@ def command(saved: Path, name: str, number: int, **options: Any) -> None:
     """Run a command on the first or second folder of predictions, always with the same output."""
     given: dict[str, Any] = {"out": saved / "out", "workers": 1, **options}
     predictions = saved / f"predictions{number}"
-    if name == "calibrate":
+    if name == "maps":
+        probability_maps(predictions, **given)
+    elif name == "calibrate":
         calibrate_predictions(predictions, saved / "labels", apply_to=[predictions], **given)
     else:
         evaluate_predictions(predictions, saved / "labels" if name == "labels" else None, **given)
@@ -168,9 +172,9 @@ def test_commands_on_predictions_refuse_a_folder_in_use_and_results_of_others(
         for module in (cases, quality, calibrate):
             work = module.map_cases
 
-            def paused(*arguments: Any, work: Any = work) -> Any:
+            def paused(*arguments: Any, work: Any = work, **options: Any) -> Any:
                 pause()
-                return work(*arguments)
+                return work(*arguments, **options)
 
             monkeypatch.setattr(module, "map_cases", paused)
         command(saved, name, 1)
@@ -188,6 +192,17 @@ def test_commands_on_predictions_refuse_a_folder_in_use_and_results_of_others(
     for file in ("cases.csv", "quality.csv", "a_probability.nii.gz"):
         if (saved / "alone" / file).exists():
             assert (saved / "out" / file).read_bytes() == (saved / "alone" / file).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["labels", "no labels", "calibrate", "maps"])
+def test_results_stay_until_new_ones_are_whole(name: str, saved: Path) -> None:
+    command(saved, name, 1)
+    before = snapshot(saved / "out")
+    for case in "ab":
+        save_channels_last(saved / "predictions2" / f"{case}.nii.gz", softmax_of(0) * np.nan)
+    with pytest.raises(InputError, match=r"predictions2.*NaN"):
+        command(saved, name, 2, overwrite=True)
+    assert snapshot(saved / "out") == before
 
 
 def infer(folder: Path, weights: int, **options: Any) -> list[str]:

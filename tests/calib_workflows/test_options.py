@@ -125,6 +125,8 @@ def test_ids_of_the_bundle_need_no_effect() -> None:
     ("values", "message"),
     [
         ({"tta": "true", "any_orientation": False}, "tta: "),
+        ({"batch_size": 0}, "batch_size must be a whole number from 1 on, got 0."),
+        ({"device": "cuda:99"}, "device: cuda:99 cannot be used: "),
         ({"amp": "flase"}, "amp must be true or false, got 'flase'"),
     ],
 )

@@ -16,6 +16,7 @@ from calib_components.errors import InputError
 from calib_components.metrics.objects import CANDIDATE, TRUE_OBJECT
 from calib_tools.predictions import calibrate_predictions, evaluate_predictions
 from calib_tools.predictions.cases import find_case_images
+from calib_tools.report.report import report_folders
 from calib_workflows import evaluate as evaluate_module
 from calib_workflows.evaluation_files import OBJECT_COLUMNS, Evaluation
 from tests.calib_components.metrics.by_definition import Case, inside, near
@@ -158,6 +159,26 @@ def test_label_maps_give_the_segmentation_part_only(labels: Path, tmp_path: Path
     assert list(columns) == ["dsc_a", "dsc_b", "hd95_a", "hd95_b"]
     files = {file.name for file in (tmp_path / "out").rglob("[!.]*.*")}
     assert files == {"cases.csv", "summary.json", "best.png", "median.png", "worst.png"}
+
+
+@pytest.mark.parametrize("is_labelled", [True, False])
+def test_a_case_that_cannot_be_measured_is_left_out(
+    is_labelled: bool, labels: Path, predictions: Path, tmp_path: Path
+) -> None:
+    (bad,) = predictions.glob(f"{NAMES[1]}*")
+    save_channels_last(bad, softmax_of(1) * np.nan)
+    with pytest.raises(SystemExit) as ended:
+        evaluate_predictions(
+            predictions, labels if is_labelled else None, out=tmp_path / "out", workers=1
+        )
+    assert ended.value.code == 3
+    rows = pd.read_csv(tmp_path / "out" / ("cases.csv" if is_labelled else "quality.csv"))
+    assert {*rows.iloc[:, 0]} == {NAMES[0], NAMES[2]}
+    page = tmp_path / "out" / "quality.html"
+    if is_labelled:
+        page = tmp_path / "report" / "index.html"
+        report_folders(tmp_path / "out", out=page.parent)
+    assert bad.name in page.read_text()
 
 
 def test_objects_are_written_in_millilitres(
@@ -440,7 +461,7 @@ def test_places_and_options_that_do_not_fit(
     with pytest.raises(InputError, match="--objects needs labels"):
         evaluate_predictions(predictions, None, tmp_path / "out", objects=["a"])
     assert not (tmp_path / "out").exists()
-    save_nifti(tmp_path / "images" / "p1_es.nii.gz", label_of(0), np.eye(4))
-    save_nifti(tmp_path / "images" / "p2_ed.nii.gz", label_of(0))
+    for name in NAMES:
+        save_nifti(tmp_path / "images" / f"{name}.nii.gz", label_of(0), np.eye(4))
     with pytest.raises(InputError, match="affine"):
         run(predictions, labels, tmp_path / "out", images=tmp_path / "images")

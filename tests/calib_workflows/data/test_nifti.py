@@ -16,6 +16,7 @@ from calib_components.errors import InputError
 from calib_workflows.data.nifti import (
     NiftiReader,
     grid_distance,
+    open_channels,
     open_nifti,
     open_together,
 )
@@ -143,6 +144,20 @@ class TestGrid:
         ):
             open_together([image, label])
         open_together([image, image])
+
+
+def test_channels_are_turned_onto_the_first(tmp_path: Path) -> None:
+    first = nib.load(save(tmp_path / "first.nii"))
+    other = first.as_reoriented([[1, -1], [0, 1], [2, -1]])
+    assert other.shape != first.shape
+    other.to_filename(tmp_path / "other.nii")
+    files = [tmp_path / "first.nii", tmp_path / "other.nii"]
+    one, two = open_channels(files)
+    np.testing.assert_array_equal(one.get_fdata(), two.get_fdata())
+    np.testing.assert_allclose(one.affine, two.affine, atol=1e-6)
+    reader = NiftiReader()
+    values, _ = reader.get_data(reader.read(files))
+    np.testing.assert_array_equal(values[0], values[1])
 
 
 class TestNiftiReader:
