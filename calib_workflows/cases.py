@@ -17,6 +17,7 @@ from ignite.engine import Events
 from monai.data import MetaTensor
 from monai.engines import Evaluator
 from monai.utils import convert_to_tensor
+from scipy.optimize import linear_sum_assignment
 
 from calib_components.errors import InputError, printable
 from calib_components.metrics.case import Case
@@ -158,34 +159,75 @@ class NetworkCases(Cases):
         return [result for result in in_order if result is not MISSING]
 
 
-def count_agreement(label: torch.Tensor, scores: torch.Tensor) -> list[list[int]]:
-    """Count voxels of background, and of structures: all, those that are right, and those that
-    would be if the last channel of a softmax were the background.
+def count_classes(label: torch.Tensor, scores: torch.Tensor) -> dict[tuple[int, int], int]:
+    """Count voxels by their true and predicted class, where there are any.
 
     Args:
         label: Class indices `(*S)`; negative ones, and those beyond the channels, do not count.
         scores: Logits or probabilities, `(N, *S)`.
     """
-    prediction = scores.argmax(0)
-    moved = (prediction + 1) % len(scores)
-    background, structures = label == 0, (label > 0) & (label < len(scores))
-    return [
-        [int((part & right).sum()) for right in (part, prediction == label, moved == label)]
-        for part in (background, structures)
-    ]
+    known = (label >= 0) & (label < len(scores))
+    pairs = (label * len(scores) + scores.argmax(0))[known]
+    codes, counts = pairs.unique(return_counts=True)
+    return {
+        divmod(code, len(scores)): count
+        for code, count in zip(codes.tolist(), counts.tolist(), strict=True)
+    }
 
 
-def check_background(counts: Mapping[str, list[list[int]]]) -> None:
-    """Raise `InputError` if the background is the last channel: a network that is merely bad never
-    looks like this.
+def check_classes(counts: Mapping[str, Mapping[tuple[int, int], int]]) -> None:
+    """Raise `InputError` if the classes are in another order than the channels: a network that is
+    merely bad never looks like this.
 
     Args:
-        counts: What `count_agreement` returned for each case, by name.
+        counts: What `count_classes` returned for each case, by name.
     """
-    voxels, right, moved = np.sum([*counts.values()], 0).T
-    if (right < voxels / 4).all() and (moved > voxels * [0.75, 0.5]).all():
-        raise InputError(
-            f"{printable(next(iter(counts)))}: the background seems to be the last channel:"
-            f" {right.sum() / voxels.sum():.0%} of all voxels are right, but"
-            f" {moved.sum() / voxels.sum():.0%} if it were the first. Save the background first."
+    classes = 1 + max(max(pair) for each in counts.values() for pair in each)
+    total = np.zeros((classes, classes))
+    for each in counts.values():
+        for pair, count in each.items():
+            total[pair] += count
+    voxels = total.sum(1)
+    _, match = linear_sum_assignment(-total / np.maximum(voxels, 1)[:, None])
+    moved = (match != np.arange(classes)) & (voxels > 0)
+    right, matched = np.diag(total), total[np.arange(classes), match]
+    background = np.arange(classes) == 0
+    parts = [part for part in (moved & background, moved & ~background) if part.any()]
+    # One class that is taken for another that no label has may be a mistake of the network
+    if moved.sum() < 2 or any(
+        right[part].sum() >= voxels[part].sum() / 4
+        or matched[part].sum() <= voxels[part].sum() * (0.75 if part[0] else 0.5)
+        for part in parts
+    ):
+        return
+    if moved[0] and match[0] == classes - 1:
+        text, remedy = "the background seems to be the last channel", "Save the background first."
+    else:
+        pairs = ", ".join(f"{true} as {match[true]}" for true in np.flatnonzero(moved))
+        text = f"classes seem to be exchanged, {pairs}"
+        remedy = "Check the order of channels and the codes of labels."
+    raise InputError(
+        f"{printable(next(iter(counts)))}: {text}: {right.sum() / voxels.sum():.0%} of all voxels"
+        f" are right, but {matched.sum() / voxels.sum():.0%} would be. {remedy}"
+    )
+
+
+def check_labelled(
+    counts: Mapping[str, Mapping[tuple[int, int], int]], structures: Mapping[str, Sequence[int]]
+) -> None:
+    """Raise `InputError` if no label has a structure that is predicted in most cases.
+
+    Args:
+        counts: What `count_classes` returned for each case, by name.
+        structures: Class indices of each structure.
+    """
+    for name, classes in structures.items():
+        true, predicted = (
+            sum(any(pair[side] in classes for pair in each) for each in counts.values())
+            for side in (0, 1)
         )
+        if not true and predicted > len(counts) / 2:
+            raise InputError(
+                f"No label has {printable(name)}, which is predicted in {predicted} of"
+                f" {len(counts)} cases. Fit to labels of all structures."
+            )

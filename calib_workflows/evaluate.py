@@ -31,8 +31,8 @@ from calib_workflows.cases import (
     Cases,
     LabelledCase,
     NetworkCases,
-    check_background,
-    count_agreement,
+    check_classes,
+    count_classes,
 )
 from calib_workflows.data.facts import Facts
 from calib_workflows.data.overlap import content_of
@@ -140,8 +140,8 @@ def evaluate(
                 raise InputError(
                     f"{count} cases are called {name}. Their results would replace each other."
                 )
-        if "agreement" in records[0]:
-            check_background({record["case"]: record["agreement"] for record in records})
+        if "classes" in records[0]:
+            check_classes({record["case"]: record["classes"] for record in records})
         evaluation = join_records(records, structures, class_names)
         evaluation.summary.update(about)
         with replacing(output_dir, files, claim) as unfinished:
@@ -183,7 +183,7 @@ def measure_labelled(case: LabelledCase, objects: Objects, slices: Path) -> dict
         measured = scan.region_measures.items()
         record["bins"] = {region: each.bins for region, each in measured if each.bins}
         if not scan.sigmoid:
-            record["agreement"] = count_agreement(scan.label[0].long(), scan.probabilities)
+            record["classes"] = count_classes(scan.label[0].long(), scan.probabilities)
     record |= _count_objects(case, objects, drawn)
     if isinstance(scan, RatedCase):
         record["raters"], everyone = measure_raters(scan)

@@ -10,6 +10,7 @@ import functools
 import io
 import operator
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import ignite.distributed as idist
@@ -24,7 +25,7 @@ from calib_components.posthoc.temperature import TemperatureEstimate
 from calib_components.posthoc.vector import FEW_PATIENTS
 from calib_components.quality import Reference, find_shift
 from calib_components.quality.shift import SIGNIFICANT
-from calib_workflows.cases import Cases, LabelledCase, check_background, count_agreement
+from calib_workflows.cases import Cases, LabelledCase, check_classes, check_labelled, count_classes
 from calib_workflows.data.facts import IGNORED
 from calib_workflows.inference.crops import cut
 
@@ -63,7 +64,10 @@ class Fit(NamedTuple):
 
 
 def fit_to_cases(
-    cases: Cases, fits: Sequence[Calibrator], needed: str | None = None
+    cases: Cases,
+    fits: Sequence[Calibrator],
+    needed: str | None = None,
+    structures: Mapping[str, Sequence[int]] = MappingProxyType({}),
 ) -> tuple[dict[str, Estimate], dict[str, str]]:
     """Fit calibrators to cases; return their estimates by name, and why others have none.
 
@@ -73,16 +77,18 @@ def fit_to_cases(
         cases: The cases.
         fits: New calibrators.
         needed: Name of the one whose error is raised; None for a temperature.
+        structures: Class indices of each structure, which labels should have.
     """
     empty = copy.deepcopy([*fits])
     counts = {}
-    for parts, agreement, name in cases.map(functools.partial(_add_case, fits=empty)):
-        counts[name] = agreement
+    for parts, classes, name in cases.map(functools.partial(_add_case, fits=empty)):
+        counts[name] = classes
         if idist.get_rank() == 0:  # each process has the results of all; `compute` gathers them
             for fit, part in zip(fits, parts, strict=True):
                 fit.add(part)
     if not fits[0].sigmoid:
-        check_background(counts)
+        check_classes(counts)
+        check_labelled(counts, structures)
     estimates, failed = {}, {}
     for fit in fits:
         try:
@@ -131,7 +137,7 @@ def fit_calibrator(
     """
     kinds = dict.fromkeys([*CANDIDATES, KINDS[choice]] if choice in KINDS else CANDIDATES)
     fits = [kind(region, IGNORED) for kind in kinds]
-    estimates, failed = fit_to_cases(cases, fits, choice)
+    estimates, failed = fit_to_cases(cases, fits, choice, structures)
     fitted = [fit for fit in fits if fit.name in estimates]
     compared = LeftOut(fitted, structures, IGNORED, baseline)
     compared.skipped.update(failed)
@@ -232,8 +238,10 @@ def comparison_table(compared: LeftOut) -> str:
 
 def _add_case(
     case: LabelledCase, fits: Sequence[Calibrator]
-) -> tuple[list[Calibrator], list[list[int]], str]:
-    """Return calibrators with a case, and what `check_background` looks at."""
+) -> tuple[list[Calibrator], dict[tuple[int, int], int], str]:
+    """Return calibrators with a case, its numbers of voxels by true and predicted class, and its
+    name.
+    """
     parts = copy.deepcopy([*fits])
     # Outside of the crop, no calibrator changes anything
     logits = cut(case.crop, case.logits)
@@ -242,7 +250,7 @@ def _add_case(
         for label in labels:
             fit.update(logits[None], label[None], case.patient)
         fit.scale(1 / len(labels))
-    return parts, count_agreement(labels[0][0], logits), case.name
+    return parts, count_classes(labels[0][0], logits), case.name
 
 
 def _measure_case(case: LabelledCase, compared: LeftOut) -> list[list[ScanErrors]]:

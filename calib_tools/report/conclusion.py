@@ -7,6 +7,7 @@ where a structure is predicted; after that, labels of other patients are needed.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,6 +44,7 @@ NO_PROBABILITIES = (
 TOO_FEW = (
     "Intervals other than that of confidence minus accuracy need six patients (here: {count})."
 )
+UNLABELLED = "{count} labels lack {name}, which is predicted there: was it labelled in them?"
 LOOK_FIRST = "Look first at {cases}."
 SEGMENT = (
     "Find out whether these images are unlike the training's: evaluate patients of the training's"
@@ -119,8 +121,24 @@ def describe_one(results: Results) -> list[str]:
     sentences = [describe_calibration(results, name)]
     if results.cases[name]["dsc"].mean() < BAD:
         sentences.insert(0, DSC_IS_LOW.format(bad=BAD))
+    sentences += _unlabelled(results, name)
     if worst := _worst_cases(results, name):
         sentences.append(LOOK_FIRST.format(cases=", ".join(worst)))
+    return sentences
+
+
+def _unlabelled(results: Results, name: str) -> list[str]:
+    """Return which structures some labels lack that the network predicts in most cases, and there,
+    too.
+    """
+    cases, summary = results.cases[name], results.evaluations[name].summary
+    lacking = Counter(entry["structure"] for entry in summary["spurious"])
+    missed = Counter(entry["structure"] for entry in summary["missed"])
+    sentences = []
+    for structure, count in lacking.items():
+        labelled = (cases[f"true_volume_{structure}"] > 0).sum()
+        if labelled - missed[structure] + count > len(cases) / 2:
+            sentences.append(UNLABELLED.format(count=count, name=printable(structure)))
     return sentences
 
 

@@ -111,3 +111,22 @@ def test_a_fit_with_the_background_as_the_last_channel_is_refused() -> None:
     moved = [{**item, "pred": item["pred"].roll(-1, 0)} for item in ITEMS]
     with pytest.raises(InputError, match="case2: the background seems to be the last channel"):
         fit_calibrator(of_network(moved), STRUCTURES)
+
+
+def test_a_fit_to_exchanged_classes_is_refused() -> None:
+    swapped = [
+        {**item, "pred": item["pred"][[0, 2, 1, *range(3, 9)][: len(item["pred"])]]}
+        for item in ITEMS
+    ]
+    with pytest.raises(InputError, match="classes seem to be exchanged, 1 as 2, 2 as 1: "):
+        fit_calibrator(of_network(swapped), STRUCTURES)
+
+
+def test_a_fit_to_labels_without_a_predicted_structure_is_refused() -> None:
+    name, (*_, last) = [*STRUCTURES.items()][-1]
+    lacking = [{**item, "label": item["label"] * (item["label"] != last)} for item in ITEMS]
+    with pytest.raises(
+        InputError, match=rf"No label has {name}, which is predicted in \d+ of {len(ITEMS)} cases"
+    ):
+        fit_calibrator(of_network(lacking), {name: [last]})
+    fit_calibrator(of_network([*ITEMS[:1], *lacking[1:]]), {name: [last]})

@@ -266,7 +266,7 @@ def test_background_as_the_last_channel_is_refused_and_a_bad_network_is_not(
     good[:, :2] = softmax_of(0, channels)[:, :2]  # a third at random
     folders = tmp_path / "p", tmp_path / "labels"
     save_channels_last(tmp_path / "p" / "x.nii.gz", np.roll(good, -1, axis=0))
-    message = r"x: the background seems to be the last channel: .* if it were"
+    message = r"x: the background seems to be the last channel: .* would be"
     with pytest.raises(InputError, match=message):
         run(*folders, tmp_path / "out", **options)
     with pytest.raises(InputError, match=message):
