@@ -2,10 +2,9 @@
 
     python -m study.abdomen.ship DATA OUT WEIGHTS WEIGHTS WEIGHTS
 
-DATA has the lists of the folds, see `study.abdomen.run`; WEIGHTS are their networks in order. Both
-files, `OUT/ensemble.pt` and `OUT/model.pt`, get the temperature of the single networks, each on the
-patients it has not seen: the average has seen all. Neither gets a reference: its limits would be
-those of other networks.
+DATA has the lists of the folds, see `study.abdomen.run`; WEIGHTS are their networks in order. The
+temperature of the single networks, each on the patients it has not seen, is printed. Neither
+`OUT/ensemble.pt` nor `OUT/model.pt` gets it, or a reference: they would be those of other networks.
 """
 
 from __future__ import annotations
@@ -59,7 +58,6 @@ def main(data: Path, out: Path, *weights: Path) -> None:
     estimate = fit_to_cases(FoldCases(folds), [fitted])[0]["temperature"]
     print(estimate.summary())
     facts = facts_beside(BUNDLE / "models" / "model.pt")
-    calibrator = unscaled().with_state(fitted.state())
     with TemporaryDirectory() as folder:
         copies = [Path(folder, f"{number}.pt") for number in range(len(weights))]
         for copy, file in zip(copies, weights, strict=True):
@@ -67,9 +65,7 @@ def main(data: Path, out: Path, *weights: Path) -> None:
         joined = Path(folder, "ensemble.pt")
         join_weights(copies, joined)
         for name, file in (("model.pt", copies[0]), ("ensemble.pt", joined)):
-            known = {"region": "all", "patients": estimate.patients}
-            content = with_calibrator(file, calibrator, fit=known)
-            write_weights(out / name, content, facts, "OUT")
+            write_weights(out / name, with_calibrator(file, unscaled()), facts, "OUT")
 
 
 if __name__ == "__main__":
