@@ -114,10 +114,10 @@ TOO_FEW = (
 )
 LIMITS = (
     "Limits are made to hold for 90 % of new patients like the {count} validation patients. Those"
-    " of the DSC hold for all structures of a scan together; the range of a volume, in brackets,"
-    " holds by itself."
+    " of the DSC hold for all structures of a scan together{ranges}."
     " With so many patients, the true share lies between {low:.0%} and {high:.0%} (95 %)."
 )
+RANGES = "; the range of a volume, in brackets, holds by itself"
 MORE = f"The page shows {MOST_CARDS} scans, those to check first; all are in quality.csv."
 WORST = " Below 19 patients, the one with the largest error alone sets the limit of the DSC."
 OPTIMISTIC = (
@@ -528,7 +528,11 @@ def _notes(reference: Reference, review: Review, has_limits: bool) -> list[str]:
     if not has_limits:
         return [*notes, ABOUT]
     low, high = coverage_of(count).interval(0.95)
-    limits = LIMITS.format(count=count, low=low, high=high)
+    has_ranges = any(
+        np.isfinite(reference.volume_range(name, 1)[0]) for name in reference.structures
+    )
+    ranges = "; the range of a volume, in brackets, holds by itself" if has_ranges else ""
+    limits = LIMITS.format(count=count, low=low, high=high, ranges=ranges)
     if count < 2 * LIMIT_PATIENTS + 1:
         limits += WORST
     return [*notes, limits + OPTIMISTIC, ABOUT]

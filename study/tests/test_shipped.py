@@ -4,9 +4,13 @@ the page of new scans does.
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+from calib_components.posthoc.network import REFERENCE
+from calib_components.quality import Reference
 from calib_workflows.pages.quality import Review, _tests_section
+from calib_workflows.weights import read_weights
 from study.tables.fill_tables import TABLE
 from study.tables.shipped import BUNDLES, WEIGHTS, read_reference
 from tests.helpers import ROOT
@@ -34,3 +38,19 @@ def test_card_and_page_of_new_scans_count_alike(bundle: str, network: str) -> No
     for _, each in section.table.iterrows():
         if " volume" in each["measure"] or each["measure"].startswith("DSC"):
             assert shown[each["measure"], each["set"]] == each["text"]
+
+
+@pytest.mark.parametrize("name", ["model.pt", "ensemble.pt"])
+def test_volumes_of_the_hippocampus_have_no_ranges(name: str) -> None:
+    """Theirs held for 23 of 39 further patients."""
+    weights = read_weights(ROOT / "bundles" / BUNDLES[1] / "models" / name)
+    known = Reference.from_tensor(weights[REFERENCE], ["anterior", "posterior"])
+    assert np.isnan([known.volume_range(name, 1.0) for name in known.structures]).all()
+    assert np.isfinite(known.lower_bound(known.structures[0], 0.9))
+
+
+@pytest.mark.parametrize("name", ["model.pt", "ensemble.pt"])
+def test_no_temperature_of_single_networks_is_that_of_their_average(name: str) -> None:
+    weights = read_weights(ROOT / "bundles" / "flare_ct_nacl_segmentation" / "models" / name)
+    assert weights["temperature"] == 1
+    assert REFERENCE not in weights
