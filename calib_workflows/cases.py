@@ -167,7 +167,7 @@ def count_classes(label: torch.Tensor, scores: torch.Tensor) -> dict[tuple[int, 
         scores: Logits or probabilities, `(N, *S)`.
     """
     known = (label >= 0) & (label < len(scores))
-    pairs = (label * len(scores) + scores.argmax(0))[known]
+    pairs = (label.long() * len(scores) + scores.argmax(0))[known]
     codes, counts = pairs.unique(return_counts=True)
     return {
         divmod(code, len(scores)): count

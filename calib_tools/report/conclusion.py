@@ -131,6 +131,8 @@ def _unlabelled(results: Results, name: str) -> list[str]:
     """Return which structures some labels lack that the network predicts in most cases, and there,
     too.
     """
+    if name not in results.evaluations:  # a comparison of trainings
+        return []
     cases, summary = results.cases[name], results.evaluations[name].summary
     lacking = Counter(entry["structure"] for entry in summary["spurious"])
     missed = Counter(entry["structure"] for entry in summary["missed"])
