@@ -414,10 +414,13 @@ CLAIMS: dict[str, dict[str, Callable[[], bool]]] = {
         ): lambda: gap("nacl", "lge") < gap(CE, "lge") and sign("nacl", CE, "lge", "nll_all") == 0,
     },
     "quality": {
-        "the order is right, too; the value of one network is too high": lambda: all(
-            order_of("ce_dice", name, "expected DSC").low > 0
-            and rows_of("ce_dice", T, name).eval("expected_dsc - dsc").mean() > 0
-            for name in GLIOMA_SETS
+        "the order is right, too. The value is too high by 0.09 and 0.07 on the 22 test": lambda: (
+            all(order_of("ce_dice", name, "expected DSC").low > 0 for name in GLIOMA_SETS)
+            and [
+                round(rows_of("ce_dice", T, name).eval("expected_dsc - dsc").mean(), 2)
+                for name in GLIOMA_SETS
+            ]
+            == [0.09, 0.07]
         ),
     },
     "paper": {
