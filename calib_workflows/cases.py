@@ -182,7 +182,7 @@ def check_classes(counts: Mapping[str, Mapping[tuple[int, int], int]]) -> None:
     Args:
         counts: What `count_classes` returned for each case, by name.
     """
-    classes = 1 + max(max(pair) for each in counts.values() for pair in each)
+    classes = 1 + max((max(pair) for each in counts.values() for pair in each), default=0)
     total = np.zeros((classes, classes))
     for each in counts.values():
         for pair, count in each.items():

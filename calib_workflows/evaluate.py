@@ -102,7 +102,7 @@ def evaluate(
     about: Mapping[str, Any],
     objects: Objects | None = None,
     files: Sequence[str] = FILES,
-    claim: Callable[[Sequence[str]], object] = len,
+    claim: Callable[[Sequence[str]], object] = lambda _: None,
 ) -> dict[str, Any] | None:
     """Measure cases and write the files of an evaluation, see `Evaluation`.
 

@@ -10,7 +10,6 @@ import functools
 import io
 import operator
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import ignite.distributed as idist
@@ -67,7 +66,7 @@ def fit_to_cases(
     cases: Cases,
     fits: Sequence[Calibrator],
     needed: str | None = None,
-    structures: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    structures: Mapping[str, Sequence[int]] | None = None,
 ) -> tuple[dict[str, Estimate], dict[str, str]]:
     """Fit calibrators to cases; return their estimates by name, and why others have none.
 
@@ -77,7 +76,8 @@ def fit_to_cases(
         cases: The cases.
         fits: New calibrators.
         needed: Name of the one whose error is raised; None for a temperature.
-        structures: Class indices of each structure, which labels should have.
+        structures: Class indices of each structure, which labels should have; None not to check
+            that.
     """
     empty = copy.deepcopy([*fits])
     counts = {}
@@ -88,7 +88,7 @@ def fit_to_cases(
                 fit.add(part)
     if not fits[0].sigmoid:
         check_classes(counts)
-        check_labelled(counts, structures)
+        check_labelled(counts, structures or {})
     estimates, failed = {}, {}
     for fit in fits:
         try:

@@ -145,7 +145,7 @@ class OutputFolder(AbstractContextManager):
 
 @contextmanager
 def replacing(
-    folder: Path, files: Sequence[str], claim: Callable[[Sequence[str]], object] = len
+    folder: Path, files: Sequence[str], claim: Callable[[Sequence[str]], object] = lambda _: None
 ) -> Iterator[Path]:
     """Give a hidden folder for files, which take the place of those in a folder at the end.
 

@@ -185,6 +185,7 @@ def check_values(config: ConfigParser, files: Sequence[Mapping[str, Any]]) -> No
             raise InputError(f"{name} must be true or false, got {value!r}.")
     _check_orientations(config)
     _check_device(config)
+    _check_batch_size(config)
     if "facts" in config:  # options such as --num_classes may not fit the other facts
         _check_facts(config, config.get_parsed_content("facts"))
         _check_facts_file(config)
@@ -209,12 +210,16 @@ def _check_facts(config: ConfigParser, facts: Facts) -> None:
 
 
 def _check_device(config: ConfigParser) -> None:
-    """Refuse a device that is not there, and batches without a slice."""
+    """Refuse a device that is not there."""
     device = config.get_parsed_content("device", default="cpu")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # the latter by PyTorch without CUDA
         raise InputError(f"device: {device} cannot be used: {str(error).splitlines()[0]}") from None
+
+
+def _check_batch_size(config: ConfigParser) -> None:
+    """Refuse batches without a slice."""
     size = config.get_parsed_content("batch_size", default=1)
     if not isinstance(size, int) or size < 1:
         raise InputError(f"batch_size must be a whole number from 1 on, got {size!r}.")
